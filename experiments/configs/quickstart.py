@@ -1,0 +1,45 @@
+"""English-French package synopses of Debian: a teacher of 3+3 layers and a student of 3+1, in ten minutes on two cores.
+
+    make quickstart
+"""
+
+import dataclasses
+
+from kd_jax.data.sources import Debian
+from kd_jax.data.tokenizer import SentencePiece
+from kd_jax.experiment import Evaluation, Experiment, Recipe, Training
+from kd_jax.losses.cross_entropy import cross_entropy
+from kd_jax.losses.divergence import forward_kl
+from kd_jax.models.shrink import FromTeacher
+from kd_jax.models.transformer import Transformer
+from kd_jax.objective import Term
+from kd_jax.optim import Optimizer
+from kd_jax.signals.topk import TopK
+from kd_jax.tasks.translation import Translation
+
+teacher = Recipe(
+    model=Transformer(encoder_layers=3, decoder_layers=3, d_model=128, heads=4, d_ff=512, dropout=0.1),
+    terms={"ce": Term(cross_entropy, options={"label_smoothing": 0.1})},
+    training=Training(steps=2500, tokens_per_batch=512, eval_every=500, optimizer=Optimizer(learning_rate=2e-3)),
+)
+ce_alone = Recipe(
+    model=dataclasses.replace(teacher.model, decoder_layers=1),
+    terms={"ce": Term(cross_entropy)},
+    training=Training(steps=800, tokens_per_batch=512, eval_every=400, optimizer=Optimizer(learning_rate=1e-3)),
+)
+ce_and_kd = {"ce": Term(cross_entropy, weight=0.3), "kd": Term(forward_kl, weight=0.7, signal=TopK(k=32))}
+
+experiment = Experiment(
+    name="quickstart",
+    source=Debian(pair="en-fr", kinds=("synopsis",)),
+    task=Translation(source="en", target="fr"),
+    tokenizer=SentencePiece(vocab_size=4000),
+    buckets=(12, 20, 32),
+    teacher=teacher,
+    students={
+        "student_scratch": ce_alone,
+        "student_init": dataclasses.replace(ce_alone, init=FromTeacher()),
+        "student_kd": dataclasses.replace(ce_alone, init=FromTeacher(), terms=ce_and_kd),
+    },
+    evaluation=Evaluation(),
+)

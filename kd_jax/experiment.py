@@ -1,0 +1,102 @@
+"""The frozen dataclass that one experiment file builds."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from kd_jax.models.shrink import FromCheckpoint, FromTeacher, Random
+from kd_jax.models.transformer import Transformer
+from kd_jax.objective import Term
+from kd_jax.optim import Optimizer
+
+Start = FromTeacher | FromCheckpoint | Random
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long and in what portions a model is trained.
+
+    Attributes:
+      steps: parameter updates.
+      tokens_per_batch: padded target tokens of a batch; a bucket of length T holds tokens_per_batch // T examples.
+      microbatches: portions of a batch whose gradients are added before one update.
+      eval_every: steps between evaluations on the validation split, each followed by a checkpoint.
+      optimizer: schedule and update rule.
+    """
+
+    steps: int
+    tokens_per_batch: int = 512
+    microbatches: int = 1
+    eval_every: int = 500
+    optimizer: Optimizer = Optimizer()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A model and how it comes to its parameters; a teacher and a student are both one.
+
+    Attributes:
+      model: hyper-parameters of the network.
+      init: where the first parameters come from.
+      terms: the objective, by name.
+      training: steps, batches, optimiser.
+    """
+
+    model: Transformer
+    terms: Mapping[str, Term]
+    training: Training
+    init: Start = Random()
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is measured on the test split.
+
+    Attributes:
+      split: the split that is translated.
+      batch_size: sentences decoded together.
+      beam: width of the beam search, 1 for none.
+      length_penalty: exponent of GNMT's length normalisation (arXiv 1609.08144, eq. 14).
+      length_ratio: target tokens allowed per source token when decoding, on top of 8.
+      bootstrap: resamples of the test split for the confidence intervals.
+      speed_sentences: sentences decoded to time each model at batch 1; batches use the whole split.
+      samples: translations shown side by side in the report.
+    """
+
+    split: str = "test"
+    batch_size: int = 64
+    beam: int = 4
+    length_penalty: float = 0.6
+    length_ratio: float = 1.5
+    bootstrap: int = 1000
+    speed_sentences: int = 32
+    samples: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run; `seed` alone decides its chance.
+
+    Attributes:
+      name: shown in the report.
+      source: where raw examples come from (kd_jax.data.sources).
+      task: fields, encoding and scoring (kd_jax.tasks).
+      tokenizer: kd_jax.data.tokenizer.SentencePiece, trained on the training split.
+      buckets: padded lengths; one compilation each. Longer training examples are left out and counted.
+      teacher: the large model.
+      students: name -> recipe; the report knows "student_scratch", "student_init" and "student_kd".
+      evaluation: what is measured.
+      backend: "auto" (jit on one device, pmap on several), "jit" or "pmap"; the numbers are the same.
+      seed: decides parameters, order and dropout.
+    """
+
+    name: str
+    source: Any
+    task: Any
+    tokenizer: Any
+    buckets: tuple[int, ...]
+    teacher: Recipe
+    students: Mapping[str, Recipe]
+    evaluation: Evaluation = Evaluation()
+    backend: str = "auto"
+    seed: int = 0

@@ -1,0 +1,32 @@
+"""Cross-entropy with the targets of the data."""
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.types import Array
+
+
+def cross_entropy(logits_NV: Array, targets_N: Array, label_smoothing: float = 0.0) -> Array:
+    """Cross-entropy of each token with its smoothed target, in nats.
+
+    .. math:: -\\sum_v \\left((1 - \\epsilon) [v = y] + \\epsilon / V\\right) \\log p_v
+
+    Args:
+      logits_NV: float [N, V]; a padded vocabulary's columns hold -inf and take no part in the smoothing.
+      targets_N: int [N].
+      label_smoothing: epsilon, in [0, 1).
+
+    Returns:
+      float32 [N].
+
+    References:
+      Szegedy et al. 2016, arXiv 1512.00567, section 7 (smoothing towards the uniform distribution).
+    """
+    logits_NV = logits_NV.astype(jnp.float32)
+    log_z_N = jax.nn.logsumexp(logits_NV, axis=-1)
+    target_N = jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
+    if label_smoothing == 0.0:
+        return log_z_N - target_N
+    real_NV = logits_NV > -jnp.inf
+    mean_N = jnp.where(real_NV, logits_NV, 0.0).sum(-1) / real_NV.sum(-1, dtype=jnp.float32)
+    return log_z_N - (1 - label_smoothing) * target_N - label_smoothing * mean_N

@@ -1,0 +1,117 @@
+"""Where a model's first parameters come from: chance, a teacher's layers, or a checkpoint."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.models.transformer import Transformer
+from kd_jax.types import Array, KdError, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Random:
+    """Freshly drawn parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FromTeacher:
+    """The teacher's own layers, some left out.
+
+    Attributes:
+      encoder: for each encoder layer of the student, the teacher's layer it starts as; empty for
+        evenly spaced layers, the first and the last among them.
+      decoder: the same for the decoder.
+    """
+
+    encoder: tuple[int, ...] = ()
+    decoder: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class FromCheckpoint:
+    """Parameters of another run, such as a small pretrained model.
+
+    Attributes:
+      folder: a trained model's folder, such as runs/other/teacher; its shapes and vocabulary must be
+        the student's.
+    """
+
+    folder: str
+
+
+def spaced(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
+    """Evenly spaced layers, the first and the last among them; a single one is the first.
+
+    As DistilBART and Distil-Whisper choose them (arXiv 2010.13002, section 3; arXiv 2311.00430, section 4).
+    """
+    return tuple(int(i) for i in np.linspace(0, teacher_layers - 1, student_layers).round())
+
+
+def layer_map(given: tuple[int, ...], teacher_layers: int, student_layers: int, field: str) -> tuple[int, ...]:
+    """The map that was asked for, or an evenly spaced one.
+
+    Raises:
+      KdError: if it has not one entry per student layer, or names a layer that the teacher lacks.
+    """
+    if student_layers > teacher_layers and not given:
+        raise KdError(f"{field}: {student_layers} student layers from {teacher_layers}; name a teacher layer for each")
+    layers = given or spaced(teacher_layers, student_layers)
+    if len(layers) != student_layers:
+        raise KdError(f"{field}: {len(layers)} entries {layers}; wanted one for each of {student_layers} student layers")
+    for layer in layers:
+        if not 0 <= layer < teacher_layers:
+            raise KdError(f"{field}: layer {layer}; wanted 0 to {teacher_layers - 1}")
+    return layers
+
+
+def shrink(init: FromTeacher, teacher: Transformer, student: Transformer, params: Params) -> Params:
+    """The student's parameters as a selection of the teacher's.
+
+    Args:
+      init: which layers.
+      teacher, student: the two networks; all but the depth must agree.
+      params: the teacher's parameters.
+
+    Returns:
+      A tree of the student's structure that shares the teacher's arrays.
+
+    Raises:
+      KdError: where the widths differ or a layer map does not fit.
+    """
+    for field in ("d_model", "heads", "d_ff", "norm"):
+        ours, theirs = vars(student)[field], vars(teacher)[field]
+        if ours != theirs:
+            raise KdError(f"student model.{field}: {ours}, the teacher's is {theirs}; FromTeacher wants them equal")
+    maps = {
+        "encoder": layer_map(init.encoder, teacher.encoder_layers, student.encoder_layers, "init.encoder"),
+        "decoder": layer_map(init.decoder, teacher.decoder_layers, student.decoder_layers, "init.decoder"),
+    }
+    rest = {name: value for name, value in params.items() if not re.fullmatch(r"(en|de)coder_\d+", name)}
+    picked = {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps.items() for i, j in enumerate(layers)}
+    return rest | picked
+
+
+def count_parameters(params: Params) -> tuple[int, int]:
+    """(all parameters, those outside the embeddings)."""
+    total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+    return total, total - int(np.prod(params["embedding"].shape))
+
+
+def check_same_shapes(params: Params, wanted: Params, where: str) -> None:
+    """Refuses a tree whose names or shapes are not those of `wanted`; names the first that differs."""
+    seen, want = (
+        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (params, wanted)
+    )
+    for name in sorted(seen.keys() | want.keys()):
+        if name not in seen or name not in want or seen[name] != want[name]:
+            shapes = [str(side[name]) if name in side else "absent" for side in (seen, want)]
+            raise KdError(f"{where}: {name} is {shapes[0]}, the model wants {shapes[1]}; give it the same shape")
+
+
+def random_params(model: Transformer, vocab_size: int, key: Array) -> Params:
+    """Parameters drawn from `key`."""
+    return jax.jit(model.build(vocab_size).init)(key)

@@ -1,0 +1,126 @@
+"""Encoder-decoder Transformer, as a frozen configuration that builds pure functions."""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.models.layers import Block, Dropout, mask_bias, sinusoids
+from kd_jax.types import Array, Batch, DecodeCache, KdError, Model, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    """Hyper-parameters; teacher and student are two of these over one vocabulary.
+
+    Attributes:
+      encoder_layers, decoder_layers: depth.
+      d_model, heads, d_ff: width, attention heads, width of the feed-forward layers.
+      dropout: rate after the embeddings and each sub-layer, in training only.
+      norm: "rms" (arXiv 1910.07467) or "layer".
+    """
+
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    d_model: int = 128
+    heads: int = 4
+    d_ff: int = 512
+    dropout: float = 0.1
+    norm: Literal["rms", "layer"] = "rms"
+
+    def build(self, vocab_size: int) -> Model:
+        """The network as pure functions.
+
+        Raises:
+          KdError: if heads do not divide d_model, or a size or rate is out of range.
+        """
+        if self.d_model % (2 * self.heads):
+            raise KdError(f"model.heads: {self.heads}; wanted a number that divides half of d_model = {self.d_model}")
+        if self.encoder_layers < 1 or self.decoder_layers < 1:
+            raise KdError(f"model layers: {self.encoder_layers}+{self.decoder_layers}; wanted at least 1+1")
+        if not 0 <= self.dropout < 1:
+            raise KdError(f"model.dropout: {self.dropout}; wanted a rate in [0, 1)")
+        net = EncoderDecoder(self, vocab_size)
+
+        def init(key: Array) -> Params:
+            ones = jnp.ones((1, 1), jnp.int32)
+            batch = Batch(ones[0], ones, ones > 0, ones, ones, ones > 0, {})
+            return net.init(key, batch)["params"]
+
+        def apply(params: Params, batch: Batch, dropout_key: Array | None = None) -> Array:
+            rngs = {} if dropout_key is None else {"dropout": dropout_key}
+            return net.apply({"params": params}, batch, rngs=rngs)
+
+        def bound(method):
+            return lambda params, *args: net.apply({"params": params}, *args, method=method)
+
+        return Model(init, apply, lambda params: params["embedding"].T, bound(net.start), bound(net.decode_step))
+
+
+class EncoderDecoder(nn.Module):
+    """Layers are a plain loop: easy to pick from, and faster on CPU than a scan."""
+
+    config: Transformer
+    vocab_size: int
+
+    def setup(self):
+        c = self.config
+        block = lambda cross: Block(c.d_model, c.heads, c.d_ff, c.dropout, c.norm, cross)  # noqa: E731
+        norm = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}[c.norm]
+        self.embedding = self.param("embedding", nn.initializers.normal(c.d_model**-0.5), (self.vocab_size, c.d_model))
+        self.encoder = [block(cross=False) for _ in range(c.encoder_layers)]
+        self.decoder = [block(cross=True) for _ in range(c.decoder_layers)]
+        self.encoder_norm, self.decoder_norm, self.drop = norm(), norm(), Dropout(c.dropout)
+
+    def __call__(self, batch: Batch) -> Array:
+        """Teacher-forced decoder states, hidden_BTD."""
+        memory_BSD = self.encode(batch.source_BS, batch.source_mask_BS, batch.index_B)
+        cross_bias = mask_bias(batch.source_mask_BS)[:, None, None, :]
+        length = batch.inputs_BT.shape[1]
+        causal = mask_bias(jnp.tri(length, dtype=bool))[None, None]
+        x_BTD = self.drop(self.embed(batch.inputs_BT), batch.index_B)
+        for layer, kv in zip(self.decoder, self.cross_kv(memory_BSD), strict=True):
+            x_BTD = layer(x_BTD, causal, batch.index_B, kv, cross_bias)
+        return self.decoder_norm(x_BTD)
+
+    def embed(self, ids_BT: Array) -> Array:
+        """Scaled embeddings plus positions."""
+        scale = self.config.d_model**0.5
+        return self.embedding[ids_BT] * scale + sinusoids(ids_BT.shape[1], self.config.d_model)[None]
+
+    def encode(self, source_BS: Array, source_mask_BS: Array, index_B: Array) -> Array:
+        """Encoder states [B, S, D]."""
+        bias = mask_bias(source_mask_BS)[:, None, None, :]
+        x_BSD = self.drop(self.embed(source_BS), index_B)
+        for layer in self.encoder:
+            x_BSD = layer(x_BSD, bias, index_B)
+        return self.encoder_norm(x_BSD)
+
+    def cross_kv(self, memory_BSD: Array) -> tuple[tuple[Array, Array], ...]:
+        """Keys and values of every decoder layer from one product; (key, value) pairs, each [B, S, D]."""
+        kernel = jnp.concatenate([layer.cross_attention.kv for layer in self.decoder], axis=1)
+        flat = memory_BSD.reshape(-1, memory_BSD.shape[-1]) @ kernel
+        parts = jnp.split(flat.reshape(*memory_BSD.shape[:-1], -1), 2 * len(self.decoder), axis=-1)
+        return tuple(zip(parts[::2], parts[1::2], strict=True))
+
+    def start(self, source_BS: Array, source_mask_BS: Array, length: int) -> DecodeCache:
+        """Encodes the source and makes room for `length` target tokens."""
+        memory_BSD = self.encode(source_BS, source_mask_BS, jnp.zeros(source_BS.shape[0], jnp.int32))
+        empty = jnp.zeros((source_BS.shape[0], length, self.config.d_model), memory_BSD.dtype)
+        return DecodeCache(tuple((empty, empty) for _ in self.decoder), self.cross_kv(memory_BSD), source_mask_BS)
+
+    def decode_step(self, cache: DecodeCache, token_B: Array, position: Array) -> tuple[Array, DecodeCache]:
+        """Logits of the next token after `token_B`, which stands at `position` (scalar)."""
+        c = self.config
+        length = cache.self_kv[0][0].shape[1]
+        place = jax.lax.dynamic_slice_in_dim(sinusoids(length, c.d_model), position, 1)
+        x_B1D = self.embedding[token_B][:, None] * c.d_model**0.5 + place[None]
+        cross_bias = mask_bias(cache.source_mask_BS)[:, None, None, :]
+        self_kv = []
+        for layer, kv, cross_kv in zip(self.decoder, cache.self_kv, cache.cross_kv, strict=True):
+            x_B1D, kv = layer.step(x_B1D, kv, position, cross_kv, cross_bias)
+            self_kv.append(kv)
+        logits_BV = self.decoder_norm(x_B1D)[:, 0] @ self.embedding.T
+        return logits_BV, cache._replace(self_kv=tuple(self_kv))
