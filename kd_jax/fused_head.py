@@ -91,3 +91,21 @@ def _scan(objective, hidden_ND, head_DV, rows, gradient: bool):
     if not gradient:
         return value, None
     return value, (d_hidden.reshape(-1, hidden_ND.shape[1])[:tokens], d_head_DV.astype(head_DV.dtype))
+
+
+def map_head(function: Callable[[Array], Any], hidden_ND: Array, head_DV: Array) -> Any:
+    """function(hidden @ head) for each chunk of tokens, never with an array [N, V].
+
+    Args:
+      function: logits [C, V] to a pytree of arrays [C, ...].
+      hidden_ND: float [N, D].
+      head_DV: float [D, V].
+
+    Returns:
+      The pytree with arrays [N, ...].
+    """
+    tokens, chunk = hidden_ND.shape[0], chunk_tokens(hidden_ND.shape[0], head_DV.shape[1])
+    filled = jnp.pad(hidden_ND, [(0, -tokens % chunk), (0, 0)]).reshape(-1, chunk, hidden_ND.shape[1])
+    logits = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    mapped = jax.lax.map(lambda hidden_CD: function(logits(hidden_CD, head_DV)), filled)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:tokens], mapped)

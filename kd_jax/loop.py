@@ -80,7 +80,7 @@ def fit(
         else:
             state, position = checkpoints.restore(state)
             iterator.set_state(position)
-            bar.advance(begun)
+            bar.skip(begun)
         state = spread.replicate(state)
         meter = Meter(title, checkpoints, log, bar, rates)
         with disallow_transfers():

@@ -91,7 +91,7 @@ def train_step(
     grads, sums = all_sum((grads, sums))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    sums |= {"grad_norm": Sum(optax.global_norm(grads), jnp.int32(1))}
+    sums |= {"grad_norm": Sum(optax.tree.norm(grads), jnp.int32(1))}
     return TrainState(state.step + 1, state.key, params, opt_state), sums
 
 

@@ -1,0 +1,147 @@
+"""Records of named arrays on disk: encoded examples, and any signal's schema.
+
+A record holds one array per field; its first axis may differ from record to record. Shards are
+ArrayRecord files with random access, each written beside and renamed, so a kill loses at most the shard
+in the making and writing goes on with the first one missing. The index, written last, holds the schema
+and every shard's digest; without it the store does not exist.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from kd_jax import manifest
+from kd_jax.types import Field, KdError
+
+OPTIONS = "group_size:1,zstd:3"
+# A store below this size is read into memory whole: one shard, one sequential read.
+IN_MEMORY_BYTES = 512 * 2**20
+
+Schema = Mapping[str, Field]
+Record = Mapping[str, np.ndarray]
+
+
+def pack(schema: Schema, record: Record) -> bytes:
+    """The record's bytes: the first axis of every field as uint32, then the fields, little-endian.
+
+    Raises:
+      KdError: if a field has another shape than its schema, or a value that its dtype cannot hold.
+    """
+    lengths, chunks = [], []
+    for name, field in schema.items():
+        value = np.asarray(record[name])
+        if value.shape[1:] != tuple(field.shape):
+            raise KdError(f"field {name}: shape {value.shape[1:]} per token; the schema wants {tuple(field.shape)}")
+        stored = value.astype(np.dtype(field.dtype).newbyteorder("<"))
+        if np.issubdtype(stored.dtype, np.integer) and not np.array_equal(stored, value):
+            raise KdError(f"field {name}: a value does not fit into {field.dtype} (largest {value.max()})")
+        lengths.append(len(value))
+        chunks.append(stored.tobytes())
+    return np.asarray(lengths, "<u4").tobytes() + b"".join(chunks)
+
+
+def unpack(schema: Schema, data: bytes) -> dict[str, np.ndarray]:
+    """The inverse of `pack`; the arrays are views of `data`."""
+    lengths = np.frombuffer(data, "<u4", len(schema))
+    record, offset = {}, lengths.nbytes
+    for (name, field), length in zip(schema.items(), lengths, strict=True):
+        dtype = np.dtype(field.dtype).newbyteorder("<")
+        values = np.frombuffer(data, dtype, int(length) * int(np.prod(field.shape, dtype=np.int64)), offset)
+        record[name] = values.reshape(int(length), *field.shape)
+        offset += values.nbytes
+    return record
+
+
+def shard_path(folder: Path, name: str, shard: int) -> Path:
+    return folder / f"{name}-{shard:05d}.arrayrecord"
+
+
+def write(
+    folder: Path,
+    name: str,
+    schema: Schema,
+    count: int,
+    make: Callable[[int, int], Iterable[Record]],
+    records_per_shard: int = 4096,
+) -> str:
+    """Writes records 0 to count - 1, or goes on where an earlier call was killed.
+
+    Args:
+      folder: made if needed.
+      name: of the store within it.
+      schema: field name -> shape per token, and dtype.
+      count: number of records.
+      make: (start, stop) -> records start to stop - 1; asked only for shards that are missing.
+      records_per_shard: what is lost at most.
+
+    Returns:
+      The store's digest, over its schema and all shards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = -(-count // records_per_shard)
+    for shard in range(shards):
+        path = shard_path(folder, name, shard)
+        if path.exists():
+            continue
+        beside = path.with_name(path.name + ".part")
+        writer = ArrayRecordWriter(str(beside), OPTIONS)
+        for record in make(shard * records_per_shard, min(count, (shard + 1) * records_per_shard)):
+            writer.write(pack(schema, record))
+        writer.close()
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    index = {
+        "schema": {key: [list(field.shape), field.dtype] for key, field in schema.items()},
+        "count": count,
+        "records_per_shard": records_per_shard,
+        "shards": [manifest.file_digest(shard_path(folder, name, shard)) for shard in range(shards)],
+    }
+    index["digest"] = hashlib.blake2b(json.dumps(index).encode(), digest_size=16).hexdigest()
+    manifest.write_json(folder / f"{name}.index.json", index)
+    return index["digest"]
+
+
+class Store:
+    """A finished store: `len`, and `[i]` for record i. A shard's digest is checked when it is first opened."""
+
+    def __init__(self, folder: Path, name: str):
+        """Raises KdError if the store was not finished or a shard is missing."""
+        self._folder, self._name = folder, name
+        path = folder / f"{name}.index.json"
+        if not path.exists():
+            raise KdError(f"{path}: missing; the store was not finished, run the phase that makes it again")
+        index = json.loads(path.read_text())
+        self.schema = {key: Field(tuple(shape), dtype) for key, (shape, dtype) in index["schema"].items()}
+        self.digest, self._count, self._per_shard = index["digest"], index["count"], index["records_per_shard"]
+        self._digests = index["shards"]
+        self._shards: dict[int, list[bytes] | ArrayRecordReader] = {}
+        for shard in range(len(self._digests)):
+            if not shard_path(folder, name, shard).exists():
+                raise KdError(f"{shard_path(folder, name, shard)}: missing; redo the phase that makes it with --force")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        shard, row = divmod(int(i), self._per_shard)
+        records = self._open(shard)
+        return unpack(self.schema, records[row] if isinstance(records, list) else records.read([row])[0])
+
+    def bytes(self) -> int:
+        """Size of all shards on disk."""
+        return sum(shard_path(self._folder, self._name, s).stat().st_size for s in range(len(self._digests)))
+
+    def _open(self, shard: int) -> list[bytes] | ArrayRecordReader:
+        if shard not in self._shards:
+            path = shard_path(self._folder, self._name, shard)
+            if manifest.file_digest(path) != self._digests[shard]:
+                raise KdError(f"{path}: its bytes are not those that were written; delete it and redo its phase")
+            reader = ArrayRecordReader(str(path))
+            self._shards[shard] = reader.read_all() if self.bytes() < IN_MEMORY_BYTES else reader
+        return self._shards[shard]

@@ -1,0 +1,83 @@
+"""SentencePiece, trained on the training split alone."""
+
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import sentencepiece
+
+from kd_jax.types import KdError
+
+PAD, START, EOS, UNKNOWN = range(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePiece:
+    """How the tokeniser is trained; source and target share it.
+
+    Attributes:
+      vocab_size: pieces, the four special ones included.
+      model_type: "unigram" (arXiv 1804.10959) or "bpe".
+      character_coverage: share of the characters that get a piece; 0.9995 for rich scripts.
+      byte_fallback: spell unknown characters as bytes, at a price of 256 pieces.
+    """
+
+    vocab_size: int = 4000
+    model_type: Literal["unigram", "bpe"] = "unigram"
+    character_coverage: float = 1.0
+    byte_fallback: bool = False
+
+    def train(self, texts: Iterable[str], path: Path) -> None:
+        """Trains on `texts` and writes the model to `path`, by rename.
+
+        Raises:
+          KdError: if the texts cannot fill the vocabulary.
+        """
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                vocab_size=self.vocab_size,
+                model_type=self.model_type,
+                character_coverage=self.character_coverage,
+                byte_fallback=self.byte_fallback,
+                pad_id=PAD,
+                bos_id=START,
+                eos_id=EOS,
+                unk_id=UNKNOWN,
+                num_threads=1,  # the pieces must not depend on the machine
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise KdError(f"tokenizer.vocab_size: {self.vocab_size} does not suit the training text ({reason})") from error
+        beside = path.with_name(path.name + ".part")
+        beside.write_bytes(model.getvalue())
+        os.replace(beside, path)
+
+
+class Tokenizer:
+    """A trained tokeniser: text to ids and back; no special ids are added."""
+
+    def __init__(self, path: Path):
+        """Raises KdError if there is no such model."""
+        if not path.exists():
+            raise KdError(f"{path}: no tokeniser; run the phase `prepare` first")
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        self.vocab_size = self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode([int(i) for i in ids])
+
+    def digest(self) -> str:
+        """A digest of the pieces, in order: what ids mean, rather than how many there are."""
+        pieces = "\n".join(self._processor.id_to_piece(i) for i in range(self.vocab_size))
+        return hashlib.blake2b(pieces.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,85 @@
+"""Fetch the text, train the tokeniser on the training split, and encode every split."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kd_jax import config, manifest, runlog
+from kd_jax.data import store
+from kd_jax.data.sources import SPLITS, without_leaks
+from kd_jax.data.tokenizer import EOS, Tokenizer
+from kd_jax.experiment import Experiment
+from kd_jax.types import KdError
+
+
+def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
+    """Leaves workdir/data: tokenizer.model, the encoded splits, and the held-out text.
+
+    Raises:
+      KdError: if the source cannot be read, or a split is empty.
+    """
+    folder, task = workdir / "data", experiment.task
+    inputs = {}
+    for name, part in (("source", experiment.source), ("task", task), ("tokenizer", experiment.tokenizer)):
+        inputs |= config.flatten(part, name)
+    if not manifest.start(folder, "prepare", inputs, force):
+        runlog.say(f"data: already prepared, {folder}")
+        return
+    began = time.perf_counter()
+    runlog.say(f"data: reading {experiment.source.name}")
+    splits, leaked = without_leaks(experiment.source.splits(task.fields()), task.fields()[0])
+    for split, examples in splits.items():
+        if not examples:
+            raise KdError(f"source: no examples in the split {split!r} of {experiment.source.name}; give it some")
+    if not (folder / "tokenizer.model").exists():
+        texts = (example[field] for example in splits["train"] for field in task.fields())
+        experiment.tokenizer.train(texts, folder / "tokenizer.model")
+    tokenizer = Tokenizer(folder / "tokenizer.model")
+    digests, over_long = {}, {}
+    for split in SPLITS:
+        digests[split], lengths = encode(experiment, splits[split], tokenizer, folder, split)
+        over_long[split] = int((lengths > experiment.buckets[-1]).sum())
+    counts = {split: len(examples) for split, examples in splits.items()}
+    outputs = {
+        "dataset": experiment.source.name,
+        "counts": counts,
+        "dropped_as_seen_in_training": leaked,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.digest(),
+        "splits": digests,
+        "digest": digests["train"],
+    }
+    manifest.finish(folder, "prepare", outputs, time.perf_counter() - began)
+    runlog.say(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder}")
+    runlog.say(
+        f"data: beyond the longest bucket of {experiment.buckets[-1]} tokens: {over_long['train']} training examples, "
+        f"left out; {over_long['validation']} + {over_long['test']} held-out ones, scored whole"
+    )
+
+
+def encode(
+    experiment: Experiment, examples: list[dict[str, str]], tokenizer: Tokenizer, folder: Path, split: str
+) -> tuple[str, np.ndarray]:
+    """Writes one encoded split and, but for training, its text; returns (digest, lengths)."""
+    task = experiment.task
+    lengths = np.zeros(len(examples), np.int32)
+
+    with runlog.progress(f"encode {split}", len(examples)) as bar:
+
+        def records(start: int, stop: int) -> Iterator[dict[str, Any]]:
+            for example in examples[start:stop]:
+                bar.advance(1)
+                yield task.encode(example, tokenizer, EOS)
+
+        digest = store.write(folder, split, task.schema(), len(examples), records)
+    encoded = store.Store(folder, split)
+    for i in range(len(encoded)):
+        lengths[i] = max(len(encoded[i]["source"]), len(encoded[i]["target"]))
+    np.save(folder / f"{split}.lengths.npy", lengths)
+    if split != "train":
+        rows = [{"id": i} | {field: example[field] for field in task.fields()} for i, example in enumerate(examples)]
+        manifest.write_lines(folder / f"{split}.jsonl", rows)
+    return digest, lengths

@@ -1,0 +1,23 @@
+"""Train the teacher on the data alone."""
+
+from pathlib import Path
+
+from kd_jax.experiment import Experiment
+from kd_jax.models.shrink import FromTeacher
+from kd_jax.objective import cached_signals
+from kd_jax.train import train_model
+from kd_jax.types import KdError
+
+
+def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
+    """Trains experiment.teacher into workdir/teacher.
+
+    Raises:
+      KdError: if the teacher is to start from, or to learn from, a teacher.
+    """
+    recipe = experiment.teacher
+    if isinstance(recipe.init, FromTeacher) or cached_signals(recipe.terms):
+        raise KdError("teacher: has init=FromTeacher or a term with a signal; the teacher has no teacher of its own")
+    train_model(
+        "teacher", "teacher", recipe, experiment, workdir, workdir / "teacher", consumed={}, payloads={}, force=force
+    )

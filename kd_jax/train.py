@@ -1,0 +1,121 @@
+"""From a recipe to a finished model folder: what the phases `teacher` and `student` share."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kd_jax import checkpoint, config, manifest, runlog
+from kd_jax.data import pipeline
+from kd_jax.data.store import Store
+from kd_jax.experiment import Experiment, Recipe
+from kd_jax.loop import fit
+from kd_jax.models.shrink import FromCheckpoint, FromTeacher, check_same_shapes, count_parameters, random_params, shrink
+from kd_jax.parallel import Parallel, host, parallel
+from kd_jax.types import Batch, KdError, Params
+
+VALID_BATCH = 64
+
+
+def train_model(
+    phase: str,
+    name: str,
+    recipe: Recipe,
+    experiment: Experiment,
+    workdir: Path,
+    folder: Path,
+    *,
+    consumed: Mapping[str, str],
+    payloads: Mapping[str, Store],
+    force: bool,
+) -> None:
+    """Trains one model, or goes on with it, or finds it done.
+
+    Args:
+      phase: the subcommand, for messages.
+      name: the recipe's place in the experiment, such as "students.student_kd".
+      recipe: what is trained, and how.
+      experiment, workdir: the run.
+      folder: where the model is kept.
+      consumed: digests of what goes in besides the data.
+      payloads: the signal caches that the terms read, by signal name.
+      force: redo it from nothing.
+
+    Raises:
+      KdError: if the folder was made with other inputs, an earlier phase is missing, or the first
+        parameters do not fit.
+    """
+    data = manifest.read(workdir / "data", "prepare")["outputs"]
+    digests = {"data": data["digest"], "tokenizer": data["tokenizer"]} | dict(consumed)
+    inputs = config.flatten(recipe, name) | {f"consumed.{key}": value for key, value in digests.items()}
+    inputs |= {"seed": experiment.seed, "buckets": list(experiment.buckets)}
+    if not manifest.start(folder, phase, inputs, force):
+        runlog.say(f"{name}: already trained, {folder}")
+        return
+    began = time.perf_counter()
+    spread = parallel(experiment.backend)
+    train, valid = batches(experiment, recipe, workdir / "data", payloads, spread)
+    params = initial_params(experiment, recipe, workdir, data)
+    outputs = fit(
+        name,
+        recipe,
+        recipe.model.build(data["vocab_size"]),
+        params,
+        train,
+        valid,
+        folder,
+        spread=spread,
+        seed=experiment.seed,
+        shapes=len(experiment.buckets),
+    )
+    total, outside = count_parameters(params)
+    outputs |= {"parameters": total, "parameters_outside_embeddings": outside}
+    manifest.finish(folder, phase, outputs, time.perf_counter() - began)
+    runlog.say(
+        f"{name}: validation cross-entropy {outputs['loss_before_first_step']:.3f} before the first step, "
+        f"{outputs['valid_cross_entropy']:.3f} at best (step {outputs['best_step']}); {folder}"
+    )
+
+
+def batches(
+    experiment: Experiment, recipe: Recipe, data: Path, payloads: Mapping[str, Store], spread: Parallel
+) -> tuple[Any, list[Batch]]:
+    """(training batches without end, the validation split's batches), on the host."""
+    shard_index, shard_count = host()
+    train = pipeline.train_batches(
+        pipeline.Split(data, "train", payloads),
+        buckets=experiment.buckets,
+        tokens_per_batch=recipe.training.tokens_per_batch,
+        divisor=spread.devices * shard_count * recipe.training.microbatches,
+        seed=experiment.seed,
+        shard_index=shard_index,
+        shard_count=shard_count,
+    )
+    valid = pipeline.EvalBatches(
+        pipeline.Split(data, "validation"), experiment.buckets, VALID_BATCH, divisor=spread.devices
+    )
+    return train, list(valid)
+
+
+def initial_params(experiment: Experiment, recipe: Recipe, workdir: Path, data: Mapping[str, Any]) -> Params:
+    """A model's parameters before its first step, wherever they come from.
+
+    Raises:
+      KdError: if the teacher or the checkpoint is missing, or has other shapes or another vocabulary.
+    """
+    if isinstance(recipe.init, FromTeacher):
+        teacher = checkpoint.load_params(workdir / "teacher", "teacher", experiment.teacher.model.build(data["vocab_size"]))
+        return shrink(recipe.init, experiment.teacher.model, recipe.model, teacher)
+    key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
+    if not isinstance(recipe.init, FromCheckpoint):
+        return random_params(recipe.model, data["vocab_size"], key)
+    folder = Path(recipe.init.folder)
+    theirs = manifest.read(folder, "teacher")["inputs"]["consumed.tokenizer"]
+    if theirs != data["tokenizer"]:
+        raise KdError(f"init.folder {folder}: its tokeniser is {theirs}, this run's is {data['tokenizer']}; take the same")
+    params = checkpoint.load_params(folder, "teacher", recipe.model.build(data["vocab_size"]))
+    wanted = jax.eval_shape(lambda: random_params(recipe.model, data["vocab_size"], key))
+    check_same_shapes(params, wanted, f"init.folder {folder}")
+    return params
