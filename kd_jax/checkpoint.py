@@ -30,7 +30,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         keep = checkpoint_managers.AnyPreservationPolicy(
-            [checkpoint_managers.LatestN(1), checkpoint_managers.BestN(_metric, reverse=True, n=1)]
+            [checkpoint_managers.LatestN(n=1), checkpoint_managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
         )
         self._folder = (folder / "checkpoints").absolute()
         self._manager = ocp.CheckpointManager(

@@ -66,8 +66,10 @@ def fit(
     training = recipe.training
     tx = training.optimizer.build(training.steps)
     rates = jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(jnp.arange(training.steps)))
-    one_step = functools.partial(train_step, model=model, terms=recipe.terms, tx=tx, microbatches=training.microbatches)
-    one_step = spread.spread(chex.assert_max_traces(one_step, n=shapes), donate_state=True)
+    chex.clear_trace_counter()  # it counts per function and process, and another model may have been trained
+    traced = chex.assert_max_traces(train_step, n=shapes)
+    one_step = functools.partial(traced, model=model, terms=recipe.terms, tx=tx, microbatches=training.microbatches)
+    one_step = spread.spread(one_step, donate_state=True)
     validate = _validation(spread, model, valid)
     log, iterator = runlog.MetricsLog(folder / "metrics.jsonl"), iter(train)
     state = init_state(jax.random.fold_in(jax.random.key(seed), 2), params, tx)
