@@ -107,3 +107,8 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 def read_lines(path: Path) -> list[Any]:
     """The inverse of `write_lines`."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_json(path: Path) -> Any:
+    """The inverse of `write_json`."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """Machine translation: two text fields, scored by BLEU and chrF."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,9 +58,14 @@ class Translation:
         result: dict[str, Any] = {}
         for key, metric in (("bleu", BLEU()), ("chrf", CHRF())):
             score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=bootstrap or 1)
-            # sacreBLEU's mean and half-width are those of the resamples; the score itself is the corpus's.
-            interval = [score._mean - score._ci, score._mean + score._ci] if bootstrap else None
-            result |= {key: score.score, f"{key}_ci": interval}
+            result |= {key: score.score, f"{key}_ci": _interval(score, metric) if bootstrap else None}
             if key == "bleu":
                 result["signature"] = str(metric.get_signature())
         return result
+
+
+def _interval(score: Any, metric: Any) -> list[float]:
+    """[low, high] around the mean of the resamples."""
+    found = json.loads(score.format(width=4, signature=metric.get_signature().format(), is_json=True))
+    middle, half = found["confidence_mean"], found["confidence_var"]
+    return [middle - half, middle + half]

@@ -1,0 +1,112 @@
+"""The command line: parse, then import the one phase that was asked for."""
+
+import argparse
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kd_jax.types import KdError
+
+PHASES = ("prepare", "teacher", "cache", "student", "evaluate", "report")
+HELP = """\
+kd_jax makes a large language-generation model small without losing what it writes.
+
+usage:
+  python -m kd_jax run CONFIG --workdir DIR [--any.field VALUE ...]     all phases, one after the other
+  python -m kd_jax PHASE CONFIG --workdir DIR [--any.field VALUE ...]   one of them
+  python -m kd_jax generate --workdir DIR [--model NAME] [--beam N]     translate standard input
+
+to start with:
+  python -m kd_jax run experiments/configs/smoke.py --workdir runs/smoke             a first look, under a minute
+  python -m kd_jax run experiments/configs/quickstart.py --workdir runs/quickstart   ten minutes on two cores
+
+phases:
+  prepare    fetch the text, train the tokeniser, encode every split
+  teacher    train the large model on the text alone
+  cache      let the teacher say, once, what it thinks of every training token
+  student    train the small models from what the teacher left (--only NAME for one of them)
+  evaluate   translate the test split with every model; quality, closeness to the teacher, speed
+  report     report.json, report.md and report.html: what distillation gained
+
+options:
+  --workdir DIR         where the run is kept; the same command goes on where a run was stopped
+  --any.field VALUE     replaces a field of the experiment, such as --teacher.training.steps 500
+  --force               does a finished phase again, from nothing
+  --help                this text; after a CONFIG, all of its fields
+
+A finished phase is skipped while its inputs are the same, and refused when they are not.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command; returns the exit code: 0, or 2 after one line on standard error."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    try:
+        _dispatch(arguments[0], arguments[1:])
+    except KdError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _fail(f"no space left on device ({error.filename or 'workdir'}); free some and run the same command again")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _dispatch(command: str, rest: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--workdir", type=Path)
+    if command == "generate":
+        parser.add_argument("--model", default="")
+        parser.add_argument("--beam", type=int, default=1)
+    elif command in ("run", *PHASES):
+        parser.add_argument("config", nargs="?" if {"-h", "--help"} & set(rest) else None)
+        parser.add_argument("--force", action="store_true")
+        parser.add_argument("--only", default="")
+    else:
+        raise KdError(f"unknown command {command!r}; wanted run, {', '.join(PHASES)} or generate")
+    try:
+        known, overrides = parser.parse_known_args(rest)
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise KdError(f"{command}: {error}; see `python -m kd_jax --help`") from error
+    if command != "generate" and known.config is None:
+        print(HELP)
+        return
+    from kd_jax import setup  # imports JAX, which --help must not
+
+    setup.share_compiled_programs()
+    if command == "generate":
+        if overrides:
+            raise KdError(f"generate: unknown option {overrides[0]}; wanted --workdir, --model or --beam")
+        workdir = _workdir(known.workdir)
+        experiment = setup.recall(workdir)
+        importlib.import_module("kd_jax.phases.generate").run(experiment, workdir, known.model, known.beam)
+        return
+    experiment = setup.resolve(known.config, overrides)
+    workdir = _workdir(known.workdir)
+    setup.remember(workdir, known.config, overrides, experiment)
+    extra = {"only": known.only} if known.only else {}
+    if extra and command != "student":
+        raise KdError("--only: goes with the command student alone")
+    for phase in PHASES if command == "run" else [command]:
+        importlib.import_module(f"kd_jax.phases.{phase}").run(experiment, workdir, known.force, **extra)
+
+
+def _workdir(given: Path | None) -> Path:
+    if given is None:
+        raise KdError("--workdir: missing; wanted the folder to keep the run in, such as runs/quickstart")
+    if given.exists() and not given.is_dir():
+        raise KdError(f"--workdir {given}: not a folder; take another")
+    return given
+

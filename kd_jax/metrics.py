@@ -1,0 +1,33 @@
+"""Measures of a student beside its teacher, as Sums on the device."""
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.losses.cross_entropy import cross_entropy
+from kd_jax.losses.divergence import forward_kl
+from kd_jax.types import Array, Sum
+
+
+def total(values_N: Array, mask_N: Array) -> Sum:
+    """The sum over masked-in tokens, and their number (int32: exact to 2^31)."""
+    return Sum(jnp.where(mask_N, values_N, 0.0).sum(dtype=jnp.float32), mask_N.sum(dtype=jnp.int32))
+
+
+def compare(teacher_logits_NV: Array, student_logits_NV: Array, targets_N: Array, mask_N: Array) -> dict[str, Sum]:
+    """Cross-entropy of the student, KL(teacher || student) in nats, and share of equal likeliest tokens.
+
+    Args:
+      teacher_logits_NV, student_logits_NV: float [N, V].
+      targets_N: int [N].
+      mask_N: bool [N], tokens that count.
+
+    Returns:
+      {"cross_entropy", "kl_to_teacher", "agreement"}.
+    """
+    logp = [jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (teacher_logits_NV, student_logits_NV)]
+    agree_N = teacher_logits_NV.argmax(-1) == student_logits_NV.argmax(-1)
+    return {
+        "cross_entropy": total(cross_entropy(student_logits_NV, targets_N), mask_N),
+        "kl_to_teacher": total(forward_kl(*logp), mask_N),
+        "agreement": total(agree_N.astype(jnp.float32), mask_N),
+    }

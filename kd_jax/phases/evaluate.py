@@ -1,0 +1,190 @@
+"""Translate the test split with every model; measure quality, closeness to the teacher, and speed."""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kd_jax import checkpoint, config, decode, manifest, metrics, runlog
+from kd_jax.data.pipeline import EvalBatches, Split
+from kd_jax.data.tokenizer import Tokenizer
+from kd_jax.experiment import Evaluation, Experiment
+from kd_jax.models.transformer import Transformer
+from kd_jax.parallel import Parallel, parallel
+from kd_jax.translate import to_text, translate_step
+from kd_jax.types import Array, Batch, Model, Params
+
+REPEATS = 5
+# Sentences whose [T, V] probabilities are compared at once.
+COMPARED = 8
+
+
+def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
+    """Leaves workdir/evaluation: MODEL.json with the figures, MODEL.jsonl with the translations.
+
+    Raises:
+      KdError: if a model is not trained yet.
+    """
+    folder, data = workdir / "evaluation", manifest.read(workdir / "data", "prepare")["outputs"]
+    split_name = experiment.evaluation.split
+    trained = {"teacher": manifest.read(workdir / "teacher", "teacher")["outputs"]}
+    trained |= {name: manifest.read(workdir / "students" / name, "student")["outputs"] for name in experiment.students}
+    inputs = config.flatten(experiment.evaluation, "evaluation") | {"buckets": list(experiment.buckets)}
+    inputs |= {"consumed.data": data["splits"][split_name]}
+    inputs |= {f"consumed.{name}": outputs["digest"] for name, outputs in trained.items()}
+    if not manifest.start(folder, "evaluate", inputs, force):
+        runlog.say(f"evaluation: already done, {folder}")
+        return
+    began = time.perf_counter()
+    spread = parallel(experiment.backend)
+    split, tokenizer = Split(workdir / "data", split_name), Tokenizer(workdir / "data" / "tokenizer.model")
+    rows = manifest.read_lines(workdir / "data" / f"{split_name}.jsonl")
+    models = load_models(experiment, workdir, data["vocab_size"])
+    params = {name: spread.replicate(models[name][1]) for name in models}
+    batches = list(EvalBatches(split, experiment.buckets, experiment.evaluation.batch_size, spread.devices))
+    functions = Functions(experiment, data["vocab_size"], spread)
+    for name, (shape, _) in models.items():
+        figures, texts = quality(experiment, functions, params, name, shape, batches, tokenizer, rows)
+        outputs = trained[name]
+        kept = ("parameters", "parameters_outside_embeddings", "train_tokens_per_second", "loss_before_first_step")
+        figures |= {key: outputs[key] for key in kept}
+        manifest.write_json(folder / f"{name}.json", figures)
+        manifest.write_lines(folder / f"{name}.jsonl", texts)
+        runlog.say(f"{name}: BLEU {figures['bleu']:.2f}, beam {figures['bleu_beam']:.2f}, chrF {figures['chrf']:.2f}")
+    speeds = decoding_speeds(experiment.evaluation, functions, models, params, split, experiment.buckets, spread)
+    for name, figures in speeds.items():
+        path = folder / f"{name}.json"
+        manifest.write_json(path, manifest.read_json(path) | figures)
+        runlog.say(f"{name}: {figures['decode_tokens_per_second']:.0f} tokens a second in batches")
+    manifest.finish(folder, "evaluate", {"models": list(models)}, time.perf_counter() - began)
+
+
+def load_models(experiment: Experiment, workdir: Path, vocab_size: int) -> dict[str, tuple[Transformer, Params]]:
+    """Name -> (shape, best parameters), the teacher first."""
+    shape = experiment.teacher.model
+    models = {"teacher": (shape, checkpoint.load_params(workdir / "teacher", "teacher", shape.build(vocab_size)))}
+    for name, recipe in experiment.students.items():
+        params = checkpoint.load_params(workdir / "students" / name, "student", recipe.model.build(vocab_size))
+        models[name] = recipe.model, params
+    return models
+
+
+class Functions:
+    """Compiled functions, one for each shape of network: models of one shape share them."""
+
+    def __init__(self, experiment: Experiment, vocab_size: int, spread: Parallel):
+        self._evaluation, self._vocab_size, self.spread = experiment.evaluation, vocab_size, spread
+        self._teacher = experiment.teacher.model.build(vocab_size)
+        self.compare = functools.cache(self._compare)
+        self.translate = functools.cache(self._translate)
+
+    def _compare(self, shape: Transformer) -> Callable:
+        student = shape.build(self._vocab_size)
+        return self.spread.spread(functools.partial(compare_step, teacher=self._teacher, student=student))
+
+    def _translate(self, shape: Transformer, beam: int, spread: Parallel) -> Callable:
+        model = shape.build(self._vocab_size)
+        return spread.spread(functools.partial(translate_step, model=model, beam=beam, evaluation=self._evaluation))
+
+
+def compare_step(params: tuple[Params, Params], batch: Batch, *, teacher: Model, student: Model, all_sum=lambda x: x):
+    """Sums over the batch's targets: the student's cross-entropy, KL(teacher || student), top-1 agreement."""
+    heads = teacher.head(params[0]), student.head(params[1])
+
+    def one(hidden_TD: tuple[Array, Array], targets_T: Array, mask_T: Array):
+        return metrics.compare(hidden_TD[0] @ heads[0], hidden_TD[1] @ heads[1], targets_T, mask_T)
+
+    hidden = teacher.apply(params[0], batch), student.apply(params[1], batch)
+    sums = jax.lax.map(lambda x: one(*x), (hidden, batch.targets_BT, batch.mask_BT), batch_size=COMPARED)
+    return all_sum(jax.tree.map(lambda x: x.sum(0), sums))
+
+
+def quality(
+    experiment: Experiment,
+    functions: Functions,
+    params: Mapping[str, Params],
+    name: str,
+    shape: Transformer,
+    batches: list[Batch],
+    tokenizer: Tokenizer,
+    rows: list[dict[str, str]],
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """(one model's figures of quality, its translations beside the references)."""
+    evaluation, task, spread = experiment.evaluation, experiment.task, functions.spread
+    sums = []
+    texts: dict[int, dict[int, str]] = {1: {}, evaluation.beam: {}}
+    with runlog.progress(f"evaluate {name}", len(batches)) as bar:
+        for batch in batches:
+            on_device = spread.shard(batch._replace(payload={}))
+            sums.append(jax.device_get(spread.first(functions.compare(shape)((params["teacher"], params[name]), on_device))))
+            for beam, found in texts.items():
+                ids_BT = spread.gather(functions.translate(shape, beam, spread)(params[name], on_device))
+                found |= {int(i): to_text(ids, tokenizer) for i, ids in zip(batch.index_B, ids_BT, strict=True) if i >= 0}
+            bar.advance(1)
+    added = jax.tree.map(lambda *parts: sum(parts), *sums)
+    translations = [
+        {
+            "id": row["id"],
+            "source": row[task.source],
+            "reference": row[task.target],
+            "greedy": texts[1][row["id"]],
+            "beam": texts[evaluation.beam][row["id"]],
+        }
+        for row in rows
+    ]
+    references = [row["reference"] for row in translations]
+    figures = task.score([row["greedy"] for row in translations], references, evaluation.bootstrap)
+    figures["bleu_beam"] = task.score([row["beam"] for row in translations], references)["bleu"]
+    figures |= {key: float(one.mean()) for key, one in added.items()} | {"sentences": len(rows)}
+    return figures, translations
+
+
+def decoding_speeds(
+    evaluation: Evaluation,
+    functions: Functions,
+    models: Mapping[str, tuple[Transformer, Params]],
+    params: Mapping[str, Params],
+    split: Split,
+    buckets: tuple[int, ...],
+    spread: Parallel,
+) -> dict[str, dict[str, float]]:
+    """Greedy tokens a second of every model, in batches and one sentence at a time.
+
+    The models take turns on the same sentences, those of the fullest bucket, after a first round that
+    compiles; medians over the repeats. The end of the sentence counts as a token.
+    """
+    place = np.searchsorted(buckets, split.lengths)
+    members = np.flatnonzero(place == np.bincount(place, minlength=len(buckets))[: len(buckets)].argmax())
+    one_device = parallel("jit")
+    figures: dict[str, dict[str, float]] = {name: {} for name in models}
+    for suffix, where, size, count in (
+        ("", spread, evaluation.batch_size, 4 * evaluation.batch_size),
+        ("_single", one_device, 1, evaluation.speed_sentences),
+    ):
+        batches = [where.shard(b) for b in EvalBatches(split, buckets, size, where.devices, members[:count])]
+        placed = params if where is spread else {name: where.replicate(models[name][1]) for name in models}
+        calls = {
+            name: functools.partial(_timed, functions.translate(shape, 1, where), placed[name], batches, where)
+            for name, (shape, _) in models.items()
+        }
+        for call in calls.values():
+            call()
+        rounds = [{name: call() for name, call in calls.items()} for _ in range(REPEATS)]
+        for name in models:
+            seconds, tokens = statistics.median(r[name][0] for r in rounds), rounds[0][name][1]
+            figures[name][f"decode_tokens_per_second{suffix}"] = tokens / seconds
+            figures[name][f"decode_sentences_per_second{suffix}"] = min(count, len(members)) / seconds
+    return figures
+
+
+def _timed(translate: Callable, params: Params, batches: list[Batch], spread: Parallel) -> tuple[float, int]:
+    """(seconds until all batches are translated, tokens written)."""
+    began = time.perf_counter()
+    written = jax.block_until_ready([translate(params, batch) for batch in batches])
+    seconds = time.perf_counter() - began
+    return seconds, sum(int((spread.gather(ids) != decode.PAD).sum()) for ids in written)

@@ -1,0 +1,102 @@
+"""From the command line's words to an experiment, and from a workdir back to it: the only tyro import."""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import tyro
+
+from kd_jax import config, manifest
+from kd_jax.experiment import Experiment
+from kd_jax.types import KdError
+
+
+def resolve(path: str, overrides: Sequence[str]) -> Experiment:
+    """The experiment of a file, with fields replaced.
+
+    Args:
+      path: the experiment's file.
+      overrides: such as ["--teacher.training.steps", "500"]; typed by the fields they replace.
+
+    Raises:
+      KdError: for an unknown field (with the nearest name) or a value of the wrong type.
+      SystemExit: with code 0 after --help.
+    """
+    experiment = config.load(path)
+    if not isinstance(experiment, Experiment):
+        raise KdError(f"config {path}: `experiment` is {type(experiment).__name__}; wanted an Experiment")
+    said = io.StringIO()
+    wanted_help = bool({"-h", "--help"} & set(overrides))
+    try:
+        with contextlib.redirect_stderr(sys.stderr if wanted_help else said):
+            resolved = tyro.cli(
+                Experiment,
+                prog=f"python -m kd_jax run {path} --workdir DIR",
+                default=experiment,
+                args=list(overrides),
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise KdError(_in_one_line(said.getvalue())) from stop
+    check(resolved)
+    return resolved
+
+
+def _in_one_line(panel: str) -> str:
+    """The message of tyro's panel: its first paragraph and the nearest names, without the help texts."""
+    lines = [line.strip() for line in panel.splitlines() if line.strip(" -─╭╮╰╯│")]
+    said = []
+    for line in lines[1:]:
+        if line.startswith(("Argument helptext", "For full helptext")):
+            break
+        said.append(line)
+    meant = [line.split()[0] for line in said if line.startswith("--")]
+    message = said[0] if said else "unreadable options"
+    return message + (f"; did you mean {' or '.join(meant[:2])}?" if meant else "")
+
+
+def check(experiment: Experiment) -> None:
+    """What can be refused before any work is done.
+
+    Raises:
+      KdError: for buckets that do not ascend, or no students.
+    """
+    buckets = experiment.buckets
+    if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+        raise KdError(f"buckets: {buckets}; wanted padded lengths in ascending order, such as 12 20 32")
+    for name in experiment.students:
+        if name == "teacher" or "/" in name:
+            raise KdError(f"students: {name!r} cannot be a student's name; take another")
+
+
+def remember(workdir: Path, path: str, overrides: Sequence[str], experiment: Experiment) -> None:
+    """Keeps the experiment's file and the overrides, so that `generate` needs the workdir alone."""
+    manifest.write_text(workdir / "experiment.py", Path(path).read_text(encoding="utf-8"))
+    manifest.write_json(workdir / "overrides.json", list(overrides))
+    manifest.write_text(workdir / "experiment.txt", config.to_text(experiment))
+
+
+def recall(workdir: Path) -> Experiment:
+    """The experiment that a workdir was made by.
+
+    Raises:
+      KdError: if the folder holds no run.
+    """
+    path = workdir / "experiment.py"
+    if not path.exists():
+        raise KdError(f"--workdir {workdir}: holds no run; make one with `python -m kd_jax run CONFIG --workdir {workdir}`")
+    return resolve(str(path), json.loads((workdir / "overrides.json").read_text()))
+
+
+def share_compiled_programs() -> None:
+    """Compiled programs outlive the process, so that phases and reruns share them."""
+    folder = os.environ["KD_JAX_CACHE"] if "KD_JAX_CACHE" in os.environ else "~/.cache/kd_jax/xla"
+    jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
