@@ -35,7 +35,7 @@ def start(folder: Path, phase: str, inputs: Mapping[str, Any], force: bool = Fal
         shutil.rmtree(folder)
     begun = folder / "inputs.json"
     wanted = json.loads(json.dumps(dict(inputs)))
-    if begun.exists():
+    if begun.exists() and len(list(folder.iterdir())) > 1:  # else it was begun, but nothing came of it
         seen = json.loads(begun.read_text())
         for name in sorted(wanted.keys() | seen.keys()):
             if name not in wanted or name not in seen or seen[name] != wanted[name]:

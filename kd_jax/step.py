@@ -44,7 +44,7 @@ def loss_fn(params: Params, batch: Batch, count: Array, dropout_key: Array | Non
     hidden_BTD = model.apply(params, batch, dropout_key)
     rows = jax.tree.map(_flatten_tokens, (batch.targets_BT, batch.mask_BT, batch.payload))
     total, sums = fused_head(objective, _flatten_tokens(hidden_BTD), model.head(params), rows)
-    return total / jnp.maximum(count, 1), jax.lax.stop_gradient(sums)
+    return total / jnp.maximum(count, 1).astype(jnp.float32), jax.lax.stop_gradient(sums)
 
 
 def _flatten_tokens(x: Array) -> Array:

@@ -20,12 +20,12 @@ from kd_jax.tasks.translation import Translation
 teacher = Recipe(
     model=Transformer(encoder_layers=3, decoder_layers=3, d_model=128, heads=4, d_ff=512, dropout=0.1),
     terms={"ce": Term(cross_entropy, options={"label_smoothing": 0.1})},
-    training=Training(steps=2500, tokens_per_batch=512, eval_every=500, optimizer=Optimizer(learning_rate=2e-3)),
+    training=Training(steps=2500, tokens_per_batch=512, eval_every=500, optimizer=Optimizer(learning_rate=3e-3)),
 )
 ce_alone = Recipe(
     model=dataclasses.replace(teacher.model, decoder_layers=1),
     terms={"ce": Term(cross_entropy)},
-    training=Training(steps=800, tokens_per_batch=512, eval_every=400, optimizer=Optimizer(learning_rate=1e-3)),
+    training=Training(steps=800, tokens_per_batch=512, eval_every=400, optimizer=Optimizer(learning_rate=2e-3)),
 )
 ce_and_kd = {"ce": Term(cross_entropy, weight=0.3), "kd": Term(forward_kl, weight=0.7, signal=TopK(k=32))}
 

@@ -34,7 +34,7 @@ experiment = Experiment(
     name="smoke",
     source=Toy(examples=400),
     task=Translation(source="en", target="fr"),
-    tokenizer=SentencePiece(vocab_size=80),
+    tokenizer=SentencePiece(vocab_size=64),
     buckets=(12, 32),
     teacher=teacher,
     students={
