@@ -10,7 +10,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from kd_jax import manifest
-from kd_jax.types import KdError, Model, Params, TrainState
+from kd_jax.errors import KdError
+from kd_jax.types import Model, Params, TrainState
 
 METRIC = "valid_cross_entropy"
 
@@ -118,7 +119,9 @@ def load_params(folder: Path, phase: str, model: Model) -> Params:
     with Checkpoints(folder) as checkpoints:
         params = checkpoints.restore_params(outputs["best_step"], like)
     if params_digest(params) != outputs["digest"]:
-        raise KdError(f"{folder}: its parameters are not those that were saved (digest differs); redo `{phase} --force`")
+        raise KdError(
+            f"{folder}: its parameters are not those that were saved (digest differs); redo `{phase} --force`"
+        )
     return params
 
 

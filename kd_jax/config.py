@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_jax.types import KdError
+from kd_jax.errors import KdError
 
 
 def load(path: str | Path) -> Any:

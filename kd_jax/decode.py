@@ -11,36 +11,30 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kd_jax.metrics import likeliest
 from kd_jax.types import Array, DecodeCache, Model, Params
 
 NEVER = -1e9
 PAD = 0
 
 
-class Decoded(NamedTuple):
-    """Hypotheses, best first.
-
-    Attributes:
-      ids_BKT: int32, the end-of-sentence id included, zeros behind it.
-      scores_BK: float32, the sum of log-probabilities (over GNMT's length penalty in a beam search).
-    """
-
-    ids_BKT: Array
-    scores_BK: Array
-
-
 def greedy(
     model: Model, params: Params, source_BS: Array, source_mask_BS: Array, *, start: int, eos: int, length: int
-) -> Decoded:
-    """The likeliest token at each step; K = 1.
+) -> Array:
+    """The likeliest token at each step.
 
     Args:
       model, params: the network.
       source_BS, source_mask_BS: int32 and bool.
       start, eos: ids that begin and end a target.
       length: most tokens written, static.
+
+    Returns:
+      int32 [B, T], the end of the sentence included, zeros behind it.
     """
-    return _roll(model, params, source_BS, source_mask_BS, start, eos, length, lambda logits_BV, _: logits_BV.argmax(-1))
+    return _roll(
+        model, params, source_BS, source_mask_BS, start, eos, length, lambda logits_BV, _: likeliest(logits_BV)
+    )
 
 
 def sample(
@@ -54,8 +48,8 @@ def sample(
     eos: int,
     length: int,
     temperature: float = 1.0,
-) -> Decoded:
-    """One draw from softmax(logits / temperature) at each step; K = 1. Arguments as `greedy`, and a key."""
+) -> Array:
+    """One draw from softmax(logits / temperature) at each step; otherwise as `greedy`."""
 
     def draw(logits_BV: Array, position: Array) -> Array:
         return jax.random.categorical(jax.random.fold_in(key, position), logits_BV / temperature)
@@ -70,7 +64,6 @@ class Loop(NamedTuple):
     token_B: Array
     ended_B: Array
     ids_BT: Array
-    score_B: Array
     cache: DecodeCache
 
 
@@ -83,35 +76,41 @@ def _roll(
     eos: int,
     length: int,
     choose: Callable[[Array, Array], Array],
-) -> Decoded:
+) -> Array:
     """Writes `choose(logits_BV, position)` until every row has ended."""
     rows = source_BS.shape[0]
 
     def step(loop: Loop) -> Loop:
         logits_BV, cache = model.decode_step(params, loop.cache, loop.token_B, loop.position)
-        token_B = choose(logits_BV, loop.position).astype(jnp.int32)
-        chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], -1)[:, 0]
-        logp_B = chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
-        token_B = jnp.where(loop.ended_B, PAD, token_B)
+        token_B = jnp.where(loop.ended_B, PAD, choose(logits_BV, loop.position))
         ids_BT = jax.lax.dynamic_update_slice_in_dim(loop.ids_BT, token_B[:, None], loop.position, 1)
-        score_B = loop.score_B + jnp.where(loop.ended_B, 0.0, logp_B)
-        return Loop(loop.position + 1, token_B, loop.ended_B | (token_B == eos), ids_BT, score_B, cache)
+        return Loop(loop.position + 1, token_B, loop.ended_B | (token_B == eos), ids_BT, cache)
 
     first = Loop(
         position=jnp.int32(0),
         token_B=jnp.full(rows, start, jnp.int32),
         ended_B=~source_mask_BS.any(-1),
         ids_BT=jnp.full((rows, length), PAD, jnp.int32),
-        score_B=jnp.zeros(rows),
         cache=model.start(params, source_BS, source_mask_BS, length),
     )
-    last = jax.lax.while_loop(lambda loop: (loop.position < length) & ~loop.ended_B.all(), step, first)
-    return Decoded(last.ids_BT[:, None], last.score_B[:, None])
+    return jax.lax.while_loop(lambda loop: (loop.position < length) & ~loop.ended_B.all(), step, first).ids_BT
 
 
 def length_penalty(length: Array, alpha: float) -> Array:
     """((5 + length) / 6) ** alpha (Wu et al. 2016, arXiv 1609.08144, eq. 14)."""
     return ((5.0 + length) / 6.0) ** alpha
+
+
+class Decoded(NamedTuple):
+    """Hypotheses, best first.
+
+    Attributes:
+      ids_BKT: int32, the end-of-sentence id included, zeros behind it.
+      scores_BK: float32, the sum of log-probabilities over the length penalty.
+    """
+
+    ids_BKT: Array
+    scores_BK: Array
 
 
 class Beam(NamedTuple):
@@ -175,9 +174,7 @@ def _pick(x_BXT: Array, index_BK: Array) -> Array:
     return jnp.take_along_axis(x_BXT, index_BK[:, :, None], axis=1)
 
 
-def _beam_step(
-    model: Model, params: Params, start: int, eos: int, beam: int, alpha: float, state: Beam
-) -> Beam:
+def _beam_step(model: Model, params: Params, start: int, eos: int, beam: int, alpha: float, state: Beam) -> Beam:
     """One more token for every open hypothesis."""
     rows, _, length = state.open_ids_BKT.shape
     before = jax.lax.dynamic_slice_in_dim(state.open_ids_BKT, jnp.maximum(state.position - 1, 0), 1, 2)[..., 0]
@@ -199,7 +196,7 @@ def _beam_step(
     place = (jnp.arange(rows)[:, None] * beam + origin_BK).reshape(-1)
     cache = cache._replace(self_kv=jax.tree.map(lambda x: x[place], cache.self_kv))
 
-    score_BC = jnp.where(ends_BC, logp_BC / length_penalty(state.position + 1.0, alpha), NEVER)
+    score_BC = jnp.where(ends_BC, logp_BC / length_penalty((state.position + 1).astype(jnp.float32), alpha), NEVER)
     score_BX = jnp.concatenate([state.ended_score_BK, score_BC], 1)
     ended_score_BK, best_BK = jax.lax.top_k(score_BX, beam)
     ended_ids_BKT = _pick(jnp.concatenate([state.ended_ids_BKT, ids_BCT], 1), best_BK)

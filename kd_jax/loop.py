@@ -17,12 +17,13 @@ import jax.numpy as jnp
 
 from kd_jax import runlog
 from kd_jax.checkpoint import METRIC, Checkpoints, params_digest
+from kd_jax.errors import KdError
 from kd_jax.experiment import Recipe
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.objective import Term, check
 from kd_jax.parallel import Parallel, disallow_transfers
 from kd_jax.step import Sums, eval_step, init_state, train_step
-from kd_jax.types import Batch, KdError, Model, Params
+from kd_jax.types import Batch, Model, Params
 
 # What decides between checkpoints, and what every model is compared by: no smoothing, no teacher.
 VALID_TERMS = {METRIC: Term(cross_entropy)}

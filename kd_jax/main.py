@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd_jax.types import KdError
+from kd_jax.errors import KdError
 
 PHASES = ("prepare", "teacher", "cache", "student", "evaluate", "report")
 HELP = """\
@@ -52,7 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        return _fail(f"no space left on device ({error.filename or 'workdir'}); free some and run the same command again")
+        return _fail(
+            f"no space left on device ({error.filename or 'workdir'}); free some and run the same command again"
+        )
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -109,4 +111,3 @@ def _workdir(given: Path | None) -> Path:
     if given.exists() and not given.is_dir():
         raise KdError(f"--workdir {given}: not a folder; take another")
     return given
-

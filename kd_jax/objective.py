@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kd_jax.types import Array, KdError, Payload, Signal
+from kd_jax.errors import KdError
+from kd_jax.types import Array, Payload, Signal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Literal
 import jax
 import optax
 
-from kd_jax.types import KdError, Params
+from kd_jax.errors import KdError
+from kd_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)

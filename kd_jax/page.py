@@ -44,7 +44,9 @@ def headline(report: Report) -> str:
     models, gap = report["models"], report["gap_recovered"]
     if not {"student_kd", "student_scratch"} <= models.keys():
         best = max((name for name in models if name != "teacher"), key=lambda n: models[n]["bleu"], default="teacher")
-        return f"Best student: {best}, BLEU {models[best]['bleu']:.2f}; the teacher has {models['teacher']['bleu']:.2f}."
+        return (
+            f"Best student: {best}, BLEU {models[best]['bleu']:.2f}; the teacher has {models['teacher']['bleu']:.2f}."
+        )
     teacher, kd, scratch = (models[name] for name in ("teacher", "student_kd", "student_scratch"))
     apart = kd["bleu_ci"][0] > scratch["bleu_ci"][1]
     behind = kd["bleu_ci"][1] < scratch["bleu_ci"][0]
@@ -131,7 +133,9 @@ def draw_trade_off(axes: Any, report: Report) -> None:
         low, high = m["bleu_ci"]
         speed = m["decode_tokens_per_second"]
         axes.errorbar(speed, (low + high) / 2, yerr=(high - low) / 2, color=colour, capsize=4, fmt="none", alpha=0.7)
-        axes.scatter(speed, m["bleu"], s=120 * m["parameters"] / report["models"]["teacher"]["parameters"], color=colour)
+        axes.scatter(
+            speed, m["bleu"], s=120 * m["parameters"] / report["models"]["teacher"]["parameters"], color=colour
+        )
         axes.annotate(name, (speed, m["bleu"]), xytext=(9, 5), textcoords="offset points", fontsize=9, color=colour)
     axes.set_xlim(left=0, right=1.35 * max(m["decode_tokens_per_second"] for m in report["models"].values()))
     axes.set_xlabel("greedy decoding, tokens a second")
@@ -145,7 +149,9 @@ def draw_curves(axes: Sequence[Any], curves: Mapping[str, list]) -> None:
         train = [(row["step"], row["loss"]) for row in log if "loss" in row]
         axes[0].plot(*zip(*valid, strict=True), marker="o", markersize=3, color=colour, label=name)
         axes[1].plot(*zip(*train, strict=True), color=colour, linewidth=1, label=name)
-    for one, title in zip(axes, ("validation cross-entropy, nats a token", "training loss (terms differ)"), strict=True):
+    for one, title in zip(
+        axes, ("validation cross-entropy, nats a token", "training loss (terms differ)"), strict=True
+    ):
         one.set_title(title, fontsize=10)
         one.set_xlabel("step")
     axes[0].legend(fontsize=8, frameon=False)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kd_jax.types import KdError
+from kd_jax.errors import KdError
 
 Tree = Any
 AXIS = "devices"

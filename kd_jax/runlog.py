@@ -21,32 +21,29 @@ class PlainBar:
     """Progress without a terminal: a line every few seconds, with rate, metrics and time left."""
 
     def __init__(self, title: str, total: int):
-        self._title, self._total, self._done, self._base = title, total, 0, 0
+        self._title, self._total, self._done, self._skipped, self._said_at = title, total, 0, 0, 0
         self._start = self._said = time.monotonic()
 
     def advance(self, n: int = 1, **metrics: float) -> None:
-        """n more are done; metrics are shown beside the rate."""
+        """n more are done; metrics are shown beside the rate of the last few seconds."""
         self._done += n
         now = time.monotonic()
         if now - self._said >= PLAIN_SECONDS:
-            self._said = now
-            say(self.line(**metrics))
+            rate = (self._done - self._said_at) / (now - self._said)
+            left = f", {clock((self._total - self._done) / rate)} left"
+            shown = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
+            say(f"{self._title}: {self._done}/{self._total}, {rate:.1f} a second{shown}{left}")
+            self._said, self._said_at = now, self._done
 
     def skip(self, n: int) -> None:
         """n were done by an earlier run: they do not count in the rate."""
-        self._done, self._base = self._done + n, self._base + n
-
-    def line(self, **metrics: float) -> str:
-        """Such as `teacher: 1200/2500, 12.6 a second, loss 2.431, 1:43 left`."""
-        seconds = time.monotonic() - self._start
-        rate = (self._done - self._base) / max(seconds, 1e-9)
-        left = f", {clock((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
-        shown = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
-        return f"{self._title}: {self._done}/{self._total}, {rate:.1f} a second{shown}{left}"
+        self._done, self._skipped, self._said_at = self._done + n, self._skipped + n, self._said_at + n
 
     def close(self) -> None:
         """The closing line."""
-        say(f"{self.line()}, {clock(time.monotonic() - self._start)} in all")
+        seconds = time.monotonic() - self._start
+        rate = (self._done - self._skipped) / max(seconds, 1e-9)
+        say(f"{self._title}: {self._done}/{self._total}, {rate:.1f} a second, {clock(seconds)} in all")
 
 
 class TerminalBar:
@@ -60,7 +57,12 @@ class TerminalBar:
         shown = ("{task.description}", "{task.fields[rate]}", "{task.fields[metrics]}")
         columns = [TextColumn(text) for text in shown]
         self._progress = Progress(
-            columns[0], BarColumn(), MofNCompleteColumn(), *columns[1:], TimeRemainingColumn(), console=Console(stderr=True)
+            columns[0],
+            BarColumn(),
+            MofNCompleteColumn(),
+            *columns[1:],
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
         )
         self._task = self._progress.add_task(title, total=total, rate="", metrics="")
         self._progress.start()

@@ -11,9 +11,12 @@ from pathlib import Path
 import jax
 import tyro
 
-from kd_jax import config, manifest
-from kd_jax.experiment import Experiment
-from kd_jax.types import KdError
+from kd_jax import config, manifest, objective
+from kd_jax.errors import KdError
+from kd_jax.experiment import Experiment, Recipe
+from kd_jax.models.shrink import FromTeacher, layer_maps
+from kd_jax.models.transformer import Transformer
+from kd_jax.parallel import BACKENDS
 
 
 def resolve(path: str, overrides: Sequence[str]) -> Experiment:
@@ -63,17 +66,38 @@ def _in_one_line(panel: str) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """What can be refused before any work is done.
+    """Refuses, before any work is done, what a later phase would refuse.
 
     Raises:
-      KdError: for buckets that do not ascend, or no students.
+      KdError: names the field.
     """
     buckets = experiment.buckets
     if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
         raise KdError(f"buckets: {buckets}; wanted padded lengths in ascending order, such as 12 20 32")
+    if experiment.backend not in BACKENDS:
+        raise KdError(f"backend: {experiment.backend!r}; wanted one of {', '.join(BACKENDS)}")
     for name in experiment.students:
         if name == "teacher" or "/" in name:
             raise KdError(f"students: {name!r} cannot be a student's name; take another")
+    for name, recipe in {"teacher": experiment.teacher, **experiment.students}.items():
+        try:
+            _check_recipe(recipe, experiment.teacher.model, experiment.tokenizer.vocab_size)
+        except KdError as error:
+            raise KdError(f"{name}: {error}") from error
+
+
+def _check_recipe(recipe: Recipe, teacher: Transformer, vocab_size: int) -> None:
+    training = recipe.training
+    for field in ("steps", "tokens_per_batch", "microbatches", "eval_every"):
+        if vars(training)[field] < 1:
+            raise KdError(f"training.{field}: {vars(training)[field]}; wanted at least 1")
+    recipe.model.build(vocab_size)
+    training.optimizer.rate(training.steps)
+    objective.check(recipe.terms)
+    for signal in objective.cached_signals(recipe.terms).values():
+        signal.schema(vocab_size)
+    if isinstance(recipe.init, FromTeacher):
+        layer_maps(recipe.init, teacher, recipe.model)
 
 
 def remember(workdir: Path, path: str, overrides: Sequence[str], experiment: Experiment) -> None:
@@ -91,7 +115,9 @@ def recall(workdir: Path) -> Experiment:
     """
     path = workdir / "experiment.py"
     if not path.exists():
-        raise KdError(f"--workdir {workdir}: holds no run; make one with `python -m kd_jax run CONFIG --workdir {workdir}`")
+        raise KdError(
+            f"--workdir {workdir}: holds no run; make one with `python -m kd_jax run CONFIG --workdir {workdir}`"
+        )
     return resolve(str(path), json.loads((workdir / "overrides.json").read_text()))
 
 

@@ -10,11 +10,12 @@ import jax
 from kd_jax import checkpoint, config, manifest, runlog
 from kd_jax.data import pipeline
 from kd_jax.data.store import Store
+from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, Recipe
 from kd_jax.loop import fit
 from kd_jax.models.shrink import FromCheckpoint, FromTeacher, check_same_shapes, count_parameters, random_params, shrink
 from kd_jax.parallel import Parallel, host, parallel
-from kd_jax.types import Batch, KdError, Params
+from kd_jax.types import Batch, Params
 
 VALID_BATCH = 64
 
@@ -106,7 +107,9 @@ def initial_params(experiment: Experiment, recipe: Recipe, workdir: Path, data: 
       KdError: if the teacher or the checkpoint is missing, or has other shapes or another vocabulary.
     """
     if isinstance(recipe.init, FromTeacher):
-        teacher = checkpoint.load_params(workdir / "teacher", "teacher", experiment.teacher.model.build(data["vocab_size"]))
+        teacher = checkpoint.load_params(
+            workdir / "teacher", "teacher", experiment.teacher.model.build(data["vocab_size"])
+        )
         return shrink(recipe.init, experiment.teacher.model, recipe.model, teacher)
     key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
     if not isinstance(recipe.init, FromCheckpoint):
@@ -114,7 +117,9 @@ def initial_params(experiment: Experiment, recipe: Recipe, workdir: Path, data: 
     folder = Path(recipe.init.folder)
     theirs = manifest.read(folder, "teacher")["inputs"]["consumed.tokenizer"]
     if theirs != data["tokenizer"]:
-        raise KdError(f"init.folder {folder}: its tokeniser is {theirs}, this run's is {data['tokenizer']}; take the same")
+        raise KdError(
+            f"init.folder {folder}: its tokeniser is {theirs}, this run's is {data['tokenizer']}; take the same"
+        )
     params = checkpoint.load_params(folder, "teacher", recipe.model.build(data["vocab_size"]))
     wanted = jax.eval_shape(lambda: random_params(recipe.model, data["vocab_size"], key))
     check_same_shapes(params, wanted, f"init.folder {folder}")

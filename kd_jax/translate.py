@@ -7,7 +7,7 @@ import numpy as np
 from kd_jax import decode
 from kd_jax.data.tokenizer import EOS, START, Tokenizer
 from kd_jax.experiment import Evaluation
-from kd_jax.types import Array, Batch, Model, Params
+from kd_jax.types import Batch, Model, Params
 
 
 def output_length(evaluation: Evaluation, source_length: int) -> int:
@@ -21,11 +21,9 @@ def translate_step(params: Params, batch: Batch, *, model: Model, beam: int, eva
     length = output_length(evaluation, batch.source_BS.shape[1])
     ends = {"start": START, "eos": EOS, "length": length}
     if beam == 1:
-        found = decode.greedy(model, params, batch.source_BS, batch.source_mask_BS, **ends)
-    else:
-        search = functools.partial(decode.beam_search, beam=beam, alpha=evaluation.length_penalty)
-        found = search(model, params, batch.source_BS, batch.source_mask_BS, **ends)
-    return found.ids_BKT[:, 0]
+        return decode.greedy(model, params, batch.source_BS, batch.source_mask_BS, **ends)
+    search = functools.partial(decode.beam_search, beam=beam, alpha=evaluation.length_penalty)
+    return search(model, params, batch.source_BS, batch.source_mask_BS, **ends).ids_BKT[:, 0]
 
 
 def to_text(ids_T: np.ndarray, tokenizer: Tokenizer) -> str:

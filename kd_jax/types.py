@@ -15,13 +15,6 @@ Params = chex.ArrayTree
 Payload = Mapping[str, Array]
 
 
-class KdError(Exception):
-    """Bad input, told in one line that names the thing, what was seen and what to do.
-
-    `main` prints it on standard error and exits with code 2; nothing else is ever caught there.
-    """
-
-
 class Batch(NamedTuple):
     """Examples of one length bucket, padded to it.
 
@@ -75,8 +68,8 @@ class DecodeCache(NamedTuple):
     """What decoding one more token needs; every leaf has B as its first axis.
 
     Attributes:
-      self_kv: one (key, value) pair per decoder layer, each [B, T, D]; position t is filled by step t.
-      cross_kv: one (key, value) pair per decoder layer, each [B, S, D]; constant.
+      self_kv: one (key, value) pair per decoder layer, each [B, H, T, D/H]; position t is filled by step t.
+      cross_kv: one (key, value) pair per decoder layer, each [B, H, S, D/H]; constant.
       source_mask_BS: bool.
     """
 

@@ -72,8 +72,10 @@ def test_one_and_eight_devices_one_and_four_microbatches_agree():
 def test_masked_positions_change_no_bit():
     batch = make_batch()
     junk = np.where(batch.mask_BT, batch.targets_BT, 7).astype(np.int32)
-    other = {k: np.where(batch.mask_BT.reshape(B, T, *[1] * (v.ndim - 2)), v, v[::-1]) for k, v in
-             batch.payload[SIGNAL.name].items()}
+    other = {
+        k: np.where(batch.mask_BT.reshape(B, T, *[1] * (v.ndim - 2)), v, v[::-1])
+        for k, v in batch.payload[SIGNAL.name].items()
+    }
     changed = batch._replace(targets_BT=junk, payload={SIGNAL.name: other})
     chex.assert_trees_all_equal(after_one_step(parallel("jit"), changed), after_one_step(parallel("jit"), batch))
 

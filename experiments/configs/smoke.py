@@ -1,6 +1,6 @@
-"""The whole pipeline in under a minute, on a made-up language: for tests and for a first look. The figures mean nothing.
+"""The whole pipeline in under a minute, on a made-up language: for tests and a first look. Its figures mean nothing.
 
-    python -m kd_jax run experiments/configs/smoke.py --workdir runs/smoke
+python -m kd_jax run experiments/configs/smoke.py --workdir runs/smoke
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from kd_jax.types import KdError
+from kd_jax.errors import KdError
 
 KINDS = ("synopsis", "paragraph")
 LANGUAGES = ("en", "fr", "de")
@@ -53,7 +53,12 @@ def fetch_lists(folder: Path) -> Path:
         "Debug::NoLocking": "true",
         "APT::Update::Error-Mode": "any",
     }
-    command = ["apt-get", *(part for key, value in options.items() for part in ("-o", f"{key}={value}")), "-q", "update"]
+    command = [
+        "apt-get",
+        *(part for key, value in options.items() for part in ("-o", f"{key}={value}")),
+        "-q",
+        "update",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     translations = list((beside / "lists").glob("*_Translation-fr*"))
     if result.returncode and not translations:
@@ -66,11 +71,15 @@ def fetch_lists(folder: Path) -> Path:
 
 
 def read_index(folder: Path, pattern: str) -> Iterator[dict[str, list[str]]]:
-    """Stanzas of all index files that match, whatever their compression: field -> its lines."""
-    helper = "/usr/lib/apt/apt-helper"
+    """Stanzas of all index files that match: field -> its lines."""
     for path in sorted((folder / "lists").glob(pattern)):
-        text = subprocess.run([helper, "cat-file", str(path)], capture_output=True, check=True).stdout
-        yield from stanzas(text.decode("utf-8"))
+        yield from stanzas(read_file(path))
+
+
+def read_file(path: Path) -> str:
+    """An index file's text, whatever compression apt keeps it in."""
+    result = subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", str(path)], capture_output=True, check=True)
+    return result.stdout.decode("utf-8")
 
 
 def stanzas(text: str) -> Iterator[dict[str, list[str]]]:
@@ -99,7 +108,9 @@ def paragraphs(description: list[str]) -> list[str]:
             blocks.append([])
         else:
             blocks[-1].append(line)
-    return ["" if any(re.match(r"\s|[-*+•]\s", line) for line in block) else " ".join(block).strip() for block in blocks]
+    return [
+        "" if any(re.match(r"\s|[-*+•]\s", line) for line in block) else " ".join(block).strip() for block in blocks
+    ]
 
 
 def descriptions(folder: Path, language: str) -> dict[str, tuple[str, list[str]]]:
@@ -198,7 +209,11 @@ class DebianDescriptions(tfds.core.GeneratorBasedBuilder):
     def _fields(self) -> tuple[str, ...]:
         """The text fields; the first is the one that a model reads."""
         name = self.builder_config.name
-        return {"summaries": ("description", "synopsis"), "english": ("text",)}[name] if "-" not in name else tuple(name.split("-"))
+        return (
+            {"summaries": ("description", "synopsis"), "english": ("text",)}[name]
+            if "-" not in name
+            else tuple(name.split("-"))
+        )
 
     def _info(self) -> tfds.core.DatasetInfo:
         names = ("package", "source_package", "kind", *self._fields())

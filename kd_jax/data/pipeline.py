@@ -16,7 +16,8 @@ import numpy as np
 
 from kd_jax.data.store import Store
 from kd_jax.data.tokenizer import START
-from kd_jax.types import Batch, Field, KdError
+from kd_jax.errors import KdError
+from kd_jax.types import Batch, Field
 
 DIGEST = {"digest": Field((), "uint8")}  # the field by which a cache's record names its example
 ENDLESS = 2**40  # batches; a run stops long before
@@ -60,7 +61,9 @@ class Split:
         records = {signal: dict(store[i]) for signal, store in self.payloads.items()}
         for signal, record in records.items():
             if not np.array_equal(record.pop("digest"), example_digest(example)):
-                raise KdError(f"cache {signal}: record {i} was made for other token ids than example {i} of {self.name}")
+                raise KdError(
+                    f"cache {signal}: record {i} was made for other token ids than example {i} of {self.name}"
+                )
         return example, records
 
 
@@ -183,16 +186,19 @@ class EvalBatches(Sequence):
     """
 
     def __init__(
-        self, split: Split, buckets: Sequence[int], batch_size: int, divisor: int = 1, indices: Sequence[int] | None = None
+        self,
+        split: Split,
+        buckets: Sequence[int],
+        batch_size: int,
+        divisor: int = 1,
+        indices: Sequence[int] | None = None,
     ):
         self._split = split
         self._rows = -(-batch_size // divisor) * divisor
         indices = np.arange(len(split)) if indices is None else np.asarray(indices)
         padded = padded_lengths(split.lengths[indices], buckets)
         self._plan = [
-            (int(length), part)
-            for length in np.unique(padded)
-            for part in _cut(indices[padded == length], self._rows)
+            (int(length), part) for length in np.unique(padded) for part in _cut(indices[padded == length], self._rows)
         ]
 
     def __len__(self) -> int:

@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from kd_jax.types import KdError
+from kd_jax.errors import KdError
 
 Example = dict[str, str]
 Splits = dict[str, list[Example]]
@@ -48,7 +49,9 @@ class Tfds:
         try:
             builder = tfds.builder(self.dataset, data_dir=folder, file_format="array_record")
         except (tfds.core.DatasetNotFoundError, ValueError) as error:
-            raise KdError(f"source.dataset: {self.dataset!r} ({str(error).splitlines()[0]}); see tfds.list_builders()") from error
+            raise KdError(
+                f"source.dataset: {self.dataset!r} ({str(error).splitlines()[0]}); see tfds.list_builders()"
+            ) from error
         tfds.disable_progress_bar()
         builder.download_and_prepare()
         return {
@@ -67,18 +70,21 @@ class Debian:
     Attributes:
       pair: "en-fr" or "en-de".
       kinds: "synopsis" (one line), "paragraph", or both.
+      max_characters: longest text kept, of either side, in every split; 0 for all.
       data_dir: where apt's lists and the prepared dataset are kept.
       limit: examples kept of a split; 0 for all.
     """
 
     pair: Literal["en-fr", "en-de"] = "en-fr"
     kinds: tuple[str, ...] = ("synopsis",)
+    max_characters: int = 0
     data_dir: str = "~/.cache/kd_jax"
     limit: int = 0
 
     @property
     def name(self) -> str:
-        return f"debian_descriptions/{self.pair} ({' and '.join(self.kinds)})"
+        most = f", to {self.max_characters} characters" if self.max_characters else ""
+        return f"debian_descriptions/{self.pair} ({' and '.join(self.kinds)}{most})"
 
     def splits(self, fields: Sequence[str]) -> Splits:
         """The three splits; a source package is in one of them only."""
@@ -92,10 +98,16 @@ class Debian:
         )
         debian.tfds.disable_progress_bar()
         builder.download_and_prepare()
+        most = self.max_characters or math.inf
+
+        def kept(row: Example) -> bool:
+            return row["kind"] in self.kinds and all(len(row[field]) <= most for field in fields)
+
         splits = {}
         for split in SPLITS:
-            rows = ({key: _text(row, key, self.name) for key in ("kind", *fields)} for row in builder.as_data_source(split))
-            splits[split] = list(_first((row for row in rows if row["kind"] in self.kinds), self.limit))
+            data = builder.as_data_source(split)
+            rows = ({key: _text(row, key, self.name) for key in ("kind", *fields)} for row in data)
+            splits[split] = list(_first(filter(kept, rows), self.limit))
         return splits
 
 
@@ -154,8 +166,10 @@ class Toy:
     def splits(self, fields: Sequence[str]) -> Splits:
         """Distinct sentences, cut into the three splits."""
         rng = np.random.default_rng(self.seed)
-        numbers, colours, nouns = "one two three four five six seven".split(), "red blue green white black".split(), (
-            "houses boats birds stones trees clouds doors lamps".split()
+        numbers, colours, nouns = (
+            ["one", "two", "three", "four", "five", "six", "seven"],
+            ["red", "blue", "green", "white", "black"],
+            (["houses", "boats", "birds", "stones", "trees", "clouds", "doors", "lamps"]),
         )
         seen: dict[str, str] = {}
         while len(seen) < self.examples + 2 * (self.examples // 8):
@@ -175,7 +189,9 @@ def read_files(paths: Sequence[str], fields: Sequence[str], where: str) -> list[
     if len(paths) == 1:
         return [_json_example(line, fields, f"{paths[0]}, line {n}") for n, line in enumerate(read_lines(paths[0]), 1)]
     if len(paths) != len(fields):
-        raise KdError(f"{where}: {len(paths)} files for the fields {', '.join(fields)}; wanted one .jsonl or one for each")
+        raise KdError(
+            f"{where}: {len(paths)} files for the fields {', '.join(fields)}; wanted one .jsonl or one for each"
+        )
     sides = [read_lines(path) for path in paths]
     if len({len(side) for side in sides}) > 1:
         counts = ", ".join(f"{path} has {len(side)} lines" for path, side in zip(paths, sides, strict=True))
@@ -196,7 +212,9 @@ def read_lines(path: str) -> list[str]:
         try:
             line.decode()
         except UnicodeDecodeError as error:
-            raise KdError(f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); convert it with iconv") from error
+            raise KdError(
+                f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); convert it with iconv"
+            ) from error
     return [line.decode().rstrip("\r") for line in lines]
 
 

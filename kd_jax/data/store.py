@@ -16,7 +16,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from kd_jax import manifest
-from kd_jax.types import Field, KdError
+from kd_jax.errors import KdError
+from kd_jax.types import Field
 
 OPTIONS = "group_size:1,zstd:3"
 # A store below this size is read into memory whole: one shard, one sequential read.

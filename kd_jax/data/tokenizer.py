@@ -10,7 +10,7 @@ from typing import Literal
 
 import sentencepiece
 
-from kd_jax.types import KdError
+from kd_jax.errors import KdError
 
 PAD, START, EOS, UNKNOWN = range(4)
 
@@ -55,7 +55,9 @@ class SentencePiece:
             )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise KdError(f"tokenizer.vocab_size: {self.vocab_size} does not suit the training text ({reason})") from error
+            raise KdError(
+                f"tokenizer.vocab_size: {self.vocab_size} does not suit the training text ({reason})"
+            ) from error
         beside = path.with_name(path.name + ".part")
         beside.write_bytes(model.getvalue())
         os.replace(beside, path)

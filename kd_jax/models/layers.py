@@ -53,23 +53,23 @@ class Dropout(nn.Module):
         return jnp.where(bytes_BX.reshape(x_BTD.shape) < keep, x_BTD * (256 / keep), jnp.zeros_like(x_BTD))
 
 
-def attend(q_BTD: Array, k_BSD: Array, v_BSD: Array, bias: Array, heads: int) -> Array:
-    """softmax(q k' / sqrt(d) + bias) v per head, [B, T, D]; bias is [B or 1, 1, T or 1, S].
+def split_heads(x_BTD: Array, heads: int) -> Array:
+    """[B, T, D] to [B, H, T, D/H]."""
+    return x_BTD.reshape(*x_BTD.shape[:2], heads, -1).swapaxes(1, 2)
 
-    Heads and examples are one batch axis of both products: on CPU its gradient is a quarter faster.
+
+def attend(q_BHTd: Array, k_BHSd: Array, v_BHSd: Array, bias: Array) -> Array:
+    """softmax(q k' / sqrt(d) + bias) v per head, heads side by side again: [B, T, D].
+
+    Examples and heads are one batch axis of both products: on CPU their gradient is a quarter faster so.
+    bias is [B or 1, 1, T or 1, S].
     """
-    q_NTd, k_NSd, v_NSd = (_split_heads(x, heads) for x in (q_BTD, k_BSD, v_BSD))
+    q_NTd, k_NSd, v_NSd = (x.reshape(-1, *x.shape[2:]) for x in (q_BHTd, k_BHSd, v_BHSd))
+    batch, heads, length, _ = q_BHTd.shape
     scores_NTS = jnp.einsum("ntd,nsd->nts", q_NTd, k_NSd) * (q_NTd.shape[-1] ** -0.5)
-    scores_BHTS = scores_NTS.reshape(-1, heads, *scores_NTS.shape[1:]) + bias
-    weights_NTS = jax.nn.softmax(scores_BHTS, axis=-1).reshape(scores_NTS.shape)
-    heads_BHTd = jnp.einsum("nts,nsd->ntd", weights_NTS, v_NSd).reshape(-1, heads, *q_NTd.shape[1:])
-    return heads_BHTd.swapaxes(1, 2).reshape(q_BTD.shape)
-
-
-def _split_heads(x_BTD: Array, heads: int) -> Array:
-    """[B, T, D] to [B * H, T, D / H]."""
-    x_BHTd = x_BTD.reshape(*x_BTD.shape[:2], heads, -1).swapaxes(1, 2)
-    return x_BHTd.reshape(-1, *x_BHTd.shape[2:])
+    weights_BHTS = jax.nn.softmax(scores_NTS.reshape(batch, heads, length, -1) + bias, axis=-1)
+    out_NTd = jnp.einsum("nts,nsd->ntd", weights_BHTS.reshape(scores_NTS.shape), v_NSd)
+    return out_NTd.reshape(q_BHTd.shape).swapaxes(1, 2).reshape(batch, length, -1)
 
 
 def mask_bias(mask: Array) -> Array:
@@ -88,15 +88,19 @@ class SelfAttention(nn.Module):
         self.out = Dense(self.d_model)
 
     def __call__(self, x_BTD: Array, bias: Array) -> Array:
-        q, k, v = jnp.split(self.qkv(x_BTD), 3, axis=-1)
-        return self.out(attend(q, k, v, bias, self.heads))
+        return self.out(attend(*self.split(x_BTD), bias))
+
+    def split(self, x_BTD: Array) -> list[Array]:
+        """Queries, keys and values, each [B, H, T, D/H]."""
+        return [split_heads(x, self.heads) for x in jnp.split(self.qkv(x_BTD), 3, axis=-1)]
 
     def step(self, x_B1D: Array, kv: tuple[Array, Array], position: Array) -> tuple[Array, tuple[Array, Array]]:
-        """One token at `position`: its key and value enter the cache, each [B, T, D]."""
-        q, k, v = jnp.split(self.qkv(x_B1D), 3, axis=-1)
-        k_BTD, v_BTD = (jax.lax.dynamic_update_slice_in_dim(c, new, position, 1) for c, new in zip(kv, (k, v), strict=True))
-        seen = mask_bias(jnp.arange(k_BTD.shape[1]) <= position)[None, None, None, :]
-        return self.out(attend(q, k_BTD, v_BTD, seen, self.heads)), (k_BTD, v_BTD)
+        """One token at `position`: its key and value enter the cache, each [B, H, T, D/H]."""
+        q, k, v = self.split(x_B1D)
+        update = jax.lax.dynamic_update_slice_in_dim
+        kv = update(kv[0], k, position, 2), update(kv[1], v, position, 2)
+        seen = mask_bias(jnp.arange(kv[0].shape[2]) <= position)[None, None, None, :]
+        return self.out(attend(q, *kv, seen)), kv
 
 
 class CrossAttention(nn.Module):
@@ -111,7 +115,7 @@ class CrossAttention(nn.Module):
         self.out = Dense(self.d_model)
 
     def __call__(self, x_BTD: Array, kv: tuple[Array, Array], bias: Array) -> Array:
-        return self.out(attend(self.q(x_BTD), *kv, bias, self.heads))
+        return self.out(attend(split_heads(self.q(x_BTD), self.heads), *kv, bias))
 
 
 class FeedForward(nn.Module):

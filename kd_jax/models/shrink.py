@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.errors import KdError
 from kd_jax.models.transformer import Transformer
-from kd_jax.types import Array, KdError, Params
+from kd_jax.types import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +61,29 @@ def layer_map(given: tuple[int, ...], teacher_layers: int, student_layers: int, 
         raise KdError(f"{field}: {student_layers} student layers from {teacher_layers}; name a teacher layer for each")
     layers = given or spaced(teacher_layers, student_layers)
     if len(layers) != student_layers:
-        raise KdError(f"{field}: {len(layers)} entries {layers}; wanted one for each of {student_layers} student layers")
+        raise KdError(
+            f"{field}: {len(layers)} entries {layers}; wanted one for each of {student_layers} student layers"
+        )
     for layer in layers:
         if not 0 <= layer < teacher_layers:
             raise KdError(f"{field}: layer {layer}; wanted 0 to {teacher_layers - 1}")
     return layers
+
+
+def layer_maps(init: FromTeacher, teacher: Transformer, student: Transformer) -> dict[str, tuple[int, ...]]:
+    """Stack -> the teacher's layer that each of the student's starts as.
+
+    Raises:
+      KdError: where the widths differ or a layer map does not fit.
+    """
+    for field in ("d_model", "heads", "d_ff", "norm"):
+        ours, theirs = vars(student)[field], vars(teacher)[field]
+        if ours != theirs:
+            raise KdError(f"model.{field}: {ours}, the teacher's is {theirs}; init=FromTeacher wants them equal")
+    return {
+        "encoder": layer_map(init.encoder, teacher.encoder_layers, student.encoder_layers, "init.encoder"),
+        "decoder": layer_map(init.decoder, teacher.decoder_layers, student.decoder_layers, "init.decoder"),
+    }
 
 
 def shrink(init: FromTeacher, teacher: Transformer, student: Transformer, params: Params) -> Params:
@@ -79,19 +98,11 @@ def shrink(init: FromTeacher, teacher: Transformer, student: Transformer, params
       A tree of the student's structure that shares the teacher's arrays.
 
     Raises:
-      KdError: where the widths differ or a layer map does not fit.
+      KdError: as `layer_maps`.
     """
-    for field in ("d_model", "heads", "d_ff", "norm"):
-        ours, theirs = vars(student)[field], vars(teacher)[field]
-        if ours != theirs:
-            raise KdError(f"student model.{field}: {ours}, the teacher's is {theirs}; FromTeacher wants them equal")
-    maps = {
-        "encoder": layer_map(init.encoder, teacher.encoder_layers, student.encoder_layers, "init.encoder"),
-        "decoder": layer_map(init.decoder, teacher.decoder_layers, student.decoder_layers, "init.decoder"),
-    }
     rest = {name: value for name, value in params.items() if not re.fullmatch(r"(en|de)coder_\d+", name)}
-    picked = {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps.items() for i, j in enumerate(layers)}
-    return rest | picked
+    maps = layer_maps(init, teacher, student).items()
+    return rest | {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps for i, j in enumerate(layers)}
 
 
 def count_parameters(params: Params) -> tuple[int, int]:

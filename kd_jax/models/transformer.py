@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.models.layers import Block, Dropout, mask_bias, sinusoids
-from kd_jax.types import Array, Batch, DecodeCache, KdError, Model, Params
+from kd_jax.errors import KdError
+from kd_jax.models.layers import Block, Dropout, mask_bias, sinusoids, split_heads
+from kd_jax.types import Array, Batch, DecodeCache, Model, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,22 +100,24 @@ class EncoderDecoder(nn.Module):
         return self.encoder_norm(x_BSD)
 
     def cross_kv(self, memory_BSD: Array) -> tuple[tuple[Array, Array], ...]:
-        """Keys and values of every decoder layer from one product; (key, value) pairs, each [B, S, D]."""
+        """Keys and values of every decoder layer from one product; (key, value) pairs, each [B, H, S, D/H]."""
         kernel = jnp.concatenate([layer.cross_attention.kv for layer in self.decoder], axis=1)
         flat = memory_BSD.reshape(-1, memory_BSD.shape[-1]) @ kernel
         parts = jnp.split(flat.reshape(*memory_BSD.shape[:-1], -1), 2 * len(self.decoder), axis=-1)
-        return tuple(zip(parts[::2], parts[1::2], strict=True))
+        heads = [split_heads(part, self.config.heads) for part in parts]
+        return tuple(zip(heads[::2], heads[1::2], strict=True))
 
     def start(self, source_BS: Array, source_mask_BS: Array, length: int) -> DecodeCache:
         """Encodes the source and makes room for `length` target tokens."""
         memory_BSD = self.encode(source_BS, source_mask_BS, jnp.zeros(source_BS.shape[0], jnp.int32))
-        empty = jnp.zeros((source_BS.shape[0], length, self.config.d_model), memory_BSD.dtype)
+        c = self.config
+        empty = jnp.zeros((source_BS.shape[0], c.heads, length, c.d_model // c.heads), memory_BSD.dtype)
         return DecodeCache(tuple((empty, empty) for _ in self.decoder), self.cross_kv(memory_BSD), source_mask_BS)
 
     def decode_step(self, cache: DecodeCache, token_B: Array, position: Array) -> tuple[Array, DecodeCache]:
         """Logits of the next token after `token_B`, which stands at `position` (scalar)."""
         c = self.config
-        length = cache.self_kv[0][0].shape[1]
+        length = cache.self_kv[0][0].shape[2]
         place = jax.lax.dynamic_slice_in_dim(sinusoids(length, c.d_model), position, 1)
         x_B1D = self.embedding[token_B][:, None] * c.d_model**0.5 + place[None]
         cross_bias = mask_bias(cache.source_mask_BS)[:, None, None, :]

@@ -121,10 +121,14 @@ def quality(
     with runlog.progress(f"evaluate {name}", len(batches)) as bar:
         for batch in batches:
             on_device = spread.shard(batch._replace(payload={}))
-            sums.append(jax.device_get(spread.first(functions.compare(shape)((params["teacher"], params[name]), on_device))))
+            sums.append(
+                jax.device_get(spread.first(functions.compare(shape)((params["teacher"], params[name]), on_device)))
+            )
             for beam, found in texts.items():
                 ids_BT = spread.gather(functions.translate(shape, beam, spread)(params[name], on_device))
-                found |= {int(i): to_text(ids, tokenizer) for i, ids in zip(batch.index_B, ids_BT, strict=True) if i >= 0}
+                found |= {
+                    int(i): to_text(ids, tokenizer) for i, ids in zip(batch.index_B, ids_BT, strict=True) if i >= 0
+                }
             bar.advance(1)
     added = jax.tree.map(lambda *parts: sum(parts), *sums)
     translations = [

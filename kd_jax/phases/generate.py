@@ -13,10 +13,11 @@ import numpy as np
 from kd_jax import checkpoint, manifest
 from kd_jax.data.pipeline import padded_lengths
 from kd_jax.data.tokenizer import EOS, Tokenizer
+from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 from kd_jax.parallel import parallel
 from kd_jax.translate import to_text, translate_step
-from kd_jax.types import Batch, KdError
+from kd_jax.types import Batch
 
 BATCH = 64
 
@@ -39,13 +40,13 @@ def run(experiment: Experiment, workdir: Path, model: str = "", beam: int = 1) -
         near = difflib.get_close_matches(name, ("teacher", *experiment.students), 1, 0.0)
         raise KdError(f"--model {name}: no such model; did you mean {' '.join(near)}?")
     recipe = experiment.teacher if name == "teacher" else experiment.students[name]
-    folder, phase = (
-        (workdir / "teacher", "teacher") if name == "teacher" else (workdir / "students" / name, "student")
-    )
+    folder, phase = (workdir / "teacher", "teacher") if name == "teacher" else (workdir / "students" / name, "student")
     tokenizer = Tokenizer(workdir / "data" / "tokenizer.model")
     trained_with = manifest.read(folder, phase)["inputs"]["consumed.tokenizer"]
     if tokenizer.digest() != trained_with:
-        raise KdError(f"{workdir}/data/tokenizer.model is not the tokeniser that {name} was trained with; redo `prepare`")
+        raise KdError(
+            f"{workdir}/data/tokenizer.model is not the tokeniser that {name} was trained with; redo `prepare`"
+        )
     network = recipe.model.build(tokenizer.vocab_size)
     spread = parallel("jit")
     params = spread.replicate(checkpoint.load_params(folder, phase, network))
@@ -58,7 +59,9 @@ def run(experiment: Experiment, workdir: Path, model: str = "", beam: int = 1) -
         for length in np.unique(padded):
             places = [i for i in np.flatnonzero(padded == length) if lines[i].strip()]
             if places:
-                ids_BT = spread.gather(step(params, spread.shard(source_batch([encoded[i] for i in places], int(length)))))
+                ids_BT = spread.gather(
+                    step(params, spread.shard(source_batch([encoded[i] for i in places], int(length))))
+                )
                 for i, ids in zip(places, ids_BT, strict=False):
                     written[i] = to_text(ids, tokenizer)
         sys.stdout.write("".join(line + "\n" for line in written))

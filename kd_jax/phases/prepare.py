@@ -11,8 +11,8 @@ from kd_jax import config, manifest, runlog
 from kd_jax.data import store
 from kd_jax.data.sources import SPLITS, without_leaks
 from kd_jax.data.tokenizer import EOS, Tokenizer
+from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
-from kd_jax.types import KdError
 
 
 def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:

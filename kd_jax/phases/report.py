@@ -77,7 +77,10 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
 
 def finished_phases(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]:
     """Phase (with the model's or the signal's name) -> manifest, in the order of a run."""
-    phases = {"prepare": manifest.read(workdir / "data", "prepare"), "teacher": manifest.read(workdir / "teacher", "teacher")}
+    phases = {
+        "prepare": manifest.read(workdir / "data", "prepare"),
+        "teacher": manifest.read(workdir / "teacher", "teacher"),
+    }
     terms = {f"{name}.{key}": term for name, one in experiment.students.items() for key, term in one.terms.items()}
     for signal in cached_signals(terms):
         phases[f"cache.{signal}"] = manifest.read(workdir / "cache" / signal, "cache")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from kd_jax import manifest
 from kd_jax.data.store import Store
+from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 from kd_jax.models.shrink import FromTeacher
 from kd_jax.objective import cached_signals
 from kd_jax.train import train_model
-from kd_jax.types import KdError
 
 
 def run(experiment: Experiment, workdir: Path, force: bool = False, only: str = "") -> None:

@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from kd_jax.types import Array, Field, KdError, Payload
+from kd_jax.errors import KdError
+from kd_jax.types import Array, Field, Payload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,9 @@ class TopK:
         beyond_NX = jnp.concatenate([stored_NX[:, self.k :], payload["rest"].astype(jnp.float32)[:, None]], axis=-1)
         return (
             jax.nn.log_softmax(_with_rest(stored_NX[:, : self.k], beyond_NX), axis=-1),
-            jax.nn.log_softmax(_with_rest(jnp.take_along_axis(logits_NV, ids_NK, -1), _without(logits_NV, ids_NK)), axis=-1),
+            jax.nn.log_softmax(
+                _with_rest(jnp.take_along_axis(logits_NV, ids_NK, -1), _without(logits_NV, ids_NK)), axis=-1
+            ),
         )
 
 

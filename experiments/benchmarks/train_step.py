@@ -1,0 +1,135 @@
+"""The quickstart's teacher step against a PyTorch (transformers' Marian) model of the same shape, batch and precision.
+
+    pip install torch==2.13.0 transformers
+    python experiments/benchmarks/train_step.py --json train_step.json
+
+Both: float32, the same random token ids, dropout 0.1, label smoothing 0.1, clipping at norm 1, AdamW. The steps are
+timed in turn, in blocks, in one process; medians.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jax
+import numpy as np
+
+from kd_jax import config
+from kd_jax.experiment import Experiment
+from kd_jax.step import init_state, train_step
+from kd_jax.types import Batch
+
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
+LENGTH, BLOCK = 16, 5
+
+
+def jax_step(experiment: Experiment, ids: np.ndarray) -> Callable[[], Any]:
+    """() -> after one update; batch: sources, decoder inputs and targets, each [B, T]."""
+    recipe, vocab_size = experiment.teacher, experiment.tokenizer.vocab_size
+    model, tx = recipe.model.build(vocab_size), recipe.training.optimizer.build(recipe.training.steps)
+    batch = Batch(np.arange(ids.shape[1], dtype=np.int32), ids[0], ids[0] > 0, ids[1], ids[2], ids[2] > 0, {})
+    batch = jax.device_put(batch)
+    step = jax.jit(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate_argnums=0)
+    state = init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx)
+
+    def run() -> None:
+        nonlocal state
+        state, sums = step(state, batch)
+        jax.block_until_ready(sums)
+
+    return run
+
+
+def torch_step(experiment: Experiment, ids: np.ndarray) -> Callable[[], Any]:
+    """The same with transformers' Marian."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        sys.exit("error: torch or transformers is missing; pip install torch==2.13.0 transformers")
+    import torch
+    from transformers import MarianConfig, MarianMTModel
+
+    shape, optimizer = experiment.teacher.model, experiment.teacher.training.optimizer
+    torch.manual_seed(0)
+    model = MarianMTModel(
+        MarianConfig(
+            vocab_size=experiment.tokenizer.vocab_size,
+            d_model=shape.d_model,
+            encoder_layers=shape.encoder_layers,
+            decoder_layers=shape.decoder_layers,
+            encoder_attention_heads=shape.heads,
+            decoder_attention_heads=shape.heads,
+            encoder_ffn_dim=shape.d_ff,
+            decoder_ffn_dim=shape.d_ff,
+            activation_function="relu",
+            dropout=shape.dropout,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            scale_embedding=True,
+            pad_token_id=0,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+            forced_eos_token_id=None,
+        )
+    ).train()
+    adamw = torch.optim.AdamW(model.parameters(), lr=optimizer.learning_rate, weight_decay=0.0)
+    source, inputs, targets = (torch.from_numpy(x.astype(np.int64)) for x in ids)
+    mask = torch.ones_like(source)
+    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+
+    def run() -> None:
+        logits = model(input_ids=source, attention_mask=mask, decoder_input_ids=inputs, use_cache=False).logits
+        loss = loss_of(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+        loss.item()
+
+    return run
+
+
+def main() -> None:
+    """Prints the table; writes it to --json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where the rows are written")
+    parser.add_argument("--blocks", type=int, default=12, help=f"of {BLOCK} steps of each, in turn")
+    arguments = parser.parse_args()
+    experiment = config.load(CONFIG)
+    rows_in_batch = experiment.teacher.training.tokens_per_batch // LENGTH
+    shape = (3, rows_in_batch, LENGTH)
+    ids = np.random.default_rng(0).integers(4, experiment.tokenizer.vocab_size, shape).astype(np.int32)
+    cases = {"kd_jax": jax_step(experiment, ids), "torch_marian": torch_step(experiment, ids)}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for step in cases.values():
+        for _ in range(3):
+            step()
+    for _ in range(arguments.blocks):
+        for name, step in cases.items():
+            for _ in range(BLOCK):
+                began = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    rows = [
+        {"case": name, "seconds": median, "target_tokens_per_second": rows_in_batch * LENGTH / median}
+        for name, median in medians.items()
+    ]
+    ratio = medians["torch_marian"] / medians["kd_jax"]
+    for row in rows:
+        rate = row["target_tokens_per_second"]
+        print(f"{row['case']:14s} {1e3 * row['seconds']:7.1f} ms a step {rate:8.0f} tokens a second")
+    print(f"tokens a second, kd_jax over PyTorch: {ratio:.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": rows, "ratio": ratio}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""The one error that a user is meant to see; imports nothing, so that the command line answers at once."""
+
+
+class KdError(Exception):
+    """Bad input, told in one line that names the thing, what was seen and what to do.
+
+    `main` prints it on standard error and exits with code 2.
+    """

@@ -1,0 +1,114 @@
+"""The Debian builder on index files that the test writes; no network."""
+
+import pytest
+
+from kd_jax.data import debian
+from kd_jax.data.sources import Debian
+from kd_jax.errors import KdError
+
+ENGLISH = """Package: foo
+Description-md5: 1
+Description-en: a library of foo
+ First paragraph that goes on
+ over two lines.
+ .
+  * a list
+ .
+ Last one.
+
+Package: foo-doc
+Description-md5: 2
+Description-en: documentation
+
+Package: bar
+Description-md5: 3
+Description-en: a tool
+ Only here.
+"""
+FRENCH = """Package: foo
+Description-md5: 1
+Description-fr: une bibliothèque de foo
+ Premier paragraphe qui
+ continue.
+ .
+  * une liste
+ .
+ Le dernier.
+
+Package: foo-doc
+Description-md5: 2
+Description-fr: documentation
+
+Package: bar
+Description-md5: 3
+Description-fr: un outil
+"""
+PACKAGES = "Package: foo\nVersion: 1\n\nPackage: foo-doc\nSource: foo (1.2)\n\nPackage: bar\n"
+
+
+@pytest.fixture
+def lists(tmp_path, monkeypatch):
+    """A folder as apt leaves it."""
+    folder = tmp_path / "apt" / "lists"
+    folder.mkdir(parents=True)
+    for name, text in (("x_Translation-en", ENGLISH), ("x_Translation-fr", FRENCH), ("x_Packages", PACKAGES)):
+        (folder / name).write_text(text)
+    monkeypatch.setattr(debian, "read_file", lambda path: path.read_text())
+    return tmp_path / "apt"
+
+
+def test_pairs_are_joined_on_the_digest_and_carry_their_source_package(lists):
+    rows = list(debian.rows(lists, "en-fr"))
+    assert [(row["kind"], row["en"], row["fr"]) for row in rows] == [
+        ("synopsis", "a library of foo", "une bibliothèque de foo"),
+        ("paragraph", "First paragraph that goes on over two lines.", "Premier paragraphe qui continue."),
+        ("paragraph", "Last one.", "Le dernier."),
+        ("synopsis", "documentation", "documentation"),
+        ("synopsis", "a tool", "un outil"),
+    ]
+    assert {row["package"]: row["source_package"] for row in rows} == {"foo": "foo", "foo-doc": "foo", "bar": "bar"}
+
+
+def test_summaries_and_plain_english(lists):
+    assert [row["synopsis"] for row in debian.rows(lists, "summaries")] == ["a library of foo", "a tool"]
+    assert [row["text"] for row in debian.rows(lists, "english")][-1] == "Only here."
+
+
+def test_untranslated_and_repeated_pairs_are_dropped_and_counted(lists):
+    rows = [*debian.rows(lists, "en-fr"), *debian.rows(lists, "en-fr")]
+    splits, dropped = debian.clean_splits(iter(rows), ("en", "fr"))
+    assert sum(map(len, splits.values())) == 4
+    assert dropped["untranslated"] == 2 and dropped["repeated"] == 4
+
+
+def test_a_source_package_is_in_one_split_and_test_sources_are_not_trained_on():
+    names = [f"package{i}" for i in range(400)]
+    examples = [
+        {"source_package": name, "kind": "synopsis", "en": f"text {i % 300} {k}", "fr": f"texte {i % 300} {k} {name}"}
+        for i, name in enumerate(names)
+        for k in range(2)
+    ]
+    splits, _ = debian.clean_splits(iter(examples), ("en", "fr"))
+    owners = [{row["source_package"] for row in rows} for rows in splits.values()]
+    assert not owners[0] & owners[1] and not owners[0] & owners[2] and not owners[1] & owners[2]
+    trained = {row["en"] for row in splits["train"]}
+    assert splits["test"] and not any(row["en"] in trained for row in splits["test"])
+
+
+def test_without_apt_the_alternatives_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(debian.shutil, "which", lambda _: None)
+    with pytest.raises(KdError, match="no apt-get.*Files.*Tfds"):
+        Debian(data_dir=str(tmp_path)).splits(("en", "fr"))
+    assert not (tmp_path / "apt").exists()
+    assert not list(tmp_path.rglob("dataset_info.json"))
+
+
+def test_the_builder_prepares_and_reads_without_tensorflow(lists, tmp_path):
+    import sys
+
+    splits = Debian(data_dir=str(tmp_path), max_characters=20).splits(("en", "fr"))
+    texts = sorted(row["en"] for rows in splits.values() for row in rows)
+    assert texts == ["Last one.", "a tool"]
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(KdError, match="source.kinds"):
+        Debian(kinds=("novel",)).splits(("en", "fr"))

@@ -1,0 +1,112 @@
+"""Top-k with the exact remaining mass: traps 4, 5, 7 and the dtypes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_jax.errors import KdError
+from kd_jax.losses.cross_entropy import cross_entropy
+from kd_jax.losses.divergence import forward_kl
+from kd_jax.objective import Term, token_losses
+from kd_jax.signals.topk import TopK
+
+N, V = 6, 17
+RNG = np.random.default_rng(0)
+# Multiples of 1/16, which float16 holds exactly.
+TEACHER, STUDENT = (jnp.asarray(RNG.integers(-64, 64, (N, V)) / 16, jnp.float32) for _ in range(2))
+TARGETS = jnp.asarray(RNG.integers(0, V, N), jnp.int32)
+
+
+def kd(signal, student=STUDENT, teacher=TEACHER):
+    """The KD term's loss per token, T^2 included."""
+    payload = {signal.name: signal.reduce(teacher)}
+    return token_losses({"kd": Term(forward_kl, signal=signal)}, student, TARGETS, payload)["kd"]
+
+
+def dense(temperature, student=STUDENT, teacher=TEACHER):
+    p, q = (jax.nn.log_softmax(x / temperature) for x in (teacher, student))
+    return temperature**2 * forward_kl(p, q)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_k_equal_to_v_is_dense_in_value_and_gradient(temperature):
+    signal = TopK(k=V, temperature=temperature)
+    np.testing.assert_allclose(kd(signal), dense(temperature), rtol=1e-4, atol=1e-6)
+    got, want = (
+        jax.grad(lambda s, f=f: f(s).sum())(STUDENT) for f in (lambda s: kd(signal, s), lambda s: dense(temperature, s))
+    )
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@given(st.integers(1, V), st.sampled_from([0.5, 1.0, 4.0]))
+@settings(max_examples=20, deadline=None)
+def test_both_sides_sum_to_one_and_lose_nothing(k, temperature):
+    signal = TopK(k=k, temperature=temperature)
+    teacher_logp, student_logp = signal.align(STUDENT, signal.reduce(TEACHER))
+    for logp in (teacher_logp, student_logp):
+        np.testing.assert_allclose(jnp.exp(logp).sum(-1), 1.0, rtol=1e-5)
+    exact = jnp.sort(jax.nn.softmax(TEACHER / temperature), axis=-1)[:, : V - k].sum(-1)
+    np.testing.assert_allclose(jnp.exp(teacher_logp[:, -1]), exact, atol=1e-6)
+
+
+@given(st.integers(1, V - 1), st.integers(1, V))
+@settings(max_examples=20, deadline=None)
+def test_smaller_k_read_out_of_a_larger_one(k, larger):
+    larger = max(k, larger)
+    small = TopK(k=k)
+    from_larger = small.align(STUDENT, TopK(k=larger).reduce(TEACHER))
+    for got, want in zip(from_larger, small.align(STUDENT, small.reduce(TEACHER)), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 4, V])
+def test_student_equal_to_teacher_is_stationary(k):
+    signal = TopK(k=k)
+    assert jnp.abs(kd(signal, TEACHER)).max() < 1e-6
+    assert jnp.abs(jax.grad(lambda s: kd(signal, s).sum())(TEACHER)).max() < 1e-6
+
+
+def test_student_mass_outside_the_k_is_felt():
+    signal = TopK(k=4)
+    ids = signal.reduce(TEACHER)["ids"]
+    outside = jnp.put_along_axis(jnp.ones((N, V)), ids, 0.0, axis=-1, inplace=False)
+    assert (kd(signal, TEACHER + 2.0 * outside) > kd(signal, TEACHER) + 0.01).all()
+
+
+def test_one_hot_teacher_is_cross_entropy():
+    teacher = jnp.where(jax.nn.one_hot(TARGETS, V) > 0, 0.0, -60.0)
+    np.testing.assert_allclose(kd(TopK(k=4), teacher=teacher), cross_entropy(STUDENT, TARGETS), rtol=1e-4)
+
+
+def test_gradients_keep_their_size_at_any_temperature():
+    student, teacher = (x - x.mean(-1, keepdims=True) for x in (STUDENT, TEACHER))
+    sizes = [
+        jnp.abs(jax.grad(lambda s, t=t: kd(TopK(k=V, temperature=t), s, teacher).sum())(student)).sum()
+        for t in (20.0, 40.0)
+    ]
+    np.testing.assert_allclose(sizes[0], sizes[1], rtol=0.05)
+
+
+def test_padded_vocabulary_equals_sliced():
+    padded = lambda x: jnp.concatenate([x, jnp.full((N, 3), -jnp.inf)], axis=1)  # noqa: E731
+    signal = TopK(k=4)
+    np.testing.assert_allclose(kd(signal, padded(STUDENT), padded(TEACHER)), kd(signal), rtol=1e-5, atol=1e-6)
+    assert not jax.grad(lambda s: kd(signal, s, padded(TEACHER)).sum())(padded(STUDENT))[:, V:].any()
+
+
+def test_ids_fit_any_vocabulary():
+    assert np.iinfo(TopK(k=8).schema(65_536)["ids"].dtype).max >= 65_535
+    assert np.iinfo(TopK(k=8).schema(262_144)["ids"].dtype).max >= 262_143
+
+
+def test_bad_fields_are_refused():
+    for signal, field in ((TopK(k=V + 1), "signal.k"), (TopK(k=0), "signal.k"), (TopK(temperature=0.0), "temperature")):
+        with pytest.raises(KdError, match=field):
+            signal.schema(V)
+
+
+def test_covering_takes_the_larger_k():
+    assert TopK(k=4).covering(TopK(k=9)) == TopK(k=9).covering(TopK(k=4)) == TopK(k=9)

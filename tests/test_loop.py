@@ -1,0 +1,156 @@
+"""Training: a kill and a resume give the bits of a run that never stopped; a teacher never moves; NaN stops."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import pytest
+
+from kd_jax import checkpoint, config, setup
+from kd_jax.errors import KdError
+from kd_jax.phases import cache, prepare, student, teacher
+from kd_jax.train import train_model
+
+
+@pytest.fixture(scope="module")
+def experiment(root):
+    """The smoke experiment, shortened."""
+    return setup.resolve(
+        str(root / "experiments/configs/smoke.py"),
+        [
+            "--source.examples",
+            "120",
+            "--tokenizer.vocab-size",
+            "60",
+            "--teacher.training.steps",
+            "12",
+            "--teacher.training.eval-every",
+            "4",
+            "--teacher.training.optimizer.warmup",
+            "2",
+            "--teacher.model.dropout",
+            "0.1",
+            "--backend",
+            "jit",
+            "--students.student_kd.training.steps",
+            "8",
+            "--students.student_kd.training.eval-every",
+            "4",
+            "--students.student_kd.training.optimizer.warmup",
+            "2",
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(experiment, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    for phase in (prepare, teacher, cache):
+        phase.run(experiment, path)
+    return path
+
+
+def params_of(folder, experiment, phase="teacher"):
+    recipe = experiment.teacher if phase == "teacher" else experiment.students["student_kd"]
+    return jax.device_get(checkpoint.load_params(folder, phase, recipe.model.build(60)))
+
+
+@pytest.mark.parametrize("killed_at", [2, 6, 11])
+def test_a_killed_run_goes_on_to_the_same_bits(experiment, workdir, tmp_path, monkeypatch, killed_at):
+    from kd_jax import loop
+
+    (tmp_path / "data").symlink_to(workdir / "data")
+    read = loop.Meter._read
+
+    def killed(self, step, sums):
+        if step == killed_at:
+            raise KeyboardInterrupt
+        read(self, step, sums)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Meter, "_read", killed)
+        with pytest.raises(KeyboardInterrupt):
+            teacher.run(experiment, tmp_path)
+    assert not (tmp_path / "teacher" / "manifest.json").exists()
+    teacher.run(experiment, tmp_path)
+    chex.assert_trees_all_equal(params_of(tmp_path / "teacher", experiment), params_of(workdir / "teacher", experiment))
+    logs = [
+        [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens")} for line in path.open()]
+        for path in (tmp_path / "teacher/metrics.jsonl", workdir / "teacher/metrics.jsonl")
+    ]
+    assert {row["step"] for row in logs[0]} == {row["step"] for row in logs[1]}
+    validated = [{r["step"]: r["valid_cross_entropy"] for r in log if "valid_cross_entropy" in r} for log in logs]
+    assert validated[0] == validated[1]
+
+
+def test_the_student_learns_and_the_teacher_does_not_move(experiment, workdir):
+    before = params_of(workdir / "teacher", experiment)
+    student.run(experiment, workdir, only="student_kd")
+    chex.assert_trees_all_equal(params_of(workdir / "teacher", experiment), before)
+    manifest = json.loads((workdir / "students/student_kd/manifest.json").read_text())
+    outputs = manifest["outputs"]
+    assert outputs["valid_cross_entropy"] < outputs["loss_before_first_step"]
+    assert (
+        manifest["inputs"]["consumed.teacher"]
+        == json.loads((workdir / "teacher/manifest.json").read_text())["outputs"]["digest"]
+    )
+
+
+def test_finished_phases_are_skipped_and_changed_ones_refused(experiment, workdir):
+    mark = (workdir / "teacher/manifest.json").stat().st_mtime_ns
+    teacher.run(experiment, workdir)
+    assert (workdir / "teacher/manifest.json").stat().st_mtime_ns == mark
+    changed = dataclasses.replace(experiment, seed=5)
+    with pytest.raises(KdError, match="seed = 0, now 5"):
+        teacher.run(changed, workdir)
+    longer = (
+        setup.resolve.__wrapped__
+        if False
+        else dataclasses.replace(
+            experiment.teacher, training=dataclasses.replace(experiment.teacher.training, steps=13)
+        )
+    )
+    with pytest.raises(KdError, match="teacher.training.steps = 12, now 13"):
+        teacher.run(dataclasses.replace(experiment, teacher=longer), workdir)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(experiment, workdir, tmp_path):
+    recipe = experiment.teacher
+    optimizer = dataclasses.replace(recipe.training.optimizer, learning_rate=1e30, clip_norm=1e30)
+    wild = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, optimizer=optimizer))
+    (tmp_path / "data").symlink_to(workdir / "data")
+    with pytest.raises(KdError, match="not finite.*last good checkpoint"):
+        train_model(
+            "teacher",
+            "teacher",
+            wild,
+            experiment,
+            tmp_path,
+            tmp_path / "teacher",
+            consumed={},
+            payloads={},
+            force=False,
+        )
+
+
+def test_damage_is_found(experiment, workdir, tmp_path):
+    import shutil
+
+    shutil.copytree(workdir / "teacher", tmp_path / "teacher")
+    for path in (tmp_path / "teacher/checkpoints").glob("*/params/**/d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(KdError, match="cannot be read|digest differs"):
+        params_of(tmp_path / "teacher", experiment)
+
+
+def test_a_student_without_its_teacher_or_cache_says_which_phase_to_run(experiment, workdir, tmp_path):
+    (tmp_path / "data").symlink_to(workdir / "data")
+    with pytest.raises(KdError, match="run the phase `teacher` first"):
+        student.run(experiment, tmp_path)
+    with pytest.raises(KdError, match="did you mean student_kd"):
+        student.run(experiment, tmp_path, only="student_dk")
+
+
+def test_every_artefact_is_fingerprinted(experiment):
+    assert config.fingerprint(experiment) != config.fingerprint(dataclasses.replace(experiment, seed=1))
