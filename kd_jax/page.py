@@ -95,8 +95,9 @@ def _notes(report: Report) -> str:
         for name, one in report["caches"].items()
     )
     return (
-        f"{teacher['sentences']} sentences, sacreBLEU {teacher['signature']}; KL in nats a token; agreement: share of "
-        f"target positions where student and teacher hold the same token for the likeliest; speeds: greedy, models in "
+        f"{teacher['sentences']} sentences ({teacher['over_long']} beyond the longest bucket), "
+        f"sacreBLEU {teacher['signature']}; KL in nats a token; agreement: share of target positions "
+        f"where student and teacher hold the same token for the likeliest; speeds: greedy, models in "
         f"turn on the same sentences, medians. {caches}. Seed {report['seed']}."
     )
 

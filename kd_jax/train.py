@@ -49,7 +49,8 @@ def train_model(
         parameters do not fit.
     """
     data = manifest.read(workdir / "data", "prepare")["outputs"]
-    digests = {"data": data["digest"], "tokenizer": data["tokenizer"]} | dict(consumed)
+    splits = {split: data["splits"][split] for split in ("train", "validation")}
+    digests = splits | {"tokenizer": data["tokenizer"]} | dict(consumed)
     inputs = config.flatten(recipe, name) | {f"consumed.{key}": value for key, value in digests.items()}
     inputs |= {"seed": experiment.seed, "buckets": list(experiment.buckets)}
     if not manifest.start(folder, phase, inputs, force):
@@ -58,6 +59,10 @@ def train_model(
     began = time.perf_counter()
     spread = parallel(experiment.backend)
     train, valid = batches(experiment, recipe, workdir / "data", payloads, spread)
+    longest = experiment.buckets[-1]
+    left_out = int((pipeline.Split(workdir / "data", "train").lengths > longest).sum())
+    if left_out:
+        runlog.say(f"{name}: {left_out} training examples of more than {longest} tokens are left out")
     params = initial_params(experiment, recipe, workdir, data)
     outputs = fit(
         name,
@@ -72,7 +77,7 @@ def train_model(
         shapes=len(experiment.buckets),
     )
     total, outside = count_parameters(params)
-    outputs |= {"parameters": total, "parameters_outside_embeddings": outside}
+    outputs |= {"parameters": total, "parameters_outside_embeddings": outside, "left_out_as_too_long": left_out}
     manifest.finish(folder, phase, outputs, time.perf_counter() - began)
     runlog.say(
         f"{name}: validation cross-entropy {outputs['loss_before_first_step']:.3f} before the first step, "

@@ -41,6 +41,10 @@ class Tfds:
     def name(self) -> str:
         return self.dataset
 
+    def files(self) -> list[Path]:
+        """Local files that decide the examples, to be digested."""
+        return []
+
     def splits(self, fields: Sequence[str]) -> Splits:
         """The three splits, prepared as ArrayRecord where they are not yet."""
         import tensorflow_datasets as tfds
@@ -85,6 +89,10 @@ class Debian:
     def name(self) -> str:
         most = f", to {self.max_characters} characters" if self.max_characters else ""
         return f"debian_descriptions/{self.pair} ({' and '.join(self.kinds)}{most})"
+
+    def files(self) -> list[Path]:
+        """Local files that decide the examples, to be digested."""
+        return []
 
     def splits(self, fields: Sequence[str]) -> Splits:
         """The three splits; a source package is in one of them only."""
@@ -132,6 +140,10 @@ class Files:
     def name(self) -> str:
         return " ".join(self.train)
 
+    def files(self) -> list[Path]:
+        """Local files that decide the examples, to be digested."""
+        return [existing(path) for path in (*self.train, *self.validation, *self.test)]
+
     def splits(self, fields: Sequence[str]) -> Splits:
         """Reads all files; raises KdError naming the file, and the line where there is one."""
         train = read_files(self.train, fields, "source.train")
@@ -162,6 +174,10 @@ class Toy:
     seed: int = 0
 
     name = "toy"
+
+    def files(self) -> list[Path]:
+        """Local files that decide the examples, to be digested."""
+        return []
 
     def splits(self, fields: Sequence[str]) -> Splits:
         """Distinct sentences, cut into the three splits."""
@@ -199,12 +215,17 @@ def read_files(paths: Sequence[str], fields: Sequence[str], where: str) -> list[
     return [dict(zip(fields, row, strict=True)) for row in zip(*sides, strict=True)]
 
 
-def read_lines(path: str) -> list[str]:
-    """The lines of a UTF-8 text file; raises KdError if it is missing, empty or not UTF-8."""
+def existing(path: str) -> Path:
+    """The file's path; raises KdError if there is none."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise KdError(f"{path}: no such file")
-    lines = file.read_bytes().split(b"\n")
+    return file
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a UTF-8 text file; raises KdError if it is missing, empty or not UTF-8."""
+    lines = existing(path).read_bytes().split(b"\n")
     lines = lines[:-1] if not lines[-1] else lines
     if not lines:
         raise KdError(f"{path}: empty")

@@ -38,7 +38,7 @@ def write(experiment: Experiment, workdir: Path, folder: Path, signal: Signal, f
     """Writes one signal's cache, or goes on with it, or finds it done."""
     data = manifest.read(workdir / "data", "prepare")["outputs"]
     teacher = manifest.read(workdir / "teacher", "teacher")["outputs"]
-    consumed = {"teacher": teacher["digest"], "data": data["digest"], "tokenizer": data["tokenizer"]}
+    consumed = {"teacher": teacher["digest"], "train": data["splits"]["train"], "tokenizer": data["tokenizer"]}
     inputs = config.flatten(signal, "signal") | {f"consumed.{key}": value for key, value in consumed.items()}
     inputs |= {"split": "train", "buckets": list(experiment.buckets)}
     schema = dict(signal.schema(data["vocab_size"])) | pipeline.DIGEST

@@ -35,7 +35,7 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
     trained = {"teacher": manifest.read(workdir / "teacher", "teacher")["outputs"]}
     trained |= {name: manifest.read(workdir / "students" / name, "student")["outputs"] for name in experiment.students}
     inputs = config.flatten(experiment.evaluation, "evaluation") | {"buckets": list(experiment.buckets)}
-    inputs |= {"consumed.data": data["splits"][split_name]}
+    inputs |= {"consumed.split": data["splits"][split_name], "consumed.tokenizer": data["tokenizer"]}
     inputs |= {f"consumed.{name}": outputs["digest"] for name, outputs in trained.items()}
     if not manifest.start(folder, "evaluate", inputs, force):
         runlog.say(f"evaluation: already done, {folder}")
@@ -47,12 +47,15 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
     models = load_models(experiment, workdir, data["vocab_size"])
     params = {name: spread.replicate(models[name][1]) for name in models}
     batches = list(EvalBatches(split, experiment.buckets, experiment.evaluation.batch_size, spread.devices))
+    over_long = int((split.lengths > experiment.buckets[-1]).sum())
+    if over_long:
+        runlog.say(f"evaluation: {over_long} sentences beyond the longest bucket are translated whole, in longer ones")
     functions = Functions(experiment, data["vocab_size"], spread)
     for name, (shape, _) in models.items():
         figures, texts = quality(experiment, functions, params, name, shape, batches, tokenizer, rows)
         outputs = trained[name]
         kept = ("parameters", "parameters_outside_embeddings", "train_tokens_per_second", "loss_before_first_step")
-        figures |= {key: outputs[key] for key in kept}
+        figures |= {key: outputs[key] for key in kept} | {"over_long": over_long}
         manifest.write_json(folder / f"{name}.json", figures)
         manifest.write_lines(folder / f"{name}.jsonl", texts)
         runlog.say(f"{name}: BLEU {figures['bleu']:.2f}, beam {figures['bleu_beam']:.2f}, chrF {figures['chrf']:.2f}")

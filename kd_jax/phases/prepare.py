@@ -25,23 +25,21 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
     inputs = {}
     for name, part in (("source", experiment.source), ("task", task), ("tokenizer", experiment.tokenizer)):
         inputs |= config.flatten(part, name)
+    inputs |= {f"consumed.{path}": manifest.file_digest(path) for path in experiment.source.files()}
     if not manifest.start(folder, "prepare", inputs, force):
         runlog.say(f"data: already prepared, {folder}")
         return
+    manifest.start(folder, "prepare", inputs, force=True)  # what a kill left half-way is quickly made again
     began = time.perf_counter()
     runlog.say(f"data: reading {experiment.source.name}")
     splits, leaked = without_leaks(experiment.source.splits(task.fields()), task.fields()[0])
     for split, examples in splits.items():
         if not examples:
             raise KdError(f"source: no examples in the split {split!r} of {experiment.source.name}; give it some")
-    if not (folder / "tokenizer.model").exists():
-        texts = (example[field] for example in splits["train"] for field in task.fields())
-        experiment.tokenizer.train(texts, folder / "tokenizer.model")
+    texts = (example[field] for example in splits["train"] for field in task.fields())
+    experiment.tokenizer.train(texts, folder / "tokenizer.model")
     tokenizer = Tokenizer(folder / "tokenizer.model")
-    digests, over_long = {}, {}
-    for split in SPLITS:
-        digests[split], lengths = encode(experiment, splits[split], tokenizer, folder, split)
-        over_long[split] = int((lengths > experiment.buckets[-1]).sum())
+    digests = {split: encode(experiment, splits[split], tokenizer, folder, split) for split in SPLITS}
     counts = {split: len(examples) for split, examples in splits.items()}
     outputs = {
         "dataset": experiment.source.name,
@@ -50,20 +48,15 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.digest(),
         "splits": digests,
-        "digest": digests["train"],
     }
     manifest.finish(folder, "prepare", outputs, time.perf_counter() - began)
     runlog.say(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder}")
-    runlog.say(
-        f"data: beyond the longest bucket of {experiment.buckets[-1]} tokens: {over_long['train']} training examples, "
-        f"left out; {over_long['validation']} + {over_long['test']} held-out ones, scored whole"
-    )
 
 
 def encode(
     experiment: Experiment, examples: list[dict[str, str]], tokenizer: Tokenizer, folder: Path, split: str
-) -> tuple[str, np.ndarray]:
-    """Writes one encoded split and, but for training, its text; returns (digest, lengths)."""
+) -> str:
+    """Writes one encoded split, its lengths and, but for training, its text; returns the split's digest."""
     task = experiment.task
     lengths = np.zeros(len(examples), np.int32)
 
@@ -82,4 +75,4 @@ def encode(
     if split != "train":
         rows = [{"id": i} | {field: example[field] for field in task.fields()} for i, example in enumerate(examples)]
         manifest.write_lines(folder / f"{split}.jsonl", rows)
-    return digest, lengths
+    return digest

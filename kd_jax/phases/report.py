@@ -27,6 +27,7 @@ FIGURES = (
     "chrf_ci",
     "signature",
     "sentences",
+    "over_long",
 )
 
 

@@ -7,7 +7,7 @@ from kd_jax import manifest
 from kd_jax.data.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
-from kd_jax.models.shrink import FromTeacher
+from kd_jax.models.shrink import FromCheckpoint, FromTeacher
 from kd_jax.objective import cached_signals
 from kd_jax.train import train_model
 
@@ -27,6 +27,8 @@ def run(experiment: Experiment, workdir: Path, force: bool = False, only: str = 
         consumed = {}
         if isinstance(recipe.init, FromTeacher):
             consumed["teacher"] = manifest.read(workdir / "teacher", "teacher")["outputs"]["digest"]
+        if isinstance(recipe.init, FromCheckpoint):
+            consumed["checkpoint"] = manifest.read(Path(recipe.init.folder), "teacher")["outputs"]["digest"]
         for signal in signals:
             consumed[f"cache.{signal}"] = manifest.read(workdir / "cache" / signal, "cache")["outputs"]["digest"]
         train_model(

@@ -106,9 +106,16 @@ def test_without_apt_the_alternatives_are_named(tmp_path, monkeypatch):
 def test_the_builder_prepares_and_reads_without_tensorflow(lists, tmp_path):
     import sys
 
-    splits = Debian(data_dir=str(tmp_path), max_characters=20).splits(("en", "fr"))
-    texts = sorted(row["en"] for rows in splits.values() for row in rows)
-    assert texts == ["Last one.", "a tool"]
+    for language, words in (("en", "tool number"), ("fr", "outil numéro")):
+        stanzas = [
+            f"Package: p{i}\nDescription-md5: m{i}\nDescription-{language}: {words} {i}\n {words} {i}, at length{'!' * 30}\n"
+            for i in range(120)
+        ]
+        (lists / "lists" / f"x_Translation-{language}").write_text("\n".join(stanzas))
+    splits = Debian(data_dir=str(tmp_path), kinds=("synopsis", "paragraph"), max_characters=20).splits(("en", "fr"))
+    rows = [row for part in splits.values() for row in part]
+    assert len(rows) == 120 and all(splits.values())
+    assert all(row["en"].split()[-1] == row["fr"].split()[-1] for row in rows)
     assert "tensorflow" not in sys.modules
     with pytest.raises(KdError, match="source.kinds"):
         Debian(kinds=("novel",)).splits(("en", "fr"))

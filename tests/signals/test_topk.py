@@ -103,7 +103,11 @@ def test_ids_fit_any_vocabulary():
 
 
 def test_bad_fields_are_refused():
-    for signal, field in ((TopK(k=V + 1), "signal.k"), (TopK(k=0), "signal.k"), (TopK(temperature=0.0), "temperature")):
+    for signal, field in (
+        (TopK(k=V + 1), "signal.k"),
+        (TopK(k=0), "signal.k"),
+        (TopK(k=4, temperature=0.0), "temperature"),
+    ):
         with pytest.raises(KdError, match=field):
             signal.schema(V)
 
