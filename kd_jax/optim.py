@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from kd_jax.errors import KdError
@@ -53,7 +54,7 @@ class Optimizer:
         }[self.schedule]
         # The first update already moves: it uses rate(1).
         joined = optax.join_schedules([warm, after], [self.warmup])
-        return lambda n: joined(n + 1)
+        return lambda n: joined(jnp.asarray(n + 1, jnp.float32))
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` updates."""

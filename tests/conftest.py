@@ -19,3 +19,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 def root() -> Path:
     """The repository."""
     return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def lax_promotion():
+    """For modules that run optax's Adam, which raises a float to an integer power."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -2,45 +2,33 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
+import numpy as np
 import pytest
 
-from kd_jax import checkpoint, config, setup
+from kd_jax import checkpoint, config, loop, setup
+from kd_jax.data.pipeline import Split, TrainBatches
+from kd_jax.data.store import Store
 from kd_jax.errors import KdError
+from kd_jax.models.shrink import FromCheckpoint
 from kd_jax.phases import cache, prepare, student, teacher
 from kd_jax.train import train_model
 
+SHORT = """
+--source.examples 120 --tokenizer.vocab-size 60 --backend jit
+--teacher.model.dropout 0.1 --teacher.training.steps 12 --teacher.training.eval-every 4
+--teacher.training.optimizer.warmup 2 --students.student_kd.training.steps 8
+--students.student_kd.training.eval-every 4 --students.student_kd.training.optimizer.warmup 2
+"""
+
 
 @pytest.fixture(scope="module")
-def experiment(root):
+def experiment(root, lax_promotion):
     """The smoke experiment, shortened."""
-    return setup.resolve(
-        str(root / "experiments/configs/smoke.py"),
-        [
-            "--source.examples",
-            "120",
-            "--tokenizer.vocab-size",
-            "60",
-            "--teacher.training.steps",
-            "12",
-            "--teacher.training.eval-every",
-            "4",
-            "--teacher.training.optimizer.warmup",
-            "2",
-            "--teacher.model.dropout",
-            "0.1",
-            "--backend",
-            "jit",
-            "--students.student_kd.training.steps",
-            "8",
-            "--students.student_kd.training.eval-every",
-            "4",
-            "--students.student_kd.training.optimizer.warmup",
-            "2",
-        ],
-    )
+    return setup.resolve(str(root / "experiments/configs/smoke.py"), SHORT.split())
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +46,6 @@ def params_of(folder, experiment, phase="teacher"):
 
 @pytest.mark.parametrize("killed_at", [2, 6, 11])
 def test_a_killed_run_goes_on_to_the_same_bits(experiment, workdir, tmp_path, monkeypatch, killed_at):
-    from kd_jax import loop
-
     (tmp_path / "data").symlink_to(workdir / "data")
     read = loop.Meter._read
 
@@ -104,13 +90,8 @@ def test_finished_phases_are_skipped_and_changed_ones_refused(experiment, workdi
     changed = dataclasses.replace(experiment, seed=5)
     with pytest.raises(KdError, match="seed = 0, now 5"):
         teacher.run(changed, workdir)
-    longer = (
-        setup.resolve.__wrapped__
-        if False
-        else dataclasses.replace(
-            experiment.teacher, training=dataclasses.replace(experiment.teacher.training, steps=13)
-        )
-    )
+    training = dataclasses.replace(experiment.teacher.training, steps=13)
+    longer = dataclasses.replace(experiment.teacher, training=training)
     with pytest.raises(KdError, match="teacher.training.steps = 12, now 13"):
         teacher.run(dataclasses.replace(experiment, teacher=longer), workdir)
 
@@ -135,8 +116,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(experiment, workdir, tmp_path):
 
 
 def test_damage_is_found(experiment, workdir, tmp_path):
-    import shutil
-
     shutil.copytree(workdir / "teacher", tmp_path / "teacher")
     for path in (tmp_path / "teacher/checkpoints").glob("*/params/**/d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -154,3 +133,52 @@ def test_a_student_without_its_teacher_or_cache_says_which_phase_to_run(experime
 
 def test_every_artefact_is_fingerprinted(experiment):
     assert config.fingerprint(experiment) != config.fingerprint(dataclasses.replace(experiment, seed=1))
+
+
+def test_the_cache_says_of_every_token_what_the_teacher_says(experiment, workdir):
+    """Written in the order of the examples, read in the order of training (trap 9), by a trained teacher (trap 10)."""
+    signal = experiment.students["student_kd"].terms["kd"].signal
+    stores = {signal.name: Store(workdir / "cache" / signal.name, "records")}
+    source = TrainBatches(Split(workdir / "data", "train", stores), experiment.buckets, 256, 1, 7, 0, 1)
+    model = experiment.teacher.model.build(60)
+    params = checkpoint.load_params(workdir / "teacher", "teacher", model)
+    for number in (0, 5):
+        batch = source[number]
+        logits = (model.apply(params, batch) @ model.head(params)).reshape(-1, 60)
+        cached = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.payload[signal.name].items()}
+        counted = batch.mask_BT.reshape(-1)
+        for got, want in zip(signal.align(logits, cached), signal.align(logits, signal.reduce(logits)), strict=True):
+            np.testing.assert_allclose(np.exp(got)[counted], np.exp(want)[counted], atol=2e-3)
+    outputs = json.loads((workdir / "teacher/manifest.json").read_text())["outputs"]
+    assert outputs["valid_cross_entropy"] < outputs["loss_before_first_step"] < 1.5 * np.log(60)
+
+
+def test_a_damaged_cache_is_refused_and_rebuilt(experiment, workdir, tmp_path):
+    for name in ("data", "teacher"):
+        shutil.copytree(workdir / name, tmp_path / name)
+    cache.run(experiment, tmp_path)
+    shard = next((tmp_path / "cache").rglob("*.arrayrecord"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(KdError, match=shard.name):
+        student.run(experiment, tmp_path, only="student_kd")
+    cache.run(experiment, tmp_path, force=True)
+    assert shard.read_bytes() == whole
+
+
+def test_a_student_from_a_checkpoint_of_its_own(experiment, workdir, tmp_path):
+    for name in ("data", "teacher"):
+        (tmp_path / name).symlink_to(workdir / name)
+    own = dataclasses.replace(
+        experiment.students["student_kd"],
+        model=experiment.teacher.model,
+        terms=experiment.teacher.terms,
+        init=FromCheckpoint(str(workdir / "teacher")),
+    )
+    student.run(dataclasses.replace(experiment, students={"own": own}), tmp_path)
+    outputs = json.loads((tmp_path / "students/own/manifest.json").read_text())["outputs"]
+    teacher_outputs = json.loads((workdir / "teacher/manifest.json").read_text())["outputs"]
+    assert outputs["loss_before_first_step"] == pytest.approx(teacher_outputs["valid_cross_entropy"], rel=1e-6)
+    other = dataclasses.replace(own, model=dataclasses.replace(own.model, d_ff=32))
+    with pytest.raises(KdError, match="the model wants"):
+        student.run(dataclasses.replace(experiment, students={"other": other}), tmp_path)

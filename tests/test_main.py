@@ -23,7 +23,7 @@ SHORT = (
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, root):
+def finished(tmp_path_factory, root, lax_promotion):
     """A workdir of a whole run through the command line."""
     workdir = tmp_path_factory.mktemp("run") / "work"
     assert main(["run", str(root / SMOKE), "--workdir", str(workdir), *SHORT]) == 0
@@ -141,22 +141,11 @@ def test_no_space_left_is_told_in_one_line(root, tmp_path, capsys, monkeypatch):
 
 
 def test_overrides_reach_every_part(root):
-    experiment = resolve(
-        str(root / SMOKE),
-        [
-            "--teacher.terms.ce.options.label-smoothing",
-            "0.2",
-            "--students.student_kd.terms.kd.signal.k",
-            "5",
-            "--buckets",
-            "8",
-            "40",
-            "--students.student_init.init.decoder",
-            "1",
-            "--tokenizer.model-type",
-            "bpe",
-        ],
-    )
+    words = """
+    --teacher.terms.ce.options.label-smoothing 0.2 --students.student_kd.terms.kd.signal.k 5 --buckets 8 40
+    --students.student_init.init.decoder 1 --tokenizer.model-type bpe
+    """
+    experiment = resolve(str(root / SMOKE), words.split())
     assert experiment.teacher.terms["ce"].options["label_smoothing"] == 0.2
     assert experiment.students["student_kd"].terms["kd"].signal.k == 5
     assert experiment.students["student_init"].init.decoder == (1,)

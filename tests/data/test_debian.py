@@ -108,7 +108,7 @@ def test_the_builder_prepares_and_reads_without_tensorflow(lists, tmp_path):
 
     for language, words in (("en", "tool number"), ("fr", "outil numéro")):
         stanzas = [
-            f"Package: p{i}\nDescription-md5: m{i}\nDescription-{language}: {words} {i}\n {words} {i}, at length{'!' * 30}\n"
+            f"Package: p{i}\nDescription-md5: m{i}\nDescription-{language}: {words} {i}\n {words} {i} at length!!!!!\n"
             for i in range(120)
         ]
         (lists / "lists" / f"x_Translation-{language}").write_text("\n".join(stanzas))
