@@ -70,6 +70,19 @@ def test_a_killed_run_goes_on_to_the_same_bits(experiment, workdir, tmp_path, mo
     assert validated[0] == validated[1]
 
 
+def test_one_and_eight_devices_train_to_the_same_model(experiment, workdir, tmp_path):
+    """Batches of both buckets are whole multiples of eight, so both backends see the same ones."""
+    training = dataclasses.replace(experiment.teacher.training, tokens_per_batch=768, microbatches=1)
+    recipe = dataclasses.replace(experiment.teacher, training=training)
+    outputs = {}
+    for backend in ("jit", "pmap"):
+        (tmp_path / backend).mkdir()
+        (tmp_path / backend / "data").symlink_to(workdir / "data")
+        teacher.run(dataclasses.replace(experiment, teacher=recipe, backend=backend), tmp_path / backend)
+        outputs[backend] = json.loads((tmp_path / backend / "teacher/manifest.json").read_text())["outputs"]
+    np.testing.assert_allclose(outputs["pmap"]["valid_cross_entropy"], outputs["jit"]["valid_cross_entropy"], rtol=1e-4)
+
+
 def test_the_student_learns_and_the_teacher_does_not_move(experiment, workdir):
     before = params_of(workdir / "teacher", experiment)
     student.run(experiment, workdir, only="student_kd")
