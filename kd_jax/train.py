@@ -13,7 +13,7 @@ from kd_jax.data.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, Recipe
 from kd_jax.loop import fit
-from kd_jax.models.shrink import FromCheckpoint, FromTeacher, check_same_shapes, count_parameters, random_params, shrink
+from kd_jax.models.shrink import FromCheckpoint, FromTeacher, count_parameters, random_params, shrink
 from kd_jax.parallel import Parallel, host, parallel
 from kd_jax.types import Batch, Params
 
@@ -120,12 +120,12 @@ def initial_params(experiment: Experiment, recipe: Recipe, workdir: Path, data: 
     if not isinstance(recipe.init, FromCheckpoint):
         return random_params(recipe.model, data["vocab_size"], key)
     folder = Path(recipe.init.folder)
-    theirs = manifest.read(folder, "teacher")["inputs"]["consumed.tokenizer"]
-    if theirs != data["tokenizer"]:
-        raise KdError(
-            f"init.folder {folder}: its tokeniser is {theirs}, this run's is {data['tokenizer']}; take the same"
-        )
-    params = checkpoint.load_params(folder, "teacher", recipe.model.build(data["vocab_size"]))
-    wanted = jax.eval_shape(lambda: random_params(recipe.model, data["vocab_size"], key))
-    check_same_shapes(params, wanted, f"init.folder {folder}")
-    return params
+    theirs = manifest.read(folder, "teacher")["inputs"]
+    wanted = {"consumed.tokenizer": data["tokenizer"]} | config.flatten(recipe.model, "model")
+    for name, seen in theirs.items():
+        field = name[name.find("model.") :] if ".model." in name else name
+        if field in wanted and field != "model.dropout" and seen != wanted[field]:
+            raise KdError(
+                f"init.folder {folder}: its {field} is {seen}, this student wants {wanted[field]}; take the same"
+            )
+    return checkpoint.load_params(folder, "teacher", recipe.model.build(data["vocab_size"]))

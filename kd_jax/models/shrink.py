@@ -4,7 +4,6 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import KdError
@@ -109,18 +108,6 @@ def count_parameters(params: Params) -> tuple[int, int]:
     """(all parameters, those outside the embeddings)."""
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     return total, total - int(np.prod(params["embedding"].shape))
-
-
-def check_same_shapes(params: Params, wanted: Params, where: str) -> None:
-    """Refuses a tree whose names or shapes are not those of `wanted`; names the first that differs."""
-    seen, want = (
-        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (params, wanted)
-    )
-    for name in sorted(seen.keys() | want.keys()):
-        if name not in seen or name not in want or seen[name] != want[name]:
-            shapes = [str(side[name]) if name in side else "absent" for side in (seen, want)]
-            raise KdError(f"{where}: {name} is {shapes[0]}, the model wants {shapes[1]}; give it the same shape")
 
 
 def random_params(model: Transformer, vocab_size: int, key: Array) -> Params:
