@@ -65,7 +65,8 @@ class Translation:
 
 
 def _interval(score: Any, metric: Any) -> list[float]:
-    """[low, high] around the mean of the resamples."""
+    """[low, high] around the mean of the resamples; sacreBLEU gives none where every resample scores 0."""
     found = json.loads(score.format(width=4, signature=metric.get_signature().format(), is_json=True))
-    middle, half = found["confidence_mean"], found["confidence_var"]
-    return [middle - half, middle + half]
+    if "confidence_mean" not in found:
+        return [score.score, score.score]
+    return [found["confidence_mean"] - found["confidence_var"], found["confidence_mean"] + found["confidence_var"]]

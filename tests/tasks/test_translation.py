@@ -36,3 +36,4 @@ def test_scores_are_sacrebleus_and_intervals_hold_them():
     assert score == Translation().score(hypotheses, references, bootstrap=200)
     assert "tok:13a" in score["signature"]
     assert Translation().score(references, references)["bleu"] > 99.99
+    assert Translation().score(["x"] * 9, references[:9], bootstrap=20)["bleu_ci"] == [0.0, 0.0]
