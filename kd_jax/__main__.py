@@ -1,7 +1,13 @@
 """python -m kd_jax"""
 
+import os
 import sys
 
 from kd_jax.main import main
 
-sys.exit(main(sys.argv[1:]))
+code = main(sys.argv[1:])
+if code:
+    # The one line is said; threads of a library that was cut off must not add tracebacks to it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,6 +1,7 @@
 """Orbax checkpoints: the best and the last of a training run, and parameters that link the phases."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kd_jax.errors import KdError
 from kd_jax.types import Model, Params, TrainState
 
 METRIC = "valid_cross_entropy"
+SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
 
 
 def params_digest(params: Params) -> str:
@@ -55,8 +57,24 @@ class Checkpoints:
         """The step with the lowest validation cross-entropy."""
         return self._manager.best_step()
 
+    def files(self, step: int) -> dict[str, int]:
+        """Size in bytes of every file of a checkpoint's parameters, by its path below checkpoints/."""
+        found = (path for path in sorted((self._folder / str(step) / "params").rglob("*")) if path.is_file())
+        return {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in found}
+
     def save(self, state: TrainState, iterator: dict[str, Any], valid_cross_entropy: float) -> None:
-        """Saves a state with its step's number; writing goes on in the background."""
+        """Saves a state with its step's number; writing goes on in the background.
+
+        Raises:
+          KdError: if the disk has no room for it.
+        """
+        needed = SPARE + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise KdError(
+                f"no space left for a checkpoint in {self._folder}: {free >> 20} MiB free, {needed >> 20} MiB wanted; "
+                "free some and run the same command again"
+            )
         step = int(jax.device_get(state.step))
         rest = {"step": state.step, "key": state.key, "opt_state": state.opt_state}
         items = {
@@ -117,6 +135,11 @@ def load_params(folder: Path, phase: str, model: Model) -> Params:
     outputs = manifest.read(folder, phase)["outputs"]
     like = jax.eval_shape(model.init, jax.random.key(0))
     with Checkpoints(folder) as checkpoints:
+        found = checkpoints.files(outputs["best_step"])
+        for name, size in outputs["files"].items():
+            if name not in found or found[name] != size:
+                seen = f"{found[name]} bytes" if name in found else "missing"
+                raise KdError(f"{folder}/checkpoints/{name}: {seen}, wanted {size} bytes; redo `{phase} --force`")
         params = checkpoints.restore_params(outputs["best_step"], like)
     if params_digest(params) != outputs["digest"]:
         raise KdError(

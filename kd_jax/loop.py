@@ -100,8 +100,9 @@ def fit(
                     meter.restart()
         checkpoints.wait()
         best = checkpoints.best()
-        digest = params_digest(checkpoints.restore_params(best, params))
-    return _summary(runlog.read(folder / "metrics.jsonl"), best) | {"best_step": best, "digest": digest}
+        digest, files = params_digest(checkpoints.restore_params(best, params)), checkpoints.files(best)
+    outputs = _summary(runlog.read(folder / "metrics.jsonl"), best)
+    return outputs | {"best_step": best, "digest": digest, "files": files}
 
 
 def _validation(spread: Parallel, model: Model, valid: list[Batch]) -> Callable[[Params], float]:

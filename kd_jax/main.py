@@ -3,6 +3,7 @@
 import argparse
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,12 +50,11 @@ def main(arguments: Sequence[str]) -> int:
         _dispatch(arguments[0], arguments[1:])
     except KdError as error:
         return _fail(str(error))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, RuntimeError, ValueError) as error:  # ArrayRecord and orbax have no errno of their own
+        full = os.strerror(errno.ENOSPC)
+        if full not in str(error):
             raise
-        return _fail(
-            f"no space left on device ({error.filename or 'workdir'}); free some and run the same command again"
-        )
+        return _fail(f"{full} ({str(error).splitlines()[0][:200]}); free some and run the same command again")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -132,7 +132,7 @@ def test_damage_is_found(experiment, workdir, tmp_path):
     shutil.copytree(workdir / "teacher", tmp_path / "teacher")
     for path in (tmp_path / "teacher/checkpoints").glob("*/params/**/d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(KdError, match="cannot be read|digest differs"):
+    with pytest.raises(KdError, match="wanted .* bytes"):
         params_of(tmp_path / "teacher", experiment)
 
 
