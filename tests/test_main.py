@@ -127,8 +127,10 @@ def test_bad_commands(words, message, capsys, root, monkeypatch):
 
 
 def test_a_workdir_of_another_config_is_refused(finished, root, capsys):
-    assert main(["teacher", str(root / SMOKE), "--workdir", str(finished), *SHORT, "--teacher.model.d-ff", "32"]) == 2
-    assert "teacher.model.d_ff = 64, now 32" in capsys.readouterr().err
+    assert (
+        main(["teacher", str(root / SMOKE), "--workdir", str(finished), *SHORT, "--teacher.terms.ce.weight", "2"]) == 2
+    )
+    assert "teacher.terms.ce.weight = 1.0, now 2.0" in capsys.readouterr().err
 
 
 def test_no_space_left_is_told_in_one_line(root, tmp_path, capsys, monkeypatch):
@@ -137,7 +139,7 @@ def test_no_space_left_is_told_in_one_line(root, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("kd_jax.setup.remember", full)
     assert main(["run", str(root / SMOKE), "--workdir", str(tmp_path)]) == 2
-    assert "no space left" in capsys.readouterr().err
+    assert "No space left" in capsys.readouterr().err
 
 
 def test_overrides_reach_every_part(root):
