@@ -76,6 +76,12 @@ def check(experiment: Experiment) -> None:
         raise KdError(f"buckets: {buckets}; wanted padded lengths in ascending order, such as 12 20 32")
     if experiment.backend not in BACKENDS:
         raise KdError(f"backend: {experiment.backend!r}; wanted one of {', '.join(BACKENDS)}")
+    evaluation = experiment.evaluation
+    if evaluation.split not in ("validation", "test"):
+        raise KdError(f"evaluation.split: {evaluation.split!r}; wanted validation or test")
+    for field, least in (("batch_size", 1), ("beam", 1), ("bootstrap", 2), ("speed_sentences", 1), ("samples", 1)):
+        if vars(evaluation)[field] < least:
+            raise KdError(f"evaluation.{field}: {vars(evaluation)[field]}; wanted at least {least}")
     for name in experiment.students:
         if name == "teacher" or "/" in name:
             raise KdError(f"students: {name!r} cannot be a student's name; take another")

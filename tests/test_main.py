@@ -102,6 +102,8 @@ def test_generate_refuses_what_it_does_not_know(finished, capsys):
         (["--students.student_kd.terms.kd.signal.k", "1000"], "signal.k"),
         (["--teacher.training.optimizer.warmup", "240"], "warmup"),
         (["--backend", "tpu"], "backend"),
+        (["--evaluation.bootstrap", "1"], "evaluation.bootstrap"),
+        (["--evaluation.split", "train"], "evaluation.split"),
     ],
 )
 def test_bad_fields_are_one_line_and_exit_code_2(words, message, root, tmp_path, capsys):
