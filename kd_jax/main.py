@@ -97,12 +97,15 @@ def _dispatch(command: str, rest: Sequence[str]) -> None:
         return
     experiment = setup.resolve(known.config, overrides)
     workdir = _workdir(known.workdir)
-    setup.remember(workdir, known.config, overrides, experiment)
+    if not (workdir / "experiment.py").exists():
+        setup.remember(workdir, known.config, overrides, experiment)
     extra = {"only": known.only} if known.only else {}
     if extra and command != "student":
         raise KdError("--only: goes with the command student alone")
     for phase in PHASES if command == "run" else [command]:
         importlib.import_module(f"kd_jax.phases.{phase}").run(experiment, workdir, known.force, **extra)
+    # Only now: a configuration that a phase refused must not take the place of the one that made what is there.
+    setup.remember(workdir, known.config, overrides, experiment)
 
 
 def _workdir(given: Path | None) -> Path:

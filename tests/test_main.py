@@ -133,6 +133,7 @@ def test_a_workdir_of_another_config_is_refused(finished, root, capsys):
         main(["teacher", str(root / SMOKE), "--workdir", str(finished), *SHORT, "--teacher.terms.ce.weight", "2"]) == 2
     )
     assert "teacher.terms.ce.weight = 1.0, now 2.0" in capsys.readouterr().err
+    assert "teacher.terms.ce.weight = 1.0" in (finished / "experiment.txt").read_text()
 
 
 def test_no_space_left_is_told_in_one_line(root, tmp_path, capsys, monkeypatch):
