@@ -181,7 +181,7 @@ body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 2.5rem 
 h1 {{ font-size: 1.5rem; margin-bottom: .4rem; }} h2 {{ font-size: 1.1rem; margin-top: 2.4rem; }}
 .lead {{ font-size: 1.12rem; max-width: 52rem; }} .note, footer {{ color: #64748b; font-size: .85rem; }}
 .scroll {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-size: .88rem; width: 100%; }}
-.narrow {{ width: auto; }} th, td {{ padding: .4rem .7rem; border-bottom: 1px solid #e2e8f0; text-align: right;
+.narrow {{ width: auto; }} th, td {{ padding: .35rem .5rem; border-bottom: 1px solid #e2e8f0; text-align: right;
   white-space: nowrap; }} th {{ font-weight: 600; color: #475569; white-space: normal; vertical-align: bottom; }}
 th:first-child, td:first-child {{ text-align: left; }}
 img {{ max-width: 100%; height: auto; background: #fff; border-radius: .5rem; }}
