@@ -116,3 +116,10 @@ def test_the_reported_terms_add_up_to_the_loss(microbatches):
     _, means = after_one_step(parallel("jit"), make_batch(), microbatches)
     want = sum(term.weight * means[name] for name, term in TERMS.items())
     np.testing.assert_allclose(means["loss"], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_step_lowers_for_every_platform(platform):
+    state = init_state(jax.random.key(1), MODEL.init(jax.random.key(0)), TX)
+    step = jax.jit(functools.partial(train_step, model=MODEL, terms=TERMS, tx=TX))
+    assert jax.export.export(step, platforms=[platform])(state, make_batch()).platforms == (platform,)
