@@ -84,6 +84,7 @@ def fit(
             state, position = checkpoints.restore(state)
             iterator.set_state(position)
             bar.skip(begun)
+            runlog.say(f"{title}: goes on from step {begun}")
         state = spread.replicate(state)
         meter = Meter(title, checkpoints, log, bar, rates)
         with disallow_transfers():
