@@ -23,7 +23,7 @@ from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.objective import Term, check
 from kd_jax.parallel import Parallel, disallow_transfers
 from kd_jax.step import Sums, eval_step, init_state, train_step
-from kd_jax.types import Batch, Model, Params
+from kd_jax.types import Batch, Model, Params, TrainState
 
 # What decides between checkpoints, and what every model is compared by: no smoothing, no teacher.
 VALID_TERMS = {METRIC: Term(cross_entropy)}
@@ -46,19 +46,16 @@ def fit(
     """Trains from `params`, or goes on from the last checkpoint in `folder`.
 
     Args:
-      title: shown beside the progress bar.
-      recipe: objective, steps and optimiser.
+      title, recipe: shown beside the progress bar; objective, steps and optimiser.
       model, params: the network and its first parameters.
       train: host Batches without end, from a grain dataset whose iterator's state can be saved.
       valid: host Batches of the validation split.
       folder: where checkpoints/ and metrics.jsonl are written.
-      spread: the devices.
-      seed: decides dropout.
+      spread, seed: the devices; what decides dropout.
       shapes: how many shapes of batch there may be; one more is a bug, since each is compiled.
 
     Returns:
-      What the manifest keeps: best step, its digest and cross-entropy, the loss before the first step,
-      tokens a second.
+      What the manifest keeps, as `_outcome`.
 
     Raises:
       KdError: if the loss is not finite; names the step, the terms and the last good checkpoint.
@@ -67,28 +64,20 @@ def fit(
     training = recipe.training
     tx = training.optimizer.build(training.steps)
     rates = jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(jnp.arange(training.steps)))
-    chex.clear_trace_counter()  # it counts per function and process, and another model may have been trained
-    traced = chex.assert_max_traces(train_step, n=shapes)
-    one_step = functools.partial(traced, model=model, terms=recipe.terms, tx=tx, microbatches=training.microbatches)
-    one_step = spread.spread(one_step, donate_state=True)
+    one_step = _training_step(recipe, model, tx, spread, shapes)
     validate = _validation(spread, model, valid)
     log, iterator = runlog.MetricsLog(folder / "metrics.jsonl"), iter(train)
     state = init_state(jax.random.fold_in(jax.random.key(seed), 2), params, tx)
 
     with Checkpoints(folder) as checkpoints, runlog.progress(title, training.steps) as bar:
-        begun = checkpoints.last()
-        log.truncate_after(-1 if begun is None else begun)
-        if begun is None:
+        begun, state = _begin(title, checkpoints, state, iterator, log)
+        if not begun:
             log.append({"step": 0, METRIC: validate(spread.replicate(params))})
-        else:
-            state, position = checkpoints.restore(state)
-            iterator.set_state(position)
-            bar.skip(begun)
-            runlog.say(f"{title}: goes on from step {begun}")
+        bar.skip(begun)
         state = spread.replicate(state)
         meter = Meter(title, checkpoints, log, bar, rates)
         with disallow_transfers():
-            for step in range((begun or 0) + 1, training.steps + 1):
+            for step in range(begun + 1, training.steps + 1):
                 batch = next(iterator)
                 meter.before(batch)
                 state, sums = one_step(state, spread.shard(batch))
@@ -100,10 +89,29 @@ def fit(
                     checkpoints.save(spread.first(state), iterator.get_state(), measured)
                     meter.restart()
         checkpoints.wait()
-        best = checkpoints.best()
-        digest, files = params_digest(checkpoints.restore_params(best, params)), checkpoints.files(best)
-    outputs = _summary(runlog.read(folder / "metrics.jsonl"), best)
-    return outputs | {"best_step": best, "digest": digest, "files": files}
+        return _outcome(checkpoints, params, runlog.read(folder / "metrics.jsonl"))
+
+
+def _training_step(recipe: Recipe, model: Model, tx: Any, spread: Parallel, shapes: int) -> Callable:
+    """The compiled step; one trace more than `shapes` is an error."""
+    chex.clear_trace_counter()  # it counts per function and process, and another model may have been trained
+    traced = chex.assert_max_traces(train_step, n=shapes)
+    parts = {"model": model, "terms": recipe.terms, "tx": tx, "microbatches": recipe.training.microbatches}
+    return spread.spread(functools.partial(traced, **parts), donate_state=True)
+
+
+def _begin(
+    title: str, checkpoints: Checkpoints, state: TrainState, iterator: Any, log: runlog.MetricsLog
+) -> tuple[int, TrainState]:
+    """(steps already made, the state after them); brings the iterator and the log to the same step."""
+    begun = checkpoints.last()
+    log.truncate_after(-1 if begun is None else begun)
+    if begun is None:
+        return 0, state
+    state, position = checkpoints.restore(state)
+    iterator.set_state(position)
+    runlog.say(f"{title}: goes on from step {begun}")
+    return begun, state
 
 
 def _validation(spread: Parallel, model: Model, valid: list[Batch]) -> Callable[[Params], float]:
@@ -118,8 +126,9 @@ def _validation(spread: Parallel, model: Model, valid: list[Batch]) -> Callable[
     return validate
 
 
-def _summary(rows: list[dict[str, Any]], best: int) -> dict[str, Any]:
-    """The manifest's figures, from the log: so they are the same whether or not the run was cut in two."""
+def _outcome(checkpoints: Checkpoints, like: Params, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest keeps; its figures are the log's, so they are the same for a run that was cut in two."""
+    best = checkpoints.best()
     trained = [row for row in rows if "tokens" in row]
     validated = {row["step"]: row[METRIC] for row in rows if METRIC in row}
     seconds = sum(row["seconds"] for row in trained)
@@ -128,6 +137,9 @@ def _summary(rows: list[dict[str, Any]], best: int) -> dict[str, Any]:
         "loss_before_first_step": validated[0],
         METRIC: validated[best],
         "train_tokens_per_second": sum(row["tokens"] for row in trained) / seconds if seconds else None,
+        "best_step": best,
+        "digest": params_digest(checkpoints.restore_params(best, like)),
+        "files": checkpoints.files(best),
     }
 
 

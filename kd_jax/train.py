@@ -64,18 +64,9 @@ def train_model(
     if left_out:
         runlog.say(f"{name}: {left_out} training examples of more than {longest} tokens are left out")
     params = initial_params(experiment, recipe, workdir, data)
-    outputs = fit(
-        name,
-        recipe,
-        recipe.model.build(data["vocab_size"]),
-        params,
-        train,
-        valid,
-        folder,
-        spread=spread,
-        seed=experiment.seed,
-        shapes=len(experiment.buckets),
-    )
+    model = recipe.model.build(data["vocab_size"])
+    devices = {"spread": spread, "seed": experiment.seed, "shapes": len(experiment.buckets)}
+    outputs = fit(name, recipe, model, params, train, valid, folder, **devices)
     total, outside = count_parameters(params)
     outputs |= {"parameters": total, "parameters_outside_embeddings": outside, "left_out_as_too_long": left_out}
     manifest.finish(folder, phase, outputs, time.perf_counter() - began)
