@@ -86,7 +86,7 @@ class Experiment:
       teacher: the large model.
       students: name -> recipe; the report knows "student_scratch", "student_init" and "student_kd".
       evaluation: what is measured.
-      backend: "auto" (jit on one device, pmap on several), "jit" or "pmap"; the numbers are the same.
+      backend: how steps are spread over devices (kd_jax.parallel.BACKENDS); the numbers are the same.
       seed: decides parameters, order and dropout.
     """
 

@@ -39,6 +39,11 @@ def rows(report: Report) -> list[list[str]]:
     return [["model", *COLUMNS], *([name, *(show(m) for show in COLUMNS.values())] for name, m in models.items())]
 
 
+def title(report: Report) -> str:
+    """Which experiment, on what."""
+    return f"{report['name']}: {report['task']}, {report['dataset']}"
+
+
 def headline(report: Report) -> str:
     """What was gained, in words; it says so too where nothing was."""
     models, gap = report["models"], report["gap_recovered"]
@@ -74,7 +79,7 @@ def markdown(report: Report, samples: Sequence[Mapping[str, str]]) -> str:
     """The report as Markdown."""
     head, *body = rows(report)
     table = [head, ["---"] * len(head), *body]
-    lines = [f"# {report['dataset']}: {report['task']}", "", headline(report), ""]
+    lines = [f"# {title(report)}", "", headline(report), ""]
     lines += ["| " + " | ".join(row) + " |" for row in table]
     lines += ["", f"{_notes(report)}", "", "## Time", "", "| phase | time |", "| --- | --- |"]
     lines += [f"| {phase} | {runlog.clock(seconds)} |" for phase, seconds in _times(report).items()]
@@ -115,7 +120,7 @@ def html(report: Report, samples: Sequence[Mapping[str, str]], curves: Mapping[s
     )
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return PAGE.format(
-        title=esc(f"{report['dataset']}: {report['task']}"),
+        title=esc(title(report)),
         headline=esc(headline(report)),
         table=f"<table><tr>{cells}</tr>{table}</table>",
         notes=esc(_notes(report)),

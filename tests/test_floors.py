@@ -84,7 +84,7 @@ PURE = [
 @pytest.mark.parametrize(
     "pattern, files",
     [
-        (DEVICES + r"|lax\.p(sum|mean)", [p for p in FILES if p.name not in ("parallel.py", "experiment.py")]),
+        (DEVICES + r"|lax\.p(sum|mean)", [p for p in FILES if p.name != "parallel.py"]),
         (r"\bopen\(|epath|orbax|array_record|grain|logging|print\(", PURE),
         (r"hasattr|getattr\(|except Exception|except:|[Rr]egistry|(cfg|config|c)\.get\(", FILES),
         (

@@ -53,7 +53,7 @@ def test_the_report_has_what_scripts_rely_on(finished):
     assert report["models"]["teacher"]["agreement"] == 1
     page = (finished / "report/report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
-    assert (finished / "report/report.md").read_text().startswith("# toy")
+    assert (finished / "report/report.md").read_text().startswith("# smoke: translation, toy")
 
 
 def test_a_second_run_does_nothing_again(finished, root):

@@ -33,6 +33,7 @@ def report(teacher, kd, scratch, width=1.0):
         "student_kd": model(kd, width),
     }
     return {
+        "name": "mine",
         "task": "translation",
         "dataset": "d <b>",
         "seed": 0,

@@ -44,6 +44,7 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
     scores = {name: manifest.read_json(workdir / "evaluation" / f"{name}.json") for name in names}
     models = {name: {key: scores[name][key] for key in FIGURES} for name in names}
     report = {
+        "name": experiment.name,
         "task": experiment.task.name,
         "dataset": phases["prepare"]["outputs"]["dataset"],
         "seed": experiment.seed,
