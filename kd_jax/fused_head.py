@@ -1,8 +1,8 @@
 """Hidden states, output matrix and objective in one pass over chunks of tokens.
 
 The logits of a chunk live only inside one step of a `lax.scan`, where the chunk's loss and its gradient
-with respect to those logits are taken together; d_hidden and d_head leave with the value. So there is
-never an array [B, T, V], nothing is computed twice, and any differentiable objective fits.
+with respect to those logits are taken together; the gradients leave with the value. So there is never an
+array [B, T, V], nothing is computed twice, and any differentiable objective fits.
 """
 
 import functools
@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax.types import Array
+from kd_jax.types import Array, Head
 
 # A chunk's logits are kept near this size: large enough for the matrix product, small enough for the caches.
 CHUNK_BYTES = 32 * 2**20
+
+Objective = Callable[[Array, Any, Any], tuple[Array, Any]]
 
 
 def chunk_tokens(tokens: int, vocab_size: int) -> int:
@@ -25,40 +27,42 @@ def chunk_tokens(tokens: int, vocab_size: int) -> int:
     return min(tokens, -(-tokens // (8 * chunks)) * 8)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def fused_head(objective: Callable[[Array, Any], tuple[Array, Any]], hidden_ND: Array, head_DV: Array, rows: Any):
-    """sum over chunks of objective(hidden @ head, rows).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
+def fused_head(objective: Objective, hidden_ND: Array, head: Head, rows: Any, fixed: Any = None, chunk: int = 0):
+    """sum over chunks of objective(head.logits(hidden), rows, fixed).
 
     Args:
-      objective: pure (logits_NV, rows) -> (scalar to differentiate, further sums as a pytree). It must
-        be a sum over tokens.
+      objective: pure (logits_CV, rows, fixed) -> (scalar to differentiate, further sums as a pytree). It
+        must be a sum over tokens, and it closes over no traced value.
         Rows that only fill up the last chunk are all zeros, so their mask must be among the rows.
       hidden_ND: float [N, D].
-      head_DV: float [D, V].
+      head: the output layer; its kernel and bias get gradients.
       rows: pytree of [N, ...] arrays, what the objective needs for each token; not differentiated.
+      fixed: pytree, what it needs for all tokens alike (a teacher's head); not differentiated.
+      chunk: tokens at once; 0 for `chunk_tokens`.
 
     Returns:
       (scalar, sums), float32, each added over the chunks.
     """
-    return _scan(objective, hidden_ND, head_DV, rows, gradient=False)[0]
+    return _scan(objective, hidden_ND, head, rows, fixed, chunk, gradient=False)[0]
 
 
-def _forward(objective, hidden_ND, head_DV, rows):
-    return _scan(objective, hidden_ND, head_DV, rows, gradient=True)
+def _forward(objective, hidden_ND, head, rows, fixed, chunk):
+    return _scan(objective, hidden_ND, head, rows, fixed, chunk, gradient=True)
 
 
-def _backward(objective, gradients, cotangents):
-    scale = cotangents[0]  # the further sums are not differentiated
-    d_hidden_ND, d_head_DV = gradients
-    return d_hidden_ND * scale.astype(d_hidden_ND.dtype), d_head_DV * scale.astype(d_head_DV.dtype), None
+def _backward(objective, chunk, gradients, cotangents):
+    scaled = jax.tree.map(lambda x: x * cotangents[0].astype(x.dtype), gradients)  # the sums are not differentiated
+    return *scaled, None, None
 
 
 fused_head.defvjp(_forward, _backward)
 
 
-def _scan(objective, hidden_ND, head_DV, rows, gradient: bool):
-    """((scalar, sums), (d_hidden_ND, d_head_DV) or None)."""
-    tokens, chunk = hidden_ND.shape[0], chunk_tokens(hidden_ND.shape[0], head_DV.shape[1])
+def _scan(objective: Objective, hidden_ND: Array, head: Head, rows: Any, fixed: Any, chunk: int, gradient: bool):
+    """((scalar, sums), (d_hidden_ND, d_head) or None)."""
+    tokens, width = hidden_ND.shape
+    chunk = min(chunk, tokens) or chunk_tokens(tokens, head.kernel_DV.shape[1])
     chunks = -(-tokens // chunk)
 
     def split(x):
@@ -66,46 +70,55 @@ def _scan(objective, hidden_ND, head_DV, rows, gradient: bool):
         return filled.reshape(chunks, chunk, *x.shape[1:])
 
     def one(hidden_CD, rows_C):
-        logits_CV = jnp.matmul(hidden_CD, head_DV, preferred_element_type=jnp.float32)
+        raw_CV = head.raw(hidden_CD)
+        finished = lambda raw_CV, bias_V: objective(head.finish(raw_CV, bias_V), rows_C, fixed)  # noqa: E731
         if not gradient:
-            return objective(logits_CV, rows_C), ()
-        value, d_logits_CV = jax.value_and_grad(objective, has_aux=True)(logits_CV, rows_C)
-        d_logits_CV = d_logits_CV.astype(head_DV.dtype)
-        d_hidden_CD = d_logits_CV @ head_DV.T
-        d_head_DV = jnp.matmul(hidden_CD.T, d_logits_CV, preferred_element_type=jnp.float32)
-        return value, (d_hidden_CD, d_head_DV)
+            return finished(raw_CV, head.bias_V), ()
+        value_and_grad = jax.value_and_grad(finished, (0, 1), has_aux=True)
+        value, (d_raw_CV, d_bias_V) = value_and_grad(raw_CV, head.bias_V)
+        d_raw_CV = d_raw_CV.astype(head.kernel_DV.dtype)
+        d_kernel_DV = jnp.matmul(hidden_CD.T, d_raw_CV, preferred_element_type=jnp.float32)
+        return value, (d_raw_CV @ head.kernel_DV.T, d_kernel_DV, d_bias_V)
+
+    def whole(d_hidden_ND, d_kernel_DV, d_bias_V):
+        return d_hidden_ND.astype(hidden_ND.dtype), jax.tree.map(
+            lambda gradient, x: gradient.astype(x.dtype), Head(d_kernel_DV, d_bias_V, head.soft_cap, head.vocab_size), head
+        )
 
     if chunks == 1:
         value, gradients = one(hidden_ND, rows)
-        return value, gradients or None
+        return value, whole(*gradients) if gradient else None
 
     def step(total, xs):
         value, gradients = one(*xs)
-        d_hidden_CD, d_head_DV = gradients or ((), ())
-        return jax.tree.map(jnp.add, total, (value, d_head_DV)), d_hidden_CD
+        d_hidden_CD, *d_head = gradients or (None,)
+        return jax.tree.map(jnp.add, total, (value, d_head)), d_hidden_CD
 
     xs = jax.tree.map(split, (hidden_ND, rows))
-    shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], xs))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][1] if gradient else ()))
-    (value, d_head_DV), d_hidden = jax.lax.scan(step, zeros, xs)
-    if not gradient:
-        return value, None
-    return value, (d_hidden.reshape(-1, hidden_ND.shape[1])[:tokens], d_head_DV.astype(head_DV.dtype))
+    value, gradients = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], xs))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (value, list(gradients[1:])))
+    (value, d_head), d_hidden = jax.lax.scan(step, zeros, xs)
+    return value, whole(d_hidden.reshape(-1, width)[:tokens], *d_head) if gradient else None
 
 
-def map_head(function: Callable[[Array], Any], hidden_ND: Array, head_DV: Array) -> Any:
-    """function(hidden @ head) for each chunk of tokens, never with an array [N, V].
+def map_head(function: Callable[[Array, Any], Any], hidden_ND: Array, head: Head, rows: Any = None) -> Any:
+    """function(head.logits(hidden), rows) for each chunk of tokens, never with an array [N, V].
 
     Args:
-      function: logits [C, V] to a pytree of arrays [C, ...].
+      function: (logits [C, V], rows [C, ...]) to a pytree of arrays [C, ...].
       hidden_ND: float [N, D].
-      head_DV: float [D, V].
+      head: the output layer.
+      rows: pytree of [N, ...] arrays.
 
     Returns:
       The pytree with arrays [N, ...].
     """
-    tokens, chunk = hidden_ND.shape[0], chunk_tokens(hidden_ND.shape[0], head_DV.shape[1])
-    filled = jnp.pad(hidden_ND, [(0, -tokens % chunk), (0, 0)]).reshape(-1, chunk, hidden_ND.shape[1])
-    logits = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-    mapped = jax.lax.map(lambda hidden_CD: function(logits(hidden_CD, head_DV)), filled)
+    tokens, chunk = hidden_ND.shape[0], chunk_tokens(hidden_ND.shape[0], head.kernel_DV.shape[1])
+
+    def split(x):
+        filled = jnp.pad(x, [(0, -tokens % chunk)] + [(0, 0)] * (x.ndim - 1))
+        return filled.reshape(-1, chunk, *x.shape[1:])
+
+    chunks = jax.tree.map(split, (hidden_ND, rows))
+    mapped = jax.lax.map(lambda x: function(head.logits(x[0]), x[1]), chunks)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:tokens], mapped)

@@ -26,7 +26,7 @@ def logp(ids_BT):
     """Teacher-forced log-probabilities of the tokens, [B, T]."""
     rows, length = ids_BT.shape
     inputs = jnp.concatenate([jnp.full((rows, 1), START, jnp.int32), ids_BT[:, :-1]], axis=1)
-    batch = Batch(jnp.arange(rows), SOURCE[:rows], MASK[:rows], inputs, ids_BT, ids_BT > 0, {})
+    batch = Batch(jnp.arange(rows), SOURCE[:rows], MASK[:rows], inputs, ids_BT, ids_BT > 0, jnp.ones(rows), {})
     logits = MODEL.apply(PARAMS, batch) @ MODEL.head(PARAMS)
     return jax.nn.log_softmax(logits), logits.argmax(-1)
 

@@ -43,6 +43,7 @@ def make_batch(seed: int = 0) -> Batch:
         inputs_BT=ids[1],
         targets_BT=ids[2],
         mask_BT=mask,
+        weight_B=np.ones(B, np.float32),
         payload={SIGNAL.name: payload},
     )
 

@@ -38,7 +38,8 @@ def jax_step(experiment: Experiment, ids: np.ndarray) -> Callable[[], Any]:
     """() -> after one update; batch: sources, decoder inputs and targets, each [B, T]."""
     recipe, vocab_size = experiment.teacher, experiment.tokenizer.vocab_size
     model, tx = recipe.model.build(vocab_size), recipe.training.optimizer.build(recipe.training.steps)
-    batch = Batch(np.arange(ids.shape[1], dtype=np.int32), ids[0], ids[0] > 0, ids[1], ids[2], ids[2] > 0, {})
+    rows = np.arange(ids.shape[1], dtype=np.int32), ids[0], ids[0] > 0, ids[1], ids[2], ids[2] > 0
+    batch = Batch(*rows, np.ones(ids.shape[1], np.float32), {})
     batch = jax.device_put(batch)
     step = jax.jit(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate_argnums=0)
     state = init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx)

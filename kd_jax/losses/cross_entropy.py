@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from kd_jax.types import Array
 
 
-def cross_entropy(logits_NV: Array, targets_N: Array, label_smoothing: float = 0.0) -> Array:
+def cross_entropy(logits_NV: Array, targets_N: Array, label_smoothing: float = 0.0, log_z_N: Array | None = None) -> Array:
     """Cross-entropy of each token with its smoothed target, in nats.
 
     .. math:: -\\sum_v \\left((1 - \\epsilon) [v = y] + \\epsilon / V\\right) \\log p_v
@@ -15,6 +15,7 @@ def cross_entropy(logits_NV: Array, targets_N: Array, label_smoothing: float = 0
       logits_NV: float [N, V]; a padded vocabulary's columns hold -inf and take no part in the smoothing.
       targets_N: int [N].
       label_smoothing: epsilon, in [0, 1).
+      log_z_N: the logits' log-sum-exp, where it is known already.
 
     Returns:
       float32 [N].
@@ -23,7 +24,7 @@ def cross_entropy(logits_NV: Array, targets_N: Array, label_smoothing: float = 0
       Szegedy et al. 2016, arXiv 1512.00567, section 7 (smoothing towards the uniform distribution).
     """
     logits_NV = logits_NV.astype(jnp.float32)
-    log_z_N = jax.nn.logsumexp(logits_NV, axis=-1)
+    log_z_N = jax.nn.logsumexp(logits_NV, axis=-1) if log_z_N is None else log_z_N
     target_N = jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
     if label_smoothing == 0.0:
         return log_z_N - target_N

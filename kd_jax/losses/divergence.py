@@ -1,12 +1,24 @@
 """Divergences between the teacher's and the student's distribution on one support.
 
-Both sides are log-probabilities [N, K] that sum to one over K (a signal's `align` makes them so).
-0 log 0 counts as 0, in the value and in the gradient.
+Both sides are log-probabilities [N, K] that sum to one over K (a signal's `align` makes them so, or says
+which divergences bear that they do not). One value per token, float32, in nats. Where p = 0 or q = 0 the
+limits are taken, 0 log 0 = 0, in the value and in the gradient; a divergence that is infinite there is
+infinite in value.
 """
 
+import jax
 import jax.numpy as jnp
 
 from kd_jax.types import Array
+
+
+def _weighted_difference(weight_logp_NK: Array, a_logp_NK: Array, b_logp_NK: Array) -> Array:
+    """sum_k w_k (a_k - b_k) of log-probabilities; terms with w_k = 0 are 0, whatever a and b are."""
+    possible_NK = weight_logp_NK > -jnp.inf
+    weight, a, b = (
+        jnp.where(possible_NK, x, 0.0).astype(jnp.float32) for x in (weight_logp_NK, a_logp_NK, b_logp_NK)
+    )
+    return (jnp.where(possible_NK, jnp.exp(weight), 0.0) * (a - b)).sum(-1)
 
 
 def forward_kl(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
@@ -24,8 +36,118 @@ def forward_kl(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
     References:
       Hinton et al. 2015, arXiv 1503.02531 (there as cross-entropy with soft targets).
     """
-    possible_NK = teacher_logp_NK > -jnp.inf
-    log_p_NK = jnp.where(possible_NK, teacher_logp_NK, 0.0).astype(jnp.float32)
-    log_q_NK = jnp.where(possible_NK, student_logp_NK, 0.0).astype(jnp.float32)
-    p_NK = jnp.where(possible_NK, jnp.exp(log_p_NK), 0.0)
-    return (p_NK * (log_p_NK - log_q_NK)).sum(-1)
+    return _weighted_difference(teacher_logp_NK, teacher_logp_NK, student_logp_NK)
+
+
+def reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
+    """Kullback-Leibler divergence of the teacher from the student: seeks modes.
+
+    .. math:: KL(q \\| p) = \\sum_k q_k (\\log q_k - \\log p_k)
+
+    Args, returns: as `forward_kl`; infinite where p = 0 and q > 0.
+
+    References:
+      Gu et al. 2023, arXiv 2306.08543 (MiniLLM), eq. 1.
+    """
+    return _weighted_difference(student_logp_NK, student_logp_NK, teacher_logp_NK)
+
+
+def _log_mixture(first_logp_NK: Array, second_logp_NK: Array, share: float) -> Array:
+    """log(share * first + (1 - share) * second), finite gradients where both are 0; share in (0, 1)."""
+    impossible_NK = (first_logp_NK == -jnp.inf) & (second_logp_NK == -jnp.inf)
+    first = jnp.where(impossible_NK, 0.0, first_logp_NK).astype(jnp.float32) + jnp.log(jnp.float32(share))
+    second = jnp.where(impossible_NK, 0.0, second_logp_NK).astype(jnp.float32) + jnp.log1p(jnp.float32(-share))
+    most = jax.lax.stop_gradient(jnp.maximum(first, second))  # a shift, so no gradient is lost
+    mixed = most + jnp.log(jnp.exp(first - most) + jnp.exp(second - most))
+    return jnp.where(impossible_NK, -jnp.inf, mixed)
+
+
+def jensen_shannon(teacher_logp_NK: Array, student_logp_NK: Array, beta: float = 0.5) -> Array:
+    """Generalised Jensen-Shannon divergence.
+
+    .. math:: \\beta KL(p \\| m) + (1 - \\beta) KL(q \\| m), \\quad m = \\beta p + (1 - \\beta) q
+
+    Its ends are taken as the limits of JS / (beta (1 - beta)) in direction: beta = 0 is forward KL,
+    beta = 1 is reverse KL, as GKD defines them; beta = 1/2 is the Jensen-Shannon divergence, at most log 2.
+
+    Args:
+      teacher_logp_NK, student_logp_NK: as `forward_kl`.
+      beta: in [0, 1].
+
+    Returns:
+      float32 [N].
+
+    References:
+      Agarwal et al. 2023, arXiv 2306.13649 (GKD), eq. 1.
+    """
+    if beta == 0.0:
+        return forward_kl(teacher_logp_NK, student_logp_NK)
+    if beta == 1.0:
+        return reverse_kl(teacher_logp_NK, student_logp_NK)
+    mixture_NK = _log_mixture(teacher_logp_NK, student_logp_NK, beta)
+    return beta * forward_kl(teacher_logp_NK, mixture_NK) + (1 - beta) * forward_kl(student_logp_NK, mixture_NK)
+
+
+def skewed_forward_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: float = 0.1) -> Array:
+    """KL of a mixture from the teacher, bounded by -log alpha.
+
+    .. math:: KL(p \\| \\alpha p + (1 - \\alpha) q)
+
+    Args:
+      teacher_logp_NK, student_logp_NK: as `forward_kl`.
+      alpha: the teacher's share in the mixture, in [0, 1); 0 is forward KL.
+
+    Returns:
+      float32 [N].
+
+    References:
+      Ko et al. 2024, arXiv 2402.03898 (DistiLLM), eq. 4.
+    """
+    if alpha == 0.0:
+        return forward_kl(teacher_logp_NK, student_logp_NK)
+    return forward_kl(teacher_logp_NK, _log_mixture(teacher_logp_NK, student_logp_NK, alpha))
+
+
+def skewed_reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: float = 0.1) -> Array:
+    """KL of a mixture from the student, bounded by -log alpha: finite where the teacher says 0.
+
+    .. math:: KL(q \\| \\alpha q + (1 - \\alpha) p)
+
+    Args:
+      teacher_logp_NK, student_logp_NK: as `forward_kl`.
+      alpha: the student's share in the mixture, in [0, 1); 0 is reverse KL.
+
+    Returns:
+      float32 [N].
+
+    References:
+      Ko et al. 2024, arXiv 2402.03898 (DistiLLM), section 3.1.
+    """
+    if alpha == 0.0:
+        return reverse_kl(teacher_logp_NK, student_logp_NK)
+    return forward_kl(student_logp_NK, _log_mixture(student_logp_NK, teacher_logp_NK, alpha))
+
+
+def total_variation(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
+    """Total variation distance, in [0, 1].
+
+    .. math:: \\frac{1}{2} \\sum_k |p_k - q_k|
+
+    1 minus it is the rate at which speculative decoding accepts the student's tokens (arXiv 2211.17192).
+
+    Args:
+      teacher_logp_NK, student_logp_NK: as `forward_kl`.
+
+    Returns:
+      float32 [N].
+
+    References:
+      Wen et al. 2023, arXiv 2307.15190 (f-distill), section 3.
+    """
+    p_NK, q_NK = (jnp.exp(x.astype(jnp.float32)) for x in (teacher_logp_NK, student_logp_NK))
+    return 0.5 * jnp.abs(p_NK - q_NK).sum(-1)
+
+
+ALL = (forward_kl, reverse_kl, jensen_shannon, skewed_forward_kl, skewed_reverse_kl, total_variation)
+# Sums weighted by the teacher's probabilities alone: tokens that the teacher's side leaves out add nothing.
+TEACHER_WEIGHTED = (forward_kl, skewed_forward_kl)

@@ -92,7 +92,10 @@ class SelfAttention(nn.Module):
 
     def split(self, x_BTD: Array) -> list[Array]:
         """Queries, keys and values, each [B, H, T, D/H]."""
-        return [split_heads(x, self.heads) for x in jnp.split(self.qkv(x_BTD), 3, axis=-1)]
+        parts = jnp.split(self.qkv(x_BTD), 3, axis=-1)
+        for kind, part_BTD in zip("qkv", parts, strict=True):
+            self.sow("taps", kind, part_BTD)
+        return [split_heads(x, self.heads) for x in parts]
 
     def step(self, x_B1D: Array, kv: tuple[Array, Array], position: Array) -> tuple[Array, tuple[Array, Array]]:
         """One token at `position`: its key and value enter the cache, each [B, H, T, D/H]."""
@@ -152,7 +155,9 @@ class Block(nn.Module):
         x_BTD += self.drop(self.self_attention(self.self_norm(x_BTD), bias), index_B)
         if self.cross:
             x_BTD += self.drop(self.cross_attention(self.cross_norm(x_BTD), cross_kv, cross_bias), index_B)
-        return x_BTD + self.drop(self.ffn(self.ffn_norm(x_BTD)), index_B)
+        x_BTD += self.drop(self.ffn(self.ffn_norm(x_BTD)), index_B)
+        self.sow("taps", "hidden", x_BTD)
+        return x_BTD
 
     def step(self, x_B1D: Array, kv: tuple[Array, Array], position: Array, cross_kv=None, cross_bias=None):
         """One token without dropout; returns (x_B1D, kv)."""

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import KdError
@@ -75,7 +76,7 @@ def layer_maps(init: FromTeacher, teacher: Transformer, student: Transformer) ->
     Raises:
       KdError: where the widths differ or a layer map does not fit.
     """
-    for field in ("d_model", "heads", "d_ff", "norm"):
+    for field in ("d_model", "heads", "d_ff", "norm", "tied", "head_bias"):
         ours, theirs = vars(student)[field], vars(teacher)[field]
         if ours != theirs:
             raise KdError(f"model.{field}: {ours}, the teacher's is {theirs}; init=FromTeacher wants them equal")
@@ -85,13 +86,14 @@ def layer_maps(init: FromTeacher, teacher: Transformer, student: Transformer) ->
     }
 
 
-def shrink(init: FromTeacher, teacher: Transformer, student: Transformer, params: Params) -> Params:
+def shrink(init: FromTeacher, teacher: Transformer, student: Transformer, params: Params, vocab_size: int) -> Params:
     """The student's parameters as a selection of the teacher's.
 
     Args:
       init: which layers.
       teacher, student: the two networks; all but the depth must agree.
       params: the teacher's parameters.
+      vocab_size: of the tokeniser; both may pad it, each to its own multiple.
 
     Returns:
       A tree of the student's structure that shares the teacher's arrays.
@@ -101,13 +103,26 @@ def shrink(init: FromTeacher, teacher: Transformer, student: Transformer, params
     """
     rest = {name: value for name, value in params.items() if not re.fullmatch(r"(en|de)coder_\d+", name)}
     maps = layer_maps(init, teacher, student).items()
+    if teacher.vocab_multiple != student.vocab_multiple:
+        size = student.padded(vocab_size)
+        rest |= {name: _resized(rest[name], axis, size) for name, axis in PADDED.items() if name in rest}
     return rest | {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps for i, j in enumerate(layers)}
 
 
+# Arrays that have one entry per token, some of them pads: name -> axis.
+PADDED = {"embedding": 0, "output": 1, "output_bias": 0}
+
+
+def _resized(x: Array, axis: int, size: int) -> Array:
+    """Entries cut off or zeros added at the end of an axis, whose size is then `size`."""
+    kept = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+    return jnp.pad(kept, [(0, size - kept.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+
+
 def count_parameters(params: Params) -> tuple[int, int]:
-    """(all parameters, those outside the embeddings)."""
+    """(all parameters, those outside the embeddings and the output layer)."""
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-    return total, total - int(np.prod(params["embedding"].shape))
+    return total, total - sum(int(np.prod(params[name].shape)) for name in PADDED if name in params)
 
 
 def random_params(model: Transformer, vocab_size: int, key: Array) -> Params:

@@ -81,7 +81,7 @@ def source_batch(encoded: list[list[int]], length: int) -> Batch:
     for row, source in enumerate(encoded):
         ids[row, : len(source)], mask[row, : len(source)] = source, True
     nothing = np.zeros((rows, length), np.int32)
-    return Batch(np.full(rows, -1, np.int32), ids, mask, nothing, nothing, nothing > 0, {})
+    return Batch(np.full(rows, -1, np.int32), ids, mask, nothing, nothing, nothing > 0, np.ones(rows, np.float32), {})
 
 
 def waiting_lines(stream: BinaryIO) -> Iterator[list[str]]:

@@ -1,88 +1,113 @@
 """The teacher's k likeliest next tokens, and exactly what remains."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from kd_jax import support
 from kd_jax.errors import KdError
+from kd_jax.losses import divergence
+from kd_jax.support import Aligned
 from kd_jax.types import Array, Field, Payload
 
 
 @dataclasses.dataclass(frozen=True)
 class TopK:
-    """k ids with their logits and the log-sum-exp of all others.
+    """k ids with their logits and, for each temperature, the log-sum-exp of all others.
 
-    A record holds, per target token, `ids` [k], `logits` [k] less the largest one, and `rest`: the
-    log-sum-exp of all logits outside the k at the temperature, less the largest one too. Probabilities
-    are exp(logit / T) over their sum with exp(rest), so the stored distribution sums to one by
-    construction, nothing is lost to cancellation, and k = V gives rest = -inf and the dense distribution.
-    A smaller k is read out of a larger one by adding what falls away to the rest.
+    A record holds, per target token, `ids` [k], `logits` [k] less the largest one, and for each
+    temperature T `rest_tT`: the log-sum-exp of logits / T outside the k, less the largest one over T.
+    Probabilities are exp(logit / T) over their sum with exp(rest), which is Z; the stored distribution
+    sums to one by construction, nothing is lost to cancellation, and k = V gives rest = -inf and the
+    dense distribution. A smaller k is read out of a larger one by adding what falls away to the rest.
 
     Attributes:
       k: ids kept, at most the vocabulary's size.
       temperature: T of the teacher's and the student's softmax.
+      tail: what becomes of the mass outside the k.
+        "bucket": all other tokens are one more outcome on both sides: the student's mass there counts.
+        "renormalise": both sides are conditioned on the k; where the student's remaining mass goes is free.
+        "zero": the teacher's side is cut off and sums to less than one, the student's stays as it is; for
+        divergences weighted by the teacher alone.
+      temperatures: further ones that the cache is to be made for.
     """
 
     k: int = 32
     temperature: float = 1.0
+    tail: Literal["bucket", "renormalise", "zero"] = "bucket"
+    temperatures: tuple[float, ...] = ()
 
-    @property
-    def name(self) -> str:
-        return f"topk_t{self.temperature:g}"
+    name = "topk"
+
+    def supports(self, loss: Callable[..., Array]) -> bool:
+        """All divergences; with the tail "zero" those weighted by the teacher, the others being infinite there."""
+        return self.tail != "zero" or loss in divergence.TEACHER_WEIGHTED
+
+    def stored_temperatures(self) -> tuple[float, ...]:
+        """Every temperature that the cache is made for, ascending."""
+        return tuple(sorted({self.temperature, *self.temperatures}))
 
     def schema(self, vocab_size: int) -> dict[str, Field]:
         """Fields per target token; ids take two bytes where the vocabulary allows it.
 
         Raises:
-          KdError: if k or the temperature is out of range.
+          KdError: if k, the tail or a temperature is out of range.
         """
         if not 1 <= self.k <= vocab_size:
             raise KdError(f"signal.k: {self.k}; wanted 1 to the vocabulary's {vocab_size} tokens")
-        if not 0 < self.temperature < float("inf"):
-            raise KdError(f"signal.temperature: {self.temperature}; wanted a positive number")
-        ids = "uint16" if vocab_size <= 2**16 else "uint32"
-        return {"ids": Field((self.k,), ids), "logits": Field((self.k,), "float16"), "rest": Field((), "float32")}
+        if self.tail not in ("bucket", "renormalise", "zero"):
+            raise KdError(f"signal.tail: {self.tail!r}; wanted bucket, renormalise or zero")
+        for temperature in self.stored_temperatures():
+            if not 0 < temperature < float("inf"):
+                raise KdError(f"signal.temperature: {temperature}; wanted a positive number")
+        rests = {_rest(temperature): Field((), "float32") for temperature in self.stored_temperatures()}
+        ids = support.id_dtype(vocab_size)
+        return {"ids": Field((self.k,), ids), "logits": Field((self.k,), "float16")} | rests
 
     def covering(self, other: "TopK") -> "TopK":
-        """The one with the larger k; the names already agree on the temperature."""
-        return max(self, other, key=lambda signal: signal.k)
+        """The one with the larger k and the temperatures of both; the tail is chosen when it is read."""
+        temperatures = tuple(sorted({*self.stored_temperatures(), *other.stored_temperatures()}))
+        return TopK(max(self.k, other.k), temperatures[0], temperatures=temperatures[1:])
 
-    def reduce(self, logits_NV: Array) -> Payload:
-        """Teacher logits [N, V] to {"ids" [N, k], "logits" [N, k], "rest" [N]}."""
+    def reduce(self, logits_NV: Array, key_N: Any = None) -> Payload:
+        """Teacher logits [N, V] to {"ids" [N, k], "logits" [N, k], "rest_tT" [N] for every T}; draws nothing."""
+        del key_N
         logits_NV = logits_NV.astype(jnp.float32)
         logits_NV -= logits_NV.max(-1, keepdims=True)
         top_NK, ids_NK = jax.lax.top_k(logits_NV, self.k)
-        rest_N = jax.nn.logsumexp(_without(logits_NV, ids_NK) / self.temperature, axis=-1)
-        return {"ids": ids_NK, "logits": top_NK.astype(jnp.float16), "rest": rest_N}
+        rests = {_rest(t): support.split(logits_NV / t, ids_NK)[1] for t in self.stored_temperatures()}
+        return {"ids": ids_NK, "logits": top_NK.astype(jnp.float16)} | rests
 
-    def align(self, logits_NV: Array, payload: Payload) -> tuple[Array, Array]:
-        """Log-probabilities of teacher and student on the k ids and one bucket for all other tokens.
+    def align(self, logits_NV: Array, payload: Payload, temperature: Any) -> Aligned:
+        """Log-probabilities of teacher and student on the k ids and, for the tail "bucket", all other tokens.
 
         Args:
           logits_NV: the student's logits, float [N, V].
-          payload: as `reduce` gives it, for this k or a larger one.
+          payload: as `reduce` gives it, for this k or a larger one, with this temperature among others.
+          temperature: this signal's.
 
         Returns:
-          (teacher_logp, student_logp), float32 [N, k + 1]; the bucket stands last.
+          Aligned, K = k + 1 for "bucket" (the bucket last), else k.
         """
-        logits_NV = logits_NV.astype(jnp.float32) / self.temperature
+        logits_NV = logits_NV.astype(jnp.float32)
+        if not isinstance(temperature, float) or temperature != 1.0:
+            logits_NV = logits_NV / temperature
         ids_NK = payload["ids"][:, : self.k].astype(jnp.int32)
-        stored_NX = payload["logits"].astype(jnp.float32) / self.temperature
-        beyond_NX = jnp.concatenate([stored_NX[:, self.k :], payload["rest"].astype(jnp.float32)[:, None]], axis=-1)
-        return (
-            jax.nn.log_softmax(_with_rest(stored_NX[:, : self.k], beyond_NX), axis=-1),
-            jax.nn.log_softmax(
-                _with_rest(jnp.take_along_axis(logits_NV, ids_NK, -1), _without(logits_NV, ids_NK)), axis=-1
-            ),
-        )
+        stored_NX = payload["logits"].astype(jnp.float32) / temperature
+        if self.tail == "renormalise":
+            student_NK = jnp.take_along_axis(logits_NV, ids_NK, -1)
+            return Aligned(jax.nn.log_softmax(stored_NX[:, : self.k]), jax.nn.log_softmax(student_NK))
+        rest_N1 = payload[_rest(self.temperature)].astype(jnp.float32)[:, None]
+        beyond_NX = jnp.concatenate([stored_NX[:, self.k :], rest_N1], axis=-1)
+        beyond_N1 = jax.nn.logsumexp(beyond_NX, axis=-1, keepdims=True)
+        teacher_NX = jax.nn.log_softmax(jnp.concatenate([stored_NX[:, : self.k], beyond_N1], axis=-1))
+        if self.tail == "zero":
+            return Aligned(teacher_NX[:, : self.k], *support.at(logits_NV, ids_NK))
+        return Aligned(teacher_NX, *support.with_rest(logits_NV, ids_NK))
 
 
-def _without(logits_NV: Array, ids_NK: Array) -> Array:
-    """The logits with -inf at the ids; summing what is left keeps digits that 1 - sum(p) would lose."""
-    return jnp.put_along_axis(logits_NV, ids_NK, -jnp.inf, axis=-1, inplace=False)
-
-
-def _with_rest(logits_NK: Array, rest_NX: Array) -> Array:
-    """[N, K + 1]: the logits, and the log-sum-exp of the others as one more."""
-    return jnp.concatenate([logits_NK, jax.nn.logsumexp(rest_NX, axis=-1, keepdims=True)], axis=-1)
+def _rest(temperature: float) -> str:
+    return f"rest_t{temperature:g}"

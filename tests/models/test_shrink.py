@@ -28,12 +28,12 @@ def test_spaced():
 
 
 def test_all_layers_is_the_teacher():
-    chex.assert_trees_all_equal(shrink(FromTeacher(), TEACHER, student(), PARAMS), PARAMS)
+    chex.assert_trees_all_equal(shrink(FromTeacher(), TEACHER, student(), PARAMS, V), PARAMS)
 
 
 def test_the_map_is_followed():
     small = student(encoder_layers=2, decoder_layers=1)
-    params = shrink(FromTeacher(encoder=(2, 0), decoder=(1,)), TEACHER, small, PARAMS)
+    params = shrink(FromTeacher(encoder=(2, 0), decoder=(1,)), TEACHER, small, PARAMS, V)
     wanted = jax.eval_shape(small.build(V).init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, wanted)
     chex.assert_trees_all_equal(params["encoder_0"], PARAMS["encoder_2"])
@@ -43,9 +43,9 @@ def test_the_map_is_followed():
 def test_a_teacher_whose_dropped_layer_adds_nothing_loses_nothing():
     silent = dict(PARAMS) | {"decoder_1": jax.tree.map(jnp.zeros_like, PARAMS["decoder_1"])}
     small = student(decoder_layers=2)
-    params = shrink(FromTeacher(decoder=(0, 2)), TEACHER, small, silent)
+    params = shrink(FromTeacher(decoder=(0, 2)), TEACHER, small, silent, V)
     ids = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, 4)), jnp.int32)
-    batch = Batch(jnp.arange(2), ids, ids >= 0, ids, ids, ids >= 0, {})
+    batch = Batch(jnp.arange(2), ids, ids >= 0, ids, ids, ids >= 0, jnp.ones(2), {})
     np.testing.assert_allclose(small.build(V).apply(params, batch), TEACHER.build(V).apply(silent, batch), atol=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_a_teacher_whose_dropped_layer_adds_nothing_loses_nothing():
 )
 def test_what_does_not_fit_is_refused(init, layers, message):
     with pytest.raises(KdError, match=message):
-        shrink(init, TEACHER, student(**layers), PARAMS)
+        shrink(init, TEACHER, student(**layers), PARAMS, V)
 
 
 def test_parameters_are_counted_outside_the_embeddings():

@@ -20,7 +20,7 @@ def make_batch():
     rng = np.random.default_rng(0)
     ids = jnp.asarray(rng.integers(1, V, (3, B, T)), jnp.int32)
     mask = jnp.arange(S)[None] < jnp.asarray([[5], [3], [1]])
-    return Batch(jnp.arange(B), ids[0, :, :S], mask, ids[1], ids[2], jnp.ones((B, T), bool), {})
+    return Batch(jnp.arange(B), ids[0, :, :S], mask, ids[1], ids[2], jnp.ones((B, T), bool), jnp.ones(B), {})
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])

@@ -1,0 +1,45 @@
+"""Distances between vectors of teacher and student, one value per position."""
+
+import jax.numpy as jnp
+
+from kd_jax.types import Array
+
+SMALLEST = 1e-12
+
+
+def mse(teacher_NX: Array, student_NX: Array) -> Array:
+    """Mean squared difference.
+
+    .. math:: \\frac{1}{X} \\sum_x (t_x - s_x)^2
+
+    Args:
+      teacher_NX, student_NX: float [N, X].
+
+    Returns:
+      float32 [N].
+
+    References:
+      Jiao et al. 2019, arXiv 1909.10351 (TinyBERT), eq. 8.
+    """
+    difference_NX = teacher_NX.astype(jnp.float32) - student_NX.astype(jnp.float32)
+    return (difference_NX**2).sum(-1) / teacher_NX.shape[-1]
+
+
+def cosine(teacher_NX: Array, student_NX: Array) -> Array:
+    """One minus the cosine of the angle, in [0, 2]; a zero vector is at right angles to everything.
+
+    .. math:: 1 - \\frac{t \\cdot s}{|t| |s|}
+
+    Args:
+      teacher_NX, student_NX: float [N, X].
+
+    Returns:
+      float32 [N].
+
+    References:
+      Sanh et al. 2019, arXiv 1910.01108 (DistilBERT), section 3.
+    """
+    teacher, student = (x.astype(jnp.float32) for x in (teacher_NX, student_NX))
+    # Inside the root, so that a zero vector has a gradient.
+    sizes_N = jnp.sqrt(jnp.maximum((teacher**2).sum(-1), SMALLEST) * jnp.maximum((student**2).sum(-1), SMALLEST))
+    return 1 - (teacher * student).sum(-1) / sizes_N

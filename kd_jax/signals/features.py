@@ -1,0 +1,94 @@
+"""What the teacher holds inside: hidden states and attention relations. For terms with the teacher in the step."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.types import Array, Params
+
+Taps = Mapping[str, Array]
+Pairs = tuple[tuple[int, int], ...]
+MASKED = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenStates:
+    """What leaves a layer, compared vector by vector, with mse or cosine (TinyBERT, arXiv 1909.10351, eq. 8).
+
+    Where the widths differ, each pair of layers has a learned projection of the student's vectors, which is
+    trained along and never becomes part of the student.
+
+    Attributes:
+      layers: (student's layer, teacher's layer) pairs.
+      stack: "encoder" or "decoder".
+    """
+
+    layers: Pairs
+    stack: Literal["encoder", "decoder"] = "decoder"
+
+    def source(self) -> bool:
+        return self.stack == "encoder"
+
+    def init(self, key: Array, student: Taps, teacher: Taps) -> Params:
+        """{"PAIR": [D student, D teacher]}, scaled to keep a vector's length; {} where the widths agree."""
+        ours, theirs = (side[f"{self.stack}_0.hidden"].shape[-1] for side in (student, teacher))
+        if ours == theirs:
+            return {}
+        keys = jax.random.split(key, len(self.layers))
+        return {str(i): jax.random.normal(keys[i], (ours, theirs)) * ours**-0.5 for i in range(len(self.layers))}
+
+    def align(self, student: Taps, teacher: Taps, mask_BT: Array, adapter: Params) -> tuple[Array, Array]:
+        """(teacher_PBTD, student_PBTD), P = pairs; student projected to the teacher's width."""
+        ours = [student[f"{self.stack}_{i}.hidden"] for i, _ in self.layers]
+        if adapter:
+            ours = [x_BTD @ adapter[str(pair)] for pair, x_BTD in enumerate(ours)]
+        return jnp.stack([teacher[f"{self.stack}_{j}.hidden"] for _, j in self.layers]), jnp.stack(ours)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionRelations:
+    """Self-attention relations, compared by a divergence (MiniLMv2, arXiv 2012.15828, eq. 3-4).
+
+    The queries of all heads side by side are cut into `heads` relation heads, whatever heads and widths
+    both sides have; softmax(q q' / sqrt(d)) is a distribution over positions at every position. Keys and
+    values likewise. The loss is the mean over pairs, kinds and relation heads.
+
+    Attributes:
+      layers: (student's layer, teacher's layer) pairs.
+      stack: "encoder", or "decoder" (a position then relates to those before it).
+      heads: relation heads; they divide both widths.
+      kinds: of "q", "k", "v".
+    """
+
+    layers: Pairs
+    stack: Literal["encoder", "decoder"] = "encoder"
+    heads: int = 8
+    kinds: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
+
+    def source(self) -> bool:
+        return self.stack == "encoder"
+
+    def init(self, key: Array, student: Taps, teacher: Taps) -> Params:
+        """{}: relations need no projection."""
+        return {}
+
+    def align(self, student: Taps, teacher: Taps, mask_BT: Array, adapter: Params) -> tuple[Array, Array]:
+        """(teacher_logp_PBTT, student_logp_PBTT), P = pairs x kinds x heads."""
+        seen_BTT = jnp.broadcast_to(mask_BT[:, None, :], (*mask_BT.shape, mask_BT.shape[1]))
+        if self.stack == "decoder":
+            seen_BTT &= jnp.tri(mask_BT.shape[1], dtype=bool)[None]
+        bias_BTT = jnp.where(seen_BTT, 0.0, MASKED)
+
+        def relations(taps: Taps, layers: list[int]) -> Array:
+            found = [self._relation(taps[f"{self.stack}_{i}.{kind}"], bias_BTT) for i in layers for kind in self.kinds]
+            return jnp.concatenate(found)
+
+        return relations(teacher, [j for _, j in self.layers]), relations(student, [i for i, _ in self.layers])
+
+    def _relation(self, x_BTD: Array, bias_BTT: Array) -> Array:
+        x_BTHd = x_BTD.reshape(*x_BTD.shape[:2], self.heads, -1)
+        scores_HBTT = jnp.einsum("bthd,bshd->hbts", x_BTHd, x_BTHd) * x_BTHd.shape[-1] ** -0.5
+        return jax.nn.log_softmax(scores_HBTT.astype(jnp.float32) + bias_BTT[None])

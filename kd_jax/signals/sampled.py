@@ -1,0 +1,101 @@
+"""Draws from the teacher's distribution: few bytes a token, and unbiased."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax import support
+from kd_jax.errors import KdError
+from kd_jax.losses import divergence
+from kd_jax.support import Aligned
+from kd_jax.types import Array, Field, Payload
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """Ids drawn from the teacher's softmax, with how often each came (Sparse Logit Sampling, arXiv 2503.16870).
+
+    count_v / draws is an unbiased estimate of p_v, so the gradient of forward KL, which is linear in p, is
+    unbiased too, the tail included; other divergences are not linear in p and are refused. The proposal is
+    the teacher's own distribution, so every importance weight is 1 and counts are all that is kept. Draws
+    are stratified: the i-th is the inverse of the cumulative distribution at (i + u_i) / draws, which keeps
+    the mean and lowers the variance. The value of the KL is that of the estimate, not of p: its level is
+    shifted by the estimate's entropy, its gradient is right.
+
+    A record holds, per target token, `ids` [draws] and `counts` [draws], the unique ids first and zeros
+    behind them, which the store compresses away.
+
+    Attributes:
+      draws: per token; about a quarter of them are unique where the teacher is moderately sure.
+      temperature: T of the teacher's and the student's softmax.
+      seed: decides the draws, with the example and the position.
+    """
+
+    draws: int = 50
+    temperature: float = 1.0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"sampled_{self.draws}_t{self.temperature:g}_s{self.seed}"
+
+    def supports(self, loss: Callable[..., Array]) -> bool:
+        """Forward KL alone: it is linear in the teacher's probabilities."""
+        return loss is divergence.forward_kl
+
+    def schema(self, vocab_size: int) -> dict[str, Field]:
+        """Fields per target token.
+
+        Raises:
+          KdError: if a field is out of range.
+        """
+        if not 1 <= self.draws < 2**16:
+            raise KdError(f"signal.draws: {self.draws}; wanted 1 to {2**16 - 1}")
+        if not 0 < self.temperature < float("inf"):
+            raise KdError(f"signal.temperature: {self.temperature}; wanted a positive number")
+        counts = "uint8" if self.draws < 2**8 else "uint16"
+        return {"ids": Field((self.draws,), support.id_dtype(vocab_size)), "counts": Field((self.draws,), counts)}
+
+    def covering(self, other: "Sampled") -> "Sampled":
+        """Itself: signals of one name are the same."""
+        return self
+
+    def reduce(self, logits_NV: Array, key_N: Array) -> Payload:
+        """Teacher logits [N, V] and one key per token to {"ids" [N, R], "counts" [N, R]}, R = draws."""
+        logits_NV = logits_NV.astype(jnp.float32) / self.temperature
+        mass_NV = jnp.cumsum(jax.nn.softmax(logits_NV), axis=-1)
+        key_N = jax.vmap(jax.random.fold_in, (0, None))(key_N, self.seed)
+        uniform_NR = jax.vmap(lambda key: jax.random.uniform(key, (self.draws,)))(key_N)
+        strata_NR = (jnp.arange(self.draws, dtype=jnp.float32)[None] + uniform_NR) / self.draws
+        # Up to the whole mass, which rounding leaves a little beside 1; below it, so that no token of mass 0 is met.
+        places_NR = jnp.minimum(strata_NR, 1 - 1e-7) * mass_NV[:, -1:]
+        ids_NR = jax.vmap(lambda mass, places: jnp.searchsorted(mass, places, side="right"))(mass_NV, places_NR)
+        return _unique(jnp.minimum(ids_NR, logits_NV.shape[-1] - 1).astype(jnp.int32))
+
+    def align(self, logits_NV: Array, payload: Payload, temperature: Any) -> Aligned:
+        """Log of the estimate and of the student's probability at the drawn ids, K = draws.
+
+        The estimate sums to one over the ids; the student's side does not, nor need it for forward KL.
+        """
+        logits_NV = logits_NV.astype(jnp.float32)
+        if not isinstance(temperature, float) or temperature != 1.0:
+            logits_NV = logits_NV / temperature
+        counts_NR = payload["counts"].astype(jnp.float32)
+        drawn_NR = counts_NR > 0
+        teacher_NR = jnp.where(drawn_NR, jnp.log(jnp.where(drawn_NR, counts_NR, 1.0) / self.draws), -jnp.inf)
+        return Aligned(teacher_NR, *support.at(logits_NV, payload["ids"].astype(jnp.int32)))
+
+
+def _unique(ids_NR: Array) -> Payload:
+    """Ascending ids to the unique ones, most frequent first, and their counts; zeros behind them."""
+    first_NR = jnp.concatenate([jnp.ones_like(ids_NR[:, :1], bool), ids_NR[:, 1:] != ids_NR[:, :-1]], axis=1)
+    run_NR = jnp.cumsum(first_NR, axis=1) - 1  # the place of each draw's id among the unique ones
+    zeros = jnp.zeros(ids_NR.shape[1], jnp.int32)
+    counts_NR = jax.vmap(lambda run: zeros.at[run].add(1))(run_NR)
+    unique_NR = jax.vmap(lambda run, ids: zeros.at[run].set(ids))(run_NR, ids_NR)
+    order_NR = jnp.argsort(-counts_NR, axis=1)
+    sort = lambda x: jnp.take_along_axis(x, order_NR, axis=1)  # noqa: E731
+    return {"ids": sort(unique_NR), "counts": sort(counts_NR)}
