@@ -101,6 +101,11 @@ def length_penalty(length: Array, alpha: float) -> Array:
     return ((5.0 + length) / 6.0) ** alpha
 
 
+def penalties(ids_BKT: Array, alpha: float) -> Array:
+    """Each hypothesis's length penalty [B, K]: a score times it is the sum of log-probabilities again."""
+    return length_penalty((ids_BKT != PAD).sum(-1).astype(jnp.float32), alpha)
+
+
 class Decoded(NamedTuple):
     """Hypotheses, best first.
 

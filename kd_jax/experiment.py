@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.models.shrink import FromCheckpoint, FromTeacher, Random
 from kd_jax.models.transformer import Transformer
-from kd_jax.objective import Term
+from kd_jax.objective import Term, cached_signals
 from kd_jax.optim import Optimizer
+from kd_jax.types import Signal
 
 Start = FromTeacher | FromCheckpoint | Random
 
@@ -40,12 +43,14 @@ class Recipe:
       init: where the first parameters come from.
       terms: the objective, by name.
       training: steps, batches, optimiser.
+      targets: None for those of the data, or PseudoTargets for what the teacher writes (a student's only).
     """
 
     model: Transformer
     terms: Mapping[str, Term]
     training: Training
     init: Start = Random()
+    targets: PseudoTargets | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Evaluation:
       bootstrap: resamples of the test split for the confidence intervals.
       speed_sentences: sentences decoded to time each model at batch 1; batches use the whole split.
       samples: translations shown side by side in the report.
+      cached_k: tokens that the validation split's cache keeps of the teacher, for closeness measured
+        without it (KL, agreement, acceptance); 0 for no such cache.
     """
 
     split: str = "test"
@@ -71,6 +78,7 @@ class Evaluation:
     bootstrap: int = 1000
     speed_sentences: int = 32
     samples: int = 8
+    cached_k: int = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,3 +108,22 @@ class Experiment:
     evaluation: Evaluation = Evaluation()
     backend: str = "auto"
     seed: int = 0
+
+
+def data_folder(workdir: Path, targets: PseudoTargets | None) -> Path:
+    """Where the training split of a recipe with these targets lies."""
+    return workdir / "pseudo" / targets.name if targets else workdir / "data"
+
+
+def cache_folder(workdir: Path, targets: PseudoTargets | None, signal: str) -> Path:
+    """Where what the teacher says about that split lies."""
+    return (data_folder(workdir, targets) if targets else workdir) / "cache" / signal
+
+
+def wanted_signals(experiment: Experiment) -> dict[PseudoTargets | None, dict[str, Signal]]:
+    """For the data and for each kind of the teacher's own targets: the signals that some student's term reads."""
+    terms: dict[PseudoTargets | None, dict[str, Term]] = {}
+    for name, recipe in experiment.students.items():
+        of_targets = terms.setdefault(recipe.targets, {})
+        of_targets |= {f"{name}.{key}": term for key, term in recipe.terms.items()}
+    return {targets: cached_signals(of_targets) for targets, of_targets in terms.items()}

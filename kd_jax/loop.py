@@ -20,9 +20,9 @@ from kd_jax.checkpoint import METRIC, Checkpoints, params_digest
 from kd_jax.errors import KdError
 from kd_jax.experiment import Recipe
 from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.objective import Term, check
+from kd_jax.objective import Term
 from kd_jax.parallel import Parallel, disallow_transfers
-from kd_jax.step import Sums, eval_step, init_state, train_step
+from kd_jax.step import Sums, eval_step, init_adapters, init_state, train_step
 from kd_jax.types import Batch, Model, Params, TrainState
 
 # What decides between checkpoints, and what every model is compared by: no smoothing, no teacher.
@@ -42,6 +42,7 @@ def fit(
     spread: Parallel,
     seed: int,
     shapes: int,
+    teacher: tuple[Model, Params] | None = None,
 ) -> dict[str, Any]:
     """Trains from `params`, or goes on from the last checkpoint in `folder`.
 
@@ -53,6 +54,7 @@ def fit(
       folder: where checkpoints/ and metrics.jsonl are written.
       spread, seed: the devices; what decides dropout.
       shapes: how many shapes of batch there may be; one more is a bug, since each is compiled.
+      teacher: (network, parameters) of the teacher in the step, where a term needs one; it is only read.
 
     Returns:
       What the manifest keeps, as `_outcome`.
@@ -60,27 +62,31 @@ def fit(
     Raises:
       KdError: if the loss is not finite; names the step, the terms and the last good checkpoint.
     """
-    check(recipe.terms)
     training = recipe.training
     tx = training.optimizer.build(training.steps)
     rates = jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(jnp.arange(training.steps)))
-    one_step = _training_step(recipe, model, tx, spread, shapes)
+    beside, teacher_params = teacher or (None, None)
+    one_step = _training_step(recipe, model, tx, spread, shapes, beside)
     validate = _validation(spread, model, valid)
     log, iterator = runlog.MetricsLog(folder / "metrics.jsonl"), iter(train)
-    state = init_state(jax.random.fold_in(jax.random.key(seed), 2), params, tx)
+    adapters = {}
+    if teacher is not None:
+        key = jax.random.fold_in(jax.random.key(seed), 3)
+        adapters = init_adapters(key, recipe.terms, (model, params), teacher, valid[0])
+    state = init_state(jax.random.fold_in(jax.random.key(seed), 2), params, tx, adapters)
 
     with Checkpoints(folder) as checkpoints, runlog.progress(title, training.steps) as bar:
         begun, state = _begin(title, checkpoints, state, iterator, log)
         if not begun:
             log.append({"step": 0, METRIC: validate(spread.replicate(params))})
         bar.skip(begun)
-        state = spread.replicate(state)
+        state, teacher_params = spread.replicate((state, teacher_params))
         meter = Meter(title, checkpoints, log, bar, rates)
         with disallow_transfers():
             for step in range(begun + 1, training.steps + 1):
                 batch = next(iterator)
                 meter.before(batch)
-                state, sums = one_step(state, spread.shard(batch))
+                state, sums = one_step(state, spread.shard(batch), teacher_params)
                 meter.after(step, spread.first(sums))
                 if step % training.eval_every == 0 or step == training.steps:
                     meter.flush()
@@ -92,11 +98,13 @@ def fit(
         return _outcome(checkpoints, params, runlog.read(folder / "metrics.jsonl"))
 
 
-def _training_step(recipe: Recipe, model: Model, tx: Any, spread: Parallel, shapes: int) -> Callable:
+def _training_step(
+    recipe: Recipe, model: Model, tx: Any, spread: Parallel, shapes: int, teacher: Model | None
+) -> Callable:
     """The compiled step; one trace more than `shapes` is an error."""
     chex.clear_trace_counter()  # it counts per function and process, and another model may have been trained
     traced = chex.assert_max_traces(train_step, n=shapes)
-    parts = {"model": model, "terms": recipe.terms, "tx": tx, "microbatches": recipe.training.microbatches}
+    parts = {"model": model, "terms": recipe.terms, "tx": tx, "teacher": teacher, "microbatches": recipe.training.microbatches}
     return spread.spread(functools.partial(traced, **parts), donate_state=True)
 
 

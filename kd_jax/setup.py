@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
@@ -17,6 +18,7 @@ from kd_jax.experiment import Experiment, Recipe
 from kd_jax.models.shrink import FromTeacher, layer_maps
 from kd_jax.models.transformer import Transformer
 from kd_jax.parallel import BACKENDS
+from kd_jax.signals.features import AttentionRelations
 
 
 def resolve(path: str, overrides: Sequence[str]) -> Experiment:
@@ -99,11 +101,30 @@ def _check_recipe(recipe: Recipe, teacher: Transformer, vocab_size: int) -> None
             raise KdError(f"training.{field}: {vars(training)[field]}; wanted at least 1")
     recipe.model.build(vocab_size)
     training.optimizer.rate(training.steps)
-    objective.check(recipe.terms)
-    for signal in objective.cached_signals(recipe.terms).values():
-        signal.schema(vocab_size)
+    objective.check(recipe.terms, vocab_size)
+    for name, term in objective.feature_terms(recipe.terms).items():
+        _check_layers(f"terms.{name}.signal", term.signal, recipe.model, teacher)
+    if recipe.targets:
+        recipe.targets.check()
     if isinstance(recipe.init, FromTeacher):
         layer_maps(recipe.init, teacher, recipe.model)
+
+
+def _check_layers(field: str, signal: Any, student: Transformer, teacher: Transformer) -> None:
+    """Refuses layers that student or teacher lack, and relation heads that do not divide a width."""
+    if signal.stack not in ("encoder", "decoder") or not signal.layers:
+        raise KdError(f"{field}: stack {signal.stack!r}, layers {signal.layers}; wanted encoder or decoder, and pairs")
+    for ours, theirs in signal.layers:
+        for layer, model, whose in ((ours, student, "student"), (theirs, teacher, "teacher")):
+            depth = vars(model)[f"{signal.stack}_layers"]
+            if not 0 <= layer < depth:
+                raise KdError(f"{field}.layers: {layer}; the {whose}'s {signal.stack} has 0 to {depth - 1}")
+    if isinstance(signal, AttentionRelations):
+        if not signal.kinds or set(signal.kinds) - set("qkv"):
+            raise KdError(f"{field}.kinds: {signal.kinds}; wanted some of q, k, v")
+        for model in (student, teacher):
+            if signal.heads < 1 or model.d_model % signal.heads:
+                raise KdError(f"{field}.heads: {signal.heads}; wanted a divisor of d_model = {model.d_model}")
 
 
 def remember(workdir: Path, path: str, overrides: Sequence[str], experiment: Experiment) -> None:

@@ -185,11 +185,19 @@ def init_state(
 
 
 def init_adapters(
-    key: Array, terms: Terms, model: Model, params: Params, teacher: Model, teacher_params: Params, batch: Batch
+    key: Array, terms: Terms, student: tuple[Model, Params], teacher: tuple[Model, Params], batch: Batch
 ) -> dict[str, Params]:
-    """Term name -> the first parameters of its comparison, for terms that have any."""
-    taps = [
-        jax.eval_shape(lambda p, m=m: m.taps(p, batch, None)[1], p) for m, p in ((model, params), (teacher, teacher_params))
-    ]
-    found = {name: term.signal.init(jax.random.fold_in(key, i), *taps) for i, (name, term) in enumerate(feature_terms(terms).items())}
+    """Term name -> the first parameters of its comparison, for the terms that have any.
+
+    Args:
+      key: decides them.
+      terms: the objective.
+      student, teacher: (network, parameters), for the shapes of what their layers hold.
+      batch: any.
+    """
+    shapes = [jax.eval_shape(lambda p, m=model: m.taps(p, batch, None)[1], params) for model, params in (student, teacher)]
+    found = {
+        name: term.signal.init(jax.random.fold_in(key, i), *shapes)
+        for i, (name, term) in enumerate(feature_terms(terms).items())
+    }
     return {name: adapter for name, adapter in found.items() if adapter}

@@ -1,5 +1,6 @@
 """From a recipe to a finished model folder: what the phases `teacher` and `student` share."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,13 @@ from kd_jax import checkpoint, config, manifest, runlog
 from kd_jax.data import pipeline
 from kd_jax.data.store import Store
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, Recipe
+from kd_jax.data.tokenizer import Tokenizer, first_difference
+from kd_jax.experiment import Experiment, Recipe, data_folder
 from kd_jax.loop import fit
 from kd_jax.models.shrink import FromCheckpoint, FromTeacher, count_parameters, random_params, shrink
+from kd_jax.objective import needs_teacher
 from kd_jax.parallel import Parallel, host, parallel
-from kd_jax.types import Batch, Params
+from kd_jax.types import Batch, Model, Params
 
 VALID_BATCH = 64
 
@@ -58,17 +61,20 @@ def train_model(
         return
     began = time.perf_counter()
     spread = parallel(experiment.backend)
-    train, valid = batches(experiment, recipe, workdir / "data", payloads, spread)
+    train, valid = batches(experiment, recipe, workdir, payloads, spread)
     longest = experiment.buckets[-1]
-    left_out = int((pipeline.Split(workdir / "data", "train").lengths > longest).sum())
+    left_out = int((pipeline.Split(data_folder(workdir, recipe.targets), "train").lengths > longest).sum())
     if left_out:
         runlog.say(f"{name}: {left_out} training examples of more than {longest} tokens are left out")
     params = initial_params(experiment, recipe, workdir, data)
     model = recipe.model.build(data["vocab_size"])
     devices = {"spread": spread, "seed": experiment.seed, "shapes": len(experiment.buckets)}
+    if needs_teacher(recipe.terms):
+        devices["teacher"] = trained_teacher(experiment, workdir, data["vocab_size"])
     outputs = fit(name, recipe, model, params, train, valid, folder, **devices)
     total, outside = count_parameters(params)
     outputs |= {"parameters": total, "parameters_outside_embeddings": outside, "left_out_as_too_long": left_out}
+    shutil.copyfile(workdir / "data" / "tokenizer.model", folder / "tokenizer.model")
     manifest.finish(folder, phase, outputs, time.perf_counter() - began)
     runlog.say(
         f"{name}: validation cross-entropy {outputs['loss_before_first_step']:.3f} before the first step, "
@@ -77,12 +83,12 @@ def train_model(
 
 
 def batches(
-    experiment: Experiment, recipe: Recipe, data: Path, payloads: Mapping[str, Store], spread: Parallel
+    experiment: Experiment, recipe: Recipe, workdir: Path, payloads: Mapping[str, Store], spread: Parallel
 ) -> tuple[Any, list[Batch]]:
     """(training batches without end, the validation split's batches), on the host."""
     shard_index, shard_count = host()
     train = pipeline.train_batches(
-        pipeline.Split(data, "train", payloads),
+        pipeline.Split(data_folder(workdir, recipe.targets), "train", payloads),
         buckets=experiment.buckets,
         tokens_per_batch=recipe.training.tokens_per_batch,
         divisor=spread.devices * shard_count * recipe.training.microbatches,
@@ -91,9 +97,15 @@ def batches(
         shard_count=shard_count,
     )
     valid = pipeline.EvalBatches(
-        pipeline.Split(data, "validation"), experiment.buckets, VALID_BATCH, divisor=spread.devices
+        pipeline.Split(workdir / "data", "validation"), experiment.buckets, VALID_BATCH, divisor=spread.devices
     )
     return train, list(valid)
+
+
+def trained_teacher(experiment: Experiment, workdir: Path, vocab_size: int) -> tuple[Model, Params]:
+    """The teacher's network and its best parameters."""
+    model = experiment.teacher.model.build(vocab_size)
+    return model, checkpoint.load_params(workdir / "teacher", "teacher", model)
 
 
 def initial_params(experiment: Experiment, recipe: Recipe, workdir: Path, data: Mapping[str, Any]) -> Params:
@@ -103,16 +115,18 @@ def initial_params(experiment: Experiment, recipe: Recipe, workdir: Path, data: 
       KdError: if the teacher or the checkpoint is missing, or has other shapes or another vocabulary.
     """
     if isinstance(recipe.init, FromTeacher):
-        teacher = checkpoint.load_params(
-            workdir / "teacher", "teacher", experiment.teacher.model.build(data["vocab_size"])
-        )
-        return shrink(recipe.init, experiment.teacher.model, recipe.model, teacher)
+        _, teacher = trained_teacher(experiment, workdir, data["vocab_size"])
+        return shrink(recipe.init, experiment.teacher.model, recipe.model, teacher, data["vocab_size"])
     key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
     if not isinstance(recipe.init, FromCheckpoint):
         return random_params(recipe.model, data["vocab_size"], key)
     folder = Path(recipe.init.folder)
     theirs = manifest.read(folder, "teacher")["inputs"]
-    wanted = {"consumed.tokenizer": data["tokenizer"]} | config.flatten(recipe.model, "model")
+    if theirs["consumed.tokenizer"] != data["tokenizer"]:
+        ours = Tokenizer(workdir / "data" / "tokenizer.model")
+        differing = first_difference(ours, Tokenizer(folder / "tokenizer.model"))
+        raise KdError(f"init.folder {folder}: another vocabulary ({differing}); take a model of this run's tokeniser")
+    wanted = config.flatten(recipe.model, "model")
     for name, seen in theirs.items():
         field = name[name.find("model.") :] if ".model." in name else name
         if field in wanted and field != "model.dropout" and seen != wanted[field]:

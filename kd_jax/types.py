@@ -112,7 +112,7 @@ class Head:
         logits_NV = raw_NV if bias_V is None else raw_NV + bias_V[None].astype(jnp.float32)
         if self.soft_cap:
             logits_NV = self.soft_cap * jnp.tanh(logits_NV / self.soft_cap)
-        return logits_NV[:, : self.vocab_size] if self.vocab_size else logits_NV
+        return logits_NV[..., : self.vocab_size] if self.vocab_size else logits_NV
 
     def logits(self, hidden_ND: Array) -> Array:
         """float32 [N, V]."""

@@ -27,7 +27,7 @@ def logp(ids_BT):
     rows, length = ids_BT.shape
     inputs = jnp.concatenate([jnp.full((rows, 1), START, jnp.int32), ids_BT[:, :-1]], axis=1)
     batch = Batch(jnp.arange(rows), SOURCE[:rows], MASK[:rows], inputs, ids_BT, ids_BT > 0, jnp.ones(rows), {})
-    logits = MODEL.apply(PARAMS, batch) @ MODEL.head(PARAMS)
+    logits = MODEL.head(PARAMS).logits(MODEL.apply(PARAMS, batch))
     return jax.nn.log_softmax(logits), logits.argmax(-1)
 
 
@@ -72,9 +72,9 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(alpha):
         inputs = np.concatenate([np.full((rows, 1), START, np.int32), sequences[:, :-1]], 1)
         tiled = [jnp.repeat(x[row : row + 1], rows, 0) for x in (SOURCE, MASK)]
         batch = Batch(
-            jnp.arange(rows), *tiled, jnp.asarray(inputs), jnp.asarray(sequences), jnp.ones_like(inputs) > 0, {}
+            jnp.arange(rows), *tiled, jnp.asarray(inputs), jnp.asarray(sequences), jnp.ones_like(inputs) > 0, jnp.ones(rows), {}
         )
-        log_p = jax.nn.log_softmax(MODEL.apply(PARAMS, batch) @ MODEL.head(PARAMS))
+        log_p = jax.nn.log_softmax(MODEL.head(PARAMS).logits(MODEL.apply(PARAMS, batch)))
         each = np.take_along_axis(np.asarray(log_p), sequences[..., None], -1)[..., 0]
         lengths = np.asarray([len(s) for s in scores])
         total = (each * (np.arange(LENGTH)[None] < lengths[:, None])).sum(1)

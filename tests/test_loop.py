@@ -157,7 +157,7 @@ def test_the_cache_says_of_every_token_what_the_teacher_says(experiment, workdir
     params = checkpoint.load_params(workdir / "teacher", "teacher", model)
     for number in (0, 5):
         batch = source[number]
-        logits = (model.apply(params, batch) @ model.head(params)).reshape(-1, 60)
+        logits = model.head(params).logits(model.apply(params, batch)).reshape(-1, 60)
         cached = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.payload[signal.name].items()}
         counted = batch.mask_BT.reshape(-1)
         for got, want in zip(signal.align(logits, cached), signal.align(logits, signal.reduce(logits)), strict=True):

@@ -100,7 +100,7 @@ def test_dropout_follows_the_example_not_its_place():
 
 def test_student_equal_to_teacher_has_no_kd_loss():
     batch, params = make_batch(), MODEL.init(jax.random.key(0))
-    logits = MODEL.apply(params, batch) @ MODEL.head(params)
+    logits = MODEL.head(params).logits(MODEL.apply(params, batch))
     signal = TopK(k=V)
     payload = {k: v.reshape(B, T, *v.shape[1:]) for k, v in signal.reduce(logits.reshape(-1, V)).items()}
     batch = batch._replace(payload={signal.name: payload})

@@ -31,6 +31,11 @@ def example_digest(example: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
+def lengths_of(examples: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """int32, the longer of source and target of each example."""
+    return np.asarray([max(len(e["source"]), len(e["target"])) for e in examples], np.int32)
+
+
 class Split:
     """An encoded split, its examples' lengths, and the signals that go with it.
 
@@ -76,6 +81,7 @@ def pad(split: Split, indices: Sequence[int], rows: int, length: int) -> Batch:
         inputs_BT=np.zeros((rows, length), np.int32),
         targets_BT=np.zeros((rows, length), np.int32),
         mask_BT=np.zeros((rows, length), bool),
+        weight_B=np.ones(rows, np.float32),
         payload={
             signal: {
                 name: np.zeros((rows, length, *field.shape), field.dtype)
@@ -94,6 +100,8 @@ def pad(split: Split, indices: Sequence[int], rows: int, length: int) -> Batch:
         batch.inputs_BT[row, : len(target)] = [START, *target[:-1]]
         batch.targets_BT[row, : len(target)] = target
         batch.mask_BT[row, : len(target)] = example["mask"]
+        if "weight" in example:
+            batch.weight_B[row] = example["weight"][0]
         for signal, record in records.items():
             for name, values in record.items():
                 batch.payload[signal][name][row, : len(values)] = values

@@ -69,8 +69,12 @@ def write(
     count: int,
     make: Callable[[int, int], Iterable[Record]],
     records_per_shard: int = 4096,
-) -> str:
+    writer: tuple[int, int] = (0, 1),
+) -> str | None:
     """Writes records 0 to count - 1, or goes on where an earlier call was killed.
+
+    Any number of writers may share the work, and a later call may be of another number: writer i of n makes
+    the missing shards i, i + n, ... and whoever finds them all there writes the index.
 
     Args:
       folder: made if needed.
@@ -79,24 +83,30 @@ def write(
       count: number of records.
       make: (start, stop) -> records start to stop - 1; asked only for shards that are missing.
       records_per_shard: what is lost at most.
+      writer: (this one's number, number of writers).
 
     Returns:
-      The store's digest, over its schema and all shards.
+      The store's digest, over its schema and all shards; None while other writers' shards are missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = -(-count // records_per_shard)
-    for shard in range(shards):
+    for shard in range(writer[0], shards, writer[1]):
         path = shard_path(folder, name, shard)
         if path.exists():
             continue
-        beside = path.with_name(path.name + ".part")
-        writer = ArrayRecordWriter(str(beside), OPTIONS)
+        # Its own name for every process: should two make the same shard, both are whole and the same.
+        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        file_writer = ArrayRecordWriter(str(beside), OPTIONS)
         for record in make(shard * records_per_shard, min(count, (shard + 1) * records_per_shard)):
-            writer.write(pack(schema, record))
-        writer.close()
+            file_writer.write(pack(schema, record))
+        file_writer.close()
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
+    if not all(shard_path(folder, name, shard).exists() for shard in range(shards)):
+        return None
+    for left in folder.glob(f"{name}-*.part"):  # of writers that were killed
+        left.unlink(missing_ok=True)
     index = {
         "schema": {key: [list(field.shape), field.dtype] for key, field in schema.items()},
         "count": count,
@@ -106,6 +116,24 @@ def write(
     index["digest"] = hashlib.blake2b(json.dumps(index).encode(), digest_size=16).hexdigest()
     manifest.write_json(folder / f"{name}.index.json", index)
     return index["digest"]
+
+
+def remove_damaged(folder: Path, name: str) -> list[Path]:
+    """Deletes the shards of a finished store whose bytes are not those that were written, so that `write` remakes them.
+
+    Returns:
+      The paths of damaged and missing shards.
+    """
+    index = manifest.read_json(folder / f"{name}.index.json")
+    paths = [shard_path(folder, name, shard) for shard in range(len(index["shards"]))]
+    damaged = [
+        path
+        for path, digest in zip(paths, index["shards"], strict=True)
+        if not path.exists() or manifest.file_digest(path) != digest
+    ]
+    for path in damaged:
+        path.unlink(missing_ok=True)
+    return damaged
 
 
 class Store:
@@ -124,7 +152,10 @@ class Store:
         self._shards: dict[int, list[bytes] | ArrayRecordReader] = {}
         for shard in range(len(self._digests)):
             if not shard_path(folder, name, shard).exists():
-                raise KdError(f"{shard_path(folder, name, shard)}: missing; redo the phase that makes it with --force")
+                raise KdError(
+                    f"{shard_path(folder, name, shard)}: missing; for a cache run the phase `cache` again, which makes "
+                    "this shard anew; for data `prepare --force`"
+                )
 
     def __len__(self) -> int:
         return self._count
@@ -142,7 +173,10 @@ class Store:
         if shard not in self._shards:
             path = shard_path(self._folder, self._name, shard)
             if manifest.file_digest(path) != self._digests[shard]:
-                raise KdError(f"{path}: its bytes are not those that were written; delete it and redo its phase")
+                raise KdError(
+                    f"{path}: its bytes are not those that were written; for a cache run the phase `cache` again, which "
+                    "makes this shard anew; for data `prepare --force`"
+                )
             reader = ArrayRecordReader(str(path))
             self._shards[shard] = reader.read_all() if self.bytes() < IN_MEMORY_BYTES else reader
         return self._shards[shard]

@@ -79,7 +79,20 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
 
+    def pieces(self) -> list[str]:
+        """The token strings, by id."""
+        return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
+
     def digest(self) -> str:
         """A digest of the pieces, in order: what ids mean, rather than how many there are."""
-        pieces = "\n".join(self._processor.id_to_piece(i) for i in range(self.vocab_size))
-        return hashlib.blake2b(pieces.encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b("\n".join(self.pieces()).encode(), digest_size=16).hexdigest()
+
+
+def first_difference(ours: Tokenizer, theirs: Tokenizer) -> str:
+    """The first id at which two vocabularies differ, in words; "" where they are the same."""
+    for i, (our, their) in enumerate(zip(ours.pieces(), theirs.pieces(), strict=False)):
+        if our != their:
+            return f"token {i} is {our!r} here, {their!r} there"
+    if ours.vocab_size != theirs.vocab_size:
+        return f"{ours.vocab_size} tokens here, {theirs.vocab_size} there"
+    return ""

@@ -9,6 +9,7 @@ import numpy as np
 
 from kd_jax import config, manifest, runlog
 from kd_jax.data import store
+from kd_jax.data.pipeline import lengths_of
 from kd_jax.data.sources import SPLITS, without_leaks
 from kd_jax.data.tokenizer import EOS, Tokenizer
 from kd_jax.errors import KdError
@@ -58,7 +59,6 @@ def encode(
 ) -> str:
     """Writes one encoded split, its lengths and, but for training, its text; returns the split's digest."""
     task = experiment.task
-    lengths = np.zeros(len(examples), np.int32)
 
     with runlog.progress(f"encode {split}", len(examples)) as bar:
 
@@ -69,9 +69,7 @@ def encode(
 
         digest = store.write(folder, split, task.schema(), len(examples), records)
     encoded = store.Store(folder, split)
-    for i in range(len(encoded)):
-        lengths[i] = max(len(encoded[i]["source"]), len(encoded[i]["target"]))
-    np.save(folder / f"{split}.lengths.npy", lengths)
+    np.save(folder / f"{split}.lengths.npy", lengths_of([encoded[i] for i in range(len(encoded))]))
     if split != "train":
         rows = [{"id": i} | {field: example[field] for field in task.fields()} for i, example in enumerate(examples)]
         manifest.write_lines(folder / f"{split}.jsonl", rows)

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax import config, manifest, page, runlog
-from kd_jax.experiment import Experiment
-from kd_jax.objective import cached_signals
+from kd_jax.experiment import Experiment, cache_folder, wanted_signals
 
 FIGURES = (
     "parameters",
@@ -83,9 +82,10 @@ def finished_phases(experiment: Experiment, workdir: Path) -> dict[str, dict[str
         "prepare": manifest.read(workdir / "data", "prepare"),
         "teacher": manifest.read(workdir / "teacher", "teacher"),
     }
-    terms = {f"{name}.{key}": term for name, one in experiment.students.items() for key, term in one.terms.items()}
-    for signal in cached_signals(terms):
-        phases[f"cache.{signal}"] = manifest.read(workdir / "cache" / signal, "cache")
+    for targets, signals in wanted_signals(experiment).items():
+        for signal in signals:
+            name = f"cache.{targets.name}/{signal}" if targets else f"cache.{signal}"
+            phases[name] = manifest.read(cache_folder(workdir, targets, signal), "cache")
     for name in experiment.students:
         phases[f"student.{name}"] = manifest.read(workdir / "students" / name, "student")
     return phases | {"evaluate": manifest.read(workdir / "evaluation", "evaluate")}

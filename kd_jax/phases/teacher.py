@@ -5,7 +5,6 @@ from pathlib import Path
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 from kd_jax.models.shrink import FromTeacher
-from kd_jax.objective import cached_signals
 from kd_jax.train import train_model
 
 
@@ -16,8 +15,10 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
       KdError: if the teacher is to start from, or to learn from, a teacher.
     """
     recipe = experiment.teacher
-    if isinstance(recipe.init, FromTeacher) or cached_signals(recipe.terms):
-        raise KdError("teacher: has init=FromTeacher or a term with a signal; the teacher has no teacher of its own")
+    if isinstance(recipe.init, FromTeacher) or recipe.targets or any(term.signal for term in recipe.terms.values()):
+        raise KdError(
+            "teacher: has init=FromTeacher, a term with a signal, or pseudo-targets; it has no teacher of its own"
+        )
     train_model(
         "teacher", "teacher", recipe, experiment, workdir, workdir / "teacher", consumed={}, payloads={}, force=force
     )

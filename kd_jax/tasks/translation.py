@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from sacrebleu import sentence_bleu
 from sacrebleu.metrics import BLEU, CHRF
 
 from kd_jax.types import Field
@@ -43,6 +44,10 @@ class Translation:
     def schema(self) -> dict[str, Field]:
         """What `encode` leaves, as it is stored."""
         return {"source": Field((), "int32"), "target": Field((), "int32"), "mask": Field((), "bool")}
+
+    def closeness(self, hypothesis: str, reference: str) -> float:
+        """Sentence BLEU with exponential smoothing (sacreBLEU), 0 to 100: for the choice among hypotheses."""
+        return sentence_bleu(hypothesis, [reference]).score
 
     def score(self, hypotheses: Sequence[str], references: Sequence[str], bootstrap: int = 0) -> dict[str, Any]:
         """Corpus BLEU (13a, cased) and chrF2 by sacreBLEU, with 95% bootstrap intervals.

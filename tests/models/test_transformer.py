@@ -49,7 +49,7 @@ def test_padding_of_the_source_changes_nothing():
 
 def test_step_by_step_equals_teacher_forced():
     batch = make_batch()
-    want = MODEL.apply(PARAMS, batch) @ MODEL.head(PARAMS)
+    want = MODEL.head(PARAMS).logits(MODEL.apply(PARAMS, batch))
     cache = MODEL.start(PARAMS, batch.source_BS, batch.source_mask_BS, T)
     for t in range(T):
         logits, cache = MODEL.decode_step(PARAMS, cache, batch.inputs_BT[:, t], jnp.int32(t))
