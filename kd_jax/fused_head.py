@@ -82,7 +82,9 @@ def _scan(objective: Objective, hidden_ND: Array, head: Head, rows: Any, fixed: 
 
     def whole(d_hidden_ND, d_kernel_DV, d_bias_V):
         return d_hidden_ND.astype(hidden_ND.dtype), jax.tree.map(
-            lambda gradient, x: gradient.astype(x.dtype), Head(d_kernel_DV, d_bias_V, head.soft_cap, head.vocab_size), head
+            lambda gradient, x: gradient.astype(x.dtype),
+            Head(d_kernel_DV, d_bias_V, head.soft_cap, head.vocab_size),
+            head,
         )
 
     if chunks == 1:

@@ -104,7 +104,13 @@ def _training_step(
     """The compiled step; one trace more than `shapes` is an error."""
     chex.clear_trace_counter()  # it counts per function and process, and another model may have been trained
     traced = chex.assert_max_traces(train_step, n=shapes)
-    parts = {"model": model, "terms": recipe.terms, "tx": tx, "teacher": teacher, "microbatches": recipe.training.microbatches}
+    parts = {
+        "model": model,
+        "terms": recipe.terms,
+        "tx": tx,
+        "teacher": teacher,
+        "microbatches": recipe.training.microbatches,
+    }
     return spread.spread(functools.partial(traced, **parts), donate_state=True)
 
 

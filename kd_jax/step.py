@@ -195,7 +195,9 @@ def init_adapters(
       student, teacher: (network, parameters), for the shapes of what their layers hold.
       batch: any.
     """
-    shapes = [jax.eval_shape(lambda p, m=model: m.taps(p, batch, None)[1], params) for model, params in (student, teacher)]
+    shapes = [
+        jax.eval_shape(lambda p, m=model: m.taps(p, batch, None)[1], params) for model, params in (student, teacher)
+    ]
     found = {
         name: term.signal.init(jax.random.fold_in(key, i), *shapes)
         for i, (name, term) in enumerate(feature_terms(terms).items())

@@ -17,7 +17,7 @@ from kd_jax.data.tokenizer import EOS, START, Tokenizer
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, data_folder
 from kd_jax.fused_head import map_head
-from kd_jax.parallel import Parallel, host, parallel
+from kd_jax.parallel import host, parallel
 from kd_jax.translate import output_length
 from kd_jax.types import Batch, Model, Params, Payload, Signal
 
@@ -71,7 +71,9 @@ def write_signal(
             inputs |= config.flatten(kept, "signal")
             schema = dict(kept.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
             inputs |= {f"dtype.{name}": field.dtype for name, field in schema.items()}
-            inputs = {name: value for name, value in inputs.items() if not name.startswith("dtype.rest") or name[6:] in schema}
+            inputs = {
+                name: value for name, value in inputs.items() if not name.startswith("dtype.rest") or name[6:] in schema
+            }
             signal = kept
     if not _begin(folder, "records", inputs, force):
         return
@@ -181,7 +183,9 @@ def write_hypotheses(teacher: Teacher, beam: int, force: bool) -> Path:
     return folder
 
 
-def nbest_step(params: Params, batch: Batch, *, model: Model, beam: int, evaluation: Any, all_sum: Any = None) -> Payload:
+def nbest_step(
+    params: Params, batch: Batch, *, model: Model, beam: int, evaluation: Any, all_sum: Any = None
+) -> Payload:
     """{"ids" [B, K, T], "logp" [B, K]}: hypotheses, best first, and their log-probabilities."""
     del all_sum  # nothing is added up here
     length = output_length(evaluation, batch.source_BS.shape[1])
@@ -208,8 +212,10 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
             hypotheses = pseudo_targets.unpack_hypotheses(records["nbest"])
             kept += not hypotheses
             reference = tokenizer.decode(example["target"][:-1].tolist())
-            closeness = lambda ids, reference=reference: experiment.task.closeness(  # noqa: E731
-                tokenizer.decode(ids[:-1].tolist()), reference
+            closeness = (
+                lambda ids, reference=reference: experiment.task.closeness(  # noqa: E731
+                    tokenizer.decode(ids[:-1].tolist()), reference
+                )
             )
             # Where no hypothesis ended, the reference stays.
             chosen = targets.choose(hypotheses, records["nbest"]["logp"], closeness) if hypotheses else []

@@ -11,8 +11,8 @@ import jax
 from kd_jax import checkpoint, config, manifest, runlog
 from kd_jax.data import pipeline
 from kd_jax.data.store import Store
-from kd_jax.errors import KdError
 from kd_jax.data.tokenizer import Tokenizer, first_difference
+from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, Recipe, data_folder
 from kd_jax.loop import fit
 from kd_jax.models.shrink import FromCheckpoint, FromTeacher, count_parameters, random_params, shrink

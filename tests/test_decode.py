@@ -72,7 +72,13 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(alpha):
         inputs = np.concatenate([np.full((rows, 1), START, np.int32), sequences[:, :-1]], 1)
         tiled = [jnp.repeat(x[row : row + 1], rows, 0) for x in (SOURCE, MASK)]
         batch = Batch(
-            jnp.arange(rows), *tiled, jnp.asarray(inputs), jnp.asarray(sequences), jnp.ones_like(inputs) > 0, jnp.ones(rows), {}
+            jnp.arange(rows),
+            *tiled,
+            jnp.asarray(inputs),
+            jnp.asarray(sequences),
+            jnp.ones_like(inputs) > 0,
+            jnp.ones(rows),
+            {},
         )
         log_p = jax.nn.log_softmax(MODEL.head(PARAMS).logits(MODEL.apply(PARAMS, batch)))
         each = np.take_along_axis(np.asarray(log_p), sequences[..., None], -1)[..., 0]

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from kd_jax.types import Array
 
 
-def cross_entropy(logits_NV: Array, targets_N: Array, label_smoothing: float = 0.0, log_z_N: Array | None = None) -> Array:
+def cross_entropy(
+    logits_NV: Array, targets_N: Array, label_smoothing: float = 0.0, log_z_N: Array | None = None
+) -> Array:
     """Cross-entropy of each token with its smoothed target, in nats.
 
     .. math:: -\\sum_v \\left((1 - \\epsilon) [v = y] + \\epsilon / V\\right) \\log p_v

@@ -15,9 +15,7 @@ from kd_jax.types import Array
 def _weighted_difference(weight_logp_NK: Array, a_logp_NK: Array, b_logp_NK: Array) -> Array:
     """sum_k w_k (a_k - b_k) of log-probabilities; terms with w_k = 0 are 0, whatever a and b are."""
     possible_NK = weight_logp_NK > -jnp.inf
-    weight, a, b = (
-        jnp.where(possible_NK, x, 0.0).astype(jnp.float32) for x in (weight_logp_NK, a_logp_NK, b_logp_NK)
-    )
+    weight, a, b = (jnp.where(possible_NK, x, 0.0).astype(jnp.float32) for x in (weight_logp_NK, a_logp_NK, b_logp_NK))
     return (jnp.where(possible_NK, jnp.exp(weight), 0.0) * (a - b)).sum(-1)
 
 

@@ -1,6 +1,5 @@
 """Let the teacher say what it thinks of every training token, once, and keep it on disk."""
 
-import dataclasses
 from pathlib import Path
 
 from kd_jax.experiment import Experiment, cache_folder, wanted_signals

@@ -100,7 +100,7 @@ def compare_step(params: tuple[Params, Params], batch: Batch, *, teacher: Model,
     heads = teacher.head(params[0]), student.head(params[1])
 
     def one(hidden_TD: tuple[Array, Array], targets_T: Array, mask_T: Array):
-        return metrics.compare(hidden_TD[0] @ heads[0], hidden_TD[1] @ heads[1], targets_T, mask_T)
+        return metrics.compare(heads[0].logits(hidden_TD[0]), heads[1].logits(hidden_TD[1]), targets_T, mask_T)
 
     hidden = teacher.apply(params[0], batch), student.apply(params[1], batch)
     sums = jax.lax.map(lambda x: one(*x), (hidden, batch.targets_BT, batch.mask_BT), batch_size=COMPARED)

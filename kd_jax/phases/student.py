@@ -69,4 +69,6 @@ def _check_source(what: str, inputs: Mapping[str, Any], wanted: Mapping[str, str
     for name, digest in wanted.items():
         seen = inputs[f"consumed.{name}"]
         if seen != digest:
-            raise KdError(f"{what}: made with {name} {seen}, this run's is {digest}; write it again with `cache --force`")
+            raise KdError(
+                f"{what}: made with {name} {seen}, this run's is {digest}; write it again with `cache --force`"
+            )
