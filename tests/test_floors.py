@@ -12,7 +12,8 @@ FLOORS = [
     {"main"},
     {"setup"},
     {"phases"},
-    {"train", "translate", "page"},
+    {"train", "teach"},
+    {"translate", "page"},
     {"loop"},
     {"experiment"},
     {"step"},
@@ -20,9 +21,9 @@ FLOORS = [
     {"objective"},
     {"parallel", "checkpoint", "runlog", "optim", "decode"},
     {"tasks", "signals", "metrics"},
-    {"losses"},
+    {"losses", "support"},
     {"models", "data"},
-    {"manifest", "config"},
+    {"manifest", "config", "schedules"},
     {"types", "errors"},
 ]
 FILES = sorted((ROOT / "kd_jax").rglob("*.py"))

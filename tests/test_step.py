@@ -15,7 +15,7 @@ from kd_jax.models.transformer import Transformer
 from kd_jax.objective import Term
 from kd_jax.parallel import Parallel, parallel
 from kd_jax.signals.topk import TopK
-from kd_jax.step import init_state, loss_fn, train_step
+from kd_jax.step import count_tokens, init_state, loss_fn, train_step
 from kd_jax.types import Batch
 
 B, S, T, V = 16, 5, 6, 19
@@ -104,9 +104,8 @@ def test_student_equal_to_teacher_has_no_kd_loss():
     signal = TopK(k=V)
     payload = {k: v.reshape(B, T, *v.shape[1:]) for k, v in signal.reduce(logits.reshape(-1, V)).items()}
     batch = batch._replace(payload={signal.name: payload})
-    count = batch.mask_BT.sum(dtype=np.int32)
     loss, gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-        params, batch, count, None, model=MODEL, terms={"kd": Term(forward_kl, signal=signal)}
+        (params, {}), batch, count_tokens(batch), None, model=MODEL, terms={"kd": Term(forward_kl, signal=signal)}
     )
     assert abs(loss[0]) < 1e-6
     assert optax.tree.norm(gradient) < 1e-2  # the stored logits are float16

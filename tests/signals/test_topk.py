@@ -45,7 +45,7 @@ def test_k_equal_to_v_is_dense_in_value_and_gradient(temperature):
 @settings(max_examples=20, deadline=None)
 def test_both_sides_sum_to_one_and_lose_nothing(k, temperature):
     signal = TopK(k=k, temperature=temperature)
-    teacher_logp, student_logp = signal.align(STUDENT, signal.reduce(TEACHER))
+    teacher_logp, student_logp, _ = signal.align(STUDENT, signal.reduce(TEACHER), temperature)
     for logp in (teacher_logp, student_logp):
         np.testing.assert_allclose(jnp.exp(logp).sum(-1), 1.0, rtol=1e-5)
     exact = jnp.sort(jax.nn.softmax(TEACHER / temperature), axis=-1)[:, : V - k].sum(-1)
@@ -57,8 +57,8 @@ def test_both_sides_sum_to_one_and_lose_nothing(k, temperature):
 def test_smaller_k_read_out_of_a_larger_one(k, larger):
     larger = max(k, larger)
     small = TopK(k=k)
-    from_larger = small.align(STUDENT, TopK(k=larger).reduce(TEACHER))
-    for got, want in zip(from_larger, small.align(STUDENT, small.reduce(TEACHER)), strict=True):
+    from_larger = small.align(STUDENT, TopK(k=larger).reduce(TEACHER), 1.0)
+    for got, want in zip(from_larger, small.align(STUDENT, small.reduce(TEACHER), 1.0), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -114,3 +114,5 @@ def test_bad_fields_are_refused():
 
 def test_covering_takes_the_larger_k():
     assert TopK(k=4).covering(TopK(k=9)) == TopK(k=9).covering(TopK(k=4)) == TopK(k=9)
+    both = TopK(k=4, temperature=2.0, tail="zero").covering(TopK(k=9, temperature=1.0))
+    assert both == TopK(k=9, temperature=1.0, temperatures=(2.0,))
