@@ -76,7 +76,7 @@ class Checkpoints:
                 "free some and run the same command again"
             )
         step = int(jax.device_get(state.step))
-        rest = {"step": state.step, "key": state.key, "opt_state": state.opt_state}
+        rest = _rest(state)
         items = {
             "params": ocp.args.StandardSave(state.params),
             "rest": ocp.args.StandardSave(rest),
@@ -94,8 +94,7 @@ class Checkpoints:
         Raises:
           KdError: if the checkpoint cannot be read.
         """
-        rest = {"step": like.step, "key": like.key, "opt_state": like.opt_state}
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (like.params, rest))
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (like.params, _rest(like)))
         items = {
             "params": ocp.args.StandardRestore(abstract[0]),
             "rest": ocp.args.StandardRestore(abstract[1]),
@@ -106,7 +105,7 @@ class Checkpoints:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, FileNotFoundError, OSError) as error:
             raise _unreadable(self._folder / str(step), error) from error
-        return TrainState(params=found["params"], **found["rest"]), found["iterator"]
+        return like._replace(params=found["params"], **found["rest"]), found["iterator"]
 
     def restore_params(self, step: int, like: Params) -> Params:
         """The parameters alone, at `step`.
@@ -146,6 +145,12 @@ def load_params(folder: Path, phase: str, model: Model) -> Params:
             f"{folder}: its parameters are not those that were saved (digest differs); redo `{phase} --force`"
         )
     return params
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """All but the model's parameters; orbax takes no empty trees, so adapters only where there are any."""
+    rest = {"step": state.step, "key": state.key, "opt_state": state.opt_state}
+    return rest | ({"adapters": state.adapters} if state.adapters else {})
 
 
 def _metric(metrics: dict[str, float]) -> float:

@@ -42,7 +42,7 @@ def test_functions_without_a_name_are_refused():
 def test_objectives_are_checked():
     for terms, message in (({}, "empty"), ({"ce": Term(cross_entropy, weight=float("nan"))}, "terms.ce.weight")):
         with pytest.raises(KdError, match=message):
-            check(terms)
+            check(terms, 100)
 
 
 def test_config_files_that_are_not(tmp_path):
