@@ -47,8 +47,7 @@ def fit(
     """Trains from `params`, or goes on from the last checkpoint in `folder`.
 
     Args:
-      title, recipe: shown beside the progress bar; objective, steps and optimiser.
-      model, params: the network and its first parameters.
+      title, recipe, model, params: shown beside the bar; what is trained on what; its first parameters.
       train: host Batches without end, from a grain dataset whose iterator's state can be saved.
       valid: host Batches of the validation split.
       folder: where checkpoints/ and metrics.jsonl are written.
@@ -65,22 +64,17 @@ def fit(
     training = recipe.training
     tx = training.optimizer.build(training.steps)
     rates = jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(jnp.arange(training.steps)))
-    beside, teacher_params = teacher or (None, None)
-    one_step = _training_step(recipe, model, tx, spread, shapes, beside)
+    one_step = _training_step(recipe, model, tx, spread, shapes, teacher)
     validate = _validation(spread, model, valid)
     log, iterator = runlog.MetricsLog(folder / "metrics.jsonl"), iter(train)
-    adapters = {}
-    if teacher is not None:
-        key = jax.random.fold_in(jax.random.key(seed), 3)
-        adapters = init_adapters(key, recipe.terms, (model, params), teacher, valid[0])
-    state = init_state(jax.random.fold_in(jax.random.key(seed), 2), params, tx, adapters)
+    state = _first_state(recipe, model, params, tx, seed, teacher, valid[0])
 
     with Checkpoints(folder) as checkpoints, runlog.progress(title, training.steps) as bar:
         begun, state = _begin(title, checkpoints, state, iterator, log)
         if not begun:
             log.append({"step": 0, METRIC: validate(spread.replicate(params))})
         bar.skip(begun)
-        state, teacher_params = spread.replicate((state, teacher_params))
+        state, teacher_params = spread.replicate((state, teacher and teacher[1]))
         meter = Meter(title, checkpoints, log, bar, rates)
         with disallow_transfers():
             for step in range(begun + 1, training.steps + 1):
@@ -99,7 +93,7 @@ def fit(
 
 
 def _training_step(
-    recipe: Recipe, model: Model, tx: Any, spread: Parallel, shapes: int, teacher: Model | None
+    recipe: Recipe, model: Model, tx: Any, spread: Parallel, shapes: int, teacher: tuple[Model, Params] | None
 ) -> Callable:
     """The compiled step; one trace more than `shapes` is an error."""
     chex.clear_trace_counter()  # it counts per function and process, and another model may have been trained
@@ -108,10 +102,25 @@ def _training_step(
         "model": model,
         "terms": recipe.terms,
         "tx": tx,
-        "teacher": teacher,
+        "teacher": teacher and teacher[0],
         "microbatches": recipe.training.microbatches,
     }
     return spread.spread(functools.partial(traced, **parts), donate_state=True)
+
+
+def _first_state(
+    recipe: Recipe,
+    model: Model,
+    params: Params,
+    tx: Any,
+    seed: int,
+    teacher: tuple[Model, Params] | None,
+    batch: Batch,
+) -> TrainState:
+    """The state before the first step, with the terms' adapters."""
+    keys = [jax.random.fold_in(jax.random.key(seed), i) for i in (2, 3)]
+    adapters = init_adapters(keys[1], recipe.terms, (model, params), teacher, batch) if teacher else {}
+    return init_state(keys[0], params, tx, adapters)
 
 
 def _begin(

@@ -212,11 +212,7 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
             hypotheses = pseudo_targets.unpack_hypotheses(records["nbest"])
             kept += not hypotheses
             reference = tokenizer.decode(example["target"][:-1].tolist())
-            closeness = (
-                lambda ids, reference=reference: experiment.task.closeness(  # noqa: E731
-                    tokenizer.decode(ids[:-1].tolist()), reference
-                )
-            )
+            closeness = functools.partial(_closeness, experiment.task, tokenizer, reference)
             # Where no hypothesis ended, the reference stays.
             chosen = targets.choose(hypotheses, records["nbest"]["logp"], closeness) if hypotheses else []
             for ids, weight in chosen or [(example["target"], 1.0)]:
@@ -229,6 +225,10 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
     outputs = {"digest": digest, "examples": len(examples), "references_kept": kept}
     manifest.finish(folder, "cache", outputs, time.perf_counter() - began)
     runlog.say(f"pseudo-targets: {len(examples)} examples, {kept} of them references (no hypothesis ended); {folder}")
+
+
+def _closeness(task: Any, tokenizer: Tokenizer, reference: str, ids_T: np.ndarray) -> float:
+    return task.closeness(tokenizer.decode(ids_T[:-1].tolist()), reference)
 
 
 def _nbest(workdir: Path, targets: PseudoTargets) -> store.Store:

@@ -174,8 +174,8 @@ class Store:
             path = shard_path(self._folder, self._name, shard)
             if manifest.file_digest(path) != self._digests[shard]:
                 raise KdError(
-                    f"{path}: its bytes are not those that were written; for a cache run the phase `cache` again, which "
-                    "makes this shard anew; for data `prepare --force`"
+                    f"{path}: its bytes are not those that were written; for a cache run the phase `cache` again, "
+                    "which makes this shard anew; for data `prepare --force`"
                 )
             reader = ArrayRecordReader(str(path))
             self._shards[shard] = reader.read_all() if self.bytes() < IN_MEMORY_BYTES else reader
