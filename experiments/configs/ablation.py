@@ -1,0 +1,60 @@
+"""The quickstart's corpus and teacher, eleven students of equal steps: what does each kind of knowledge add?
+
+    python experiments/scripts/ablation.py --workdir runs/ablation
+
+All students but `ce_scratch` start from the teacher's layers, so `shrink_finetune` and `ce_smoothed` are the controls
+that papers forget: the same student, start, data order and steps, with cross-entropy alone, plain and smoothed.
+The figures stand in experiments/benchmarks/RESULTS.md.
+"""
+
+import dataclasses
+
+from kd_jax import config
+from kd_jax.data.pseudo_targets import PseudoTargets
+from kd_jax.experiment import Evaluation
+from kd_jax.losses.cross_entropy import cross_entropy
+from kd_jax.losses.divergence import forward_kl
+from kd_jax.losses.features import mse
+from kd_jax.objective import Term
+from kd_jax.signals.features import AttentionRelations, HiddenStates
+from kd_jax.signals.sampled import Sampled
+from kd_jax.signals.topk import TopK
+
+quickstart = config.load(__file__.replace("ablation.py", "quickstart.py"))
+scratch, start = quickstart.students["student_scratch"], quickstart.students["student_init"]
+
+
+def student(targets=None, **terms):
+    """The quickstart's student from the teacher's layers; half cross-entropy, half what is given."""
+    half = {"ce": Term(cross_entropy, weight=0.5)} if terms else {"ce": Term(cross_entropy)}
+    return dataclasses.replace(start, terms=half | terms, targets=targets)
+
+
+def topk(tail="bucket"):
+    return Term(forward_kl, weight=0.5, signal=TopK(k=32, tail=tail))
+
+
+features = {
+    "hidden": Term(mse, weight=0.1, signal=HiddenStates(stack="decoder", layers=((0, 2),))),
+    "relations": Term(
+        forward_kl, weight=0.1, signal=AttentionRelations(stack="encoder", layers=((1, 2),), heads=8)
+    ),
+}
+experiment = dataclasses.replace(
+    quickstart,
+    name="ablation",
+    students={
+        "ce_scratch": scratch,
+        "shrink_finetune": start,
+        "ce_smoothed": dataclasses.replace(start, terms={"ce": Term(cross_entropy, options={"label_smoothing": 0.1})}),
+        "topk_bucket": student(kd=topk()),
+        "topk_renormalise": student(kd=topk("renormalise")),
+        "topk_zero": student(kd=topk("zero")),
+        "sampled": student(kd=Term(forward_kl, weight=0.5, signal=Sampled(draws=50))),
+        "pseudo": student(PseudoTargets("best")),
+        "interpolated": student(PseudoTargets("interpolated")),
+        "pseudo_topk": student(PseudoTargets("best"), kd=topk()),
+        "features_topk": student(kd=topk(), **features),
+    },
+    evaluation=Evaluation(beam=1, bootstrap=200, speed_sentences=4),
+)
