@@ -27,6 +27,8 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "cross-entropy": lambda m: f"{m['cross_entropy']:.3f}",
     "KL to teacher": lambda m: f"{m['kl_to_teacher']:.3f}",
     "agreement": lambda m: f"{m['agreement']:.1%}",
+    "acceptance": lambda m: f"{m['acceptance']:.1%}",
+    "calibration error": lambda m: f"{m['calibration_error']:.3f}",
     "decode tok/s": lambda m: f"{m['decode_tokens_per_second']:,.0f}",
     "at batch 1": lambda m: f"{m['decode_tokens_per_second_single']:,.0f}",
     "train tok/s": lambda m: "–" if m["train_tokens_per_second"] is None else f"{m['train_tokens_per_second']:,.0f}",
@@ -68,7 +70,7 @@ def headline(report: Report) -> str:
 
 def text_table(report: Report) -> str:
     """The table for a terminal: the columns that matter most."""
-    kept = [0, 2, 3, 4, 7, 8, 9]
+    kept = [0, 2, 3, 4, 7, 8, 11]
     table = [[row[i] for i in kept] for row in rows(report)]
     widths = [max(len(row[i]) for row in table) for i in range(len(kept))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
@@ -102,8 +104,9 @@ def _notes(report: Report) -> str:
     return (
         f"{teacher['sentences']} sentences ({teacher['over_long']} beyond the longest bucket), "
         f"sacreBLEU {teacher['signature']}; KL in nats a token; agreement: share of target positions "
-        f"where student and teacher hold the same token for the likeliest; speeds: greedy, models in "
-        f"turn on the same sentences, medians. {caches}. Seed {report['seed']}."
+        f"where student and teacher hold the same token for the likeliest; acceptance: 1 - total variation, "
+        f"the share of the student's draft tokens that the teacher would take; calibration error: expected, "
+        f"15 bins; speeds: greedy, models in turn on the same sentences, medians. {caches}. Seed {report['seed']}."
     )
 
 

@@ -17,6 +17,8 @@ def model(bleu, width=1.0, **changed):
         "cross_entropy": 1.0,
         "kl_to_teacher": 0.1,
         "agreement": 0.5,
+        "acceptance": 0.9,
+        "calibration_error": 0.02,
         "decode_tokens_per_second": 10.0,
         "decode_tokens_per_second_single": 5.0,
         "train_tokens_per_second": None,

@@ -36,9 +36,7 @@ def topk(tail="bucket"):
 
 features = {
     "hidden": Term(mse, weight=0.1, signal=HiddenStates(stack="decoder", layers=((0, 2),))),
-    "relations": Term(
-        forward_kl, weight=0.1, signal=AttentionRelations(stack="encoder", layers=((1, 2),), heads=8)
-    ),
+    "relations": Term(forward_kl, weight=0.1, signal=AttentionRelations(stack="encoder", layers=((1, 2),), heads=8)),
 }
 experiment = dataclasses.replace(
     quickstart,

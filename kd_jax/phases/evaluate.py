@@ -12,12 +12,15 @@ import numpy as np
 
 from kd_jax import checkpoint, config, decode, manifest, metrics, runlog
 from kd_jax.data.pipeline import EvalBatches, Split
+from kd_jax.data.store import Store
 from kd_jax.data.tokenizer import Tokenizer
+from kd_jax.errors import KdError
 from kd_jax.experiment import Evaluation, Experiment
 from kd_jax.models.transformer import Transformer
 from kd_jax.parallel import Parallel, parallel
+from kd_jax.signals.topk import TopK
 from kd_jax.translate import to_text, translate_step
-from kd_jax.types import Array, Batch, Model, Params
+from kd_jax.types import Array, Batch, Model, Params, Payload, Sum
 
 REPEATS = 5
 # Sentences whose [T, V] probabilities are compared at once.
@@ -31,12 +34,18 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
       KdError: if a model is not trained yet.
     """
     folder, data = workdir / "evaluation", manifest.read(workdir / "data", "prepare")["outputs"]
+    evaluation = experiment.evaluation
     split_name = experiment.evaluation.split
     trained = {"teacher": manifest.read(workdir / "teacher", "teacher")["outputs"]}
     trained |= {name: manifest.read(workdir / "students" / name, "student")["outputs"] for name in experiment.students}
     inputs = config.flatten(experiment.evaluation, "evaluation") | {"buckets": list(experiment.buckets)}
     inputs |= {"consumed.split": data["splits"][split_name], "consumed.tokenizer": data["tokenizer"]}
     inputs |= {f"consumed.{name}": outputs["digest"] for name, outputs in trained.items()}
+    if evaluation.cached_k:
+        made = manifest.read(workdir / "cache" / "validation_topk", "cache")
+        if made["inputs"]["consumed.teacher"] != trained["teacher"]["digest"]:
+            raise KdError("cache validation_topk: made by another teacher than this run's; do `cache --force`")
+        inputs["consumed.validation_topk"] = made["outputs"]["digest"]
     if not manifest.start(folder, "evaluate", inputs, force):
         runlog.say(f"evaluation: already done, {folder}")
         return
@@ -53,6 +62,8 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
     functions = Functions(experiment, data["vocab_size"], spread)
     for name, (shape, _) in models.items():
         figures, texts = quality(experiment, functions, params, name, shape, batches, tokenizer, rows)
+        if name != "teacher" and evaluation.cached_k:
+            figures["offline"] = offline(experiment, workdir, functions, params[name], shape)
         outputs = trained[name]
         kept = ("parameters", "parameters_outside_embeddings", "train_tokens_per_second", "loss_before_first_step")
         figures |= {key: outputs[key] for key in kept} | {"over_long": over_long}
@@ -84,11 +95,16 @@ class Functions:
         self._evaluation, self._vocab_size, self.spread = experiment.evaluation, vocab_size, spread
         self._teacher = experiment.teacher.model.build(vocab_size)
         self.compare = functools.cache(self._compare)
+        self.compare_cached = functools.cache(self._compare_cached)
         self.translate = functools.cache(self._translate)
 
     def _compare(self, shape: Transformer) -> Callable:
         student = shape.build(self._vocab_size)
         return self.spread.spread(functools.partial(compare_step, teacher=self._teacher, student=student))
+
+    def _compare_cached(self, shape: Transformer, signal: TopK) -> Callable:
+        student = shape.build(self._vocab_size)
+        return self.spread.spread(functools.partial(compare_cached_step, student=student, signal=signal))
 
     def _translate(self, shape: Transformer, beam: int, spread: Parallel) -> Callable:
         model = shape.build(self._vocab_size)
@@ -105,6 +121,31 @@ def compare_step(params: tuple[Params, Params], batch: Batch, *, teacher: Model,
     hidden = teacher.apply(params[0], batch), student.apply(params[1], batch)
     sums = jax.lax.map(lambda x: one(*x), (hidden, batch.targets_BT, batch.mask_BT), batch_size=COMPARED)
     return all_sum(jax.tree.map(lambda x: x.sum(0), sums))
+
+
+def compare_cached_step(params: Params, batch: Batch, *, student: Model, signal: TopK, all_sum=lambda x: x):
+    """The same Sums from what a cache holds of the teacher, with their errors; the student alone runs."""
+    head = student.head(params)
+
+    def one(hidden_TD: Array, payload: Payload, targets_T: Array, mask_T: Array):
+        return metrics.compare_cached(signal, payload, head.logits(hidden_TD), targets_T, mask_T)
+
+    rows = student.apply(params, batch), batch.payload[signal.name], batch.targets_BT, batch.mask_BT
+    sums = jax.lax.map(lambda x: one(*x), rows, batch_size=COMPARED)
+    return all_sum(jax.tree.map(lambda x: x.sum(0), sums))
+
+
+def offline(
+    experiment: Experiment, workdir: Path, functions: Functions, params: Params, shape: Transformer
+) -> dict[str, float]:
+    """A student's closeness to the teacher on the validation split, from the cache: no teacher runs."""
+    cache = Store(workdir / "cache" / "validation_topk", "records")
+    signal, spread = TopK(k=cache.schema["ids"].shape[0]), functions.spread
+    split = Split(workdir / "data", "validation", {signal.name: cache})
+    batches = EvalBatches(split, experiment.buckets, experiment.evaluation.batch_size, spread.devices)
+    step = functions.compare_cached(shape, signal)
+    sums = [jax.device_get(spread.first(step(params, spread.shard(batch)))) for batch in batches]
+    return _means(jax.tree.map(lambda *parts: sum(parts), *sums))
 
 
 def quality(
@@ -147,8 +188,15 @@ def quality(
     references = [row["reference"] for row in translations]
     figures = task.score([row["greedy"] for row in translations], references, evaluation.bootstrap)
     figures["bleu_beam"] = task.score([row["beam"] for row in translations], references)["bleu"]
-    figures |= {key: float(one.mean()) for key, one in added.items()} | {"sentences": len(rows)}
+    figures |= _means(added) | {"sentences": len(rows)}
     return figures, translations
+
+
+def _means(sums: Mapping[str, Sum]) -> dict[str, float]:
+    error = metrics.calibration_error(sums["calibration_error"])
+    return {name: float(one.mean()) for name, one in sums.items() if name != "calibration_error"} | {
+        "calibration_error": error
+    }
 
 
 def decoding_speeds(

@@ -16,6 +16,8 @@ FIGURES = (
     "cross_entropy",
     "kl_to_teacher",
     "agreement",
+    "acceptance",
+    "calibration_error",
     "decode_tokens_per_second",
     "train_tokens_per_second",
     "parameters_outside_embeddings",
