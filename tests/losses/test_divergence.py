@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.test_util import check_grads
 
+from kd_jax.losses import divergence
 from kd_jax.losses.divergence import forward_kl
 
 RNG = np.random.default_rng(0)
@@ -52,3 +54,69 @@ def test_identical_bfloat16_logits_under_jit():
         return forward_kl(*(jax.nn.log_softmax(x.astype(jnp.float32)) for x in (a, b)))
 
     assert jnp.abs(kl(logits, logits)).max() < 1e-6
+
+
+TWO_P, TWO_Q = 0.9, 0.5
+
+
+def kl(a, b):
+    return a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b))
+
+
+CLOSED = {  # two classes, p = (0.9, 0.1), q = (0.5, 0.5): all by hand; turned round they differ
+    "reverse_kl": (divergence.reverse_kl, {}, kl(TWO_Q, TWO_P)),
+    "jensen_shannon": (
+        divergence.jensen_shannon,
+        {"beta": 0.25},
+        0.25 * kl(TWO_P, 0.25 * TWO_P + 0.75 * TWO_Q) + 0.75 * kl(TWO_Q, 0.25 * TWO_P + 0.75 * TWO_Q),
+    ),
+    "js at 0": (divergence.jensen_shannon, {"beta": 0.0}, kl(TWO_P, TWO_Q)),
+    "js at 1": (divergence.jensen_shannon, {"beta": 1.0}, kl(TWO_Q, TWO_P)),
+    "skewed_forward_kl": (divergence.skewed_forward_kl, {"alpha": 0.1}, kl(TWO_P, 0.1 * TWO_P + 0.9 * TWO_Q)),
+    "skewed_reverse_kl": (divergence.skewed_reverse_kl, {"alpha": 0.1}, kl(TWO_Q, 0.1 * TWO_Q + 0.9 * TWO_P)),
+    "total_variation": (divergence.total_variation, {}, 0.4),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_two_class_closed_forms(name):
+    loss, options, want = CLOSED[name]
+    p, q = (jnp.log(jnp.asarray([[x, 1 - x]])) for x in (TWO_P, TWO_Q))
+    np.testing.assert_allclose(loss(p, q, **options), [want], rtol=1e-5)
+    if name != "total_variation":
+        assert abs(float(loss(q, p, **options)[0]) - want) > 1e-3
+
+
+@pytest.mark.parametrize("loss", divergence.ALL, ids=lambda f: f.__name__)
+def test_every_divergence_is_zero_and_stationary_where_equal_and_positive_elsewhere(loss):
+    assert jnp.abs(loss(P, P)).max() < 1e-6
+    assert (loss(P, Q) > 0).all()
+    if loss is not divergence.total_variation:  # which has a corner there
+        assert jnp.abs(jax.grad(lambda x: loss(P, jax.nn.log_softmax(x)).sum())(P)).max() < 1e-6
+
+
+@pytest.mark.parametrize("loss", divergence.ALL, ids=lambda f: f.__name__)
+def test_every_divergence_has_the_gradient_of_its_value(loss):
+    check_grads(lambda x: loss(P, jax.nn.log_softmax(x)).sum(), (Q,), 1, ["rev"], rtol=3e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", divergence.ALL, ids=lambda f: f.__name__)
+def test_impossible_tokens_on_both_sides_change_nothing(loss):
+    padding = jnp.full((5, 3), -jnp.inf)
+    p, q = jnp.concatenate([P, padding], 1), jnp.concatenate([Q, padding], 1)
+    np.testing.assert_allclose(loss(p, q), loss(P, Q), rtol=1e-6)
+    gradient = jax.grad(lambda x: loss(p, x).sum())(q)
+    assert jnp.isfinite(gradient).all() and not gradient[:, 9:].any()
+
+
+@pytest.mark.parametrize("loss", [divergence.jensen_shannon, divergence.skewed_reverse_kl, divergence.total_variation])
+def test_bounded_divergences_bear_a_teacher_that_says_never(loss):
+    p = jnp.asarray([[-jnp.inf, 0.0]])
+    value, gradient = jax.value_and_grad(lambda x: loss(p, jax.nn.log_softmax(x)).sum())(jnp.zeros((1, 2)))
+    assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
+
+
+def test_ends_of_jensen_shannon_are_limits_in_direction():
+    for beta, end in ((1e-3, divergence.forward_kl), (1 - 1e-3, divergence.reverse_kl)):
+        scaled = divergence.jensen_shannon(P, Q, beta=beta) / (beta * (1 - beta))
+        np.testing.assert_allclose(scaled, end(P, Q), rtol=0.1)

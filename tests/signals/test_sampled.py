@@ -1,0 +1,95 @@
+"""Draws from the teacher: exact counts, unbiased gradients where top-k's are not, few bytes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.data import store
+from kd_jax.errors import KdError
+from kd_jax.losses import divergence
+from kd_jax.losses.divergence import forward_kl
+from kd_jax.signals.sampled import Sampled
+from kd_jax.signals.topk import TopK
+
+N, V = 4, 29
+RNG = np.random.default_rng(0)
+TEACHER, STUDENT = (jnp.asarray(RNG.normal(size=(N, V)) * 1.5, jnp.float32) for _ in range(2))
+
+
+def keys(seed, n=N):
+    return jax.random.split(jax.random.key(seed), n)
+
+
+def gradient(signal, payload, student=STUDENT):
+    loss = lambda s: forward_kl(*signal.align(s, payload, 1.0)[:2]).sum()  # noqa: E731
+    return jax.grad(loss)(student)
+
+
+DENSE = jax.grad(lambda s: forward_kl(jax.nn.log_softmax(TEACHER), jax.nn.log_softmax(s)).sum())(STUDENT)
+
+
+def test_counts_add_up_and_unique_ids_come_first():
+    signal = Sampled(draws=20)
+    payload = jax.device_get(signal.reduce(TEACHER, keys(0)))
+    assert (payload["counts"].sum(-1) == 20).all()
+    for ids, counts in zip(payload["ids"], payload["counts"], strict=True):
+        used = counts > 0
+        assert len(set(ids[used])) == used.sum() and not ids[~used].any()
+        assert (np.diff(counts) <= 0).all()
+
+
+def test_the_mean_gradient_converges_to_the_dense_one_and_that_of_topk_does_not():
+    signal = Sampled(draws=6)
+    one = jax.jit(lambda seed: gradient(signal, signal.reduce(TEACHER, keys(seed))))
+    distances, total = {}, 0
+    for seed in range(1, 1025):
+        total += one(seed)
+        if seed in (4, 64, 1024):
+            distances[seed] = float(jnp.abs(total / seed - DENSE).max())
+    assert distances[1024] < 0.01 and distances[1024] < distances[64] / 2 < distances[4] / 4
+    for tail in ("renormalise", "zero", "bucket"):
+        topk = TopK(k=6, tail=tail)
+        assert jnp.abs(gradient(topk, topk.reduce(TEACHER)) - DENSE).max() > 0.02
+
+
+def test_temperature_is_that_of_the_draws():
+    signal = Sampled(draws=200, temperature=2.0)
+    mean = (
+        sum(np.zeros((N, V)) + np.asarray(scatter(signal.reduce(TEACHER, keys(seed)), 200)) for seed in range(60)) / 60
+    )
+    np.testing.assert_allclose(mean, jax.nn.softmax(TEACHER / 2.0), atol=0.004)
+
+
+def scatter(payload, draws):
+    rows = jnp.arange(N)[:, None]
+    return jnp.zeros((N, V)).at[rows, payload["ids"]].add(payload["counts"] / draws)
+
+
+def test_impossible_tokens_are_never_drawn():
+    padded = jnp.concatenate([TEACHER, jnp.full((N, 3), -jnp.inf)], axis=1)
+    for seed in range(20):
+        assert Sampled(draws=50).reduce(padded, keys(seed))["ids"].max() < V
+
+
+def test_only_forward_kl_is_supported():
+    assert [loss for loss in divergence.ALL if Sampled().supports(loss)] == [forward_kl]
+
+
+@pytest.mark.parametrize("fields, name", [({"draws": 0}, "draws"), ({"temperature": -1.0}, "temperature")])
+def test_bad_fields_are_refused(fields, name):
+    with pytest.raises(KdError, match=name):
+        Sampled(**fields).schema(V)
+
+
+def test_ids_do_not_overflow_at_262144(tmp_path):
+    """From logits to the disk and back, top-k and draws, at the largest vocabularies there are."""
+    size = 262_144
+    logits = jnp.zeros((2, size)).at[:, size - 1].set(30.0).at[:, 70_000].set(29.0)
+    for signal in (TopK(k=4), Sampled(draws=16)):
+        payload = {name: np.asarray(x) for name, x in signal.reduce(logits, keys(0, 2)).items()}
+        schema = signal.schema(size)
+        folder = tmp_path / signal.name
+        store.write(folder, "records", schema, 1, lambda start, stop, p=payload: [p])
+        read = store.Store(folder, "records")[0]
+        assert read["ids"][0, 0] == size - 1 and read["ids"][0, 1] == 70_000
