@@ -79,14 +79,8 @@ def write_signal(
         return
     began = time.perf_counter()
     split = pipeline.Split(data_folder(teacher.workdir, targets), split_name)
-    parts = {"model": teacher.model, "signal": signal, "seed": teacher.experiment.seed}
-    step = teacher.spread.spread(functools.partial(signal_step, **parts))
-
-    def record(row: int, target: int, payload: Record) -> Record:
-        return {name: values[row, :target] for name, values in payload.items()}
-
     with runlog.progress(f"cache {folder.name}", len(split)) as bar:
-        records = functools.partial(_records, teacher, split, step, record, bar)
+        records = signal_records(teacher, split, signal, bar)
         digest = store.write(folder, "records", schema, len(split), records, RECORDS_PER_SHARD, teacher.writer)
     if digest is None:
         runlog.say(f"{folder}: this writer's shards are done; the last writer to finish completes the cache")
@@ -97,6 +91,19 @@ def write_signal(
     outputs["bytes_per_target_token"] = outputs["bytes"] / tokens
     manifest.finish(folder, "cache", outputs, time.perf_counter() - began)
     runlog.say(f"cache: {tokens} target tokens, {outputs['bytes_per_target_token']:.1f} bytes each; {folder}")
+
+
+def signal_records(
+    teacher: Teacher, split: pipeline.Split, signal: Signal, bar: Any
+) -> Callable[[int, int], Iterator[Record]]:
+    """(start, stop) -> the signal's records of those examples, for store.write."""
+    parts = {"model": teacher.model, "signal": signal, "seed": teacher.experiment.seed}
+    step = teacher.spread.spread(functools.partial(signal_step, **parts))
+
+    def record(row: int, target: int, payload: Record) -> Record:
+        return {name: values[row, :target] for name, values in payload.items()}
+
+    return functools.partial(_records, teacher, split, step, record, bar)
 
 
 def _kept_signal(inputs: Mapping[str, Any], wanted: Signal) -> Signal | None:

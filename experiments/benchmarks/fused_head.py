@@ -1,0 +1,109 @@
+"""Output layer, loss and both gradients: plain cross-entropy against distillation, fused and not.
+
+    python experiments/benchmarks/fused_head.py --json fused_head.json
+
+    plain_ce      hidden @ head, then optax's cross-entropy
+    dense_kd      the same, and forward KL to the teacher's whole distribution, whose logits are given
+    topk_unfused  cross-entropy and forward KL on the top 64 and the rest, from an array [N, V]
+    topk_fused    the same through kd_jax.fused_head
+
+Value, gradient of the hidden states and of the matrix; float32; random arrays. The cases are timed in turn;
+medians. Temporary memory is XLA's own account of the compiled program.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kd_jax.losses.cross_entropy import cross_entropy
+from kd_jax.losses.divergence import forward_kl
+from kd_jax.objective import Term, token_losses
+from kd_jax.signals.topk import TopK
+from kd_jax.step import fused_head_sums
+from kd_jax.types import Head
+
+SHAPES = ((2048, 512, 32_000), (512, 512, 128_256))
+SIGNAL = TopK(k=64)
+TERMS = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weight=0.5, signal=SIGNAL)}
+
+
+def plain_ce(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
+    return optax.softmax_cross_entropy_with_integer_labels(hidden_ND @ kernel_DV, rows["targets"]).sum()
+
+
+def dense_kd(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
+    logits_NV = hidden_ND @ kernel_DV
+    ce = optax.softmax_cross_entropy_with_integer_labels(logits_NV, rows["targets"]).sum()
+    kd = optax.kl_divergence(jax.nn.log_softmax(logits_NV), jax.nn.softmax(teacher_NV)).sum()
+    return 0.5 * ce + 0.5 * kd
+
+
+def topk_unfused(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
+    losses = token_losses(TERMS, hidden_ND @ kernel_DV, rows["targets"], rows["payload"])
+    return sum(0.5 * loss.sum() for loss in losses.values())
+
+
+def topk_fused(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
+    return fused_head_sums(TERMS, hidden_ND, Head(kernel_DV), rows, {"step": jnp.int32(0)})[0]
+
+
+CASES = {case.__name__: case for case in (plain_ce, dense_kd, topk_unfused, topk_fused)}
+
+
+def measure(n: int, d: int, v: int, repeats: int) -> list[dict[str, Any]]:
+    """One row per case."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden_ND, kernel_DV = jax.random.normal(keys[0], (n, d)), jax.random.normal(keys[1], (d, v)) * d**-0.5
+    teacher_NV = 4 * jax.random.normal(keys[2], (n, v))
+    rows = {"targets": jax.random.randint(keys[3], (n,), 0, v), "mask": jnp.ones(n, bool), "weight": jnp.ones(n)}
+    rows["payload"] = {SIGNAL.name: jax.jit(SIGNAL.reduce)(teacher_NV)}
+    compiled = {
+        name: jax.jit(jax.value_and_grad(case, (0, 1))).lower(hidden_ND, kernel_DV, rows, teacher_NV).compile()
+        for name, case in CASES.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in CASES}
+    for _ in range(repeats + 1):  # the first is to warm up
+        for name, step in compiled.items():
+            began = time.perf_counter()
+            jax.block_until_ready(step(hidden_ND, kernel_DV, rows, teacher_NV))
+            seconds[name].append(time.perf_counter() - began)
+    return [
+        {"case": name, "n": n, "d": d, "v": v, "seconds": statistics.median(seconds[name][1:])}
+        | {"temp_bytes": compiled[name].memory_analysis().temp_size_in_bytes}
+        for name in CASES
+    ]
+
+
+def main() -> None:
+    """Prints a table for each shape; writes the rows to --json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where the rows are written")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    rows = []
+    for shape in (*SHAPES, (2 * SHAPES[0][0], *SHAPES[0][1:])):  # twice the tokens: what grows?
+        measured = measure(*shape, arguments.repeats)
+        plain = measured[0]
+        print(f"\nN = {shape[0]}, D = {shape[1]}, V = {shape[2]:,}")
+        for row in measured:
+            print(
+                f"  {row['case']:13s} {1e3 * row['seconds']:8.1f} ms {row['seconds'] / plain['seconds']:5.2f} x"
+                f" {row['temp_bytes'] / 2**20:8.1f} MiB {row['temp_bytes'] / plain['temp_bytes']:5.2f} x"
+            )
+        rows += measured
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
