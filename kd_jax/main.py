@@ -4,9 +4,12 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kd_jax.errors import KdError
 
@@ -17,6 +20,7 @@ kd_jax makes a large language-generation model small without losing what it writ
 usage:
   python -m kd_jax run CONFIG --workdir DIR [--any.field VALUE ...]     all phases, one after the other
   python -m kd_jax PHASE CONFIG --workdir DIR [--any.field VALUE ...]   one of them
+  python -m kd_jax plan CONFIG [--workdir DIR]                          what a cache would cost and keep
   python -m kd_jax generate --workdir DIR [--model NAME] [--beam N]     translate standard input
 
 to start with:
@@ -26,7 +30,8 @@ to start with:
 phases:
   prepare    fetch the text, train the tokeniser, encode every split
   teacher    train the large model on the text alone
-  cache      let the teacher say, once, what it thinks of every training token
+  cache      let the teacher say, once, what it thinks of every training token (--writer 0/4: a fourth of the work,
+             in as many processes or machines as you like)
   student    train the small models from what the teacher left (--only NAME for one of them)
   evaluate   translate the test split with every model; quality, closeness to the teacher, speed
   report     report.json, report.md and report.html: what distillation gained
@@ -72,12 +77,13 @@ def _dispatch(command: str, rest: Sequence[str]) -> None:
     if command == "generate":
         parser.add_argument("--model", default="")
         parser.add_argument("--beam", type=int, default=1)
-    elif command in ("run", *PHASES):
+    elif command in ("run", "plan", *PHASES):
         parser.add_argument("config", nargs="?" if {"-h", "--help"} & set(rest) else None)
         parser.add_argument("--force", action="store_true")
         parser.add_argument("--only", default="")
+        parser.add_argument("--writer", default="")
     else:
-        raise KdError(f"unknown command {command!r}; wanted run, {', '.join(PHASES)} or generate")
+        raise KdError(f"unknown command {command!r}; wanted run, plan, {', '.join(PHASES)} or generate")
     try:
         known, overrides = parser.parse_known_args(rest)
     except (argparse.ArgumentError, SystemExit) as error:
@@ -96,16 +102,37 @@ def _dispatch(command: str, rest: Sequence[str]) -> None:
         importlib.import_module("kd_jax.phases.generate").run(experiment, workdir, known.model, known.beam)
         return
     experiment = setup.resolve(known.config, overrides)
+    if command == "plan":
+        _plan(experiment, known.workdir)
+        return
     workdir = _workdir(known.workdir)
     if not (workdir / "experiment.py").exists():
         setup.remember(workdir, known.config, overrides, experiment)
     extra = {"only": known.only} if known.only else {}
     if extra and command != "student":
         raise KdError("--only: goes with the command student alone")
+    if known.writer:
+        if command != "cache":
+            raise KdError("--writer: goes with the command cache alone")
+        extra["writer"] = _writer(known.writer)
     for phase in PHASES if command == "run" else [command]:
         importlib.import_module(f"kd_jax.phases.{phase}").run(experiment, workdir, known.force, **extra)
     # Only now: a configuration that a phase refused must not take the place of the one that made what is there.
     setup.remember(workdir, known.config, overrides, experiment)
+
+
+def _plan(experiment: Any, workdir: Path | None) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if workdir is None else _workdir(workdir)
+        for phase in ("prepare", "plan"):
+            importlib.import_module(f"kd_jax.phases.{phase}").run(experiment, folder)
+
+
+def _writer(given: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", given)
+    if not found or not int(found[1]) < int(found[2]):
+        raise KdError(f"--writer {given}: wanted NUMBER/WRITERS, such as 0/4 to 3/4")
+    return int(found[1]), int(found[2])
 
 
 def _workdir(given: Path | None) -> Path:

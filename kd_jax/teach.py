@@ -29,11 +29,19 @@ Record = dict[str, np.ndarray]
 class Teacher:
     """The trained teacher on the devices, loaded when it is first asked for."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, writer: tuple[int, int] | None = None):
-        """Raises KdError if the teacher is not trained; writer: as store.write's, None for this host's."""
+    def __init__(
+        self, experiment: Experiment, workdir: Path, writer: tuple[int, int] | None = None, stand_in: bool = False
+    ):
+        """Raises KdError if the teacher is not trained.
+
+        Args:
+          experiment, workdir: the run.
+          writer: as store.write's; None for this host's.
+          stand_in: whether the caller sets `params` itself, so that no trained teacher is looked for.
+        """
         self.experiment, self.workdir, self.writer = experiment, workdir, writer or host()
         self.data = manifest.read(workdir / "data", "prepare")["outputs"]
-        self.digest = manifest.read(workdir / "teacher", "teacher")["outputs"]["digest"]
+        self.digest = "" if stand_in else manifest.read(workdir / "teacher", "teacher")["outputs"]["digest"]
         self.spread = parallel(experiment.backend)
         self.model = experiment.teacher.model.build(self.data["vocab_size"])
 

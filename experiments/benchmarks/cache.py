@@ -3,9 +3,9 @@
     python experiments/benchmarks/cache.py --workdir runs/quickstart --json cache.json
 
 Uses the workdir's trained teacher; trains it first where there is none. A share of the training split is written with
-the top 64 and with draws of about 12 unique ids a token, into a temporary folder; sizes are those of the files, all that
-a record needs included. Reading is the training pipeline's own: one epoch with the cache against one without, as batches
-on the host; what the cache adds is compared with the time of the student's step, measured in the same process.
+the top 64 and with draws of about 12 unique ids a token, into a temporary folder; sizes are those of the files, all
+that a record needs included. Reading is the training pipeline's own: one epoch with the cache against one without, as
+batches on the host; what the cache adds is compared with the time of the student's step, measured in the same process.
 """
 
 import argparse
