@@ -72,15 +72,17 @@ def write_signal(
     inputs = config.flatten(signal, "signal") | teacher.consumed(teacher.split_digest(targets, split_name))
     inputs |= {"split": split_name, "buckets": list(teacher.experiment.buckets)}
     schema = dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
-    inputs |= {f"dtype.{name}": field.dtype for name, field in schema.items()}
+    inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
     if not force and (folder / "manifest.json").exists():
         kept = _kept_signal(manifest.read(folder, "cache")["inputs"], signal)
         if kept is not None and signal.covering(kept) == kept:
             inputs |= config.flatten(kept, "signal")
             schema = dict(kept.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
-            inputs |= {f"dtype.{name}": field.dtype for name, field in schema.items()}
+            inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
             inputs = {
-                name: value for name, value in inputs.items() if not name.startswith("dtype.rest") or name[6:] in schema
+                name: value
+                for name, value in inputs.items()
+                if not name.startswith("stored.rest") or name.removeprefix("stored.") in schema
             }
             signal = kept
     if not _begin(folder, "records", inputs, force):
