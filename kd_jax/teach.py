@@ -69,22 +69,13 @@ def write_signal(
     A finished cache of more than is wanted (a larger k, further temperatures) is taken as it is. Shards
     whose bytes have changed are named and made anew.
     """
-    inputs = config.flatten(signal, "signal") | teacher.consumed(teacher.split_digest(targets, split_name))
-    inputs |= {"split": split_name, "buckets": list(teacher.experiment.buckets)}
-    schema = dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
-    inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
     if not force and (folder / "manifest.json").exists():
         kept = _kept_signal(manifest.read(folder, "cache")["inputs"], signal)
-        if kept is not None and signal.covering(kept) == kept:
-            inputs |= config.flatten(kept, "signal")
-            schema = dict(kept.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
-            inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
-            inputs = {
-                name: value
-                for name, value in inputs.items()
-                if not name.startswith("stored.rest") or name.removeprefix("stored.") in schema
-            }
-            signal = kept
+        signal = signal if kept is None else kept.covering(signal)  # only what is lacking will differ
+    schema = dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
+    inputs = config.flatten(signal, "signal") | teacher.consumed(teacher.split_digest(targets, split_name))
+    inputs |= {"split": split_name, "buckets": list(teacher.experiment.buckets)}
+    inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
     if not _begin(folder, "records", inputs, force):
         return
     began = time.perf_counter()
