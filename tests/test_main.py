@@ -104,6 +104,10 @@ def test_generate_refuses_what_it_does_not_know(finished, capsys):
         (["--backend", "tpu"], "backend"),
         (["--evaluation.bootstrap", "1"], "evaluation.bootstrap"),
         (["--evaluation.split", "train"], "evaluation.split"),
+        (["--students.student_kd.terms.kd.signal.tail", "drop"], "tail"),
+        (["--students.student_kd.terms.kd.weight", "0"], "student_kd: terms.kd.weight"),
+        (["--teacher.model.soft-cap", "-1"], "soft_cap"),
+        (["--writer", "0/2"], "--writer"),
     ],
 )
 def test_bad_fields_are_one_line_and_exit_code_2(words, message, root, tmp_path, capsys):
@@ -126,6 +130,80 @@ def test_bad_commands(words, message, capsys, root, monkeypatch):
     monkeypatch.chdir(root)
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "term, message",
+    [
+        ("Term(reverse_kl, signal=Sampled())", "terms.kd.loss: reverse_kl"),
+        ("Term(forward_kl, signal=TopK(k=65))", "terms.kd.signal.k: 65"),
+        (
+            "Term(mse, signal=HiddenStates(layers=((1, 0),)))",
+            "terms.kd.signal.layers: 1; the student's decoder",
+        ),
+        ("Term(forward_kl, signal=AttentionRelations(layers=((0, 0),), heads=3))", "terms.kd.signal.heads: 3"),
+    ],
+)
+def test_objectives_that_cannot_be_are_refused_when_the_run_starts(term, message, root, tmp_path, capsys):
+    lines = [
+        "import dataclasses",
+        "from kd_jax import config",
+        "from kd_jax.losses.divergence import *",
+        "from kd_jax.losses.features import mse",
+        "from kd_jax.objective import Term",
+        "from kd_jax.signals.features import *",
+        "from kd_jax.signals.sampled import Sampled",
+        "from kd_jax.signals.topk import TopK",
+        f"smoke = config.load({str(root / SMOKE)!r})",
+        f"recipe = dataclasses.replace(smoke.students['student_kd'], terms={{'kd': {term}}})",
+        "experiment = dataclasses.replace(smoke, students={'it': recipe})",
+    ]
+    (tmp_path / "config.py").write_text("\n".join(lines))
+    assert main(["run", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "w")]) == 2
+    assert message in capsys.readouterr().err.strip().split("\n")[-1]
+    assert not (tmp_path / "w").exists()
+
+
+def test_plan_prints_both_tables(finished, root, capsys):
+    assert main(["plan", str(root / SMOKE), "--workdir", str(finished), *SHORT]) == 0
+    said = capsys.readouterr().err
+    for words in (
+        "bytes/token",
+        "top 32",
+        "64 draws",
+        "unique ids",
+        "with a top-k cache",
+        "with the teacher in the step",
+    ):
+        assert words in said
+
+
+def test_writers_are_numbered(finished, root, capsys):
+    assert main(["cache", str(root / SMOKE), "--workdir", str(finished), *SHORT, "--writer", "2/2"]) == 2
+    assert "wanted NUMBER/WRITERS" in capsys.readouterr().err
+
+
+def test_a_student_of_another_vocabulary_is_refused_by_its_token_strings(finished, root, tmp_path, capsys):
+    words = [*SHORT, "--tokenizer.model-type", "bpe", "--students.student_kd.training.steps", "3"]
+    lines = [
+        "import dataclasses",
+        "from kd_jax import config",
+        "from kd_jax.models.shrink import FromCheckpoint",
+        f"smoke = config.load({str(root / SMOKE)!r})",
+        f"start = FromCheckpoint({str(finished / 'students' / 'student_scratch')!r})",
+        "recipe = dataclasses.replace(smoke.students['student_scratch'], init=start)",
+        "experiment = dataclasses.replace(smoke, students={'student_kd': recipe})",
+    ]
+    (tmp_path / "config.py").write_text("\n".join(lines))
+    words = [
+        w
+        for i, w in enumerate(words)
+        if not any(n in (w, words[i - 1]) or n in w or n in words[i - 1] for n in ("student_scratch", "student_init"))
+    ]
+    for command in ("prepare", "student"):
+        code = main([command, str(tmp_path / "config.py"), "--workdir", str(tmp_path / "w"), *words])
+    assert code == 2
+    assert "another vocabulary (token " in capsys.readouterr().err
 
 
 def test_a_workdir_of_another_config_is_refused(finished, root, capsys):

@@ -53,7 +53,7 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
         "\n" + _text(("signal", "bytes/token", "whole cache", "hours to write", "mass covered", "KL lost"), rows)
     )
     runlog.say(
-        f"{len(sample)} training examples, files measured with all that a record needs; {tokens:,} target tokens in all\n"
+        f"{len(sample)} training examples, files measured with all that a record needs; {tokens:,} target tokens\n"
         "KL lost, nats a token: top-k: KL(full || k exact, the rest spread evenly); sampled: KL(drawn || full), which\n"
         "averages out over tokens (its gradient is unbiased), so it is not to be compared with top-k's.\n"
     )

@@ -1,5 +1,7 @@
 """Students from teachers."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -66,3 +68,18 @@ def test_what_does_not_fit_is_refused(init, layers, message):
 def test_parameters_are_counted_outside_the_embeddings():
     total, outside = count_parameters(PARAMS)
     assert total - outside == V * 8
+
+
+def test_teacher_and_student_may_pad_the_vocabulary_to_different_multiples():
+    padded = dataclasses.replace(TEACHER, vocab_multiple=16)
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, 4)), jnp.int32)
+    batch = Batch(jnp.arange(2), ids, ids >= 0, ids, ids, ids >= 0, jnp.ones(2), {})
+
+    def logits(model, params):
+        network = model.build(V)
+        return network.head(params).logits(network.apply(params, batch))
+
+    larger = shrink(FromTeacher(), TEACHER, padded, PARAMS, V)
+    assert larger["embedding"].shape[0] == 16
+    np.testing.assert_allclose(logits(padded, larger), logits(TEACHER, PARAMS), atol=1e-6)
+    chex.assert_trees_all_equal(shrink(FromTeacher(), padded, TEACHER, larger, V), PARAMS)

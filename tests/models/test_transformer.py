@@ -1,5 +1,7 @@
 """The network: causality, padding, the cache, dropout's keys."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -77,3 +79,26 @@ def test_lowers_for_every_platform(platform):
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_batch())
     exported = jax.export.export(jax.jit(MODEL.apply), platforms=[platform])(PARAMS, batch)
     assert exported.platforms == (platform,)
+
+
+HEADS = [{"tied": False}, {"head_bias": True}, {"soft_cap": 3.0}, {"vocab_multiple": 16}]
+HEADS += [{"tied": False, "head_bias": True, "soft_cap": 3.0, "vocab_multiple": 16}]
+
+
+@pytest.mark.parametrize("fields", HEADS, ids=str)
+def test_heads_of_every_kind_give_v_logits_and_decode_as_they_train(fields):
+    """A padded vocabulary's pads get no gradient; step by step decoding sees the logits of the whole sentence."""
+    model = dataclasses.replace(CONFIG, **fields).build(V)
+    params, batch = model.init(jax.random.key(0)), make_batch()
+    logits = model.head(params).logits(model.apply(params, batch))
+    assert logits.shape[-1] == V
+    if "soft_cap" in fields:
+        assert jnp.abs(logits).max() < 3.0
+    cache = model.start(params, batch.source_BS, batch.source_mask_BS, T)
+    for t in range(T):
+        step, cache = model.decode_step(params, cache, batch.inputs_BT[:, t], jnp.int32(t))
+        np.testing.assert_allclose(step, logits[:, t], atol=1e-4)
+    if "vocab_multiple" in fields:
+        loss = lambda p: jax.nn.logsumexp(model.head(p).logits(model.apply(p, batch)), axis=-1).sum()  # noqa: E731
+        gradient = jax.grad(loss)(params)
+        assert gradient["embedding"].shape[0] % 16 == 0 and not gradient["embedding"][V:].any()
