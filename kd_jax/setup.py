@@ -63,7 +63,7 @@ def _in_one_line(panel: str) -> str:
             break
         said.append(line)
     meant = [line.split()[0] for line in said if line.startswith("--")]
-    message = said[0] if said else "unreadable options"
+    message = " ".join(said[:2] if said and said[0].endswith("argument") else said[:1]) or "unreadable options"
     return message + (f"; did you mean {' or '.join(meant[:2])}?" if meant else "")
 
 

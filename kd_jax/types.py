@@ -109,7 +109,9 @@ class Head:
 
     def finish(self, raw_NV: Array, bias_V: Array | None) -> Array:
         """Bias, cap and cut: float32 [N, V]."""
-        logits_NV = raw_NV if bias_V is None else raw_NV + bias_V[None].astype(jnp.float32)
+        logits_NV = (
+            raw_NV if bias_V is None else raw_NV + jnp.expand_dims(bias_V.astype(jnp.float32), range(raw_NV.ndim - 1))
+        )
         if self.soft_cap:
             logits_NV = self.soft_cap * jnp.tanh(logits_NV / self.soft_cap)
         return logits_NV[..., : self.vocab_size] if self.vocab_size else logits_NV
