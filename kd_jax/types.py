@@ -86,6 +86,11 @@ class DecodeCache(NamedTuple):
     source_mask_BS: Array
 
 
+def _over_tokens(bias_V: Array, logits_NV: Array) -> Array:
+    """The bias in float32, with as many axes as the logits."""
+    return jnp.expand_dims(bias_V.astype(jnp.float32), range(logits_NV.ndim - 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     """The output layer: logits = cap(hidden @ kernel + bias), without the columns that only pad the vocabulary.
@@ -110,7 +115,7 @@ class Head:
     def finish(self, raw_NV: Array, bias_V: Array | None) -> Array:
         """Bias, cap and cut: float32 [N, V]."""
         logits_NV = (
-            raw_NV if bias_V is None else raw_NV + jnp.expand_dims(bias_V.astype(jnp.float32), range(raw_NV.ndim - 1))
+            raw_NV if bias_V is None else raw_NV + _over_tokens(bias_V, raw_NV)
         )
         if self.soft_cap:
             logits_NV = self.soft_cap * jnp.tanh(logits_NV / self.soft_cap)

@@ -26,7 +26,7 @@ FIGURES = ("bleu", "kl_to_teacher", "agreement", "acceptance", "calibration_erro
 
 def statistics(path: Path) -> np.ndarray:
     """[sentences, 10]: each translation's n-gram matches, n-grams, length and reference length."""
-    bleu, rows = BLEU(effective_order=False), [json.loads(line) for line in path.read_text().splitlines()]
+    bleu, rows = BLEU(effective_order=True), [json.loads(line) for line in path.read_text().splitlines()]
     scores = [bleu.sentence_score(row["greedy"], [row["reference"]]) for row in rows]
     return np.asarray([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in scores])
 
