@@ -15,7 +15,10 @@ import jax.numpy as jnp
 from kd_jax.types import Array, Head
 
 # A chunk's logits are kept near this size: large enough for the matrix product, small enough for the caches.
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 64 * 2**20
+# A chunk's share of the matrix's gradient is a product that XLA makes before it adds it. Where that is larger than the
+# chunk's logits it is made and added in strips of rows of this size, or it would be most of the memory and the traffic.
+STRIP_BYTES = 16 * 2**20
 
 Objective = Callable[[Array, Any, Any], tuple[Array, Any]]
 
@@ -77,8 +80,7 @@ def _scan(objective: Objective, hidden_ND: Array, head: Head, rows: Any, fixed: 
         value_and_grad = jax.value_and_grad(finished, (0, 1), has_aux=True)
         value, (d_raw_CV, d_bias_V) = value_and_grad(raw_CV, head.bias_V)
         d_raw_CV = d_raw_CV.astype(head.kernel_DV.dtype)
-        d_kernel_DV = jnp.matmul(hidden_CD.T, d_raw_CV, preferred_element_type=jnp.float32)
-        return value, (d_raw_CV @ head.kernel_DV.T, d_kernel_DV, d_bias_V)
+        return value, (d_raw_CV @ head.kernel_DV.T, (hidden_CD, d_raw_CV), d_bias_V)
 
     def whole(d_hidden_ND, d_kernel_DV, d_bias_V):
         return d_hidden_ND.astype(hidden_ND.dtype), jax.tree.map(
@@ -89,18 +91,45 @@ def _scan(objective: Objective, hidden_ND: Array, head: Head, rows: Any, fixed: 
 
     if chunks == 1:
         value, gradients = one(hidden_ND, rows)
-        return value, whole(*gradients) if gradient else None
+        return value, whole(gradients[0], _outer(*gradients[1]), gradients[2]) if gradient else None
 
     def step(total, xs):
         value, gradients = one(*xs)
-        d_hidden_CD, *d_head = gradients or (None,)
-        return jax.tree.map(jnp.add, total, (value, d_head)), d_hidden_CD
+        if not gradient:
+            return (jax.tree.map(jnp.add, total[0], value), None, None), None
+        d_hidden_CD, factors, d_bias_V = gradients
+        value, d_bias_V = jax.tree.map(jnp.add, (total[0], total[2]), (value, d_bias_V))
+        return (value, _add_outer(total[1], *factors), d_bias_V), d_hidden_CD
 
     xs = jax.tree.map(split, (hidden_ND, rows))
     value, gradients = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], xs))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (value, list(gradients[1:])))
-    (value, d_head), d_hidden = jax.lax.scan(step, zeros, xs)
+    kernel = jax.ShapeDtypeStruct(head.kernel_DV.shape, jnp.float32)
+    shapes = (value, kernel, gradients[2]) if gradient else (value, None, None)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (value, *d_head), d_hidden = jax.lax.scan(step, zeros, xs)
     return value, whole(d_hidden.reshape(-1, width)[:tokens], *d_head) if gradient else None
+
+
+def _outer(hidden_CD: Array, d_raw_CV: Array) -> Array:
+    """hidden' d_raw, summed in float32."""
+    return jnp.matmul(hidden_CD.T, d_raw_CV, preferred_element_type=jnp.float32)
+
+
+def _add_outer(total_DV: Array, hidden_CD: Array, d_raw_CV: Array) -> Array:
+    """total + hidden' d_raw; in equal strips of rows where the whole is larger than CHUNK_BYTES."""
+    width, vocab_size = total_DV.shape
+    if 4 * width * vocab_size <= CHUNK_BYTES:
+        return total_DV + _outer(hidden_CD, d_raw_CV)
+    most = max(1, STRIP_BYTES // (4 * vocab_size))
+    strips = next(n for n in range(1, width + 1) if width % n == 0 and width // n <= most)
+
+    def add(i: Array, total_DV: Array) -> Array:
+        at = i * (width // strips)
+        strip = _outer(jax.lax.dynamic_slice_in_dim(hidden_CD, at, width // strips, 1), d_raw_CV)
+        strip += jax.lax.dynamic_slice_in_dim(total_DV, at, width // strips, 0)
+        return jax.lax.dynamic_update_slice_in_dim(total_DV, strip, at, 0)
+
+    return jax.lax.fori_loop(0, strips, add, total_DV)
 
 
 def map_head(function: Callable[[Array, Any], Any], hidden_ND: Array, head: Head, rows: Any = None) -> Any:

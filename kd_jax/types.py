@@ -114,9 +114,7 @@ class Head:
 
     def finish(self, raw_NV: Array, bias_V: Array | None) -> Array:
         """Bias, cap and cut: float32 [N, V]."""
-        logits_NV = (
-            raw_NV if bias_V is None else raw_NV + _over_tokens(bias_V, raw_NV)
-        )
+        logits_NV = raw_NV if bias_V is None else raw_NV + _over_tokens(bias_V, raw_NV)
         if self.soft_cap:
             logits_NV = self.soft_cap * jnp.tanh(logits_NV / self.soft_cap)
         return logits_NV[..., : self.vocab_size] if self.vocab_size else logits_NV
