@@ -17,8 +17,8 @@ from kd_jax.types import Array, Head
 # A chunk's logits are kept near this size: large enough for the matrix product, small enough for the caches.
 CHUNK_BYTES = 64 * 2**20
 # A chunk's share of the matrix's gradient is a product that XLA makes before it adds it. Where that is larger than the
-# chunk's logits it is made and added in strips of rows of this size, or it would be most of the memory and the traffic.
-STRIP_BYTES = 16 * 2**20
+# chunk's logits it is made and added in strips of columns of this size, or it would be most of the memory and traffic.
+STRIP_BYTES = 32 * 2**20
 
 Objective = Callable[[Array, Any, Any], tuple[Array, Any]]
 
@@ -116,20 +116,20 @@ def _outer(hidden_CD: Array, d_raw_CV: Array) -> Array:
 
 
 def _add_outer(total_DV: Array, hidden_CD: Array, d_raw_CV: Array) -> Array:
-    """total + hidden' d_raw; in equal strips of rows where the whole is larger than CHUNK_BYTES."""
+    """total + hidden' d_raw; in strips of columns where the whole is larger than CHUNK_BYTES."""
     width, vocab_size = total_DV.shape
     if 4 * width * vocab_size <= CHUNK_BYTES:
         return total_DV + _outer(hidden_CD, d_raw_CV)
-    most = max(1, STRIP_BYTES // (4 * vocab_size))
-    strips = next(n for n in range(1, width + 1) if width % n == 0 and width // n <= most)
+    strip = min(vocab_size, max(1, STRIP_BYTES // (4 * width)))
+    whole, left = divmod(vocab_size, strip)
 
-    def add(i: Array, total_DV: Array) -> Array:
-        at = i * (width // strips)
-        strip = _outer(jax.lax.dynamic_slice_in_dim(hidden_CD, at, width // strips, 1), d_raw_CV)
-        strip += jax.lax.dynamic_slice_in_dim(total_DV, at, width // strips, 0)
-        return jax.lax.dynamic_update_slice_in_dim(total_DV, strip, at, 0)
+    def add(start: Array | int, total_DV: Array, columns: int = strip) -> Array:
+        at = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=columns, axis=1)
+        added = at(total_DV) + _outer(hidden_CD, at(d_raw_CV))
+        return jax.lax.dynamic_update_slice_in_dim(total_DV, added, start, 1)
 
-    return jax.lax.fori_loop(0, strips, add, total_DV)
+    total_DV = jax.lax.fori_loop(0, whole, lambda i, total_DV: add(i * strip, total_DV), total_DV)
+    return add(whole * strip, total_DV, left) if left else total_DV
 
 
 def map_head(function: Callable[[Array, Any], Any], hidden_ND: Array, head: Head, rows: Any = None) -> Any:

@@ -152,7 +152,7 @@ def test_the_matrix_gradient_in_strips_is_the_whole(monkeypatch):
     hidden, head, rows = topk_problem(24, 6, 9)
     want = value_and_gradients(hidden, head, rows)
     monkeypatch.setattr(module, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(module, "STRIP_BYTES", 4 * 9 * 2)  # three strips of two rows
+    monkeypatch.setattr(module, "STRIP_BYTES", 4 * 6 * 4)  # strips of four columns, the last of one
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), value_and_gradients(hidden, head, rows), want
     )
