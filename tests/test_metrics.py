@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.metrics import compare, likeliest, total
+from kd_jax.metrics import BINS, calibration, calibration_error, compare, likeliest, total
 from kd_jax.types import Sum
 
 RNG = np.random.default_rng(0)
@@ -37,3 +37,23 @@ def test_65537_ones_count_to_65537():
 
 def test_nothing_counted_is_zero():
     assert Sum(jnp.float32(0), jnp.int32(0)).mean() == 0
+
+
+def test_acceptance_is_the_mass_in_common():
+    teacher, student = (np.asarray(jax.nn.softmax(x[:6])) for x in (TEACHER, STUDENT))
+    want = np.minimum(teacher, student).sum(-1).sum() / 6  # speculative decoding's acceptance rate
+    np.testing.assert_allclose(compare(TEACHER, STUDENT, TARGETS, MASK)["acceptance"].mean(), want, rtol=1e-5)
+    assert compare(TEACHER, TEACHER, TARGETS, MASK)["acceptance"].mean() == 1
+
+
+def test_calibration_error_closed_form():
+    """Ten tokens of confidence 0.9, seven right, ten of 0.5, five right: |0.7 - 0.9| / 2; and parts add up."""
+    confidence = np.repeat([0.9, 0.5], 10)
+    logits = jnp.asarray(np.log(np.stack([confidence, *[(1 - confidence) / 6] * 6], 1)), jnp.float32)
+    targets = jnp.asarray([0] * 7 + [1] * 3 + [0] * 5 + [1] * 5, jnp.int32)
+    bins = calibration(logits, targets, jnp.ones(20, bool))
+    assert bins.value.shape == (BINS,)
+    np.testing.assert_allclose(calibration_error(jax.device_get(bins)), 0.1, rtol=1e-5)
+    halves = [calibration(logits[at], targets[at], jnp.ones(10, bool)) for at in (slice(0, 20, 2), slice(1, 20, 2))]
+    added = jax.device_get(jax.tree.map(jnp.add, *halves))
+    np.testing.assert_allclose(calibration_error(added), 0.1, rtol=1e-5)

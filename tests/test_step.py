@@ -14,9 +14,10 @@ from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.transformer import Transformer
 from kd_jax.objective import Term
 from kd_jax.parallel import Parallel, parallel
+from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
-from kd_jax.step import count_tokens, init_state, loss_fn, train_step
-from kd_jax.types import Batch
+from kd_jax.step import count_tokens, fused_head_sums, init_state, loss_fn, train_step
+from kd_jax.types import Batch, Head
 
 B, S, T, V = 16, 5, 6, 19
 MODEL = Transformer(encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_ff=16, dropout=0.2).build(V)
@@ -79,6 +80,31 @@ def test_masked_positions_change_no_bit():
     }
     changed = batch._replace(targets_BT=junk, payload={SIGNAL.name: other})
     chex.assert_trees_all_equal(after_one_step(parallel("jit"), changed), after_one_step(parallel("jit"), batch))
+
+
+@pytest.mark.parametrize("signal", [SIGNAL, Online()], ids=["topk", "online"])
+def test_1e4_in_masked_logits_changes_no_bit_and_the_end_is_learnt(signal):
+    """Trap 2: with an identity for a head hidden states are logits; EOS has pad's id, only the mask tells them apart."""
+    rng, last = np.random.default_rng(0), 4  # the end stands at position 4, pads of the same id after it
+    mask = np.arange(9) <= last
+    terms = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weight=0.5, signal=signal)}
+    student, teacher = rng.normal(size=(2, 9, V)).astype(np.float32)
+    targets = jnp.asarray(np.where(np.arange(9) < last, rng.integers(1, V, 9), 0), jnp.int32)
+
+    @jax.jit
+    def value_and_grad(student, teacher):
+        rows = {"targets": targets, "mask": jnp.asarray(mask), "weight": jnp.ones(9), "payload": {}}
+        fixed = {"step": jnp.int32(0), "teacher_head": Head(jnp.eye(V))}
+        rows |= (
+            {"teacher_hidden": teacher} if signal == Online() else {"payload": {signal.name: signal.reduce(teacher)}}
+        )
+        total = lambda student: fused_head_sums(terms, student, Head(jnp.eye(V)), rows, fixed, 4)[0]  # noqa: E731
+        return jax.value_and_grad(total)(student)
+
+    junk = np.where(mask[:, None], 0.0, 1e4).astype(np.float32) * rng.integers(-1, 2, (9, V))
+    want = value_and_grad(student, teacher)
+    chex.assert_trees_all_equal(value_and_grad(student + junk, teacher - junk), want)
+    assert np.abs(want[1][last]).max() > 1e-3 and not np.any(want[1][last + 1 :])
 
 
 def test_all_masked_batch_gives_zero_and_finite_gradients():
