@@ -84,7 +84,7 @@ def test_masked_positions_change_no_bit():
 
 @pytest.mark.parametrize("signal", [SIGNAL, Online()], ids=["topk", "online"])
 def test_1e4_in_masked_logits_changes_no_bit_and_the_end_is_learnt(signal):
-    """Trap 2: with an identity for a head hidden states are logits; EOS has pad's id, only the mask tells them apart."""
+    """Trap 2: with an identity for a head hidden states are logits; EOS has pad's id, the mask tells them apart."""
     rng, last = np.random.default_rng(0), 4  # the end stands at position 4, pads of the same id after it
     mask = np.arange(9) <= last
     terms = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weight=0.5, signal=signal)}
