@@ -71,7 +71,7 @@ def epochs(splits: dict[str, pipeline.Split], experiment: Experiment) -> tuple[d
 
 
 def step_seconds(experiment: Experiment, split: pipeline.Split, vocab_size: int) -> float:
-    """Median seconds of the distilled student's step, over an epoch's batches."""
+    """Mean seconds of the distilled student's step over batches of the epoch's lengths."""
     recipe = experiment.students["student_kd"]
     source = pipeline.TrainBatches(split, experiment.buckets, recipe.training.tokens_per_batch, 1, 0, 0, 1)
     model, tx = recipe.model.build(vocab_size), recipe.training.optimizer.build(recipe.training.steps)
