@@ -3,7 +3,7 @@
 import os
 import sys
 
-from kd_jax.main import main
+from kd_jax.cli.main import main
 
 code = main(sys.argv[1:])
 if code:

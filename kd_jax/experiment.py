@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax.data.pseudo_targets import PseudoTargets
-from kd_jax.models.shrink import FromCheckpoint, FromTeacher, Random
-from kd_jax.models.transformer import Transformer
-from kd_jax.objective import Term, cached_signals
-from kd_jax.optim import Optimizer
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.init import FromCheckpoint, FromTeacher, Random
+from kd_jax.objective.terms import Term, cached_signals
+from kd_jax.optim.optimizer import Optimizer
 from kd_jax.types import Signal
 
 Start = FromTeacher | FromCheckpoint | Random
@@ -46,7 +46,7 @@ class Recipe:
       targets: None for those of the data, or PseudoTargets for what the teacher writes (a student's only).
     """
 
-    model: Transformer
+    model: EncoderDecoder
     terms: Mapping[str, Term]
     training: Training
     init: Start = Random()
@@ -89,12 +89,12 @@ class Experiment:
       name: shown in the report.
       source: where raw examples come from (kd_jax.data.sources).
       task: fields, encoding and scoring (kd_jax.tasks).
-      tokenizer: kd_jax.data.tokenizer.SentencePiece, trained on the training split.
+      tokenizer: kd_jax.data.tokenizers.SentencePiece, trained on the training split.
       buckets: padded lengths; one compilation each. Longer training examples are left out and counted.
       teacher: the large model.
       students: name -> recipe; the report knows "student_scratch", "student_init" and "student_kd".
       evaluation: what is measured.
-      backend: how steps are spread over devices (kd_jax.parallel.BACKENDS); the numbers are the same.
+      backend: how steps are spread over devices (kd_jax.parallel.base.BACKENDS); the numbers are the same.
       seed: decides parameters, order and dropout.
     """
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kd_jax import config, manifest
+from kd_jax import config
+from kd_jax.artifacts import manifest
+from kd_jax.cli.resolve import resolve
 from kd_jax.errors import KdError
 from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.objective import Term, check
-from kd_jax.setup import resolve
+from kd_jax.objective.terms import Term, check
 
 CONFIGS = sorted((Path(__file__).parents[1] / "experiments/configs").glob("*.py"))
 GOLDEN = Path(__file__).parent / "golden"

@@ -22,14 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import jax
 import numpy as np
 
-from kd_jax import config, runlog, setup
+from kd_jax import config
+from kd_jax.artifacts import runlog
+from kd_jax.cli import resolve as setup
 from kd_jax.data import pipeline, store
 from kd_jax.experiment import Experiment
 from kd_jax.phases import prepare, teacher
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK
-from kd_jax.step import init_state, train_step
-from kd_jax.teach import Teacher, signal_records
+from kd_jax.teaching.signal_cache import Teacher, signal_records
+from kd_jax.training.step import init_state, train_step
 
 ROOT = Path(__file__).parents[2]
 REPEATS = 5

@@ -5,7 +5,7 @@
     plain_ce      hidden @ head, then optax's cross-entropy
     dense_kd      the same, and forward KL to the teacher's whole distribution, whose logits are given
     topk_unfused  cross-entropy and forward KL on the top 64 and the rest, from an array [N, V]
-    topk_fused    the same through kd_jax.fused_head
+    topk_fused    the same through kd_jax.objective.fused_head
 
 Value, gradient of the hidden states and of the matrix; float32; random arrays. The cases are timed in turn;
 medians. Temporary memory is XLA's own account of the compiled program.
@@ -27,9 +27,9 @@ import optax
 
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
-from kd_jax.objective import Term, token_losses
+from kd_jax.objective.terms import Term, token_losses
 from kd_jax.signals.topk import TopK
-from kd_jax.step import fused_head_sums
+from kd_jax.training.step import fused_head_sums
 from kd_jax.types import Head
 
 SHAPES = ((2048, 512, 32_000), (512, 512, 128_256))

@@ -29,13 +29,13 @@ from kd_jax.data import pipeline, store
 from kd_jax.experiment import Recipe
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
-from kd_jax.models.transformer import Transformer
-from kd_jax.objective import Term
-from kd_jax.parallel import parallel
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.objective.terms import Term
+from kd_jax.parallel.base import parallel
 from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
-from kd_jax.step import init_state, train_step
 from kd_jax.tasks.translation import Translation
+from kd_jax.training.step import init_state, train_step
 
 ROOT = Path(__file__).parents[2]
 SIGNAL = TopK(k=32)
@@ -55,14 +55,14 @@ class Shape:
     length: int
     examples: int
     block: int
-    teacher: Transformer
+    teacher: EncoderDecoder
     student: Recipe
 
 
 def shapes() -> dict[str, Shape]:
     quickstart = config.load(ROOT / "experiments/configs/quickstart.py")
     student = quickstart.students["student_kd"]
-    large = Transformer(encoder_layers=6, decoder_layers=6, d_model=512, heads=8, d_ff=2048, dropout=0.0)
+    large = EncoderDecoder(encoder_layers=6, decoder_layers=6, d_model=512, heads=8, d_ff=2048, dropout=0.0)
     # A 6-layer student; its teacher has twice the layers.
     teacher = dataclasses.replace(large, encoder_layers=12, decoder_layers=12)
     return {

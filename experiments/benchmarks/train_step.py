@@ -27,7 +27,7 @@ import numpy as np
 
 from kd_jax import config
 from kd_jax.experiment import Experiment
-from kd_jax.step import init_state, train_step
+from kd_jax.training.step import init_state, train_step
 from kd_jax.types import Batch
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"

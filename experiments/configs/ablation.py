@@ -15,7 +15,7 @@ from kd_jax.experiment import Evaluation
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.losses.features import mse
-from kd_jax.objective import Term
+from kd_jax.objective.terms import Term
 from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK

@@ -8,19 +8,19 @@ The student has under half of the teacher's parameters outside the embeddings. I
 import dataclasses
 
 from kd_jax.data.sources import Debian
-from kd_jax.data.tokenizer import SentencePiece
+from kd_jax.data.tokenizers import SentencePiece
 from kd_jax.experiment import Evaluation, Experiment, Recipe, Training
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
-from kd_jax.models.shrink import FromTeacher
-from kd_jax.models.transformer import Transformer
-from kd_jax.objective import Term
-from kd_jax.optim import Optimizer
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.init import FromTeacher
+from kd_jax.objective.terms import Term
+from kd_jax.optim.optimizer import Optimizer
 from kd_jax.signals.topk import TopK
 from kd_jax.tasks.translation import Translation
 
 teacher = Recipe(
-    model=Transformer(encoder_layers=4, decoder_layers=4, d_model=160, heads=4, d_ff=640, dropout=0.1),
+    model=EncoderDecoder(encoder_layers=4, decoder_layers=4, d_model=160, heads=4, d_ff=640, dropout=0.1),
     terms={"ce": Term(cross_entropy, options={"label_smoothing": 0.1})},
     training=Training(
         steps=8000, tokens_per_batch=640, eval_every=1000, optimizer=Optimizer(learning_rate=2.5e-3, warmup=500)

@@ -6,19 +6,19 @@ make quickstart
 import dataclasses
 
 from kd_jax.data.sources import Debian
-from kd_jax.data.tokenizer import SentencePiece
+from kd_jax.data.tokenizers import SentencePiece
 from kd_jax.experiment import Evaluation, Experiment, Recipe, Training
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
-from kd_jax.models.shrink import FromTeacher
-from kd_jax.models.transformer import Transformer
-from kd_jax.objective import Term
-from kd_jax.optim import Optimizer
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.init import FromTeacher
+from kd_jax.objective.terms import Term
+from kd_jax.optim.optimizer import Optimizer
 from kd_jax.signals.topk import TopK
 from kd_jax.tasks.translation import Translation
 
 teacher = Recipe(
-    model=Transformer(encoder_layers=3, decoder_layers=3, d_model=128, heads=4, d_ff=512, dropout=0.1),
+    model=EncoderDecoder(encoder_layers=3, decoder_layers=3, d_model=128, heads=4, d_ff=512, dropout=0.1),
     terms={"ce": Term(cross_entropy, options={"label_smoothing": 0.1})},
     training=Training(steps=2000, tokens_per_batch=512, eval_every=500, optimizer=Optimizer(learning_rate=3e-3)),
 )

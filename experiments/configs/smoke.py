@@ -6,20 +6,20 @@ python -m kd_jax run experiments/configs/smoke.py --workdir runs/smoke
 import dataclasses
 
 from kd_jax.data.sources import Toy
-from kd_jax.data.tokenizer import SentencePiece
+from kd_jax.data.tokenizers import SentencePiece
 from kd_jax.experiment import Evaluation, Experiment, Recipe, Training
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
-from kd_jax.models.shrink import FromTeacher
-from kd_jax.models.transformer import Transformer
-from kd_jax.objective import Term
-from kd_jax.optim import Optimizer
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.init import FromTeacher
+from kd_jax.objective.terms import Term
+from kd_jax.optim.optimizer import Optimizer
 from kd_jax.signals.topk import TopK
 from kd_jax.tasks.translation import Translation
 
 optimizer = Optimizer(learning_rate=5e-3, warmup=20)
 teacher = Recipe(
-    model=Transformer(encoder_layers=2, decoder_layers=2, d_model=32, heads=2, d_ff=64, dropout=0.0),
+    model=EncoderDecoder(encoder_layers=2, decoder_layers=2, d_model=32, heads=2, d_ff=64, dropout=0.0),
     terms={"ce": Term(cross_entropy, options={"label_smoothing": 0.1})},
     training=Training(steps=240, tokens_per_batch=512, eval_every=120, optimizer=optimizer),
 )

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 
 from kd_jax.data.store import Store
-from kd_jax.data.tokenizer import START
+from kd_jax.data.tokenizers import START
 from kd_jax.errors import KdError
 from kd_jax.types import Batch, Field
 

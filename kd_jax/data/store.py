@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from kd_jax import manifest
+from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
 from kd_jax.types import Field
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kd_jax.experiment import Experiment, cache_folder, wanted_signals
 from kd_jax.signals.topk import TopK
-from kd_jax.teach import Teacher, write_signal, write_targets
+from kd_jax.teaching.signal_cache import Teacher, write_signal, write_targets
 
 
 def run(experiment: Experiment, workdir: Path, force: bool = False, writer: tuple[int, int] | None = None) -> None:

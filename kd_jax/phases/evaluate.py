@@ -10,16 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from kd_jax import checkpoint, config, decode, manifest, metrics, runlog
+from kd_jax import config
+from kd_jax.artifacts import checkpoint, manifest, runlog
 from kd_jax.data.pipeline import EvalBatches, Split
 from kd_jax.data.store import Store
-from kd_jax.data.tokenizer import Tokenizer
+from kd_jax.data.tokenizers import Tokenizer
+from kd_jax.decoding import search as decode
+from kd_jax.decoding.text import to_text, translate_step
 from kd_jax.errors import KdError
+from kd_jax.evaluation import closeness as metrics
 from kd_jax.experiment import Evaluation, Experiment
-from kd_jax.models.transformer import Transformer
-from kd_jax.parallel import Parallel, parallel
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.parallel.base import Parallel, parallel
 from kd_jax.signals.topk import TopK
-from kd_jax.translate import to_text, translate_step
 from kd_jax.types import Array, Batch, Model, Params, Payload, Sum
 
 REPEATS = 5
@@ -78,7 +81,7 @@ def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
     manifest.finish(folder, "evaluate", {"models": list(models)}, time.perf_counter() - began)
 
 
-def load_models(experiment: Experiment, workdir: Path, vocab_size: int) -> dict[str, tuple[Transformer, Params]]:
+def load_models(experiment: Experiment, workdir: Path, vocab_size: int) -> dict[str, tuple[EncoderDecoder, Params]]:
     """Name -> (shape, best parameters), the teacher first."""
     shape = experiment.teacher.model
     models = {"teacher": (shape, checkpoint.load_params(workdir / "teacher", "teacher", shape.build(vocab_size)))}
@@ -98,15 +101,15 @@ class Functions:
         self.compare_cached = functools.cache(self._compare_cached)
         self.translate = functools.cache(self._translate)
 
-    def _compare(self, shape: Transformer) -> Callable:
+    def _compare(self, shape: EncoderDecoder) -> Callable:
         student = shape.build(self._vocab_size)
         return self.spread.spread(functools.partial(compare_step, teacher=self._teacher, student=student))
 
-    def _compare_cached(self, shape: Transformer, signal: TopK) -> Callable:
+    def _compare_cached(self, shape: EncoderDecoder, signal: TopK) -> Callable:
         student = shape.build(self._vocab_size)
         return self.spread.spread(functools.partial(compare_cached_step, student=student, signal=signal))
 
-    def _translate(self, shape: Transformer, beam: int, spread: Parallel) -> Callable:
+    def _translate(self, shape: EncoderDecoder, beam: int, spread: Parallel) -> Callable:
         model = shape.build(self._vocab_size)
         return spread.spread(functools.partial(translate_step, model=model, beam=beam, evaluation=self._evaluation))
 
@@ -136,7 +139,7 @@ def compare_cached_step(params: Params, batch: Batch, *, student: Model, signal:
 
 
 def offline(
-    experiment: Experiment, workdir: Path, functions: Functions, params: Params, shape: Transformer
+    experiment: Experiment, workdir: Path, functions: Functions, params: Params, shape: EncoderDecoder
 ) -> dict[str, float]:
     """A student's closeness to the teacher on the validation split, from the cache: no teacher runs."""
     cache = Store(workdir / "cache" / "validation_topk", "records")
@@ -153,7 +156,7 @@ def quality(
     functions: Functions,
     params: Mapping[str, Params],
     name: str,
-    shape: Transformer,
+    shape: EncoderDecoder,
     batches: list[Batch],
     tokenizer: Tokenizer,
     rows: list[dict[str, str]],
@@ -202,7 +205,7 @@ def _means(sums: Mapping[str, Sum]) -> dict[str, float]:
 def decoding_speeds(
     evaluation: Evaluation,
     functions: Functions,
-    models: Mapping[str, tuple[Transformer, Params]],
+    models: Mapping[str, tuple[EncoderDecoder, Params]],
     params: Mapping[str, Params],
     split: Split,
     buckets: tuple[int, ...],

@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kd_jax import checkpoint, manifest
+from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.data.pipeline import padded_lengths
-from kd_jax.data.tokenizer import EOS, Tokenizer
+from kd_jax.data.tokenizers import EOS, Tokenizer
+from kd_jax.decoding.text import to_text, translate_step
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
-from kd_jax.parallel import parallel
-from kd_jax.translate import to_text, translate_step
+from kd_jax.parallel.base import parallel
 from kd_jax.types import Batch
 
 BATCH = 64

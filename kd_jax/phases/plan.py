@@ -12,21 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import runlog
+from kd_jax.artifacts import runlog
 from kd_jax.data import pipeline, store
+from kd_jax.evaluation.closeness import total
 from kd_jax.experiment import Experiment, Recipe
-from kd_jax.fused_head import map_head
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
-from kd_jax.metrics import total
-from kd_jax.objective import Term, Terms
-from kd_jax.parallel import Parallel, parallel
+from kd_jax.objective.fused_head import map_head
+from kd_jax.objective.terms import Term, Terms
+from kd_jax.parallel.base import Parallel, parallel
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK
-from kd_jax.step import init_state, train_step
-from kd_jax.teach import Teacher, signal_records
-from kd_jax.train import batches
+from kd_jax.teaching.signal_cache import Teacher, signal_records
+from kd_jax.training.model import batches
+from kd_jax.training.step import init_state, train_step
 from kd_jax.types import Array, Batch, Model, Params, Signal, Sum
 
 SAMPLE = 512  # training examples that are looked at

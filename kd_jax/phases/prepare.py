@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import config, manifest, runlog
+from kd_jax import config
+from kd_jax.artifacts import manifest, runlog
 from kd_jax.data import store
 from kd_jax.data.pipeline import lengths_of
 from kd_jax.data.sources import SPLITS, without_leaks
-from kd_jax.data.tokenizer import EOS, Tokenizer
+from kd_jax.data.tokenizers import EOS, Tokenizer
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 

@@ -4,7 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kd_jax import config, manifest, page, runlog
+from kd_jax import config
+from kd_jax.artifacts import manifest, runlog
+from kd_jax.evaluation import page
 from kd_jax.experiment import Experiment, cache_folder, wanted_signals
 
 FIGURES = (

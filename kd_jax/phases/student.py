@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_jax import manifest
+from kd_jax.artifacts import manifest
 from kd_jax.data.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, Recipe, cache_folder, data_folder
-from kd_jax.models.shrink import FromCheckpoint, FromTeacher
-from kd_jax.objective import cached_signals, check_readable, needs_teacher
-from kd_jax.train import train_model
+from kd_jax.models.init import FromCheckpoint, FromTeacher
+from kd_jax.objective.terms import cached_signals, check_readable, needs_teacher
+from kd_jax.training.model import train_model
 
 
 def run(experiment: Experiment, workdir: Path, force: bool = False, only: str = "") -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
-from kd_jax.models.shrink import FromTeacher
-from kd_jax.train import train_model
+from kd_jax.models.init import FromTeacher
+from kd_jax.training.model import train_model
 
 
 def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:

@@ -7,10 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from kd_jax import support
 from kd_jax.errors import KdError
-from kd_jax.losses import divergence
-from kd_jax.support import Aligned
+from kd_jax.losses import divergence, support
+from kd_jax.losses.support import Aligned
 from kd_jax.types import Array, Field, Payload
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kd_jax.errors import KdError
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
-from kd_jax.objective import Term, token_losses
+from kd_jax.objective.terms import Term, token_losses
 from kd_jax.signals.topk import TopK
 
 N, V = 6, 17

@@ -3,7 +3,7 @@
 import numpy as np
 import sacrebleu
 
-from kd_jax.data.tokenizer import EOS
+from kd_jax.data.tokenizers import EOS
 from kd_jax.tasks.translation import Translation
 
 

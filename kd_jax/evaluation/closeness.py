@@ -1,0 +1,105 @@
+"""Measures of a student beside its teacher, as Sums on the device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.decoding.search import likeliest
+from kd_jax.losses.cross_entropy import cross_entropy
+from kd_jax.losses.divergence import forward_kl, total_variation
+from kd_jax.signals.topk import TopK
+from kd_jax.types import Array, Payload, Sum
+
+BINS = 15  # of the calibration error, as in Guo et al. 2017
+
+
+def total(values_N: Array, mask_N: Array) -> Sum:
+    """The sum over masked-in tokens, and their number (int32: exact to 2^31)."""
+    return Sum(jnp.where(mask_N, values_N, 0.0).sum(dtype=jnp.float32), mask_N.sum(dtype=jnp.int32))
+
+
+def calibration(logits_NV: Array, targets_N: Array, mask_N: Array) -> Sum:
+    """Per bin of confidence: the sum of (right or not - confidence), and the number of tokens, each [BINS].
+
+    `calibration_error` makes one number of the added Sums.
+    """
+    logits_NV = logits_NV.astype(jnp.float32)
+    confidence_N = jnp.exp(logits_NV.max(-1) - jax.nn.logsumexp(logits_NV, axis=-1))
+    right_N = (likeliest(logits_NV) == targets_N).astype(jnp.float32)
+    bin_N = jnp.clip((confidence_N * BINS).astype(jnp.int32), 0, BINS - 1)
+    member_NX = (bin_N[:, None] == jnp.arange(BINS)[None]) & mask_N[:, None]
+    excess_NX = jnp.where(member_NX, (right_N - confidence_N)[:, None], 0.0)
+    return Sum(excess_NX.sum(0), member_NX.sum(0, dtype=jnp.int32))
+
+
+def calibration_error(bins: Sum) -> float:
+    """Expected calibration error in [0, 1]: the mean over tokens of each bin's |accuracy - confidence|.
+
+    .. math:: \\sum_b \\frac{n_b}{n} |acc_b - conf_b|
+
+    References:
+      Guo et al. 2017, arXiv 1706.04599, eq. 3.
+    """
+    count = int(np.sum(bins.weight))
+    return float(np.abs(bins.value).sum() / count) if count else 0.0
+
+
+def compare(teacher_logits_NV: Array, student_logits_NV: Array, targets_N: Array, mask_N: Array) -> dict[str, Sum]:
+    """The student's cross-entropy and calibration, and how close it is to the teacher.
+
+    Args:
+      teacher_logits_NV, student_logits_NV: float [N, V].
+      targets_N: int [N].
+      mask_N: bool [N], tokens that count.
+
+    Returns:
+      "cross_entropy", "kl_to_teacher" = KL(teacher || student) in nats, "agreement": share of equal
+      likeliest tokens, "acceptance" = 1 - total variation: the rate at which the teacher accepts the
+      student's draft tokens (arXiv 2211.17192, corollary 3.6), "calibration_error" as `calibration`.
+    """
+    logp = [jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (teacher_logits_NV, student_logits_NV)]
+    agree_N = likeliest(teacher_logits_NV) == likeliest(student_logits_NV)
+    return {
+        "cross_entropy": total(cross_entropy(student_logits_NV, targets_N), mask_N),
+        "kl_to_teacher": total(forward_kl(*logp), mask_N),
+        "agreement": total(agree_N.astype(jnp.float32), mask_N),
+        "acceptance": total(1 - total_variation(*logp), mask_N),
+        "calibration_error": calibration(student_logits_NV, targets_N, mask_N),
+    }
+
+
+def compare_cached(
+    signal: TopK, payload: Payload, student_logits_NV: Array, targets_N: Array, mask_N: Array
+) -> dict[str, Sum]:
+    """As `compare`, from a cache and without the teacher, with what the cache leaves open.
+
+    The tokens outside the k are one bucket, so by the data-processing inequality KL is at least what is
+    measured and acceptance at most. By how much they can be off at most:
+    KL: all p outside the k are at most the k-th, so sum_rest p log(p / q) <= p_rest (log p_k - log min q);
+    acceptance: the rest's part of the total variation is at most min(p_rest, q_rest) above the bucket's.
+
+    Args:
+      signal: with the tail "bucket", at temperature 1.
+      payload: of the cache.
+      student_logits_NV, targets_N, mask_N: as `compare`.
+
+    Returns:
+      As `compare`, and "kl_error", "acceptance_error".
+    """
+    aligned = signal.align(student_logits_NV, payload, 1.0)
+    teacher_NX, student_NX = aligned.teacher_logp_NK, aligned.student_logp_NK
+    p_N, q_N = (jnp.exp(logp[:, -1]) for logp in (teacher_NX, student_NX))
+    least_N = student_logits_NV.astype(jnp.float32).min(-1) - aligned.log_z_N
+    there_N = p_N > 0
+    bucket_N = jnp.where(there_N, p_N * (teacher_NX[:, -1] - student_NX[:, -1]), 0.0)
+    most_N = jnp.where(there_N, p_N * (jnp.minimum(teacher_NX[:, -2], teacher_NX[:, -1]) - least_N), 0.0)
+    agree_N = payload["ids"][:, 0].astype(jnp.int32) == likeliest(student_logits_NV)
+    return {
+        "cross_entropy": total(cross_entropy(student_logits_NV, targets_N, log_z_N=aligned.log_z_N), mask_N),
+        "kl_to_teacher": total(forward_kl(teacher_NX, student_NX), mask_N),
+        "kl_error": total(most_N - bucket_N, mask_N),
+        "agreement": total(agree_N.astype(jnp.float32), mask_N),
+        "acceptance": total(1 - total_variation(teacher_NX, student_NX), mask_N),
+        "acceptance_error": total(jnp.minimum(p_N, q_N), mask_N),
+        "calibration_error": calibration(student_logits_NV, targets_N, mask_N),
+    }

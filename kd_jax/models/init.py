@@ -1,0 +1,132 @@
+"""Where a model's first parameters come from: chance, a teacher's layers, or a checkpoint."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.errors import KdError
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.types import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Random:
+    """Freshly drawn parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FromTeacher:
+    """The teacher's own layers, some left out.
+
+    Attributes:
+      encoder: for each encoder layer of the student, the teacher's layer it starts as; empty for
+        evenly spaced layers, the first and the last among them.
+      decoder: the same for the decoder.
+    """
+
+    encoder: tuple[int, ...] = ()
+    decoder: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class FromCheckpoint:
+    """Parameters of another run, such as a small pretrained model.
+
+    Attributes:
+      folder: a trained model's folder, such as runs/other/teacher; its shapes and vocabulary must be
+        the student's.
+    """
+
+    folder: str
+
+
+def spaced(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
+    """Evenly spaced layers, the first and the last among them; a single one is the first.
+
+    As DistilBART and Distil-Whisper choose them (arXiv 2010.13002, section 3; arXiv 2311.00430, section 4).
+    """
+    return tuple(int(i) for i in np.linspace(0, teacher_layers - 1, student_layers).round())
+
+
+def layer_map(given: tuple[int, ...], teacher_layers: int, student_layers: int, field: str) -> tuple[int, ...]:
+    """The map that was asked for, or an evenly spaced one.
+
+    Raises:
+      KdError: if it has not one entry per student layer, or names a layer that the teacher lacks.
+    """
+    if student_layers > teacher_layers and not given:
+        raise KdError(f"{field}: {student_layers} student layers from {teacher_layers}; name a teacher layer for each")
+    layers = given or spaced(teacher_layers, student_layers)
+    if len(layers) != student_layers:
+        raise KdError(
+            f"{field}: {len(layers)} entries {layers}; wanted one for each of {student_layers} student layers"
+        )
+    for layer in layers:
+        if not 0 <= layer < teacher_layers:
+            raise KdError(f"{field}: layer {layer}; wanted 0 to {teacher_layers - 1}")
+    return layers
+
+
+def layer_maps(init: FromTeacher, teacher: EncoderDecoder, student: EncoderDecoder) -> dict[str, tuple[int, ...]]:
+    """Stack -> the teacher's layer that each of the student's starts as.
+
+    Raises:
+      KdError: where the widths differ or a layer map does not fit.
+    """
+    for field in ("d_model", "heads", "d_ff", "norm", "tied", "head_bias"):
+        ours, theirs = vars(student)[field], vars(teacher)[field]
+        if ours != theirs:
+            raise KdError(f"model.{field}: {ours}, the teacher's is {theirs}; init=FromTeacher wants them equal")
+    return {
+        "encoder": layer_map(init.encoder, teacher.encoder_layers, student.encoder_layers, "init.encoder"),
+        "decoder": layer_map(init.decoder, teacher.decoder_layers, student.decoder_layers, "init.decoder"),
+    }
+
+
+def shrink(
+    init: FromTeacher, teacher: EncoderDecoder, student: EncoderDecoder, params: Params, vocab_size: int
+) -> Params:
+    """The student's parameters as a selection of the teacher's.
+
+    Args:
+      init: which layers.
+      teacher, student: the two networks; all but the depth must agree.
+      params: the teacher's parameters.
+      vocab_size: of the tokeniser; both may pad it, each to its own multiple.
+
+    Returns:
+      A tree of the student's structure that shares the teacher's arrays.
+
+    Raises:
+      KdError: as `layer_maps`.
+    """
+    rest = {name: value for name, value in params.items() if not re.fullmatch(r"(en|de)coder_\d+", name)}
+    maps = layer_maps(init, teacher, student).items()
+    if teacher.vocab_multiple != student.vocab_multiple:
+        size = student.padded(vocab_size)
+        rest |= {name: _resized(rest[name], axis, size) for name, axis in PADDED.items() if name in rest}
+    return rest | {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps for i, j in enumerate(layers)}
+
+
+# Arrays that have one entry per token, some of them pads: name -> axis.
+PADDED = {"embedding": 0, "output": 1, "output_bias": 0}
+
+
+def _resized(x: Array, axis: int, size: int) -> Array:
+    """Entries cut off or zeros added at the end of an axis, whose size is then `size`."""
+    kept = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+    return jnp.pad(kept, [(0, size - kept.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+
+
+def count_parameters(params: Params) -> tuple[int, int]:
+    """(all parameters, those outside the embeddings and the output layer)."""
+    total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+    return total, total - sum(int(np.prod(params[name].shape)) for name in PADDED if name in params)
+
+
+def random_params(model: EncoderDecoder, vocab_size: int, key: Array) -> Params:
+    """Parameters drawn from `key`."""
+    return jax.jit(model.build(vocab_size).init)(key)

@@ -1,0 +1,247 @@
+"""The command line: what a person types, and what a bad line answers."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kd_jax.cli.main import main
+from kd_jax.cli.resolve import resolve
+from kd_jax.errors import KdError
+
+SMOKE = "experiments/configs/smoke.py"
+SHORT = (
+    "--source.examples 120 --tokenizer.vocab-size 60 --teacher.training.steps 8 --teacher.training.eval-every 4 "
+    "--teacher.training.optimizer.warmup 2 --backend jit --evaluation.bootstrap 10 --evaluation.speed-sentences 1 "
+    + " ".join(
+        f"--students.{name}.training.steps 4 --students.{name}.training.optimizer.warmup 2"
+        for name in ("student_scratch", "student_init", "student_kd")
+    )
+).split()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, root, lax_promotion):
+    """A workdir of a whole run through the command line."""
+    workdir = tmp_path_factory.mktemp("run") / "work"
+    assert main(["run", str(root / SMOKE), "--workdir", str(workdir), *SHORT]) == 0
+    return workdir
+
+
+def test_the_report_has_what_scripts_rely_on(finished):
+    report = json.loads((finished / "report/report.json").read_text())
+    assert {"task", "dataset", "seed", "wall_seconds", "models", "gap_recovered"} <= report.keys()
+    assert list(report["models"]) == ["teacher", "student_scratch", "student_init", "student_kd"]
+    assert {"prepare", "teacher", "cache", "student", "evaluate"} <= report["wall_seconds"].keys()
+    for model in report["models"].values():
+        for key in (
+            "parameters",
+            "bleu",
+            "bleu_ci",
+            "chrf",
+            "bleu_beam",
+            "cross_entropy",
+            "kl_to_teacher",
+            "agreement",
+            "decode_tokens_per_second",
+            "train_tokens_per_second",
+        ):
+            assert key in model
+    assert report["models"]["teacher"]["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
+    assert report["models"]["teacher"]["agreement"] == 1
+    page = (finished / "report/report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    assert (finished / "report/report.md").read_text().startswith("# smoke: translation, toy")
+
+
+def test_a_second_run_does_nothing_again(finished, root):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json") if "report" not in path.parts}
+    assert main(["run", str(root / SMOKE), "--workdir", str(finished), *SHORT]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_generate_answers_line_by_line(finished, root):
+    for model in ("student_kd", "teacher"):
+        command = [
+            sys.executable,
+            "-m",
+            "kd_jax",
+            "generate",
+            "--workdir",
+            str(finished),
+            "--model",
+            model,
+            "--beam",
+            "2",
+        ]
+        text = "one red houses\n\n" + "two blue birds and " * 30 + "two blue birds\n"
+        result = subprocess.run(command, input=text, capture_output=True, text=True, cwd=root, check=True)
+        assert result.stdout.count("\n") == 3
+        assert result.stdout.split("\n")[1] == ""
+
+
+def test_generate_refuses_what_it_does_not_know(finished, capsys):
+    assert main(["generate", "--workdir", str(finished), "--model", "studnt_kd"]) == 2
+    assert "did you mean student_kd" in capsys.readouterr().err
+    assert main(["generate", "--workdir", str(finished / "nothing")]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--teacher.training.step", "5"], "--teacher.training.steps"),
+        (["--seed", "x"], "--seed"),
+        (["--source.examples"], "--source.examples"),
+        (["--teacher.model.norm", "batch"], "norm"),
+        (["--buckets", "20", "12"], "ascending"),
+        (["--teacher.model.heads", "3"], "heads"),
+        (["--tokenizer.vocab-size", "5000"], "tokenizer.vocab_size"),
+        (["--students.student_kd.terms.kd.signal.k", "1000"], "signal.k"),
+        (["--teacher.training.optimizer.warmup", "240"], "warmup"),
+        (["--backend", "tpu"], "backend"),
+        (["--evaluation.bootstrap", "1"], "evaluation.bootstrap"),
+        (["--evaluation.split", "train"], "evaluation.split"),
+        (["--students.student_kd.terms.kd.signal.tail", "drop"], "tail"),
+        (["--students.student_kd.terms.kd.weight", "0"], "student_kd: terms.kd.weight"),
+        (["--teacher.model.soft-cap", "-1"], "soft_cap"),
+        (["--writer", "0/2"], "--writer"),
+    ],
+)
+def test_bad_fields_are_one_line_and_exit_code_2(words, message, root, tmp_path, capsys):
+    assert main(["run", str(root / SMOKE), "--workdir", str(tmp_path / "w"), *words]) == 2
+    last = capsys.readouterr().err.strip().split("\n")[-1]
+    assert last.startswith("error: ") and message in last
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["nonsense"], "unknown command"),
+        (["run", "no/such.py", "--workdir", "w"], "no such file"),
+        (["run", SMOKE], "--workdir: missing"),
+        (["run"], "config"),
+        (["generate"], "--workdir: missing"),
+    ],
+)
+def test_bad_commands(words, message, capsys, root, monkeypatch):
+    monkeypatch.chdir(root)
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "term, message",
+    [
+        ("Term(reverse_kl, signal=Sampled())", "terms.kd.loss: reverse_kl"),
+        ("Term(forward_kl, signal=TopK(k=65))", "terms.kd.signal.k: 65"),
+        (
+            "Term(mse, signal=HiddenStates(layers=((1, 0),)))",
+            "terms.kd.signal.layers: 1; the student's decoder",
+        ),
+        ("Term(forward_kl, signal=AttentionRelations(layers=((0, 0),), heads=3))", "terms.kd.signal.heads: 3"),
+    ],
+)
+def test_objectives_that_cannot_be_are_refused_when_the_run_starts(term, message, root, tmp_path, capsys):
+    lines = [
+        "import dataclasses",
+        "from kd_jax import config",
+        "from kd_jax.losses.divergence import *",
+        "from kd_jax.losses.features import mse",
+        "from kd_jax.objective.terms import Term",
+        "from kd_jax.signals.features import *",
+        "from kd_jax.signals.sampled import Sampled",
+        "from kd_jax.signals.topk import TopK",
+        f"smoke = config.load({str(root / SMOKE)!r})",
+        f"recipe = dataclasses.replace(smoke.students['student_kd'], terms={{'kd': {term}}})",
+        "experiment = dataclasses.replace(smoke, students={'it': recipe})",
+    ]
+    (tmp_path / "config.py").write_text("\n".join(lines))
+    assert main(["run", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "w")]) == 2
+    assert message in capsys.readouterr().err.strip().split("\n")[-1]
+    assert not (tmp_path / "w").exists()
+
+
+def test_plan_prints_both_tables(finished, root, capsys):
+    assert main(["plan", str(root / SMOKE), "--workdir", str(finished), *SHORT]) == 0
+    said = capsys.readouterr().err
+    for words in (
+        "bytes/token",
+        "top 32",
+        "64 draws",
+        "unique ids",
+        "with a top-k cache",
+        "with the teacher in the step",
+    ):
+        assert words in said
+
+
+def test_writers_are_numbered(finished, root, capsys):
+    assert main(["cache", str(root / SMOKE), "--workdir", str(finished), *SHORT, "--writer", "2/2"]) == 2
+    assert "wanted NUMBER/WRITERS" in capsys.readouterr().err
+
+
+def test_a_student_of_another_vocabulary_is_refused_by_its_token_strings(finished, root, tmp_path, capsys):
+    words = ["--source.examples", "120", "--tokenizer.vocab-size", "60", "--tokenizer.model-type", "bpe"]
+    lines = [
+        "import dataclasses",
+        "from kd_jax import config",
+        "from kd_jax.models.init import FromCheckpoint",
+        f"smoke = config.load({str(root / SMOKE)!r})",
+        f"start = FromCheckpoint({str(finished / 'students' / 'student_scratch')!r})",
+        "recipe = dataclasses.replace(smoke.students['student_scratch'], init=start)",
+        "experiment = dataclasses.replace(smoke, students={'student_kd': recipe})",
+    ]
+    (tmp_path / "config.py").write_text("\n".join(lines))
+    for command in ("prepare", "student"):
+        code = main([command, str(tmp_path / "config.py"), "--workdir", str(tmp_path / "w"), *words])
+    assert code == 2
+    assert "another vocabulary (token " in capsys.readouterr().err
+
+
+def test_a_workdir_of_another_config_is_refused(finished, root, capsys):
+    assert (
+        main(["teacher", str(root / SMOKE), "--workdir", str(finished), *SHORT, "--teacher.terms.ce.weight", "2"]) == 2
+    )
+    assert "teacher.terms.ce.weight = 1.0, now 2.0" in capsys.readouterr().err
+    assert "teacher.terms.ce.weight = 1.0" in (finished / "experiment.txt").read_text()
+
+
+def test_no_space_left_is_told_in_one_line(root, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "runs/x")
+
+    monkeypatch.setattr("kd_jax.cli.resolve.remember", full)
+    assert main(["run", str(root / SMOKE), "--workdir", str(tmp_path)]) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_overrides_reach_every_part(root):
+    words = """
+    --teacher.terms.ce.options.label-smoothing 0.2 --students.student_kd.terms.kd.signal.k 5 --buckets 8 40
+    --students.student_init.init.decoder 1 --tokenizer.model-type bpe
+    """
+    experiment = resolve(str(root / SMOKE), words.split())
+    assert experiment.teacher.terms["ce"].options["label_smoothing"] == 0.2
+    assert experiment.students["student_kd"].terms["kd"].signal.k == 5
+    assert experiment.students["student_init"].init.decoder == (1,)
+    assert experiment.buckets == (8, 40) and experiment.tokenizer.model_type == "bpe"
+    with pytest.raises(KdError):
+        resolve(str(root / "kd_jax/types.py"), [])
+
+
+@pytest.mark.parametrize("words, limit", [(["-m", "kd_jax", "--help"], 1.5), (["-c", "import kd_jax"], 2.5)])
+def test_quick_to_start(words, limit, root):
+    def seconds():
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *words], cwd=root, check=True, capture_output=True)
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < limit
+
+
+def test_help_does_not_import_jax(root):
+    code = "import sys; from kd_jax.cli.main import main; main(['--help']); assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)

@@ -1,0 +1,85 @@
+"""Students from teachers."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.errors import KdError
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.init import FromTeacher, count_parameters, shrink, spaced
+from kd_jax.types import Batch
+
+V = 11
+TEACHER = EncoderDecoder(encoder_layers=3, decoder_layers=3, d_model=8, heads=2, d_ff=8, dropout=0.0)
+PARAMS = TEACHER.build(V).init(jax.random.key(0))
+
+
+def student(**layers):
+    return EncoderDecoder(**{"encoder_layers": 3, "decoder_layers": 3, "d_model": 8, "heads": 2, "d_ff": 8} | layers)
+
+
+def test_spaced():
+    assert spaced(6, 6) == (0, 1, 2, 3, 4, 5)
+    assert spaced(6, 3) == (0, 2, 5)
+    assert spaced(12, 2) == (0, 11)
+    assert spaced(4, 1) == (0,)
+
+
+def test_all_layers_is_the_teacher():
+    chex.assert_trees_all_equal(shrink(FromTeacher(), TEACHER, student(), PARAMS, V), PARAMS)
+
+
+def test_the_map_is_followed():
+    small = student(encoder_layers=2, decoder_layers=1)
+    params = shrink(FromTeacher(encoder=(2, 0), decoder=(1,)), TEACHER, small, PARAMS, V)
+    wanted = jax.eval_shape(small.build(V).init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, wanted)
+    chex.assert_trees_all_equal(params["encoder_0"], PARAMS["encoder_2"])
+    chex.assert_trees_all_equal(params["decoder_0"], PARAMS["decoder_1"])
+
+
+def test_a_teacher_whose_dropped_layer_adds_nothing_loses_nothing():
+    silent = dict(PARAMS) | {"decoder_1": jax.tree.map(jnp.zeros_like, PARAMS["decoder_1"])}
+    small = student(decoder_layers=2)
+    params = shrink(FromTeacher(decoder=(0, 2)), TEACHER, small, silent, V)
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, 4)), jnp.int32)
+    batch = Batch(jnp.arange(2), ids, ids >= 0, ids, ids, ids >= 0, jnp.ones(2), {})
+    np.testing.assert_allclose(small.build(V).apply(params, batch), TEACHER.build(V).apply(silent, batch), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "init, layers, message",
+    [
+        (FromTeacher(encoder=(0, 3)), {"encoder_layers": 2}, "layer 3"),
+        (FromTeacher(encoder=(0,)), {"encoder_layers": 2}, "1 entries"),
+        (FromTeacher(), {"decoder_layers": 4}, "name a teacher layer"),
+        (FromTeacher(), {"d_model": 16}, "d_model"),
+    ],
+)
+def test_what_does_not_fit_is_refused(init, layers, message):
+    with pytest.raises(KdError, match=message):
+        shrink(init, TEACHER, student(**layers), PARAMS, V)
+
+
+def test_parameters_are_counted_outside_the_embeddings():
+    total, outside = count_parameters(PARAMS)
+    assert total - outside == V * 8
+
+
+def test_teacher_and_student_may_pad_the_vocabulary_to_different_multiples():
+    padded = dataclasses.replace(TEACHER, vocab_multiple=16)
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, 4)), jnp.int32)
+    batch = Batch(jnp.arange(2), ids, ids >= 0, ids, ids, ids >= 0, jnp.ones(2), {})
+
+    def logits(model, params):
+        network = model.build(V)
+        return network.head(params).logits(network.apply(params, batch))
+
+    larger = shrink(FromTeacher(), TEACHER, padded, PARAMS, V)
+    assert larger["embedding"].shape[0] == 16
+    np.testing.assert_allclose(logits(padded, larger), logits(TEACHER, PARAMS), atol=1e-6)
+    chex.assert_trees_all_equal(shrink(FromTeacher(), padded, TEACHER, larger, V), PARAMS)
