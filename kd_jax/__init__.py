@@ -1,3 +1,57 @@
-"""kd_jax: knowledge distillation of language-generation models in JAX."""
+"""kd_jax: knowledge distillation of language-generation models in JAX.
+
+What a person writes in a config or in a loop of their own; each name is loaded when it is first used.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "kd_jax.config": ("load",),
+    "kd_jax.errors": ("KdError",),
+    "kd_jax.types": ("Batch", "Inputs", "Sum", "Tokens"),
+    "kd_jax.experiment": ("Comparison", "Evaluation", "Experiment", "Recipe", "Training"),
+    "kd_jax.data.sources": ("Debian", "Files", "Tfds", "Toy"),
+    "kd_jax.data.tokenizers": ("SentencePiece",),
+    "kd_jax.data.pseudo_targets": ("PseudoTargets",),
+    "kd_jax.tasks.translation": ("Translation",),
+    "kd_jax.models.base": ("Head",),
+    "kd_jax.models.encoder_decoder": ("EncoderDecoder",),
+    "kd_jax.models.init": ("FromCheckpoint", "FromTeacher", "Random"),
+    "kd_jax.optim.optimizer": ("Optimizer",),
+    "kd_jax.optim.ramp": ("Ramp",),
+    "kd_jax.objective.terms": ("Term", "total_loss"),
+    "kd_jax.objective.fused_head": ("fused_head", "map_head"),
+    "kd_jax.signals.topk": ("TopK",),
+    "kd_jax.signals.sampled": ("Sampled",),
+    "kd_jax.signals.online": ("Online",),
+    "kd_jax.signals.features": ("AttentionRelations", "HiddenStates"),
+    "kd_jax.losses.cross_entropy": ("cross_entropy",),
+    "kd_jax.losses.divergence": (
+        "forward_kl",
+        "jensen_shannon",
+        "reverse_kl",
+        "skewed_forward_kl",
+        "skewed_reverse_kl",
+        "total_variation",
+    ),
+    "kd_jax.losses.features": ("cosine", "mse"),
+    "kd_jax.decoding.greedy": ("greedy", "sample"),
+    "kd_jax.decoding.beam": ("beam_search",),
+    "kd_jax.training.step": ("eval_step", "init_state", "loss_fn", "train_step"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what is asked for (PEP 562): importing kd_jax imports neither JAX nor Flax."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'kd_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return vars(importlib.import_module(_HOME[name]))[name]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import runpy
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ def load(path: str | Path) -> Any:
     """
     if not Path(path).is_file():
         raise KdError(f"config {path}: no such file; wanted a Python file such as experiments/configs/quickstart.py")
+    # What stands beside it can be imported: a loss of one's own, say. Last, so that it hides no library.
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     names = runpy.run_path(str(path))
     if "experiment" not in names or not dataclasses.is_dataclass(names["experiment"]):
         raise KdError(f"config {path}: defines no `experiment`; wanted `experiment = Experiment(...)`")
@@ -65,3 +71,54 @@ def to_text(value: Any) -> str:
 def fingerprint(value: Any) -> str:
     """A digest of the resolved configuration."""
     return hashlib.blake2b(to_text(value).encode(), digest_size=16).hexdigest()
+
+
+def to_data(value: Any) -> Any:
+    """The resolved configuration as JSON-able data; `from_data` is the inverse.
+
+    Examples:
+      >>> from kd_jax.optim.ramp import Ramp
+      >>> from_data(to_data({"weight": Ramp(1.0, 0.2, steps=10)}))
+      {'weight': Ramp(start=1.0, end=0.2, steps=10, begin=0, shape='linear')}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: to_data(vars(value)[field.name]) for field in dataclasses.fields(value)}
+        return {"class": qualified_name(type(value), "config"), "fields": fields}
+    if isinstance(value, Mapping):
+        return {"mapping": {name: to_data(item) for name, item in value.items()}}
+    if isinstance(value, tuple | list):
+        return [to_data(item) for item in value]
+    return {"function": qualified_name(value, "config")} if callable(value) else value
+
+
+def from_data(data: Any) -> Any:
+    """The configuration that `to_data` made data of, without executing anything that is not this project's.
+
+    Only this project's own dataclasses are built. Functions, and classes of other modules, stay as their names:
+    who is handed a folder does not expect that it runs code.
+
+    Raises:
+      KdError: if the data names a class of this project that there is not.
+    """
+    if isinstance(data, list):
+        return tuple(from_data(item) for item in data)
+    if not isinstance(data, Mapping):
+        return data
+    if "mapping" in data:
+        return {name: from_data(item) for name, item in data["mapping"].items()}
+    if "class" not in data:
+        return data["function"]
+    module, _, name = data["class"].rpartition(".")
+    fields = {field: from_data(item) for field, item in data["fields"].items()}
+    if not module.startswith("kd_jax."):
+        return {"class": data["class"], "fields": fields}
+    try:
+        kind = vars(importlib.import_module(module))[name]
+        # A class of that module alone: anything else would be a call of whatever the data names.
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module):
+            raise KdError(f"{data['class']}: no configuration of kd_jax")
+        return kind(**fields)
+    except (ImportError, KeyError, TypeError) as error:
+        raise KdError(
+            f"{data['class']}: this kd_jax cannot build it ({error}); use the version that made it"
+        ) from error

@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from kd_jax.artifacts.workdir import TEACHER
+from kd_jax.data.layouts import Bucket
 from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.init import FromCheckpoint, FromTeacher, Random
 from kd_jax.objective.terms import Term, cached_signals
 from kd_jax.optim.optimizer import Optimizer
-from kd_jax.types import Signal
+from kd_jax.signals.base import Signal
 
 Start = FromTeacher | FromCheckpoint | Random
 
@@ -82,19 +83,35 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Which students the headline is about; every other student is a control.
+
+    Attributes:
+      baseline: the student without a teacher: gap_recovered counts from it.
+      distilled: the student that the teacher's knowledge was given to.
+    """
+
+    baseline: str
+    distilled: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that decides a run; `seed` alone decides its chance.
 
     Attributes:
       name: shown in the report.
       source: where raw examples come from (kd_jax.data.sources).
-      task: fields, encoding and scoring (kd_jax.tasks).
+      task: fields, encoding and metrics (kd_jax.tasks).
       tokenizer: kd_jax.data.tokenizers.SentencePiece, trained on the training split.
-      buckets: padded lengths; one compilation each. Longer training examples are left out and counted.
+      buckets: padded lengths of the completion; one compilation each. Longer training examples are left out
+        and counted.
       teacher: the large model.
-      students: name -> recipe; the report knows "student_scratch", "student_init" and "student_kd".
+      students: name -> recipe.
+      comparison: which of them the report's headline is about; None for the best.
       evaluation: what is measured.
-      backend: how steps are spread over devices (kd_jax.parallel.base.BACKENDS); the numbers are the same.
+      prompt_buckets: padded length of the prompt beside each of `buckets`; empty for the same lengths.
+      backend: how steps are spread over devices (kd_jax.parallel.BACKENDS); the numbers are the same.
       seed: decides parameters, order and dropout.
     """
 
@@ -105,19 +122,21 @@ class Experiment:
     buckets: tuple[int, ...]
     teacher: Recipe
     students: Mapping[str, Recipe]
+    comparison: Comparison | None = None
     evaluation: Evaluation = Evaluation()
+    prompt_buckets: tuple[int, ...] = ()
     backend: str = "auto"
     seed: int = 0
 
+    @property
+    def shapes(self) -> tuple[Bucket, ...]:
+        """Padded lengths of prompt and completion, ascending."""
+        return tuple(map(Bucket, self.prompt_buckets or self.buckets, self.buckets))
 
-def data_folder(workdir: Path, targets: PseudoTargets | None) -> Path:
-    """Where the training split of a recipe with these targets lies."""
-    return workdir / "pseudo" / targets.name if targets else workdir / "data"
-
-
-def cache_folder(workdir: Path, targets: PseudoTargets | None, signal: str) -> Path:
-    """Where what the teacher says about that split lies."""
-    return (data_folder(workdir, targets) if targets else workdir) / "cache" / signal
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """Name -> recipe of every model, the teacher first."""
+        return {TEACHER: self.teacher, **self.students}
 
 
 def wanted_signals(experiment: Experiment) -> dict[PseudoTargets | None, dict[str, Signal]]:
@@ -127,3 +146,8 @@ def wanted_signals(experiment: Experiment) -> dict[PseudoTargets | None, dict[st
         of_targets = terms.setdefault(recipe.targets, {})
         of_targets |= {f"{name}.{key}": term for key, term in recipe.terms.items()}
     return {targets: cached_signals(of_targets) for targets, of_targets in terms.items()}
+
+
+def targets_name(targets: PseudoTargets | None) -> str:
+    """Names the folder of the training split with these targets; "" for those of the data."""
+    return targets.name if targets else ""

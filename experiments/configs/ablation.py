@@ -9,18 +9,22 @@ The figures stand in experiments/benchmarks/RESULTS.md.
 
 import dataclasses
 
-from kd_jax import config
-from kd_jax.data.pseudo_targets import PseudoTargets
-from kd_jax.experiment import Evaluation
-from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.losses.divergence import forward_kl
-from kd_jax.losses.features import mse
-from kd_jax.objective.terms import Term
-from kd_jax.signals.features import AttentionRelations, HiddenStates
-from kd_jax.signals.sampled import Sampled
-from kd_jax.signals.topk import TopK
+from kd_jax import (
+    AttentionRelations,
+    Comparison,
+    Evaluation,
+    HiddenStates,
+    PseudoTargets,
+    Sampled,
+    Term,
+    TopK,
+    cross_entropy,
+    forward_kl,
+    load,
+    mse,
+)
 
-quickstart = config.load(__file__.replace("ablation.py", "quickstart.py"))
+quickstart = load(__file__.replace("ablation.py", "quickstart.py"))
 scratch, start = quickstart.students["student_scratch"], quickstart.students["student_init"]
 
 
@@ -54,5 +58,6 @@ experiment = dataclasses.replace(
         "pseudo_topk": student(PseudoTargets("best"), kd=topk()),
         "features_topk": student(kd=topk(), **features),
     },
+    comparison=Comparison(baseline="ce_scratch", distilled="topk_bucket"),
     evaluation=Evaluation(beam=1, bootstrap=200, speed_sentences=4),
 )

@@ -5,17 +5,23 @@ make quickstart
 
 import dataclasses
 
-from kd_jax.data.sources import Debian
-from kd_jax.data.tokenizers import SentencePiece
-from kd_jax.experiment import Evaluation, Experiment, Recipe, Training
-from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.losses.divergence import forward_kl
-from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.init import FromTeacher
-from kd_jax.objective.terms import Term
-from kd_jax.optim.optimizer import Optimizer
-from kd_jax.signals.topk import TopK
-from kd_jax.tasks.translation import Translation
+from kd_jax import (
+    Comparison,
+    Debian,
+    EncoderDecoder,
+    Evaluation,
+    Experiment,
+    FromTeacher,
+    Optimizer,
+    Recipe,
+    SentencePiece,
+    Term,
+    TopK,
+    Training,
+    Translation,
+    cross_entropy,
+    forward_kl,
+)
 
 teacher = Recipe(
     model=EncoderDecoder(encoder_layers=3, decoder_layers=3, d_model=128, heads=4, d_ff=512, dropout=0.1),
@@ -42,5 +48,6 @@ experiment = Experiment(
         "student_init": dataclasses.replace(ce_alone, init=FromTeacher()),
         "student_kd": dataclasses.replace(ce_alone, init=FromTeacher(), terms=ce_and_kd),
     },
+    comparison=Comparison(baseline="student_scratch", distilled="student_kd"),
     evaluation=Evaluation(),
 )

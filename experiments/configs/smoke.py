@@ -5,17 +5,23 @@ python -m kd_jax run experiments/configs/smoke.py --workdir runs/smoke
 
 import dataclasses
 
-from kd_jax.data.sources import Toy
-from kd_jax.data.tokenizers import SentencePiece
-from kd_jax.experiment import Evaluation, Experiment, Recipe, Training
-from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.losses.divergence import forward_kl
-from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.init import FromTeacher
-from kd_jax.objective.terms import Term
-from kd_jax.optim.optimizer import Optimizer
-from kd_jax.signals.topk import TopK
-from kd_jax.tasks.translation import Translation
+from kd_jax import (
+    Comparison,
+    EncoderDecoder,
+    Evaluation,
+    Experiment,
+    FromTeacher,
+    Optimizer,
+    Recipe,
+    SentencePiece,
+    Term,
+    TopK,
+    Toy,
+    Training,
+    Translation,
+    cross_entropy,
+    forward_kl,
+)
 
 optimizer = Optimizer(learning_rate=5e-3, warmup=20)
 teacher = Recipe(
@@ -42,5 +48,6 @@ experiment = Experiment(
         "student_init": dataclasses.replace(ce_alone, init=FromTeacher()),
         "student_kd": dataclasses.replace(ce_alone, init=FromTeacher(), terms=ce_and_kd),
     },
+    comparison=Comparison(baseline="student_scratch", distilled="student_kd"),
     evaluation=Evaluation(beam=2, bootstrap=100, speed_sentences=4),
 )

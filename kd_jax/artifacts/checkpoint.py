@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from kd_jax.artifacts import manifest
+from kd_jax.artifacts.manifest import Folder
 from kd_jax.errors import KdError
-from kd_jax.types import Model, Params, TrainState
+from kd_jax.types import Params
 
 METRIC = "valid_cross_entropy"
 SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
@@ -59,11 +60,11 @@ class Checkpoints:
 
     def files(self, step: int) -> dict[str, int]:
         """Size in bytes of every file of a checkpoint's parameters, by its path below checkpoints/."""
-        found = (path for path in sorted((self._folder / str(step) / "params").rglob("*")) if path.is_file())
-        return {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in found}
+        files = (path for path in sorted((self._folder / str(step) / "params").rglob("*")) if path.is_file())
+        return {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in files}
 
-    def save(self, state: TrainState, iterator: dict[str, Any], valid_cross_entropy: float) -> None:
-        """Saves a state with its step's number; writing goes on in the background.
+    def save(self, state: Any, iterator: dict[str, Any], valid_cross_entropy: float) -> None:
+        """Saves a training.step.TrainState with its step's number; writing goes on in the background.
 
         Raises:
           KdError: if the disk has no room for it.
@@ -88,7 +89,7 @@ class Checkpoints:
         """Until all that was saved is on disk."""
         self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
         """The newest state, in the shape of `like`, and the iterator's state.
 
         Raises:
@@ -101,11 +102,8 @@ class Checkpoints:
             "iterator": ocp.args.JsonRestore(),
         }
         step = self.last()
-        try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-            raise _unreadable(self._folder / str(step), error) from error
-        return like._replace(params=found["params"], **found["rest"]), found["iterator"]
+        restored = self._restored(step, items)
+        return like._replace(params=restored["params"], **restored["rest"]), restored["iterator"]
 
     def restore_params(self, step: int, like: Params) -> Params:
         """The parameters alone, at `step`.
@@ -114,40 +112,46 @@ class Checkpoints:
           KdError: if the checkpoint cannot be read.
         """
         items = {"params": ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))}
+        return self._restored(step, items)["params"]
+
+    def _restored(self, step: int, items: dict[str, Any]) -> Any:
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))["params"]
-        except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-            raise _unreadable(self._folder / str(step), error) from error
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax raises whatever its parts raise, a plain Exception among them
+            reason = " ".join(str(error).split())[:200]
+            raise KdError(
+                f"checkpoint {self._folder / str(step)} cannot be read ({reason}); delete that folder to go on from an "
+                "older one, or redo the phase with --force"
+            ) from error
 
 
-def load_params(folder: Path, phase: str, model: Model) -> Params:
+def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:
     """The best parameters of a finished model, checked against its manifest.
 
     Args:
-      folder: the model's folder, such as workdir/teacher.
-      phase: the phase that makes it, for messages.
-      model: the network; its shapes must be the checkpoint's.
+      folder: the model's.
+      init: the network's `init`; its shapes must be the checkpoint's.
 
     Raises:
       KdError: if the model is not finished, has other shapes, or its bytes are not those that were written.
     """
-    outputs = manifest.read(folder, phase)["outputs"]
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    with Checkpoints(folder) as checkpoints:
-        found = checkpoints.files(outputs["best_step"])
+    outputs, path = folder.outputs(), folder.path
+    like = jax.eval_shape(init, jax.random.key(0))
+    with Checkpoints(path) as checkpoints:
+        sizes = checkpoints.files(outputs["best_step"])
         for name, size in outputs["files"].items():
-            if name not in found or found[name] != size:
-                seen = f"{found[name]} bytes" if name in found else "missing"
-                raise KdError(f"{folder}/checkpoints/{name}: {seen}, wanted {size} bytes; redo `{phase} --force`")
+            if name not in sizes or sizes[name] != size:
+                seen = f"{sizes[name]} bytes" if name in sizes else "missing"
+                raise KdError(f"{path}/checkpoints/{name}: {seen}, wanted {size} bytes; redo `{folder.phase} --force`")
         params = checkpoints.restore_params(outputs["best_step"], like)
     if params_digest(params) != outputs["digest"]:
         raise KdError(
-            f"{folder}: its parameters are not those that were saved (digest differs); redo `{phase} --force`"
+            f"{path}: its parameters are not those that were saved (digest differs); redo `{folder.phase} --force`"
         )
     return params
 
 
-def _rest(state: TrainState) -> dict[str, Any]:
+def _rest(state: Any) -> dict[str, Any]:
     """All but the model's parameters; orbax takes no empty trees, so adapters only where there are any."""
     rest = {"step": state.step, "key": state.key, "opt_state": state.opt_state}
     return rest | ({"adapters": state.adapters} if state.adapters else {})
@@ -155,8 +159,3 @@ def _rest(state: TrainState) -> dict[str, Any]:
 
 def _metric(metrics: dict[str, float]) -> float:
     return metrics[METRIC]
-
-
-def _unreadable(path: Path, error: Exception) -> KdError:
-    reason = str(error).splitlines()[0][:200]
-    return KdError(f"checkpoint {path} cannot be read ({reason}); delete that folder to go on from an older one")

@@ -1,5 +1,10 @@
-"""What a phase leaves beside its output: what made it, what it consumed, and its digest."""
+"""What a phase leaves beside its output: what made it, what it consumed, and the digest of every file.
 
+Nothing half-written is ever taken for whole, nothing that was edited for what was written, and no folder is
+emptied that this project did not make.
+"""
+
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -14,67 +19,140 @@ from typing import Any
 from kd_jax.errors import KdError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
+OURS = ("inputs.json", "manifest.json")
 
 
-def start(folder: Path, phase: str, inputs: Mapping[str, Any], force: bool = False) -> bool:
-    """Opens `folder` for a phase with these inputs; true if there is work to do.
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The output of one phase.
 
-    Finished with the same inputs: false. Begun with the same inputs: true, and what is there may be
-    gone on from. `force` empties the folder first.
+    It has an `inputs.json` from its first moment and, once it is whole, a `manifest.json`.
 
-    Args:
-      folder: the phase's output folder, made if needed.
-      phase: the phase's name, for messages.
-      inputs: flat: configuration fields and the digests of what is consumed; JSON-able.
-      force: whether to redo the phase from nothing.
-
-    Raises:
-      KdError: if the folder was begun or finished with other inputs; names the first that differs.
+    Attributes:
+      path: the folder.
+      phase: the command that makes it.
     """
-    if force and folder.exists():
-        shutil.rmtree(folder)
-    begun = folder / "inputs.json"
-    wanted = json.loads(json.dumps(dict(inputs)))
-    if begun.exists() and len(list(folder.iterdir())) > 1:  # else it was begun, but nothing came of it
-        seen = json.loads(begun.read_text())
-        for name in sorted(wanted.keys() | seen.keys()):
-            if name not in wanted or name not in seen or seen[name] != wanted[name]:
-                was, now = (json.dumps(side[name]) if name in side else "absent" for side in (seen, wanted))
-                raise KdError(
-                    f"{folder} was made with {name} = {was}, now {now}; "
-                    f"take another --workdir, or redo this phase with `{phase} --force`"
-                )
-    else:
-        write_json(begun, wanted)
-    return not (folder / "manifest.json").exists()
 
+    path: Path
+    phase: str
 
-def finish(folder: Path, phase: str, outputs: Mapping[str, Any], seconds: float) -> None:
-    """Marks the phase as done; the manifest is the last file that it writes."""
-    write_json(
-        folder / "manifest.json",
-        {
-            "phase": phase,
-            "inputs": json.loads((folder / "inputs.json").read_text()),
+    def begin(self, inputs: Mapping[str, Any], force: bool = False) -> bool:
+        """Opens the folder for a phase with these inputs; true if there is work to do.
+
+        Finished with the same inputs: false. Begun with the same inputs: true, and what is there may be
+        gone on from. `force` empties the folder first.
+
+        Args:
+          inputs: flat: configuration fields and the digests of what is consumed; JSON-able.
+          force: whether to redo the phase from nothing.
+
+        Raises:
+          KdError: if the folder was begun or finished with other inputs (names the first that differs), or holds
+            files that no phase made.
+        """
+        self._refuse_foreign()
+        if force and self.path.exists():
+            shutil.rmtree(self.path)
+        wanted = json.loads(json.dumps(dict(inputs)))
+        finished = self.finished()
+        begun = finished or (self.path / "inputs.json").exists()
+        if begun and (finished or self._contents() != ["inputs.json"]):  # else it was begun, but nothing came of it
+            self._refuse_others(self.inputs(), wanted)
+        else:
+            write_json(self.path / "inputs.json", {"phase": self.phase, "inputs": wanted})
+        return not finished
+
+    def finish(self, outputs: Mapping[str, Any], seconds: float) -> None:
+        """Marks the phase as done; the manifest is the last file that it writes."""
+        manifest = {
+            "phase": self.phase,
+            "inputs": self.inputs(),
             "outputs": dict(outputs),
+            # Shards and checkpoints have digests of their own.
+            "files": {name: file_digest(self.path / name) for name in self._contents() if self._digested(name)},
             "seconds": seconds,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
             | {"python": platform.python_version()},
-        },
-    )
+        }
+        write_json(self.path / "manifest.json", manifest | {"digest": _digest(manifest)})
+
+    def finished(self) -> bool:
+        """Whether the phase is done."""
+        return (self.path / "manifest.json").exists()
+
+    def manifest(self) -> dict[str, Any]:
+        """What made the folder.
+
+        Raises:
+          KdError: if the phase is not finished (says which to run), or the manifest is not as it was written.
+        """
+        path = self.path / "manifest.json"
+        if not path.exists():
+            raise KdError(f"{self.path}: not finished (no manifest.json); run the phase `{self.phase}` first")
+        manifest = read_json(path)
+        if "digest" not in manifest or manifest.pop("digest") != _digest(manifest):
+            raise KdError(f"{path}: not as it was written; redo `{self.phase} --force`")
+        return manifest
+
+    def outputs(self) -> dict[str, Any]:
+        """What the phase says of its result; raises as `manifest`."""
+        return self.manifest()["outputs"]
+
+    def inputs(self) -> dict[str, Any]:
+        """What the phase was begun with; raises as `manifest`."""
+        return self.manifest()["inputs"] if self.finished() else read_json(self.path / "inputs.json")["inputs"]
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the finished phase left, its bytes checked.
+
+        Raises:
+          KdError: if it is missing or its bytes are not those that were written.
+        """
+        path, files = self.path / name, self.manifest()["files"]
+        if name not in files:
+            raise KdError(f"{path}: not among the files that `{self.phase}` left; redo `{self.phase} --force`")
+        if not path.exists():
+            raise KdError(f"{path}: missing; redo `{self.phase} --force`")
+        if file_digest(path) != files[name]:
+            raise KdError(f"{path}: its bytes are not those that were written; redo `{self.phase} --force`")
+        return path
+
+    def _contents(self) -> list[str]:
+        """Names in the folder, without what writers that were killed left."""
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
+        return [name for name in names if not name.endswith(".part")]
+
+    def _digested(self, name: str) -> bool:
+        return (self.path / name).is_file() and name not in OURS and not name.endswith(".arrayrecord")
+
+    def _refuse_foreign(self) -> None:
+        """Raises KdError if the folder holds anything and none of it says that a phase made it."""
+        if self.path.exists() and not self.path.is_dir():
+            raise KdError(f"{self.path}: a file; `{self.phase}` wants a folder there, take another --workdir")
+        contents = self._contents()
+        if not contents:
+            return
+        for name in OURS:
+            if name in contents and "phase" in read_json(self.path / name):
+                return
+        raise KdError(
+            f"{self.path}: holds files that kd_jax did not make ({contents[0]}), or its inputs.json was deleted; "
+            "move them away or take another --workdir"
+        )
+
+    def _refuse_others(self, seen: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        for name in sorted(wanted.keys() | seen.keys()):
+            if name not in wanted or name not in seen or seen[name] != wanted[name]:
+                was, now = (json.dumps(side[name]) if name in side else "absent" for side in (seen, wanted))
+                raise KdError(
+                    f"{self.path} was made with {name} = {was}, now {now}; "
+                    f"take another --workdir, or redo this phase with `{self.phase} --force`"
+                )
 
 
-def read(folder: Path, phase: str) -> dict[str, Any]:
-    """The manifest of a finished phase.
-
-    Raises:
-      KdError: if it is not finished; says which phase to run.
-    """
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise KdError(f"{folder}: not finished (no manifest.json); run the phase `{phase}` first")
-    return json.loads(path.read_text())
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -83,15 +161,25 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
+def part(path: Path) -> Path:
+    """Where this process writes `path` before it renames it."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Writes beside, then renames: the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
+    beside = part(path)
+    with open(beside, "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -105,10 +193,31 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The inverse of `write_lines`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The inverse of `write_lines`; raises KdError as `read_json`."""
+    # Not splitlines: a text may hold U+2028, which JSON leaves as it is.
+    return [_parsed(line, path) for line in _text(path).split("\n")[:-1]]
 
 
 def read_json(path: Path) -> Any:
-    """The inverse of `write_json`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The inverse of `write_json`.
+
+    Raises:
+      KdError: if the file is missing or is not JSON, as one that was cut is not.
+    """
+    return _parsed(_text(path), path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError as error:
+        raise KdError(f"{path}: missing; redo the phase that makes it with --force") from error
+    except UnicodeDecodeError as error:
+        raise KdError(f"{path}: damaged (not UTF-8); redo the phase that makes it with --force") from error
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise KdError(f"{path}: damaged ({error.msg}); redo the phase that makes it with --force") from error

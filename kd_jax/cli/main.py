@@ -1,4 +1,4 @@
-"""The command line: parse, then import the one phase that was asked for."""
+"""The command line: parse, then import the phases that were asked for. Nothing here imports JAX."""
 
 import argparse
 import errno
@@ -6,10 +6,8 @@ import importlib
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kd_jax.errors import KdError
 
@@ -18,14 +16,16 @@ HELP = """\
 kd_jax makes a large language-generation model small without losing what it writes.
 
 usage:
-  python -m kd_jax run CONFIG --workdir DIR [--any.field VALUE ...]     all phases, one after the other
-  python -m kd_jax PHASE CONFIG --workdir DIR [--any.field VALUE ...]   one of them
-  python -m kd_jax plan CONFIG [--workdir DIR]                          what a cache would cost and keep
-  python -m kd_jax generate --workdir DIR [--model NAME] [--beam N]     translate standard input
+  kd-jax run CONFIG --workdir DIR [--any.field VALUE ...]     all phases, one after the other
+  kd-jax PHASE CONFIG --workdir DIR [--any.field VALUE ...]   one of them
+  kd-jax plan CONFIG [--workdir DIR]                          what a cache would cost and keep
+  kd-jax generate --workdir DIR [--model NAME] [--beam N]     answer standard input, line by line
+
+(`python -m kd_jax` is the same as `kd-jax`, and needs no installation.)
 
 to start with:
-  python -m kd_jax run experiments/configs/smoke.py --workdir runs/smoke             a first look, under a minute
-  python -m kd_jax run experiments/configs/quickstart.py --workdir runs/quickstart   ten minutes on two cores
+  kd-jax run experiments/configs/smoke.py --workdir runs/smoke             a first look, about a minute
+  kd-jax run experiments/configs/quickstart.py --workdir runs/quickstart   ten minutes on two cores
 
 phases:
   prepare    fetch the text, train the tokeniser, encode every split
@@ -33,7 +33,7 @@ phases:
   cache      let the teacher say, once, what it thinks of every training token (--writer 0/4: a fourth of the work,
              in as many processes or machines as you like)
   student    train the small models from what the teacher left (--only NAME for one of them)
-  evaluate   translate the test split with every model; quality, closeness to the teacher, speed
+  evaluate   let every model write the test split; quality, closeness to the teacher, speed
   report     report.json, report.md and report.html: what distillation gained
 
 options:
@@ -41,20 +41,29 @@ options:
   --any.field VALUE     replaces a field of the experiment, such as --teacher.training.steps 500
   --force               does a finished phase again, from nothing
   --help                this text; after a CONFIG, all of its fields
+  --version             the version
 
-A finished phase is skipped while its inputs are the same, and refused when they are not.
+A finished phase is skipped while its inputs are the same, and refused when they are not. Results go to standard
+output, progress to standard error. The exit code is 0, 2 after a one-line error, 130 when interrupted.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code: 0, or 2 after one line on standard error."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP)
-        return 0
     try:
-        _dispatch(arguments[0], arguments[1:])
+        words = parse(arguments)
+        if words is None:
+            return 0
+        from kd_jax.cli.job import job  # imports JAX, which --help must not
+
+        with job(words) as calls:
+            for phase, options in calls:
+                importlib.import_module(f"kd_jax.phases.{phase}").run(**options)
     except KdError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, RuntimeError, ValueError) as error:  # ArrayRecord and orbax have no errno of their own
         full = os.strerror(errno.ENOSPC)
         if full not in str(error):
@@ -66,12 +75,36 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def entry() -> None:
+    """The command `kd-jax`."""
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        # The one line is said; threads of a library that was cut off must not add tracebacks to it.
+        os._exit(code)
+
+
 def _fail(message: str) -> int:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2
 
 
-def _dispatch(command: str, rest: Sequence[str]) -> None:
+def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
+    """The words, with those that replace fields of the experiment as `overrides`; None after --help.
+
+    Raises:
+      KdError: for an unknown command or option.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return None
+    command, *rest = arguments
+    if command == "--version":
+        from kd_jax import __version__
+
+        print(__version__)
+        return None
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--workdir", type=Path)
     if command == "generate":
@@ -81,63 +114,22 @@ def _dispatch(command: str, rest: Sequence[str]) -> None:
         parser.add_argument("config", nargs="?" if {"-h", "--help"} & set(rest) else None)
         parser.add_argument("--force", action="store_true")
         parser.add_argument("--only", default="")
-        parser.add_argument("--writer", default="")
+        parser.add_argument("--writer", type=_writer)
     else:
         raise KdError(f"unknown command {command!r}; wanted run, plan, {', '.join(PHASES)} or generate")
     try:
-        known, overrides = parser.parse_known_args(rest)
+        words, overrides = parser.parse_known_args(rest)
     except (argparse.ArgumentError, SystemExit) as error:
         raise KdError(f"{command}: {error}; see `python -m kd_jax --help`") from error
-    if command != "generate" and known.config is None:
+    if command == "generate" and {"-h", "--help"} & set(rest) or command != "generate" and words.config is None:
         print(HELP)
-        return
-    from kd_jax.cli import resolve as setup  # imports JAX, which --help must not
-
-    setup.share_compiled_programs()
-    if command == "generate":
-        if overrides:
-            raise KdError(f"generate: unknown option {overrides[0]}; wanted --workdir, --model or --beam")
-        workdir = _workdir(known.workdir)
-        experiment = setup.recall(workdir)
-        importlib.import_module("kd_jax.phases.generate").run(experiment, workdir, known.model, known.beam)
-        return
-    experiment = setup.resolve(known.config, overrides)
-    if command == "plan":
-        _plan(experiment, known.workdir)
-        return
-    workdir = _workdir(known.workdir)
-    if not (workdir / "experiment.py").exists():
-        setup.remember(workdir, known.config, overrides, experiment)
-    extra = {"only": known.only} if known.only else {}
-    if extra and command != "student":
-        raise KdError("--only: goes with the command student alone")
-    if known.writer:
-        if command != "cache":
-            raise KdError("--writer: goes with the command cache alone")
-        extra["writer"] = _writer(known.writer)
-    for phase in PHASES if command == "run" else [command]:
-        importlib.import_module(f"kd_jax.phases.{phase}").run(experiment, workdir, known.force, **extra)
-    # Only now: a configuration that a phase refused must not take the place of the one that made what is there.
-    setup.remember(workdir, known.config, overrides, experiment)
-
-
-def _plan(experiment: Any, workdir: Path | None) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if workdir is None else _workdir(workdir)
-        for phase in ("prepare", "plan"):
-            importlib.import_module(f"kd_jax.phases.{phase}").run(experiment, folder)
+        return None
+    return argparse.Namespace(command=command, overrides=overrides, **vars(words))
 
 
 def _writer(given: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", given)
-    if not found or not int(found[1]) < int(found[2]):
+    """ "0/4" as (0, 4)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", given)
+    if not match or not int(match[1]) < int(match[2]):
         raise KdError(f"--writer {given}: wanted NUMBER/WRITERS, such as 0/4 to 3/4")
-    return int(found[1]), int(found[2])
-
-
-def _workdir(given: Path | None) -> Path:
-    if given is None:
-        raise KdError("--workdir: missing; wanted the folder to keep the run in, such as runs/quickstart")
-    if given.exists() and not given.is_dir():
-        raise KdError(f"--workdir {given}: not a folder; take another")
-    return given
+    return int(match[1]), int(match[2])

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -95,7 +96,7 @@ def write(
         if path.exists():
             continue
         # Its own name for every process: should two make the same shard, both are whole and the same.
-        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        beside = manifest.part(path)
         file_writer = ArrayRecordWriter(str(beside), OPTIONS)
         for record in make(shard * records_per_shard, min(count, (shard + 1) * records_per_shard)):
             file_writer.write(pack(schema, record))
@@ -113,9 +114,21 @@ def write(
         "records_per_shard": records_per_shard,
         "shards": [manifest.file_digest(shard_path(folder, name, shard)) for shard in range(shards)],
     }
-    index["digest"] = hashlib.blake2b(json.dumps(index).encode(), digest_size=16).hexdigest()
+    index["digest"] = _digest(index)
     manifest.write_json(folder / f"{name}.index.json", index)
     return index["digest"]
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """A store's index; raises KdError if it is not as it was written."""
+    index = manifest.read_json(path)
+    if "digest" not in index or index["digest"] != _digest({k: v for k, v in index.items() if k != "digest"}):
+        raise KdError(f"{path}: not as it was written; redo the phase that makes it with --force")
+    return index
+
+
+def _digest(index: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(index).encode(), digest_size=16).hexdigest()
 
 
 def remove_damaged(folder: Path, name: str) -> list[Path]:
@@ -124,7 +137,7 @@ def remove_damaged(folder: Path, name: str) -> list[Path]:
     Returns:
       The paths of damaged and missing shards.
     """
-    index = manifest.read_json(folder / f"{name}.index.json")
+    index = read_index(folder / f"{name}.index.json")
     paths = [shard_path(folder, name, shard) for shard in range(len(index["shards"]))]
     damaged = [
         path
@@ -145,7 +158,7 @@ class Store:
         path = folder / f"{name}.index.json"
         if not path.exists():
             raise KdError(f"{path}: missing; the store was not finished, run the phase that makes it again")
-        index = json.loads(path.read_text())
+        index = read_index(path)
         self.schema = {key: Field(tuple(shape), dtype) for key, (shape, dtype) in index["schema"].items()}
         self.digest, self._count, self._per_shard = index["digest"], index["count"], index["records_per_shard"]
         self._digests = index["shards"]

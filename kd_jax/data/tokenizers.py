@@ -66,6 +66,8 @@ class SentencePiece:
 class Tokenizer:
     """A trained tokeniser: text to ids and back; no special ids are added."""
 
+    eos = EOS
+
     def __init__(self, path: Path):
         """Raises KdError if there is no such model."""
         if not path.exists():

@@ -1,21 +1,23 @@
-"""Measures of a student beside its teacher, as Sums on the device."""
+"""How close a student is to its teacher, token by token, as Sums on the device; with the teacher, or from a cache."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.decoding.search import likeliest
+from kd_jax.decoding.base import likeliest
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl, total_variation
+from kd_jax.models.base import Model
+from kd_jax.objective.fused_head import chunk_tokens
 from kd_jax.signals.topk import TopK
-from kd_jax.types import Array, Payload, Sum
+from kd_jax.types import Array, Batch, Params, Payload, Sum
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
-
-
-def total(values_N: Array, mask_N: Array) -> Sum:
-    """The sum over masked-in tokens, and their number (int32: exact to 2^31)."""
-    return Sum(jnp.where(mask_N, values_N, 0.0).sum(dtype=jnp.float32), mask_N.sum(dtype=jnp.int32))
+COMPARED_ARRAYS = 4  # [N, V] that live beside each other: logits and log-probabilities of both sides
+Sums = dict[str, Sum]
 
 
 def calibration(logits_NV: Array, targets_N: Array, mask_N: Array) -> Sum:
@@ -44,7 +46,14 @@ def calibration_error(bins: Sum) -> float:
     return float(np.abs(bins.value).sum() / count) if count else 0.0
 
 
-def compare(teacher_logits_NV: Array, student_logits_NV: Array, targets_N: Array, mask_N: Array) -> dict[str, Sum]:
+def means(sums: Mapping[str, Sum]) -> dict[str, float]:
+    """What people read: each mean, and the calibration error of its bins."""
+    error = calibration_error(sums["calibration_error"])
+    means = {name: float(one.mean()) for name, one in sums.items() if name != "calibration_error"}
+    return means | {"calibration_error": error}
+
+
+def compare(teacher_logits_NV: Array, student_logits_NV: Array, targets_N: Array, mask_N: Array) -> Sums:
     """The student's cross-entropy and calibration, and how close it is to the teacher.
 
     Args:
@@ -60,17 +69,15 @@ def compare(teacher_logits_NV: Array, student_logits_NV: Array, targets_N: Array
     logp = [jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (teacher_logits_NV, student_logits_NV)]
     agree_N = likeliest(teacher_logits_NV) == likeliest(student_logits_NV)
     return {
-        "cross_entropy": total(cross_entropy(student_logits_NV, targets_N), mask_N),
-        "kl_to_teacher": total(forward_kl(*logp), mask_N),
-        "agreement": total(agree_N.astype(jnp.float32), mask_N),
-        "acceptance": total(1 - total_variation(*logp), mask_N),
+        "cross_entropy": Sum.over(cross_entropy(student_logits_NV, targets_N), mask_N),
+        "kl_to_teacher": Sum.over(forward_kl(*logp), mask_N),
+        "agreement": Sum.over(agree_N.astype(jnp.float32), mask_N),
+        "acceptance": Sum.over(1 - total_variation(*logp), mask_N),
         "calibration_error": calibration(student_logits_NV, targets_N, mask_N),
     }
 
 
-def compare_cached(
-    signal: TopK, payload: Payload, student_logits_NV: Array, targets_N: Array, mask_N: Array
-) -> dict[str, Sum]:
+def compare_cached(signal: TopK, payload: Payload, student_logits_NV: Array, targets_N: Array, mask_N: Array) -> Sums:
     """As `compare`, from a cache and without the teacher, with what the cache leaves open.
 
     The tokens outside the k are one bucket, so by the data-processing inequality KL is at least what is
@@ -95,11 +102,58 @@ def compare_cached(
     most_N = jnp.where(there_N, p_N * (jnp.minimum(teacher_NX[:, -2], teacher_NX[:, -1]) - least_N), 0.0)
     agree_N = payload["ids"][:, 0].astype(jnp.int32) == likeliest(student_logits_NV)
     return {
-        "cross_entropy": total(cross_entropy(student_logits_NV, targets_N, log_z_N=aligned.log_z_N), mask_N),
-        "kl_to_teacher": total(forward_kl(teacher_NX, student_NX), mask_N),
-        "kl_error": total(most_N - bucket_N, mask_N),
-        "agreement": total(agree_N.astype(jnp.float32), mask_N),
-        "acceptance": total(1 - total_variation(teacher_NX, student_NX), mask_N),
-        "acceptance_error": total(jnp.minimum(p_N, q_N), mask_N),
+        "cross_entropy": Sum.over(cross_entropy(student_logits_NV, targets_N, log_z_N=aligned.log_z_N), mask_N),
+        "kl_to_teacher": Sum.over(forward_kl(teacher_NX, student_NX), mask_N),
+        "kl_error": Sum.over(most_N - bucket_N, mask_N),
+        "agreement": Sum.over(agree_N.astype(jnp.float32), mask_N),
+        "acceptance": Sum.over(1 - total_variation(teacher_NX, student_NX), mask_N),
+        "acceptance_error": Sum.over(jnp.minimum(p_N, q_N), mask_N),
         "calibration_error": calibration(student_logits_NV, targets_N, mask_N),
     }
+
+
+def compare_step(
+    params: tuple[Params, Params], batch: Batch, *, teacher: Model, student: Model, all_sum: Callable[[Any], Any]
+) -> Sums:
+    """`compare` over the batch's targets; params: the teacher's and the student's."""
+    heads = teacher.head(params[0]), student.head(params[1])
+    rows = {
+        "teacher": teacher.apply(params[0], batch.inputs),
+        "student": student.apply(params[1], batch.inputs),
+        "targets": batch.targets_BT,
+        "mask": batch.mask_BT,
+    }
+
+    def sums(row: Mapping[str, Array]) -> Sums:
+        logits = (head.logits(row[who]) for who, head in zip(("teacher", "student"), heads, strict=True))
+        return compare(*logits, row["targets"], row["mask"])
+
+    return all_sum(_over_chunks(sums, rows, heads[1].kernel_DV.shape[1]))
+
+
+def compare_cached_step(
+    params: Params, batch: Batch, *, student: Model, signal: TopK, all_sum: Callable[[Any], Any]
+) -> Sums:
+    """`compare_cached` over the batch's targets; the student alone runs."""
+    head, payload = student.head(params), batch.payload[signal.name]
+    rows = {"hidden": student.apply(params, batch.inputs), "targets": batch.targets_BT, "mask": batch.mask_BT}
+
+    def sums(row: Mapping[str, Any]) -> Sums:
+        logits_NV = head.logits(row["hidden"])
+        return compare_cached(signal, row["payload"], logits_NV, row["targets"], row["mask"])
+
+    return all_sum(_over_chunks(sums, rows | {"payload": payload}, head.kernel_DV.shape[1]))
+
+
+def _over_chunks(sums: Callable[[Any], Sums], rows: Any, vocab_size: int) -> Sums:
+    """The Sums of all tokens, with logits of a chunk of them at a time."""
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+    tokens = flat["mask"].shape[0]
+    chunk = chunk_tokens(tokens, COMPARED_ARRAYS * vocab_size)
+
+    def split(x: Array) -> Array:
+        filled = jnp.pad(x, [(0, -tokens % chunk)] + [(0, 0)] * (x.ndim - 1))
+        return filled.reshape(-1, chunk, *x.shape[1:])
+
+    parts = jax.lax.map(sums, jax.tree.map(split, flat))
+    return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), parts)

@@ -8,9 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.data.layouts import EncoderDecoderLayout
 from kd_jax.errors import KdError
-from kd_jax.models.layers import Block, Dropout, mask_bias, sinusoids, split_heads
-from kd_jax.types import Array, Batch, DecodeCache, Head, Model, Params
+from kd_jax.models.base import Cache, Head, Model
+from kd_jax.models.layers import NORMS, Block, Dropout, mask_bias, same_segment, sinusoids, split_heads
+from kd_jax.types import Array, Inputs, Params, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,46 +42,53 @@ class EncoderDecoder:
     soft_cap: float = 0.0
     vocab_multiple: int = 1
 
+    layout = EncoderDecoderLayout()
+
     def padded(self, vocab_size: int) -> int:
         """Rows of the embedding for a tokeniser of `vocab_size` tokens."""
         return -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
 
-    def build(self, vocab_size: int) -> Model:
-        """The network as pure functions.
-
-        Raises:
-          KdError: if heads do not divide d_model, or a size or rate is out of range.
-        """
+    def check(self) -> None:
+        """Raises KdError if heads do not divide d_model, or a size or rate is out of range; names the field."""
+        for field in ("encoder_layers", "decoder_layers", "d_model", "heads", "d_ff", "vocab_multiple"):
+            size = vars(self)[field]
+            if type(size) is not int or size < 1:
+                raise KdError(f"model.{field}: {size}; wanted a whole number of at least 1")
         if self.d_model % (2 * self.heads):
             raise KdError(f"model.heads: {self.heads}; wanted a number that divides half of d_model = {self.d_model}")
-        if self.encoder_layers < 1 or self.decoder_layers < 1:
-            raise KdError(f"model layers: {self.encoder_layers}+{self.decoder_layers}; wanted at least 1+1")
+        if self.norm not in NORMS:
+            raise KdError(f"model.norm: {self.norm!r}; wanted {' or '.join(NORMS)}")
         if not 0 <= self.dropout < 1:
             raise KdError(f"model.dropout: {self.dropout}; wanted a rate in [0, 1)")
         if not 0 <= self.soft_cap < float("inf"):
             raise KdError(f"model.soft_cap: {self.soft_cap}; wanted 0 (none) or a positive number")
-        if self.vocab_multiple < 1:
-            raise KdError(f"model.vocab_multiple: {self.vocab_multiple}; wanted at least 1")
+
+    def stacks(self) -> dict[str, int]:
+        """Stack -> number of layers."""
+        return {"encoder": self.encoder_layers, "decoder": self.decoder_layers}
+
+    def build(self, vocab_size: int) -> Model:
+        """The network as pure functions; raises KdError as `check`."""
+        self.check()
         net = Network(self, vocab_size)
 
         def init(key: Array) -> Params:
-            ones = jnp.ones((1, 1), jnp.int32)
-            batch = Batch(ones[0], ones, ones > 0, ones, ones, ones > 0, jnp.ones(1), {})
-            return net.init(key, batch)["params"]
+            one = Tokens(*(jnp.full((1, 1), i, jnp.int32) for i in (1, 0, 1)))
+            return net.init(key, Inputs(jnp.ones(1, jnp.int32), one, one))["params"]
 
-        def apply(params: Params, batch: Batch, dropout_key: Array | None = None) -> Array:
+        def apply(params: Params, inputs: Inputs, dropout_key: Array | None = None) -> Array:
             rngs = {} if dropout_key is None else {"dropout": dropout_key}
-            return net.apply({"params": params}, batch, rngs=rngs)
+            return net.apply({"params": params}, inputs, rngs=rngs)
 
-        def taps(params: Params, batch: Batch, dropout_key: Array | None = None):
+        def taps(params: Params, inputs: Inputs, dropout_key: Array | None = None):
             rngs = {} if dropout_key is None else {"dropout": dropout_key}
-            hidden_BTD, variables = net.apply({"params": params}, batch, rngs=rngs, mutable=["taps"])
+            hidden_BTD, variables = net.apply({"params": params}, inputs, rngs=rngs, mutable=["taps"])
             return hidden_BTD, _by_name(variables["taps"])
 
         def bound(method):
             return lambda params, *args: net.apply({"params": params}, *args, method=method)
 
-        return Model(init, apply, taps, bound(net.head), bound(net.start), bound(net.decode_step))
+        return Model(init, apply, taps, bound(net.head), bound(net.prefill), bound(net.step))
 
 
 def _by_name(taps: Mapping[str, Any]) -> dict[str, Array]:
@@ -98,7 +107,7 @@ class Network(nn.Module):
     def setup(self):
         c = self.config
         block = lambda cross: Block(c.d_model, c.heads, c.d_ff, c.dropout, c.norm, cross)  # noqa: E731
-        norm = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}[c.norm]
+        norm = NORMS[c.norm]
         rows = c.padded(self.vocab_size)
         initializer = nn.initializers.normal(c.d_model**-0.5)
         self.embedding = self.param("embedding", initializer, (rows, c.d_model))
@@ -110,15 +119,17 @@ class Network(nn.Module):
         self.decoder = [block(cross=True) for _ in range(c.decoder_layers)]
         self.encoder_norm, self.decoder_norm, self.drop = norm(), norm(), Dropout(c.dropout)
 
-    def __call__(self, batch: Batch) -> Array:
+    def __call__(self, inputs: Inputs) -> Array:
         """Teacher-forced decoder states, hidden_BTD."""
-        memory_BSD = self.encode(batch.source_BS, batch.source_mask_BS, batch.index_B)
-        cross_bias = mask_bias(batch.source_mask_BS)[:, None, None, :]
-        length = batch.inputs_BT.shape[1]
-        causal = mask_bias(jnp.tri(length, dtype=bool))[None, None]
-        x_BTD = self.drop(self.embed(batch.inputs_BT), batch.index_B)
+        index_B, tokens, source = inputs
+        memory_BSD = self.encode(source, index_B)
+        length = tokens.ids_BT.shape[1]
+        causal = jnp.tri(length, dtype=bool)[None, None]
+        self_bias = mask_bias(causal & same_segment(tokens.segment_BT, tokens.segment_BT))
+        cross_bias = mask_bias(same_segment(tokens.segment_BT, source.segment_BT))
+        x_BTD = self.drop(self.embed(tokens), index_B)
         for layer, kv in zip(self.decoder, self.cross_kv(memory_BSD), strict=True):
-            x_BTD = layer(x_BTD, causal, batch.index_B, kv, cross_bias)
+            x_BTD = layer(x_BTD, self_bias, index_B, kv, cross_bias)
         if self.is_initializing():
             self.head()
         return self.decoder_norm(x_BTD)
@@ -130,15 +141,15 @@ class Network(nn.Module):
         cut = self.vocab_size if kernel_DV.shape[1] > self.vocab_size else 0
         return Head(kernel_DV, self.output_bias if c.head_bias else None, c.soft_cap, cut)
 
-    def embed(self, ids_BT: Array) -> Array:
+    def embed(self, tokens: Tokens) -> Array:
         """Scaled embeddings plus positions."""
-        scale = self.config.d_model**0.5
-        return self.embedding[ids_BT] * scale + sinusoids(ids_BT.shape[1], self.config.d_model)[None]
+        place_TD = sinusoids(tokens.ids_BT.shape[1], self.config.d_model)
+        return self.embedding[tokens.ids_BT] * self.config.d_model**0.5 + place_TD[tokens.position_BT]
 
-    def encode(self, source_BS: Array, source_mask_BS: Array, index_B: Array) -> Array:
+    def encode(self, source: Tokens, index_B: Array) -> Array:
         """Encoder states [B, S, D]."""
-        bias = mask_bias(source_mask_BS)[:, None, None, :]
-        x_BSD = self.drop(self.embed(source_BS), index_B)
+        bias = mask_bias(same_segment(source.segment_BT, source.segment_BT))
+        x_BSD = self.drop(self.embed(source), index_B)
         for layer in self.encoder:
             x_BSD = layer(x_BSD, bias, index_B)
         return self.encoder_norm(x_BSD)
@@ -151,23 +162,29 @@ class Network(nn.Module):
         heads = [split_heads(part, self.config.heads) for part in parts]
         return tuple(zip(heads[::2], heads[1::2], strict=True))
 
-    def start(self, source_BS: Array, source_mask_BS: Array, length: int) -> DecodeCache:
-        """Encodes the source and makes room for `length` target tokens."""
-        memory_BSD = self.encode(source_BS, source_mask_BS, jnp.zeros(source_BS.shape[0], jnp.int32))
-        c = self.config
-        empty = jnp.zeros((source_BS.shape[0], c.heads, length, c.d_model // c.heads), memory_BSD.dtype)
-        return DecodeCache(tuple((empty, empty) for _ in self.decoder), self.cross_kv(memory_BSD), source_mask_BS)
+    def prefill(self, inputs: Inputs, room: int) -> Cache:
+        """Encodes the source and makes room for `room` target tokens; the start token is still to be read."""
+        source, c = inputs.encoder, self.config
+        memory_BSD = self.encode(source, inputs.index_B)
+        rows = source.ids_BT.shape[0]
+        empty = jnp.zeros((rows, c.heads, room, c.d_model // c.heads), memory_BSD.dtype)
+        return Cache(
+            slot=jnp.int32(0),
+            position_B=jnp.zeros(rows, jnp.int32),
+            self_kv=tuple((empty, empty) for _ in self.decoder),
+            cross_kv=self.cross_kv(memory_BSD),
+            source_BS=source.segment_BT > 0,
+        )
 
-    def decode_step(self, cache: DecodeCache, token_B: Array, position: Array) -> tuple[Array, DecodeCache]:
-        """Logits of the next token after `token_B`, which stands at `position` (scalar)."""
+    def step(self, cache: Cache, token_B: Array) -> tuple[Array, Cache]:
+        """Logits of the next token after `token_B`, which stands at `cache.position_B`."""
         c = self.config
-        length = cache.self_kv[0][0].shape[2]
-        place = jax.lax.dynamic_slice_in_dim(sinusoids(length, c.d_model), position, 1)
-        x_B1D = self.embedding[token_B][:, None] * c.d_model**0.5 + place[None]
-        cross_bias = mask_bias(cache.source_mask_BS)[:, None, None, :]
+        place_TD = sinusoids(cache.self_kv[0][0].shape[2], c.d_model)
+        x_B1D = (self.embedding[token_B] * c.d_model**0.5 + place_TD[cache.position_B])[:, None]
+        cross_bias = mask_bias(cache.source_BS)[:, None, None, :]
         self_kv = []
         for layer, kv, cross_kv in zip(self.decoder, cache.self_kv, cache.cross_kv, strict=True):
-            x_B1D, kv = layer.step(x_B1D, kv, position, cross_kv, cross_bias)
+            x_B1D, kv = layer.step(x_B1D, kv, cache.slot, cross_kv, cross_bias)
             self_kv.append(kv)
         logits_BV = self.head().logits(self.decoder_norm(x_B1D)[:, 0])
-        return logits_BV, cache._replace(self_kv=tuple(self_kv))
+        return logits_BV, cache._replace(slot=cache.slot + 1, position_B=cache.position_B + 1, self_kv=tuple(self_kv))

@@ -2,19 +2,25 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import KdError
-from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.base import Architecture
 from kd_jax.types import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Random:
     """Freshly drawn parameters."""
+
+    origin = "chance"
+
+    def check(self, teacher: Architecture, student: Architecture) -> None:
+        """Any network can be drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,12 @@ class FromTeacher:
     encoder: tuple[int, ...] = ()
     decoder: tuple[int, ...] = ()
 
+    origin = "teacher"
+
+    def check(self, teacher: Architecture, student: Architecture) -> None:
+        """Raises KdError where the widths differ or a layer map does not fit."""
+        layer_maps(self, teacher, student)
+
 
 @dataclasses.dataclass(frozen=True)
 class FromCheckpoint:
@@ -41,6 +53,13 @@ class FromCheckpoint:
     """
 
     folder: str
+
+    origin = "checkpoint"
+
+    def check(self, teacher: Architecture, student: Architecture) -> None:
+        """Its shapes are compared when it is read; raises KdError if there is no such folder."""
+        if not Path(self.folder).is_dir():
+            raise KdError(f"init.folder: {self.folder!r}: no such folder; wanted a trained model's, as runs/x/teacher")
 
 
 def spaced(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
@@ -70,7 +89,7 @@ def layer_map(given: tuple[int, ...], teacher_layers: int, student_layers: int, 
     return layers
 
 
-def layer_maps(init: FromTeacher, teacher: EncoderDecoder, student: EncoderDecoder) -> dict[str, tuple[int, ...]]:
+def layer_maps(init: FromTeacher, teacher: Architecture, student: Architecture) -> dict[str, tuple[int, ...]]:
     """Stack -> the teacher's layer that each of the student's starts as.
 
     Raises:
@@ -80,15 +99,14 @@ def layer_maps(init: FromTeacher, teacher: EncoderDecoder, student: EncoderDecod
         ours, theirs = vars(student)[field], vars(teacher)[field]
         if ours != theirs:
             raise KdError(f"model.{field}: {ours}, the teacher's is {theirs}; init=FromTeacher wants them equal")
+    depths = teacher.stacks()
     return {
-        "encoder": layer_map(init.encoder, teacher.encoder_layers, student.encoder_layers, "init.encoder"),
-        "decoder": layer_map(init.decoder, teacher.decoder_layers, student.decoder_layers, "init.decoder"),
+        stack: layer_map(vars(init)[stack], depths[stack], layers, f"init.{stack}")
+        for stack, layers in student.stacks().items()
     }
 
 
-def shrink(
-    init: FromTeacher, teacher: EncoderDecoder, student: EncoderDecoder, params: Params, vocab_size: int
-) -> Params:
+def shrink(init: FromTeacher, teacher: Architecture, student: Architecture, params: Params, vocab_size: int) -> Params:
     """The student's parameters as a selection of the teacher's.
 
     Args:
@@ -127,6 +145,6 @@ def count_parameters(params: Params) -> tuple[int, int]:
     return total, total - sum(int(np.prod(params[name].shape)) for name in PADDED if name in params)
 
 
-def random_params(model: EncoderDecoder, vocab_size: int, key: Array) -> Params:
+def random_params(model: Architecture, vocab_size: int, key: Array) -> Params:
     """Parameters drawn from `key`."""
     return jax.jit(model.build(vocab_size).init)(key)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from kd_jax.types import Array
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
 MASKED = -1e9
 
 
@@ -77,6 +78,11 @@ def mask_bias(mask: Array) -> Array:
     return jnp.where(mask, 0.0, MASKED)
 
 
+def same_segment(query_BT: Array, key_BS: Array) -> Array:
+    """Whether query and key belong to one example (padding to padding): bool [B, 1, T, S]."""
+    return (query_BT[:, :, None] == key_BS[:, None, :])[:, None]
+
+
 class SelfAttention(nn.Module):
     """Queries, keys and values from one product."""
 
@@ -97,12 +103,12 @@ class SelfAttention(nn.Module):
             self.sow("taps", kind, part_BTD)
         return [split_heads(x, self.heads) for x in parts]
 
-    def step(self, x_B1D: Array, kv: tuple[Array, Array], position: Array) -> tuple[Array, tuple[Array, Array]]:
-        """One token at `position`: its key and value enter the cache, each [B, H, T, D/H]."""
+    def step(self, x_B1D: Array, kv: tuple[Array, Array], slot: Array) -> tuple[Array, tuple[Array, Array]]:
+        """One token: its key and value enter the cache, each [B, H, T, D/H], at `slot`."""
         q, k, v = self.split(x_B1D)
         update = jax.lax.dynamic_update_slice_in_dim
-        kv = update(kv[0], k, position, 2), update(kv[1], v, position, 2)
-        seen = mask_bias(jnp.arange(kv[0].shape[2]) <= position)[None, None, None, :]
+        kv = update(kv[0], k, slot, 2), update(kv[1], v, slot, 2)
+        seen = mask_bias(jnp.arange(kv[0].shape[2]) <= slot)[None, None, None, :]
         return self.out(attend(q, *kv, seen)), kv
 
 
@@ -143,7 +149,7 @@ class Block(nn.Module):
     cross: bool
 
     def setup(self):
-        norm = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}[self.norm]
+        norm = NORMS[self.norm]
         self.self_norm, self.ffn_norm, self.drop = norm(), norm(), Dropout(self.dropout)
         self.self_attention = SelfAttention(self.d_model, self.heads)
         self.ffn = FeedForward(self.d_model, self.d_ff)
@@ -159,9 +165,9 @@ class Block(nn.Module):
         self.sow("taps", "hidden", x_BTD)
         return x_BTD
 
-    def step(self, x_B1D: Array, kv: tuple[Array, Array], position: Array, cross_kv=None, cross_bias=None):
+    def step(self, x_B1D: Array, kv: tuple[Array, Array], slot: Array, cross_kv=None, cross_bias=None):
         """One token without dropout; returns (x_B1D, kv)."""
-        attended, kv = self.self_attention.step(self.self_norm(x_B1D), kv, position)
+        attended, kv = self.self_attention.step(self.self_norm(x_B1D), kv, slot)
         x_B1D += attended
         if self.cross:
             x_B1D += self.cross_attention(self.cross_norm(x_B1D), cross_kv, cross_bias)

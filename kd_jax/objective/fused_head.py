@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax.types import Array, Head
+from kd_jax.models.base import Head
+from kd_jax.types import Array
 
 # A chunk's logits are kept near this size: large enough for the matrix product, small enough for the caches.
 CHUNK_BYTES = 64 * 2**20
@@ -47,11 +48,35 @@ def fused_head(objective: Objective, hidden_ND: Array, head: Head, rows: Any, fi
     Returns:
       (scalar, sums), float32, each added over the chunks.
     """
-    return _scan(objective, hidden_ND, head, rows, fixed, chunk, gradient=False)[0]
+    values = jax.lax.map(lambda x: objective(head.logits(x[0]), x[1], fixed), _chunks(hidden_ND, head, rows, chunk))
+    return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), values)
 
 
 def _forward(objective, hidden_ND, head, rows, fixed, chunk):
-    return _scan(objective, hidden_ND, head, rows, fixed, chunk, gradient=True)
+    xs = _chunks(hidden_ND, head, rows, chunk)
+
+    def add_chunk(total, xs):
+        hidden_CD, rows_C = xs
+        logits_CV, pull_back = jax.vjp(head.finish, head.raw(hidden_CD), head.bias_V)
+        value, d_logits_CV = jax.value_and_grad(objective, has_aux=True)(logits_CV, rows_C, fixed)
+        d_raw_CV, d_bias_V = pull_back(d_logits_CV)
+        d_raw_CV = d_raw_CV.astype(head.kernel_DV.dtype)
+        d_hidden_CD = d_raw_CV @ head.kernel_DV.T
+        if total is None:  # of the first chunk
+            return (value, _outer(hidden_CD, d_raw_CV), d_bias_V), d_hidden_CD
+        value, d_bias_V = jax.tree.map(jnp.add, (total[0], total[2]), (value, d_bias_V))
+        return (value, _add_outer(total[1], hidden_CD, d_raw_CV), d_bias_V), d_hidden_CD
+
+    first = jax.tree.map(lambda x: x[0], xs)
+    if xs[0].shape[0] == 1:
+        total, d_hidden = add_chunk(None, first)
+    else:
+        shapes, _ = jax.eval_shape(add_chunk, None, first)
+        total, d_hidden = jax.lax.scan(add_chunk, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), xs)
+    value, d_kernel_DV, d_bias_V = total
+    d_head = Head(d_kernel_DV, d_bias_V, head.soft_cap, head.vocab_size)
+    d_hidden_ND = d_hidden.reshape(-1, hidden_ND.shape[1])[: hidden_ND.shape[0]].astype(hidden_ND.dtype)
+    return value, (d_hidden_ND, jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), d_head, head))
 
 
 def _backward(objective, chunk, gradients, cotangents):
@@ -62,52 +87,16 @@ def _backward(objective, chunk, gradients, cotangents):
 fused_head.defvjp(_forward, _backward)
 
 
-def _scan(objective: Objective, hidden_ND: Array, head: Head, rows: Any, fixed: Any, chunk: int, gradient: bool):
-    """((scalar, sums), (d_hidden_ND, d_head) or None)."""
-    tokens, width = hidden_ND.shape
+def _chunks(hidden_ND: Array, head: Head, rows: Any, chunk: int) -> tuple[Array, Any]:
+    """(hidden, rows), each [chunks, C, ...]."""
+    tokens = hidden_ND.shape[0]
     chunk = min(chunk, tokens) or chunk_tokens(tokens, head.kernel_DV.shape[1])
-    chunks = -(-tokens // chunk)
 
     def split(x):
-        filled = jnp.pad(x, [(0, chunks * chunk - tokens)] + [(0, 0)] * (x.ndim - 1))
-        return filled.reshape(chunks, chunk, *x.shape[1:])
+        filled = jnp.pad(x, [(0, -tokens % chunk)] + [(0, 0)] * (x.ndim - 1))
+        return filled.reshape(-1, chunk, *x.shape[1:])
 
-    def one(hidden_CD, rows_C):
-        raw_CV = head.raw(hidden_CD)
-        finished = lambda raw_CV, bias_V: objective(head.finish(raw_CV, bias_V), rows_C, fixed)  # noqa: E731
-        if not gradient:
-            return finished(raw_CV, head.bias_V), ()
-        value_and_grad = jax.value_and_grad(finished, (0, 1), has_aux=True)
-        value, (d_raw_CV, d_bias_V) = value_and_grad(raw_CV, head.bias_V)
-        d_raw_CV = d_raw_CV.astype(head.kernel_DV.dtype)
-        return value, (d_raw_CV @ head.kernel_DV.T, (hidden_CD, d_raw_CV), d_bias_V)
-
-    def whole(d_hidden_ND, d_kernel_DV, d_bias_V):
-        return d_hidden_ND.astype(hidden_ND.dtype), jax.tree.map(
-            lambda gradient, x: gradient.astype(x.dtype),
-            Head(d_kernel_DV, d_bias_V, head.soft_cap, head.vocab_size),
-            head,
-        )
-
-    if chunks == 1:
-        value, gradients = one(hidden_ND, rows)
-        return value, whole(gradients[0], _outer(*gradients[1]), gradients[2]) if gradient else None
-
-    def step(total, xs):
-        value, gradients = one(*xs)
-        if not gradient:
-            return (jax.tree.map(jnp.add, total[0], value), None, None), None
-        d_hidden_CD, factors, d_bias_V = gradients
-        value, d_bias_V = jax.tree.map(jnp.add, (total[0], total[2]), (value, d_bias_V))
-        return (value, _add_outer(total[1], *factors), d_bias_V), d_hidden_CD
-
-    xs = jax.tree.map(split, (hidden_ND, rows))
-    value, gradients = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], xs))
-    kernel = jax.ShapeDtypeStruct(head.kernel_DV.shape, jnp.float32)
-    shapes = (value, kernel, gradients[2]) if gradient else (value, None, None)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (value, *d_head), d_hidden = jax.lax.scan(step, zeros, xs)
-    return value, whole(d_hidden.reshape(-1, width)[:tokens], *d_head) if gradient else None
+    return jax.tree.map(split, (hidden_ND, rows))
 
 
 def _outer(hidden_CD: Array, d_raw_CV: Array) -> Array:
@@ -144,12 +133,7 @@ def map_head(function: Callable[[Array, Any], Any], hidden_ND: Array, head: Head
     Returns:
       The pytree with arrays [N, ...].
     """
-    tokens, chunk = hidden_ND.shape[0], chunk_tokens(hidden_ND.shape[0], head.kernel_DV.shape[1])
-
-    def split(x):
-        filled = jnp.pad(x, [(0, -tokens % chunk)] + [(0, 0)] * (x.ndim - 1))
-        return filled.reshape(-1, chunk, *x.shape[1:])
-
-    chunks = jax.tree.map(split, (hidden_ND, rows))
+    tokens = hidden_ND.shape[0]
+    chunks = _chunks(hidden_ND, head, rows, 0)
     mapped = jax.lax.map(lambda x: function(head.logits(x[0]), x[1]), chunks)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:tokens], mapped)

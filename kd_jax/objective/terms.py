@@ -1,17 +1,15 @@
-"""Terms of an objective, the one place where they meet logits, and the checks made when they are put together."""
+"""Terms of an objective, and the one place where they meet logits."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kd_jax.errors import KdError
-from kd_jax.losses import divergence
+import jax.numpy as jnp
+
 from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.optim import ramp as schedules
-from kd_jax.optim.ramp import Ramp
-from kd_jax.signals.features import AttentionRelations, HiddenStates
-from kd_jax.signals.online import Online
-from kd_jax.types import Array, Field, Payload, Signal
+from kd_jax.optim import ramp
+from kd_jax.signals.base import Signal
+from kd_jax.types import Array, Sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,41 +34,50 @@ class Term:
 Terms = Mapping[str, Term]
 
 
-def is_feature(term: Term) -> bool:
-    """Whether it compares what both networks hold inside, rather than what they say."""
-    return isinstance(term.signal, HiddenStates | AttentionRelations)
-
-
 def needs_teacher(terms: Terms) -> bool:
     """Whether a teacher must stand in the step."""
-    return any(is_feature(term) or isinstance(term.signal, Online) for term in terms.values())
+    return any(term.signal is not None and term.signal.origin == "step" for term in terms.values())
 
 
 def feature_terms(terms: Terms) -> dict[str, Term]:
-    """The terms with features, by name."""
-    return {name: term for name, term in terms.items() if is_feature(term)}
+    """The terms that compare what both networks hold inside, rather than what they say."""
+    return {name: term for name, term in terms.items() if term.signal is not None and term.signal.level == "layers"}
 
 
-def token_losses(
-    terms: Terms, logits_NV: Array, targets_N: Array, payload: Mapping[str, Payload], step: Any = 0
-) -> dict[str, Array]:
-    """Each term's unweighted loss of each token, float32 [N]; terms with features left out. Knows no mask.
+def cached_signals(terms: Terms) -> dict[str, Signal]:
+    """Name -> smallest signal whose cache serves every term; signals that nothing is stored for are left out."""
+    signals: dict[str, Signal] = {}
+    for term in terms.values():
+        if term.signal is not None and term.signal.origin == "cache":
+            name = term.signal.name
+            signals[name] = signals[name].covering(term.signal) if name in signals else term.signal
+    return signals
+
+
+def total_loss(terms: Terms, logits_NV: Array, rows: Mapping[str, Any], fixed: Mapping[str, Any]):
+    """All terms that read logits: sum over tokens of mask * weight * loss.
 
     Temperature: a divergence at temperature T has gradients of size 1/T^2, so it is multiplied by T^2
     here and nowhere else (Hinton et al. 2015, arXiv 1503.02531, section 2).
 
     Args:
-      terms: the objective.
+      terms: name -> Term; those that compare layers are left out.
       logits_NV: the student's, float [N, V].
-      targets_N: int [N].
-      payload: signal name -> field -> [N, ...]; {"online": {"logits": the teacher's}} for a teacher in the step.
-      step: number of the update, for a temperature that changes.
+      rows: of each token: "targets" int [N], "mask" bool [N], "weight" float [N], "payload": signal name -> field
+        -> [N, ...], and "teacher_hidden" [N, D] where the teacher stands in the step.
+      fixed: "step", number of the update, for weights and temperatures that change; "teacher_head".
+
+    Returns:
+      (scalar to differentiate, name -> Sum of each term unweighted, and of all together as "loss").
     """
+    step, payload = fixed["step"], dict(rows["payload"])
+    if "teacher_hidden" in rows:
+        payload["online"] = {"logits": fixed["teacher_head"].logits(rows["teacher_hidden"])}
     losses, log_z_N = {}, None
     for name, term in terms.items():
-        if term.signal is None or is_feature(term):
+        if term.signal is None or term.signal.level == "layers":
             continue
-        temperature = schedules.at(term.signal.temperature, step)
+        temperature = ramp.at(term.signal.temperature, step)
         aligned = term.signal.align(logits_NV, payload[term.signal.name], temperature)
         divergence_N = term.loss(aligned.teacher_logp_NK, aligned.student_logp_NK, **term.options)
         losses[name] = temperature**2 * divergence_N
@@ -80,71 +87,10 @@ def token_losses(
         if term.signal is None:
             # The pass over the vocabulary that a signal has made already is not made again: a tenth of the head's time.
             known = {"log_z_N": log_z_N} if term.loss is cross_entropy else {}
-            losses[name] = term.loss(logits_NV, targets_N, **term.options, **known)
-    return {name: losses[name] for name in terms if name in losses}
-
-
-def cached_signals(terms: Terms) -> dict[str, Signal]:
-    """Name -> smallest signal whose cache serves every term; signals that nothing is stored for are left out."""
-    signals: dict[str, Signal] = {}
-    for term in terms.values():
-        if term.signal is not None and not is_feature(term) and not isinstance(term.signal, Online):
-            name = term.signal.name
-            signals[name] = signals[name].covering(term.signal) if name in signals else term.signal
-    return signals
-
-
-def check(terms: Terms, vocab_size: int) -> None:
-    """Refuses, before any compute, an objective that would not mean what it says.
-
-    Raises:
-      KdError: for no terms, a weight or temperature that is not positive, a k beyond the vocabulary, a
-        divergence that a signal cannot support, or an option out of its range; names the field.
-    """
-    if not terms:
-        raise KdError("terms: empty; an objective needs at least one Term, for example {'ce': Term(cross_entropy)}")
-    for name, term in terms.items():
-        schedules.check(term.weight, f"terms.{name}.weight", 0.0)
-        try:
-            _check_options(term)
-            if term.signal is None or is_feature(term):
-                continue
-            if not isinstance(term.signal, Online) and isinstance(term.signal.temperature, Ramp):
-                raise KdError("signal.temperature: a Ramp; a cache holds fixed temperatures, wanted Online")
-            schedules.check(term.signal.temperature, "signal.temperature", 1e-3)
-            term.signal.schema(vocab_size)
-        except KdError as error:
-            raise KdError(f"terms.{name}.{error}") from error
-        if not term.signal.supports(term.loss):
-            which = ", ".join(loss.__name__ for loss in divergence.ALL if term.signal.supports(loss))
-            raise KdError(
-                f"terms.{name}.loss: {term.loss.__name__} with {term.signal}; this signal supports {which or 'none'}"
-            )
-
-
-RANGES = {"beta": (0.0, 1.0), "alpha": (0.0, 0.99), "label_smoothing": (0.0, 0.99)}
-
-
-def _check_options(term: Term) -> None:
-    for option, value in term.options.items():
-        if option in RANGES and not RANGES[option][0] <= value <= RANGES[option][1]:
-            least, most = RANGES[option]
-            raise KdError(f"options.{option}: {value}; wanted {least:g} to {most:g}")
-
-
-def check_readable(name: str, signal: Signal, vocab_size: int, stored: Mapping[str, Field]) -> None:
-    """Refuses a cache that lacks what a signal needs of it.
-
-    Raises:
-      KdError: names the first field that is missing, too small or of another dtype.
-    """
-    for field, wanted in signal.schema(vocab_size).items():
-        if field not in stored:
-            held = ", ".join(stored)
-            raise KdError(f"cache {name}: no field {field}, it holds {held}; write it again with `cache --force`")
-        found = stored[field]
-        if found.dtype != wanted.dtype or any(a < b for a, b in zip(found.shape, wanted.shape, strict=True)):
-            raise KdError(
-                f"cache {name}: field {field} is {found.dtype} {list(found.shape)}, the objective needs "
-                f"{wanted.dtype} {list(wanted.shape)}; write it again with `cache --force`"
-            )
+            losses[name] = term.loss(logits_NV, rows["targets"], **term.options, **known)
+    count = rows["mask"].sum(dtype=jnp.int32)
+    values = {
+        name: jnp.where(rows["mask"], rows["weight"] * losses[name], 0.0).sum() for name in terms if name in losses
+    }
+    total = sum((ramp.at(terms[name].weight, step) * value for name, value in values.items()), jnp.float32(0.0))
+    return total, {name: Sum(value, count) for name, value in (values | {"loss": total}).items()}

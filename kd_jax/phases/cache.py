@@ -1,18 +1,18 @@
 """Let the teacher say what it thinks of every training token, once, and keep it on disk."""
 
-from pathlib import Path
-
-from kd_jax.experiment import Experiment, cache_folder, wanted_signals
+from kd_jax.artifacts.workdir import Workdir
+from kd_jax.experiment import Experiment, targets_name, wanted_signals
 from kd_jax.signals.topk import TopK
-from kd_jax.teaching.signal_cache import Teacher, write_signal, write_targets
+from kd_jax.teaching.base import Teacher
+from kd_jax.teaching.pseudo_targets import write_targets
+from kd_jax.teaching.signal_cache import write_signal
 
 
-def run(experiment: Experiment, workdir: Path, force: bool = False, writer: tuple[int, int] | None = None) -> None:
+def run(experiment: Experiment, workdir: Workdir, force: bool = False, writer: tuple[int, int] | None = None) -> None:
     """Writes what the students' terms and targets, and offline evaluation, want of the teacher.
 
-    workdir/cache/SIGNAL for every signal of the data's own targets; workdir/pseudo/NAME for the teacher's
-    targets, with the signals along them below it; workdir/cache/validation_topk. Record i belongs to example
-    i and carries its digest. Students that want less of the same signal (a smaller k) share one cache.
+    Record i belongs to example i and carries its digest. Students that want less of the same signal (a
+    smaller k) share one cache.
 
     Args:
       experiment, workdir, force: as every phase's.
@@ -26,7 +26,7 @@ def run(experiment: Experiment, workdir: Path, force: bool = False, writer: tupl
         if targets is not None:
             write_targets(teacher, targets, force)
         for name, signal in signals.items():
-            write_signal(teacher, cache_folder(workdir, targets, name), signal, targets, "train", force)
+            write_signal(teacher, workdir.cache(targets_name(targets), name), signal, targets, "train", force)
     if experiment.evaluation.cached_k:
         signal = TopK(k=min(experiment.evaluation.cached_k, teacher.data["vocab_size"]))
-        write_signal(teacher, workdir / "cache" / "validation_topk", signal, None, "validation", force)
+        write_signal(teacher, workdir.validation_cache, signal, None, "validation", force)

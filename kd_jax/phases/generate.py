@@ -1,95 +1,96 @@
-"""Translate standard input with a trained model, line by line, to standard output."""
+"""Answer standard input with a trained model, line by line, on standard output."""
 
 import difflib
 import functools
 import itertools
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from kd_jax.artifacts import checkpoint, manifest
-from kd_jax.data.pipeline import padded_lengths
-from kd_jax.data.tokenizers import EOS, Tokenizer
-from kd_jax.decoding.text import to_text, translate_step
+from kd_jax.artifacts import checkpoint
+from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.data.layouts import Bucket
+from kd_jax.data.pipeline import LONGEST, padded_lengths, rows_within
+from kd_jax.data.tokenizers import Tokenizer
+from kd_jax.decoding.text import to_text, write
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
-from kd_jax.parallel.base import parallel
-from kd_jax.types import Batch
+from kd_jax.parallel import devices
 
 BATCH = 64
 
 
-def run(experiment: Experiment, workdir: Path, model: str = "", beam: int = 1) -> None:
-    """Translates every line, in order; an empty line stays empty.
+def run(experiment: Experiment, workdir: Workdir, model: str = "", beam: int = 1) -> None:
+    """Writes one line for every line read, in order; an empty line stays empty.
 
     Args:
-      experiment, workdir: a finished run.
-      model: "teacher" or a student's name; empty for "student_kd", or else the last student.
+      experiment: as the workdir keeps it.
+      workdir: of a run with trained models.
+      model: "teacher" or a student's name; "" for the distilled student.
       beam: width of the beam search; 1 for greedy.
 
     Raises:
-      KdError: for an unknown model, one that is not trained, a beam below 1, or input that is not UTF-8.
+      KdError: if there is no such model, or a line cannot be read.
     """
-    if beam < 1:
-        raise KdError(f"--beam {beam}: wanted 1 (greedy) or more")
     name = model or default_model(experiment)
-    if name not in ("teacher", *experiment.students):
-        near = difflib.get_close_matches(name, ("teacher", *experiment.students), 1, 0.0)
-        raise KdError(f"--model {name}: no such model; did you mean {' '.join(near)}?")
-    recipe = experiment.teacher if name == "teacher" else experiment.students[name]
-    folder, phase = (workdir / "teacher", "teacher") if name == "teacher" else (workdir / "students" / name, "student")
-    tokenizer = Tokenizer(workdir / "data" / "tokenizer.model")
-    trained_with = manifest.read(folder, phase)["inputs"]["consumed.tokenizer"]
-    if tokenizer.digest() != trained_with:
-        raise KdError(
-            f"{workdir}/data/tokenizer.model is not the tokeniser that {name} was trained with; redo `prepare`"
-        )
-    network = recipe.model.build(tokenizer.vocab_size)
-    spread = parallel("jit")
-    params = spread.replicate(checkpoint.load_params(folder, phase, network))
-    step = functools.partial(translate_step, model=network, beam=beam, evaluation=experiment.evaluation)
-    step = spread.spread(step)
-    for lines in waiting_lines(sys.stdin.buffer):
-        encoded = [[*tokenizer.encode(line), EOS] for line in lines]
-        padded = padded_lengths(np.asarray([len(ids) for ids in encoded]), experiment.buckets)
-        written = [""] * len(lines)
-        for length in np.unique(padded):
-            places = [i for i in np.flatnonzero(padded == length) if lines[i].strip()]
-            if places:
-                ids_BT = spread.gather(
-                    step(params, spread.shard(source_batch([encoded[i] for i in places], int(length))))
-                )
-                for i, ids in zip(places, ids_BT, strict=False):
+    if name not in experiment.recipes:
+        near = difflib.get_close_matches(name, experiment.recipes, 1, 0.0)
+        raise KdError(f"--model {name}: no such model; did you mean {near[0]}?")
+    if beam < 1:
+        raise KdError(f"--beam {beam}: wanted at least 1")
+    folder, tokenizer = workdir.model(name), Tokenizer(workdir.model(name).file("tokenizer.model"))
+    if tokenizer.digest() != folder.inputs()["consumed.tokenizer"]:
+        raise KdError(f"{folder.path}/tokenizer.model is not the tokeniser that {name} was trained with")
+    architecture, spread = experiment.recipes[name].model, devices("jit")
+    network = architecture.build(tokenizer.vocab_size)
+    params = spread.put(checkpoint.load_params(folder, network.init))
+    step = spread.compile(functools.partial(write, model=network, beam=beam, evaluation=experiment.evaluation))
+    for numbered in waiting_lines(sys.stdin.buffer, f"{name}> "):
+        encoded = [experiment.task.encode_prompt(line, tokenizer) for _, line in numbered]
+        lengths = np.asarray([(len(ids), 1) for ids in encoded])
+        if lengths.max() > LONGEST:
+            worst = int(lengths.max(-1).argmax())
+            raise KdError(
+                f"standard input, line {numbered[worst][0]}: {lengths[worst][0]} tokens; wanted at most {LONGEST}"
+            )
+        padded = padded_lengths(lengths, experiment.shapes)
+        written = [""] * len(numbered)
+        for bucket in sorted({Bucket(*map(int, one)) for one in padded}):
+            places = [i for i in np.flatnonzero((padded == bucket).all(-1)) if numbered[i][1].strip()]
+            rows = 1 if len(numbered) == 1 else rows_within(BATCH, 1, bucket)  # so that few shapes are compiled
+            for start in range(0, len(places), rows):
+                some = places[start : start + rows]
+                prompts = architecture.layout.prompts([encoded[i] for i in some], rows, bucket)
+                ids_BT = spread.gather(step(params, spread.cut(prompts)))
+                for i, ids in zip(some, ids_BT, strict=False):
                     written[i] = to_text(ids, tokenizer)
         sys.stdout.write("".join(line + "\n" for line in written))
         sys.stdout.flush()
 
 
 def default_model(experiment: Experiment) -> str:
-    """ "student_kd" if there is one, else the last student, else the teacher."""
-    names = list(experiment.students)
-    return "student_kd" if "student_kd" in names else names[-1] if names else "teacher"
+    """The distilled student of the comparison, else the last student, else the teacher."""
+    if experiment.comparison:
+        return experiment.comparison.distilled
+    return [TEACHER, *experiment.students][-1]
 
 
-def source_batch(encoded: list[list[int]], length: int) -> Batch:
-    """Sources as a Batch of 1 or BATCH rows, so that few shapes are compiled; nothing but the source is real."""
-    rows = 1 if len(encoded) == 1 else BATCH
-    ids, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
-    for row, source in enumerate(encoded):
-        ids[row, : len(source)], mask[row, : len(source)] = source, True
-    nothing = np.zeros((rows, length), np.int32)
-    return Batch(np.full(rows, -1, np.int32), ids, mask, nothing, nothing, nothing > 0, np.ones(rows, np.float32), {})
-
-
-def waiting_lines(stream: BinaryIO) -> Iterator[list[str]]:
-    """The lines that wait on `stream`, BATCH at once; a person at a terminal is answered line by line."""
-    most = 1 if stream.isatty() else BATCH
+def waiting_lines(stream: BinaryIO, prompt: str) -> Iterator[list[tuple[int, str]]]:
+    """(number, line) of the lines that wait on `stream`, BATCH at once; a person is asked for one at a time."""
+    person = stream.isatty()
     numbered = enumerate(stream, 1)
-    while raw := list(itertools.islice(numbered, most)):
-        yield [_decoded(number, line) for number, line in raw]
+    while True:
+        if person:
+            sys.stderr.write(prompt)
+            sys.stderr.flush()
+        raw = list(itertools.islice(numbered, 1 if person else BATCH))
+        if not raw:
+            break
+        yield [(number, _decoded(number, line)) for number, line in raw]
+    if person:
+        sys.stderr.write("\n")
 
 
 def _decoded(number: int, line: bytes) -> str:

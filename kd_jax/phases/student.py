@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_jax.artifacts import manifest
+from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data.store import Store
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, Recipe, cache_folder, data_folder
-from kd_jax.models.init import FromCheckpoint, FromTeacher
-from kd_jax.objective.terms import cached_signals, check_readable, needs_teacher
+from kd_jax.experiment import Experiment, targets_name
+from kd_jax.objective.check import check_readable
+from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.training.model import train_model
 
 
-def run(experiment: Experiment, workdir: Path, force: bool = False, only: str = "") -> None:
+def run(experiment: Experiment, workdir: Workdir, force: bool = False, only: str = "") -> None:
     """Trains every student, or the one called `only`, into workdir/students/NAME.
 
     Raises:
@@ -24,47 +25,45 @@ def run(experiment: Experiment, workdir: Path, force: bool = False, only: str = 
         near = difflib.get_close_matches(only, experiment.students, 1, 0.0)
         raise KdError(f"--only {only}: no such student; did you mean {' '.join(near)}?")
     for name in [only] if only else experiment.students:
-        recipe = experiment.students[name]
-        consumed, payloads = {}, {}
-        teacher = None
-        if isinstance(recipe.init, FromTeacher) or needs_teacher(recipe.terms) or recipe.targets:
-            teacher = consumed["teacher"] = manifest.read(workdir / "teacher", "teacher")["outputs"]["digest"]
-        if recipe.targets:
-            made = manifest.read(data_folder(workdir, recipe.targets), "cache")
-            _check_source(f"targets {recipe.targets.name}", made["inputs"], {"teacher": teacher})
-            consumed["targets"] = made["outputs"]["digest"]
-        if isinstance(recipe.init, FromCheckpoint):
-            consumed["checkpoint"] = manifest.read(Path(recipe.init.folder), "teacher")["outputs"]["digest"]
-        for signal, wanted in cached_signals(recipe.terms).items():
-            folder = cache_folder(workdir, recipe.targets, signal)
-            made = manifest.read(folder, "cache")
-            _check_source(f"cache {signal}", made["inputs"], present(workdir, recipe, consumed))
-            payloads[signal] = Store(folder, "records")
-            data = manifest.read(workdir / "data", "prepare")["outputs"]
-            check_readable(signal, wanted, data["vocab_size"], payloads[signal].schema)
-            consumed[f"cache.{signal}"] = made["outputs"]["digest"]
-        train_model(
-            "student",
-            f"students.{name}",
-            recipe,
-            experiment,
-            workdir,
-            workdir / "students" / name,
-            consumed=consumed,
-            payloads=payloads,
-            force=force,
-        )
+        consumed = _consumed(experiment, workdir, name)
+        payloads = _payloads(experiment, workdir, name, consumed)
+        digests = {f"cache.{signal}": store.digest for signal, store in payloads.items()}
+        train_model(experiment, workdir, name, consumed | digests, payloads, force)
 
 
-def present(workdir: Path, recipe: Recipe, consumed: Mapping[str, str]) -> dict[str, str]:
-    """Digests of what a cache must have been made from: the teacher, the split and the tokeniser that are here."""
-    data = manifest.read(workdir / "data", "prepare")["outputs"]
-    split = consumed["targets"] if recipe.targets else data["splits"]["train"]
-    teacher = manifest.read(workdir / "teacher", "teacher")["outputs"]["digest"]
-    return {"teacher": teacher, "split": split, "tokenizer": data["tokenizer"]}
+def _consumed(experiment: Experiment, workdir: Workdir, name: str) -> dict[str, str]:
+    """Digests of what goes into a student besides the data and the caches."""
+    recipe, consumed = experiment.students[name], {}
+    if recipe.init.origin == "teacher" or needs_teacher(recipe.terms) or recipe.targets:
+        consumed["teacher"] = workdir.model(TEACHER).outputs()["digest"]
+    if recipe.targets:
+        targets = workdir.split(recipe.targets.name)
+        _refuse_others(f"targets {recipe.targets.name}", targets.inputs(), consumed)
+        consumed["targets"] = targets.outputs()["digest"]
+    if recipe.init.origin == "checkpoint":
+        consumed["checkpoint"] = Folder(Path(recipe.init.folder), "teacher").outputs()["digest"]
+    return consumed
 
 
-def _check_source(what: str, inputs: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
+def _payloads(experiment: Experiment, workdir: Workdir, name: str, consumed: Mapping[str, str]) -> dict[str, Store]:
+    """Signal -> its cache, which must be of the teacher, the split and the tokeniser that are here."""
+    recipe, payloads = experiment.students[name], {}
+    data = workdir.data.outputs()
+    for signal, wanted in cached_signals(recipe.terms).items():
+        folder = workdir.cache(targets_name(recipe.targets), signal)
+        here = {
+            "teacher": workdir.model(TEACHER).outputs()["digest"],
+            "split": consumed["targets"] if recipe.targets else data["splits"]["train"],
+            "tokenizer": data["tokenizer"],
+        }
+        _refuse_others(f"cache {signal}", folder.inputs(), here)
+        folder.file("records.index.json")
+        payloads[signal] = Store(folder.path, "records")
+        check_readable(signal, wanted, data["vocab_size"], payloads[signal].schema)
+    return payloads
+
+
+def _refuse_others(what: str, inputs: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
     """Raises KdError if something was made from another teacher, split or tokeniser."""
     for name, digest in wanted.items():
         seen = inputs[f"consumed.{name}"]

@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from sacrebleu import sentence_bleu
 from sacrebleu.metrics import BLEU, CHRF
 
-from kd_jax.types import Field
+from kd_jax.errors import KdError
+from kd_jax.tasks.base import Encoded, Example, Metric, Score
+
+os.environ.setdefault("SACREBLEU_SEED", "12345")  # of the bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,11 @@ class Translation:
     Attributes:
       source: name of the source text in an example.
       target: name of the text to write.
+
+    Examples:
+      >>> task = Translation(source="en", target="fr")
+      >>> task.prompt({"en": "a house", "fr": "une maison"}), task.fields()
+      ('a house', ('en', 'fr'))
     """
 
     source: str = "en"
@@ -27,51 +35,78 @@ class Translation:
 
     name = "translation"
 
+    def check(self) -> None:
+        """Raises KdError where source and target are one field."""
+        if self.source == self.target:
+            raise KdError(f"task.target: {self.target!r}, as task.source; wanted two fields")
+
     def fields(self) -> tuple[str, ...]:
         """The fields that an example must have."""
         return self.source, self.target
 
-    def encode(self, example: Mapping[str, str], tokenizer: Any, eos: int) -> dict[str, np.ndarray]:
-        """Token ids that end with `eos`, and the mask of the targets that count: all, the end included.
+    def encode(self, example: Example, tokenizer: Any) -> Encoded:
+        """Token ids that end with the end of the sentence; all targets count, the end included."""
+        completion = np.asarray([*tokenizer.encode(self.reference(example)), tokenizer.eos], np.int32)
+        prompt = self.encode_prompt(self.prompt(example), tokenizer)
+        return Encoded(prompt, completion, np.ones(len(completion), bool))
 
-        Returns:
-          {"source": int32 [S], "target": int32 [T], "mask": bool [T]}.
-        """
-        source = np.asarray([*tokenizer.encode(example[self.source]), eos], np.int32)
-        target = np.asarray([*tokenizer.encode(example[self.target]), eos], np.int32)
-        return {"source": source, "target": target, "mask": np.ones(len(target), bool)}
+    def encode_prompt(self, text: str, tokenizer: Any) -> np.ndarray:
+        """The source's token ids and the end of the sentence, int32 [P]."""
+        return np.asarray([*tokenizer.encode(text), tokenizer.eos], np.int32)
 
-    def schema(self) -> dict[str, Field]:
-        """What `encode` leaves, as it is stored."""
-        return {"source": Field((), "int32"), "target": Field((), "int32"), "mask": Field((), "bool")}
+    def prompt(self, example: Example) -> str:
+        """The source text."""
+        return example[self.source]
+
+    def reference(self, example: Example) -> str:
+        """The reference translation."""
+        return example[self.target]
 
     def closeness(self, hypothesis: str, reference: str) -> float:
-        """Sentence BLEU with exponential smoothing (sacreBLEU), 0 to 100: for the choice among hypotheses."""
+        """Sentence BLEU with exponential smoothing (sacreBLEU), 0 to 100."""
         return sentence_bleu(hypothesis, [reference]).score
 
-    def score(self, hypotheses: Sequence[str], references: Sequence[str], bootstrap: int = 0) -> dict[str, Any]:
-        """Corpus BLEU (13a, cased) and chrF2 by sacreBLEU, with 95% bootstrap intervals.
-
-        Args:
-          hypotheses, references: one text each, in the same order.
-          bootstrap: resamples; 0 for no intervals.
-
-        Returns:
-          {"bleu", "bleu_ci": [low, high] or None, "chrf", "chrf_ci", "signature"}.
-        """
-        os.environ.setdefault("SACREBLEU_SEED", "12345")
-        result: dict[str, Any] = {}
-        for key, metric in (("bleu", BLEU()), ("chrf", CHRF())):
-            score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=bootstrap or 1)
-            result |= {key: score.score, f"{key}_ci": _interval(score, metric) if bootstrap else None}
-            if key == "bleu":
-                result["signature"] = str(metric.get_signature())
-        return result
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Corpus BLEU (13a, cased) and chrF2 by sacreBLEU, 0 to 100."""
+        return Metric("bleu", "BLEU", True, 2, bleu), Metric("chrf", "chrF", True, 2, chrf)
 
 
-def _interval(score: Any, metric: Any) -> list[float]:
-    """[low, high] around the mean of the resamples; sacreBLEU gives none where every resample scores 0."""
-    found = json.loads(score.format(width=4, signature=metric.get_signature().format(), is_json=True))
-    if "confidence_mean" not in found:
-        return [score.score, score.score]
-    return [found["confidence_mean"] - found["confidence_var"], found["confidence_mean"] + found["confidence_var"]]
+def bleu(hypotheses: Sequence[str], references: Sequence[str], bootstrap: int = 0) -> Score:
+    """Corpus BLEU by sacreBLEU, cased, tokenised by 13a.
+
+    Args:
+      hypotheses, references: one text each, in the same order.
+      bootstrap: resamples for the 95% interval; 0 for none.
+
+    References:
+      Post 2018, arXiv 1804.08771; Papineni et al. 2002.
+
+    Examples:
+      >>> bleu(["the cat sat on the mat"], ["the cat sat on the mat"]).value
+      100.0...
+    """
+    return _score(BLEU(), hypotheses, references, bootstrap)
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str], bootstrap: int = 0) -> Score:
+    """chrF2 by sacreBLEU (Popović 2015); arguments as `bleu`.
+
+    Examples:
+      >>> chrf(["the cat"], ["the cat"]).value
+      100.0
+    """
+    return _score(CHRF(), hypotheses, references, bootstrap)
+
+
+def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str], bootstrap: int) -> Score:
+    scored = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=bootstrap or 1)
+    signature = str(metric.get_signature())
+    if not bootstrap:
+        return Score(scored.score, None, signature)
+    said = json.loads(scored.format(width=4, signature=metric.get_signature().format(), is_json=True))
+    # sacreBLEU gives no interval where every resample scores the same, as a dead model's zeros do.
+    if "confidence_mean" not in said:
+        return Score(scored.score, (scored.score, scored.score), signature)
+    mean, half = said["confidence_mean"], said["confidence_var"]
+    return Score(scored.score, (mean - half, mean + half), signature)

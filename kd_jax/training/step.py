@@ -5,28 +5,50 @@ devices before the forward pass; every portion's one scalar is divided by them, 
 never averaged.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import fused_head
-from kd_jax.objective.terms import Terms, feature_terms, is_feature, needs_teacher, token_losses
-from kd_jax.optim import ramp as schedules
-from kd_jax.types import Array, Batch, Head, Model, Params, Sum, TrainState
+from kd_jax.objective.terms import Terms, feature_terms, needs_teacher, total_loss
+from kd_jax.optim import ramp
+from kd_jax.types import Array, Batch, Params, Sum
 
 Sums = dict[str, Sum]
 Trained = tuple[Params, Mapping[str, Params]]  # of the model, and of the terms' adapters
 
 
+class TrainState(NamedTuple):
+    """All that a training step changes, and the key it draws from.
+
+    Attributes:
+      step: int32 scalar, updates made so far.
+      key: uint32 key data; every draw is folded from it, the step, the place in the model and the example.
+      params: the model's parameters.
+      adapters: term name -> parameters that only its loss uses (projections between widths); they are
+        trained along and saved with the optimiser's state, never with the model.
+      opt_state: the optax state of (params, adapters).
+    """
+
+    step: Array
+    key: Array
+    params: Params
+    adapters: Mapping[str, Params]
+    opt_state: Any
+
+
 def count_tokens(batch: Batch) -> dict[str, Array]:
-    """int32 scalars: target tokens that count in the loss, and source tokens."""
-    return {
-        "target": batch.mask_BT.sum(dtype=jnp.int32),
-        "source": batch.source_mask_BS.sum(dtype=jnp.int32),
-    }
+    """int32 scalars: target tokens that count in the loss, and the encoder's and decoder's tokens."""
+    segments = {"decoder": batch.inputs.decoder.segment_BT}
+    if batch.inputs.encoder is not None:
+        segments["encoder"] = batch.inputs.encoder.segment_BT
+    tokens = {stack: (segment > 0).sum(dtype=jnp.int32) for stack, segment in segments.items()}
+    return tokens | {"target": batch.mask_BT.sum(dtype=jnp.int32)}
 
 
 def loss_fn(
@@ -56,48 +78,33 @@ def loss_fn(
       (scalar to differentiate, Sums by name: "loss" and every term unweighted).
     """
     params, adapters = trained
-    features = feature_terms(terms)
-    hidden_BTD, taps = _apply(model, params, batch, dropout_key, bool(features))
+    tapped = bool(feature_terms(terms))
+    hidden_BTD, taps = _apply(model, params, batch, dropout_key, tapped)
     fixed: dict[str, Any] = {"step": jnp.asarray(step)}
-    rows: dict[str, Any] = {"targets": batch.targets_BT, "mask": batch.mask_BT, "payload": batch.payload}
-    rows["weight"] = jnp.broadcast_to(batch.weight_B[:, None], batch.mask_BT.shape)
+    rows = {"targets": batch.targets_BT, "mask": batch.mask_BT, "weight": batch.weight_BT, "payload": batch.payload}
     feature_losses = {}
     if needs_teacher(terms):
-        said = _apply(teacher, teacher_params, batch, None, bool(features))
+        said = _apply(teacher, teacher_params, batch, None, tapped)
         rows["teacher_hidden"], teacher_taps = jax.lax.stop_gradient(said)
         fixed["teacher_head"] = jax.lax.stop_gradient(teacher.head(teacher_params))
         feature_losses = _feature_losses(terms, batch, taps, teacher_taps, adapters)
-    rows_N = jax.tree.map(_flatten_tokens, rows)
-    sums = fused_head_sums(terms, _flatten_tokens(hidden_BTD), model.head(params), rows_N, fixed)
-    total, sums = sums[0] / jnp.maximum(counts["target"], 1).astype(jnp.float32), sums[1]
-    for name, (loss, where) in feature_losses.items():
-        weighted = schedules.at(terms[name].weight, step) * loss.value
-        total += weighted / jnp.maximum(counts[where], 1).astype(jnp.float32)
-        # The reported loss is a mean over target tokens; a share of source tokens is brought to it.
-        scale = counts["target"].astype(jnp.float32) / jnp.maximum(counts[where], 1).astype(jnp.float32)
-        sums |= {name: loss, "loss": Sum(sums["loss"].value + weighted * scale, sums["loss"].weight)}
+    rows_N, hidden_ND = jax.tree.map(_flatten_tokens, (rows, hidden_BTD))
+    loss, sums = fused_head(functools.partial(total_loss, terms), hidden_ND, model.head(params), rows_N, fixed)
+    total = loss / jnp.maximum(counts["target"], 1).astype(jnp.float32)
+    for name, (feature_loss, where) in feature_losses.items():
+        weighted = ramp.at(terms[name].weight, step) * feature_loss.value
+        count = jnp.maximum(counts[where], 1).astype(jnp.float32)
+        total += weighted / count
+        # The reported loss is a mean over target tokens; a share of other positions is brought to it.
+        scaled = weighted * counts["target"].astype(jnp.float32) / count
+        sums |= {name: feature_loss, "loss": Sum(sums["loss"].value + scaled, sums["loss"].weight)}
     return total, jax.lax.stop_gradient(sums)
 
 
-def fused_head_sums(terms: Terms, hidden_ND: Array, head: Head, rows_N: Any, fixed: Any, chunk: int = 0):
-    """(sum of mask * weight * loss over tokens, Sums by name) of all terms that read logits."""
-
-    def objective(logits_NV: Array, rows: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[Array, Sums]:
-        mask_N, payload = rows["mask"], dict(rows["payload"])
-        if "teacher_hidden" in rows:
-            payload["online"] = {"logits": fixed["teacher_head"].logits(rows["teacher_hidden"])}
-        losses = token_losses(terms, logits_NV, rows["targets"], payload, fixed["step"])
-        weight = mask_N.sum(dtype=jnp.int32)
-        values = {name: jnp.where(mask_N, rows["weight"] * loss_N, 0.0).sum() for name, loss_N in losses.items()}
-        weights = {name: schedules.at(terms[name].weight, fixed["step"]) for name in values}
-        total = sum((weights[name] * value for name, value in values.items()), jnp.float32(0.0))
-        return total, {name: Sum(value, weight) for name, value in (values | {"loss": total}).items()}
-
-    return fused_head(objective, hidden_ND, head, rows_N, fixed, chunk)
-
-
 def _apply(model: Model, params: Params, batch: Batch, dropout_key: Array | None, tapped: bool):
-    return model.taps(params, batch, dropout_key) if tapped else (model.apply(params, batch, dropout_key), {})
+    if tapped:
+        return model.taps(params, batch.inputs, dropout_key)
+    return model.apply(params, batch.inputs, dropout_key), {}
 
 
 def _flatten_tokens(x: Array) -> Array:
@@ -105,19 +112,18 @@ def _flatten_tokens(x: Array) -> Array:
 
 
 def _feature_losses(terms: Terms, batch: Batch, taps: Any, teacher_taps: Any, adapters: Mapping[str, Params]):
-    """Name -> (Sum over positions, "source" or "target") of the terms that compare insides."""
+    """Name -> (Sum over the stack's positions, the stack) of the terms that compare insides."""
     losses = {}
-    for name, term in terms.items():
-        if not is_feature(term):
-            continue
-        mask_BT = batch.source_mask_BS if term.signal.source() else batch.mask_BT
+    for name, term in feature_terms(terms).items():
+        source = term.signal.source()
+        segment_BT = (batch.inputs.encoder if source else batch.inputs.decoder).segment_BT
         adapter = adapters[name] if name in adapters else {}
-        teacher_PBTX, student_PBTX = term.signal.align(taps, teacher_taps, mask_BT, adapter)
+        teacher_PBTX, student_PBTX = term.signal.align(taps, teacher_taps, segment_BT, adapter)
         flat = [x.reshape(-1, x.shape[-1]) for x in (teacher_PBTX, student_PBTX)]
         loss_PBT = term.loss(*flat, **term.options).reshape(teacher_PBTX.shape[:-1])
-        loss_BT = batch.weight_B[:, None] * loss_PBT.sum(0) / loss_PBT.shape[0]
-        value = Sum(jnp.where(mask_BT, loss_BT, 0.0).sum(), mask_BT.sum(dtype=jnp.int32))
-        losses[name] = value, "source" if term.signal.source() else "target"
+        loss_BT = loss_PBT.sum(0) / loss_PBT.shape[0]
+        weight_BT = batch.weight_BT[:, :1] if source else batch.weight_BT
+        losses[name] = Sum.over(weight_BT * loss_BT, segment_BT > 0), "encoder" if source else "decoder"
     return losses
 
 
@@ -149,18 +155,21 @@ def train_step(
     counts = all_sum(count_tokens(batch))
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     trained = (state.params, state.adapters)
-    gradient = jax.grad(loss_fn, has_aux=True)
-
-    def portion(microbatch: Batch):
-        parts = {"model": model, "terms": terms, "teacher": teacher}
-        return gradient(trained, microbatch, counts, key, teacher_params, state.step, **parts)
-
+    loss = functools.partial(loss_fn, model=model, terms=terms, teacher=teacher)
+    gradient = functools.partial(
+        jax.grad(loss, has_aux=True),
+        trained,
+        counts=counts,
+        dropout_key=key,
+        teacher_params=teacher_params,
+        step=state.step,
+    )
     if microbatches == 1:
-        grads, sums = portion(batch)
+        grads, sums = gradient(batch)
     else:
         portions = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(portion, jax.tree.map(lambda x: x[0], portions)))
-        add = lambda total, microbatch: (jax.tree.map(jnp.add, total, portion(microbatch)), None)  # noqa: E731
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], portions)))
+        add = lambda total, microbatch: (jax.tree.map(jnp.add, total, gradient(microbatch)), None)  # noqa: E731
         (grads, sums), _ = jax.lax.scan(add, zeros, portions)
 
     grads, sums = all_sum((grads, sums))
@@ -172,7 +181,7 @@ def train_step(
 
 def eval_step(params: Params, batch: Batch, *, model: Model, terms: Terms, all_sum=lambda tree: tree) -> Sums:
     """Sums of every term without dropout or teacher, over all devices."""
-    counts = {"target": jnp.int32(1), "source": jnp.int32(1)}
+    counts = {"target": jnp.int32(1)}
     return all_sum(loss_fn((params, {}), batch, counts, None, model=model, terms=terms)[1])
 
 
@@ -196,10 +205,11 @@ def init_adapters(
       batch: any.
     """
     shapes = [
-        jax.eval_shape(lambda p, m=model: m.taps(p, batch, None)[1], params) for model, params in (student, teacher)
+        jax.eval_shape(lambda p, m=model: m.taps(p, batch.inputs, None)[1], params)
+        for model, params in (student, teacher)
     ]
-    found = {
+    adapters = {
         name: term.signal.init(jax.random.fold_in(key, i), *shapes)
         for i, (name, term) in enumerate(feature_terms(terms).items())
     }
-    return {name: adapter for name, adapter in found.items() if adapter}
+    return {name: adapter for name, adapter in adapters.items() if adapter}

@@ -1,0 +1,106 @@
+"""Where a run keeps what: the only file that knows."""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from kd_jax.artifacts.manifest import Folder
+from kd_jax.errors import KdError
+
+TEACHER = "teacher"
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """A run's folder.
+
+    Attributes:
+      path: its root.
+
+    Examples:
+      >>> workdir = Workdir(Path("runs/mine"))
+      >>> workdir.cache("", "topk").path.as_posix(), workdir.model("student_kd").phase
+      ('runs/mine/cache/topk', 'student')
+    """
+
+    path: Path
+
+    @property
+    def data(self) -> Folder:
+        """Tokeniser, encoded splits, held-out text."""
+        return Folder(self.path / "data", "prepare")
+
+    def model(self, name: str) -> Folder:
+        """The teacher, or the student of that name."""
+        if name == TEACHER:
+            return Folder(self.path / TEACHER, "teacher")
+        return Folder(self.path / "students" / name, "student")
+
+    def hypotheses(self, beam: int) -> Folder:
+        """The teacher's beam of every training example."""
+        return Folder(self.path / "pseudo" / f"beam{beam}", "cache")
+
+    def split(self, targets: str) -> Folder:
+        """Where the training split with these targets lies; "" for those of the data."""
+        return Folder(self.path / "pseudo" / targets, "cache") if targets else self.data
+
+    def cache(self, targets: str, signal: str) -> Folder:
+        """What the teacher says about that split."""
+        return Folder((self.split(targets).path if targets else self.path) / "cache" / signal, "cache")
+
+    @property
+    def validation_cache(self) -> Folder:
+        """What the teacher says about the validation split, for closeness without a teacher."""
+        return Folder(self.path / "cache" / "validation_topk", "cache")
+
+    @property
+    def evaluation(self) -> Folder:
+        """Each model's figures and texts."""
+        return Folder(self.path / "evaluation", "evaluate")
+
+    @property
+    def report(self) -> Folder:
+        """report.json, report.md, report.html."""
+        return Folder(self.path / "report", "report")
+
+    @property
+    def config(self) -> Path:
+        """The resolved experiment, as data."""
+        return self.path / "experiment.json"
+
+    @contextlib.contextmanager
+    def lock(self, writer: tuple[int, int] | None = None) -> Iterator[None]:
+        """Keeps other processes off this folder until the block ends; a process that died holds nothing.
+
+        Args:
+          writer: (this one's number, number of writers) for one of several that share the cache's work: they keep
+            each other's number off, and everybody else.
+
+        Raises:
+          KdError: if another process works here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(self._locked(".lock", fcntl.LOCK_SH if writer else fcntl.LOCK_EX))
+            if writer:
+                locks.enter_context(self._locked(f".lock.{writer[0]}", fcntl.LOCK_EX))
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, kind: int) -> Iterator[None]:
+        with open(self.path / name, "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise KdError(
+                    f"--workdir {self.path}: another kd_jax works there (process {file.read().strip() or 'unknown'}); "
+                    "wait for it, or take another --workdir"
+                ) from error
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield

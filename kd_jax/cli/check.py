@@ -1,0 +1,100 @@
+"""Refuses, before any work is done, what a later phase would refuse: each part of an experiment checks itself."""
+
+import math
+import re
+from collections.abc import Mapping
+
+from kd_jax import parallel
+from kd_jax.errors import KdError
+from kd_jax.experiment import Evaluation, Experiment, Recipe
+from kd_jax.objective import check as objective
+from kd_jax.objective.terms import feature_terms
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+
+
+def check(experiment: Experiment) -> None:
+    """Raises KdError naming the field, the value and what is wanted."""
+    check_names(experiment.students)
+    check_buckets(experiment)
+    parallel.check(experiment.backend)
+    if type(experiment.seed) is not int or not 0 <= experiment.seed < 2**32:
+        raise KdError(f"seed: {experiment.seed}; wanted a whole number from 0 to {2**32 - 1}")
+    if experiment.comparison:
+        for field, name in vars(experiment.comparison).items():
+            if name not in experiment.students:
+                known = ", ".join(experiment.students) or "there are none"
+                raise KdError(f"comparison.{field}: no student is called {name!r}; wanted one of {known}")
+    check_evaluation(experiment.evaluation)
+    for part in (experiment.task,):
+        part.check()
+    for name, recipe in experiment.recipes.items():
+        try:
+            check_recipe(recipe, experiment)
+        except KdError as error:
+            raise KdError(f"{name}: {error}") from error
+
+
+def check_names(students: Mapping[str, Recipe]) -> None:
+    """A student's name is a folder's name and a column's."""
+    for name in students:
+        if not NAME.fullmatch(name) or name == "teacher":
+            raise KdError(
+                f"students: {name!r} cannot be a student's name; wanted a letter, then letters, digits, _, - or ., "
+                "and not `teacher`"
+            )
+
+
+def check_buckets(experiment: Experiment) -> None:
+    """Lengths ascend, each prompt bucket beside a completion bucket."""
+    for field in ("buckets", "prompt_buckets"):
+        lengths = vars(experiment)[field]
+        if any(type(n) is not int or n < 1 for n in lengths) or list(lengths) != sorted(lengths):
+            raise KdError(f"{field}: {lengths}; wanted padded lengths in ascending order, such as 12 20 32")
+    shapes = experiment.shapes
+    if not shapes or len(set(shapes)) < len(shapes):
+        raise KdError(f"buckets: {experiment.buckets}; wanted padded lengths in ascending order, such as 12 20 32")
+    if experiment.prompt_buckets and len(experiment.prompt_buckets) != len(experiment.buckets):
+        raise KdError(
+            f"prompt_buckets: {experiment.prompt_buckets}; wanted one for each of buckets {experiment.buckets}"
+        )
+
+
+def check_evaluation(evaluation: Evaluation) -> None:
+    """Every value has a range."""
+    if evaluation.split not in ("validation", "test"):
+        raise KdError(f"evaluation.split: {evaluation.split!r}; wanted validation or test")
+    least = {"batch_size": 1, "beam": 1, "bootstrap": 2, "speed_sentences": 1, "samples": 1, "cached_k": 0}
+    for field, smallest in least.items():
+        value = vars(evaluation)[field]
+        if type(value) is not int or value < smallest:
+            raise KdError(f"evaluation.{field}: {value}; wanted a whole number of at least {smallest}")
+    for field, (low, high) in {"length_penalty": (0.0, 5.0), "length_ratio": (0.0, 100.0)}.items():
+        value = vars(evaluation)[field]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise KdError(f"evaluation.{field}: {value}; wanted {low:g} to {high:g}")
+
+
+def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
+    """A model's shape, training, objective, start and targets."""
+    training, teacher = recipe.training, experiment.teacher
+    for field in ("steps", "tokens_per_batch", "microbatches", "eval_every"):
+        value = vars(training)[field]
+        if type(value) is not int or value < 1:
+            raise KdError(f"training.{field}: {value}; wanted a whole number of at least 1")
+    recipe.model.check()
+    training.optimizer.check(training.steps)
+    objective.check(recipe.terms, experiment.tokenizer.vocab_size)
+    for name, term in feature_terms(recipe.terms).items():
+        try:
+            term.signal.check_layers(recipe.model.stacks(), teacher.model.stacks())
+            term.signal.check_widths(recipe.model.d_model, teacher.model.d_model)
+        except KdError as error:
+            raise KdError(f"terms.{name}.{error}") from error
+    if recipe is teacher and (
+        recipe.init.origin == "teacher" or recipe.targets or any(term.signal for term in recipe.terms.values())
+    ):
+        raise KdError("has init=FromTeacher, a term with a signal, or pseudo-targets; it has no teacher of its own")
+    if recipe.targets:
+        recipe.targets.check()
+    recipe.init.check(teacher.model, recipe.model)

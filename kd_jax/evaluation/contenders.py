@@ -1,0 +1,65 @@
+"""What is measured: the teacher and its students, and their compiled programs."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.decoding import text
+from kd_jax.evaluation.closeness import compare_cached_step, compare_step
+from kd_jax.experiment import Evaluation, Experiment
+from kd_jax.models.base import Architecture, Model
+from kd_jax.parallel.base import Devices
+from kd_jax.signals.topk import TopK
+from kd_jax.training.model import trained
+from kd_jax.types import Params
+
+
+class Contender(NamedTuple):
+    """One model.
+
+    Attributes:
+      name: "teacher", or the student's.
+      architecture, model: its shape and its network.
+      params: its best parameters, on the host.
+    """
+
+    name: str
+    architecture: Architecture
+    model: Model
+    params: Params
+
+
+def contenders(experiment: Experiment, workdir: Workdir) -> list[Contender]:
+    """All models of a run, the teacher first."""
+    return [
+        Contender(name, recipe.model, *trained(experiment, workdir, name))
+        for name, recipe in experiment.recipes.items()
+    ]
+
+
+class Programs:
+    """Compiled functions, one for each shape of network: models of one shape share them."""
+
+    def __init__(self, evaluation: Evaluation, teacher: Contender, vocab_size: int):
+        self._evaluation, self._teacher, self._vocab_size = evaluation, teacher, vocab_size
+        self.compare = functools.cache(self._compare)
+        self.compare_cached = functools.cache(self._compare_cached)
+        self.write = functools.cache(self._write)
+
+    def _compare(self, architecture: Architecture, devices: Devices) -> Callable:
+        student = architecture.build(self._vocab_size)
+        return devices.compile_sums(functools.partial(compare_step, teacher=self._teacher.model, student=student))
+
+    def _compare_cached(self, architecture: Architecture, signal: TopK, devices: Devices) -> Callable:
+        student = architecture.build(self._vocab_size)
+        return devices.compile_sums(functools.partial(compare_cached_step, student=student, signal=signal))
+
+    def _write(self, architecture: Architecture, beam: int, devices: Devices) -> Callable:
+        model = architecture.build(self._vocab_size)
+        return devices.compile(functools.partial(text.write, model=model, beam=beam, evaluation=self._evaluation))
+
+
+def teacher_of(models: list[Contender]) -> Contender:
+    """The one that the students are compared with."""
+    return next(contender for contender in models if contender.name == TEACHER)

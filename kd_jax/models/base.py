@@ -1,0 +1,129 @@
+"""What other wings see of a network: an architecture builds a model, a bundle of pure functions of its parameters."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.types import Array, Params
+
+
+def _over_tokens(bias_V: Array, logits_NV: Array) -> Array:
+    """The bias in float32, with as many axes as the logits."""
+    return jnp.expand_dims(bias_V.astype(jnp.float32), range(logits_NV.ndim - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The output layer: logits = cap(hidden @ kernel + bias), without the columns that only pad the vocabulary.
+
+    Attributes:
+      kernel_DV: float [D, V or more]; a tied model's transposed embedding, or a matrix of its own.
+      bias_V: float [V or more], or None.
+      soft_cap: logits become soft_cap * tanh(logits / soft_cap) (Gemma 2, arXiv 2408.00118); 0 for none.
+      vocab_size: V, tokens that the tokeniser knows; further columns are cut off, so they get no
+        probability and no gradient. 0 where there are none.
+
+    Examples:
+      >>> head = Head(jnp.eye(2, 3), vocab_size=2)
+      >>> print(head.logits(jnp.array([[5.0, 7.0]])))
+      [[5. 7.]]
+    """
+
+    kernel_DV: Array
+    bias_V: Array | None = None
+    soft_cap: float = 0.0
+    vocab_size: int = 0
+
+    def raw(self, hidden_ND: Array) -> Array:
+        """hidden @ kernel, summed in float32."""
+        return jnp.matmul(hidden_ND, self.kernel_DV, preferred_element_type=jnp.float32)
+
+    def finish(self, raw_NV: Array, bias_V: Array | None) -> Array:
+        """Bias, cap and cut: float32 [N, V]."""
+        logits_NV = raw_NV if bias_V is None else raw_NV + _over_tokens(bias_V, raw_NV)
+        if self.soft_cap:
+            logits_NV = self.soft_cap * jnp.tanh(logits_NV / self.soft_cap)
+        return logits_NV[..., : self.vocab_size] if self.vocab_size else logits_NV
+
+    def logits(self, hidden_ND: Array) -> Array:
+        """float32 [N, V]."""
+        return self.finish(self.raw(hidden_ND), self.bias_V)
+
+
+jax.tree_util.register_dataclass(Head, ["kernel_DV", "bias_V"], ["soft_cap", "vocab_size"])
+
+
+class Cache(NamedTuple):
+    """What decoding one more token needs.
+
+    Attributes:
+      slot: int32 scalar, where the next token's keys and values go; the same in every row.
+      position_B: int32, the next token's position in its row.
+      self_kv: one (key, value) pair per decoder layer, each [B, H, T, D/H].
+      cross_kv: one (key, value) pair per decoder layer, each [B, H, S, D/H]; constant.
+      source_BS: bool, true on the encoder's tokens.
+    """
+
+    slot: Array
+    position_B: Array
+    self_kv: tuple[tuple[Array, Array], ...]
+    cross_kv: tuple[tuple[Array, Array], ...]
+    source_BS: Array
+
+    def repeat(self, times: int) -> "Cache":
+        """Every row `times` times, side by side."""
+        again = lambda x: jnp.repeat(x, times, axis=0)  # noqa: E731
+        rows = jax.tree.map(again, self._replace(slot=()))
+        return rows._replace(slot=self.slot)
+
+    def reorder(self, rows_B: Array) -> "Cache":
+        """Row i goes on from what row `rows_B[i]` has written; both are hypotheses of one example."""
+        return self._replace(self_kv=jax.tree.map(lambda x: x[rows_B], self.self_kv))
+
+
+class Model(NamedTuple):
+    """A network as pure functions of its parameters; outside `models/` nothing else of it is seen.
+
+    Attributes:
+      init: key -> params.
+      apply: (params, inputs, dropout_key or None) -> hidden_BTD, the decoder's last hidden states.
+      taps: as apply, -> (hidden_BTD, taps): what the layers hold, by "STACK_LAYER.hidden" (what leaves
+        the layer, [B, T, D]) and "STACK_LAYER.q", ".k", ".v" (self-attention, heads side by side, [B, T, D]).
+      head: params -> Head.
+      prefill: (params, inputs, room) -> Cache with all but the last decoder token read, and room for `room` more.
+      step: (params, cache, token_B) -> (logits_BV, cache).
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., Array]
+    taps: Callable[..., tuple[Array, Mapping[str, Array]]]
+    head: Callable[[Params], Head]
+    prefill: Callable[..., Cache]
+    step: Callable[..., tuple[Array, Cache]]
+
+
+class Architecture(Protocol):
+    """Hyper-parameters of a network; a frozen dataclass."""
+
+    dropout: float
+    d_model: int
+
+    @property
+    def layout(self) -> Any:
+        """How examples become its rows (kd_jax.data.layouts)."""
+        ...
+
+    def check(self) -> None:
+        """Raises KdError naming the field that is out of range."""
+        ...
+
+    def stacks(self) -> Mapping[str, int]:
+        """Stack -> number of layers, such as {"encoder": 3, "decoder": 3}."""
+        ...
+
+    def build(self, vocab_size: int) -> Model:
+        """The network over a vocabulary."""
+        ...

@@ -1,0 +1,95 @@
+"""The trained teacher on the devices, and records of what it says, made shard by shard."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kd_jax.artifacts import checkpoint, runlog
+from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.data import pipeline, store
+from kd_jax.data.layouts import Bucket, Layout, Row
+from kd_jax.data.pseudo_targets import PseudoTargets
+from kd_jax.experiment import Experiment, targets_name
+from kd_jax.parallel import devices
+from kd_jax.parallel.base import host
+from kd_jax.types import Params
+
+BATCH = 64
+RECORDS_PER_SHARD = 4096
+Record = dict[str, np.ndarray]
+
+
+class Teacher:
+    """The trained teacher, loaded when its parameters are first asked for."""
+
+    def __init__(self, experiment: Experiment, workdir: Workdir, writer: tuple[int, int] | None = None):
+        """Args: the run; writer: as store.write's, None for this host's. Raises KdError if the data is not prepared."""
+        self.experiment, self.workdir, self.writer = experiment, workdir, writer or host()
+        self.data = workdir.data.outputs()
+        self.devices = devices(experiment.backend)
+        self.model = experiment.teacher.model.build(self.data["vocab_size"])
+
+    @property
+    def layout(self) -> Layout:
+        return self.experiment.teacher.model.layout
+
+    @functools.cached_property
+    def params(self) -> Params:
+        return self.devices.put(checkpoint.load_params(self.workdir.model(TEACHER), self.model.init))
+
+    def consumed(self, targets: PseudoTargets | None, split: str) -> dict[str, Any]:
+        """What a manifest keeps of where something that the teacher says came from."""
+        inputs = {"teacher": self.workdir.model(TEACHER).outputs()["digest"], "tokenizer": self.data["tokenizer"]}
+        # Of the split's examples, so of their truncation too.
+        whose = self.workdir.split(targets_name(targets)).outputs()
+        inputs["split"] = whose["digest"] if targets else whose["splits"][split]
+        shapes = {"split": split, "buckets": [list(bucket) for bucket in self.experiment.shapes]}
+        return {f"consumed.{name}": value for name, value in inputs.items()} | shapes
+
+
+def begin_store(folder: Folder, name: str, inputs: Mapping[str, Any], force: bool) -> bool:
+    """Whether there is work to do; a finished store is looked through, and damaged shards are deleted."""
+    if folder.begin(inputs, force):
+        return True
+    damaged = store.remove_damaged(folder.path, name)
+    if not damaged:
+        runlog.say(f"cache: already written, {folder.path}")
+        return False
+    runlog.say(f"cache: damaged, made anew: {', '.join(str(path) for path in damaged)}")
+    return True
+
+
+def records(
+    teacher: Teacher,
+    split: pipeline.Split,
+    shapes: Sequence[Bucket],
+    say: Callable[[pipeline.EvalBatches, int], Record],
+    record: Callable[[Row, int, Record], Record],
+    bar: Any,
+) -> Callable[[int, int], Iterator[Record]]:
+    """(start, stop) -> the records of those examples, for store.write.
+
+    Args:
+      teacher, split: who speaks, and of what.
+      shapes: padded lengths.
+      say: (batches, number of a batch) -> what the teacher says of its rows, host arrays [B, ...].
+      record: (example, its row in the batch, those arrays) -> the example's record.
+      bar: advanced by the examples done.
+    """
+
+    def make(start: int, stop: int) -> Iterator[Record]:
+        made = {}  # in the order that the length buckets come in
+        batches = pipeline.EvalBatches(split, teacher.layout, shapes, BATCH, teacher.devices.count, range(start, stop))
+        for number, indices in enumerate(batches.indices()):
+            said = say(batches, number)
+            for b, i in enumerate(indices):
+                row = split.read(i)
+                digest = {"digest": pipeline.example_digest(row.encoded)}
+                made[row.index] = record(row, b, said) | digest
+            bar.advance(len(indices))
+        yield from (made[i] for i in range(start, stop))
+
+    return make
