@@ -1,13 +1,19 @@
 """Cross-entropy with the targets of the data."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
+from kd_jax.losses.base import Range
 from kd_jax.types import Array
 
 
 def cross_entropy(
-    logits_NV: Array, targets_N: Array, label_smoothing: float = 0.0, log_z_N: Array | None = None
+    logits_NV: Array,
+    targets_N: Array,
+    label_smoothing: Annotated[float, Range(0.0, 0.99)] = 0.0,
+    log_z_N: Array | None = None,
 ) -> Array:
     """Cross-entropy of each token with its smoothed target, in nats.
 
@@ -16,7 +22,7 @@ def cross_entropy(
     Args:
       logits_NV: float [N, V]; a padded vocabulary's columns hold -inf and take no part in the smoothing.
       targets_N: int [N].
-      label_smoothing: epsilon, in [0, 1).
+      label_smoothing: epsilon, in [0, 0.99].
       log_z_N: the logits' log-sum-exp, where it is known already.
 
     Returns:

@@ -6,10 +6,16 @@ limits are taken, 0 log 0 = 0, in the value and in the gradient; a divergence th
 infinite in value.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
+from kd_jax.losses.base import Range
 from kd_jax.types import Array
+
+Beta = Annotated[float, Range(0.0, 1.0)]
+Alpha = Annotated[float, Range(0.0, 0.99)]
 
 
 def _weighted_difference(weight_logp_NK: Array, a_logp_NK: Array, b_logp_NK: Array) -> Array:
@@ -60,7 +66,7 @@ def _log_mixture(first_logp_NK: Array, second_logp_NK: Array, share: float) -> A
     return jnp.where(impossible_NK, -jnp.inf, mixed)
 
 
-def jensen_shannon(teacher_logp_NK: Array, student_logp_NK: Array, beta: float = 0.5) -> Array:
+def jensen_shannon(teacher_logp_NK: Array, student_logp_NK: Array, beta: Beta = 0.5) -> Array:
     """Generalised Jensen-Shannon divergence.
 
     .. math:: \\beta KL(p \\| m) + (1 - \\beta) KL(q \\| m), \\quad m = \\beta p + (1 - \\beta) q
@@ -86,14 +92,14 @@ def jensen_shannon(teacher_logp_NK: Array, student_logp_NK: Array, beta: float =
     return beta * forward_kl(teacher_logp_NK, mixture_NK) + (1 - beta) * forward_kl(student_logp_NK, mixture_NK)
 
 
-def skewed_forward_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: float = 0.1) -> Array:
+def skewed_forward_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: Alpha = 0.1) -> Array:
     """KL of a mixture from the teacher, bounded by -log alpha.
 
     .. math:: KL(p \\| \\alpha p + (1 - \\alpha) q)
 
     Args:
       teacher_logp_NK, student_logp_NK: as `forward_kl`.
-      alpha: the teacher's share in the mixture, in [0, 1); 0 is forward KL.
+      alpha: the teacher's share in the mixture, in [0, 0.99]; 0 is forward KL.
 
     Returns:
       float32 [N].
@@ -106,14 +112,14 @@ def skewed_forward_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: flo
     return forward_kl(teacher_logp_NK, _log_mixture(teacher_logp_NK, student_logp_NK, alpha))
 
 
-def skewed_reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: float = 0.1) -> Array:
+def skewed_reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: Alpha = 0.1) -> Array:
     """KL of a mixture from the student, bounded by -log alpha: finite where the teacher says 0.
 
     .. math:: KL(q \\| \\alpha q + (1 - \\alpha) p)
 
     Args:
       teacher_logp_NK, student_logp_NK: as `forward_kl`.
-      alpha: the student's share in the mixture, in [0, 1); 0 is reverse KL.
+      alpha: the student's share in the mixture, in [0, 0.99]; 0 is reverse KL.
 
     Returns:
       float32 [N].

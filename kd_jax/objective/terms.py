@@ -6,6 +6,7 @@ from typing import Any
 
 from kd_jax.errors import KdError
 from kd_jax.losses import divergence
+from kd_jax.losses.base import check_options
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.optim import ramp as schedules
 from kd_jax.optim.ramp import Ramp
@@ -106,13 +107,13 @@ def check(terms: Terms, vocab_size: int) -> None:
     for name, term in terms.items():
         schedules.check(term.weight, f"terms.{name}.weight", 0.0)
         try:
-            _check_options(term)
+            check_options(term.loss, term.options)
             if term.signal is None or is_feature(term):
                 continue
             if not isinstance(term.signal, Online) and isinstance(term.signal.temperature, Ramp):
                 raise KdError("signal.temperature: a Ramp; a cache holds fixed temperatures, wanted Online")
             schedules.check(term.signal.temperature, "signal.temperature", 1e-3)
-            term.signal.schema(vocab_size)
+            term.signal.check(vocab_size)
         except KdError as error:
             raise KdError(f"terms.{name}.{error}") from error
         if not term.signal.supports(term.loss):
@@ -120,16 +121,6 @@ def check(terms: Terms, vocab_size: int) -> None:
             raise KdError(
                 f"terms.{name}.loss: {term.loss.__name__} with {term.signal}; this signal supports {which or 'none'}"
             )
-
-
-RANGES = {"beta": (0.0, 1.0), "alpha": (0.0, 0.99), "label_smoothing": (0.0, 0.99)}
-
-
-def _check_options(term: Term) -> None:
-    for option, value in term.options.items():
-        if option in RANGES and not RANGES[option][0] <= value <= RANGES[option][1]:
-            least, most = RANGES[option]
-            raise KdError(f"options.{option}: {value}; wanted {least:g} to {most:g}")
 
 
 def check_readable(name: str, signal: Signal, vocab_size: int, stored: Mapping[str, Field]) -> None:

@@ -1,6 +1,7 @@
 """Numbers that change over the steps of a run: weights and temperatures of terms."""
 
 import dataclasses
+from numbers import Real
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def check(value: float | Ramp, field: str, least: float) -> None:
         if value.steps < 1 or value.begin < 0 or value.shape not in ("linear", "cosine"):
             raise KdError(f"{field}: {value}; wanted steps of at least 1, begin of at least 0, linear or cosine")
         ends = (value.start, value.end)
-        if not all(least <= end < float("inf") for end in ends) or max(ends) <= 0:
+        if not all(isinstance(end, Real) and least <= end < float("inf") for end in ends) or max(ends) <= 0:
             raise KdError(f"{field}: from {value.start} to {value.end}; wanted numbers of at least {least}, not both 0")
-    elif not (least <= value < float("inf") and value > 0):
-        raise KdError(f"{field}: {value}; wanted a positive number (leave the term out for none)")
+    elif not (isinstance(value, Real) and least <= value < float("inf") and value > 0):
+        raise KdError(f"{field}: {value!r}; wanted a positive number (leave the term out for none)")

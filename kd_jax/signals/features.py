@@ -1,16 +1,20 @@
 """What the teacher holds inside: hidden states and attention relations. For terms with the teacher in the step."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from kd_jax.errors import KdError
+from kd_jax.signals.base import check_whole
 from kd_jax.types import Array, Params
 
 Taps = Mapping[str, Array]
 Pairs = tuple[tuple[int, int], ...]
+Stack = Literal["encoder", "decoder"]
+STACKS = ("encoder", "decoder")
 MASKED = -1e9
 
 
@@ -27,7 +31,28 @@ class HiddenStates:
     """
 
     layers: Pairs
-    stack: Literal["encoder", "decoder"] = "decoder"
+    stack: Stack = "decoder"
+
+    origin, level, kind = "step", "layers", "vectors"
+
+    def check(self, vocab_size: int) -> None:
+        """Refuses fields out of their ranges.
+
+        Raises:
+          KdError: names the field.
+        """
+        _check_pairs(self.stack, self.layers)
+
+    def check_layers(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
+        """Refuses layers that a stack lacks; stack -> depth, such as {"encoder": 3, "decoder": 1}."""
+        _check_depths(self.stack, self.layers, student, teacher)
+
+    def check_widths(self, student_width: int, teacher_width: int) -> None:
+        """Bears all widths: where they differ, a projection is learned."""
+
+    def supports(self, loss: Callable[..., Array]) -> bool:
+        """All distances between vectors."""
+        return True
 
     def source(self) -> bool:
         return self.stack == "encoder"
@@ -64,9 +89,40 @@ class AttentionRelations:
     """
 
     layers: Pairs
-    stack: Literal["encoder", "decoder"] = "encoder"
+    stack: Stack = "encoder"
     heads: int = 8
     kinds: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
+
+    origin, level, kind = "step", "layers", "divergence"
+
+    def check(self, vocab_size: int) -> None:
+        """Refuses fields out of their ranges.
+
+        Raises:
+          KdError: names the field.
+        """
+        _check_pairs(self.stack, self.layers)
+        if not self.kinds or set(self.kinds) - set("qkv"):
+            raise KdError(f"signal.kinds: {self.kinds!r}; wanted some of q, k, v")
+        check_whole("heads", self.heads, 1, 2**16, "at least 1, a divisor of both widths")
+
+    def check_layers(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
+        """Refuses layers that a stack lacks; stack -> depth, such as {"encoder": 3, "decoder": 1}."""
+        _check_depths(self.stack, self.layers, student, teacher)
+
+    def check_widths(self, student_width: int, teacher_width: int) -> None:
+        """Refuses relation heads that do not divide a width.
+
+        Raises:
+          KdError: names the heads and the width.
+        """
+        for width in (student_width, teacher_width):
+            if width % self.heads:
+                raise KdError(f"signal.heads: {self.heads}; wanted a divisor of d_model = {width}")
+
+    def supports(self, loss: Callable[..., Array]) -> bool:
+        """All divergences: both sides are distributions."""
+        return True
 
     def source(self) -> bool:
         return self.stack == "encoder"
@@ -92,3 +148,20 @@ class AttentionRelations:
         x_BTHd = x_BTD.reshape(*x_BTD.shape[:2], self.heads, -1)
         scores_HBTT = jnp.einsum("bthd,bshd->hbts", x_BTHd, x_BTHd) * x_BTHd.shape[-1] ** -0.5
         return jax.nn.log_softmax(scores_HBTT.astype(jnp.float32) + bias_BTT[None])
+
+
+def _check_pairs(stack: str, layers: Pairs) -> None:
+    if stack not in STACKS:
+        raise KdError(f"signal.stack: {stack!r}; wanted encoder or decoder")
+    are_pairs = type(layers) is tuple and all(type(pair) is tuple and len(pair) == 2 for pair in layers)
+    if not are_pairs or not layers or any(type(layer) is not int or layer < 0 for pair in layers for layer in pair):
+        raise KdError(f"signal.layers: {layers!r}; wanted pairs (student's layer, teacher's layer), such as ((0, 2),)")
+
+
+def _check_depths(stack: str, layers: Pairs, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
+    for pair in layers:
+        for layer, stacks, whose in zip(pair, (student, teacher), ("student", "teacher"), strict=True):
+            if stack not in stacks:
+                raise KdError(f"signal.stack: {stack!r}; wanted one of the {whose}'s: {', '.join(stacks)}")
+            if layer >= stacks[stack]:
+                raise KdError(f"signal.layers: {layer}; wanted 0 to {stacks[stack] - 1}, the {whose}'s {stack}")

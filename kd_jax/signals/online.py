@@ -2,16 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kd_jax.errors import KdError
-from kd_jax.losses import divergence, support
-from kd_jax.losses.support import Aligned
+from kd_jax.losses import divergence
+from kd_jax.losses.base import logp_at, logp_with_rest
+from kd_jax.optim import ramp
 from kd_jax.optim.ramp import Ramp
-from kd_jax.types import Array, Field, Payload
+from kd_jax.signals.base import Aligned, Tail, check_tail, check_whole
+from kd_jax.types import Array, Payload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,25 +31,27 @@ class Online:
 
     k: int = 0
     temperature: float | Ramp = 1.0
-    tail: Literal["bucket", "renormalise", "zero"] = "bucket"
+    tail: Tail = "bucket"
 
     name = "online"
+    origin, level, kind = "step", "logits", "divergence"
+
+    def check(self, vocab_size: int) -> None:
+        """Refuses fields out of their ranges.
+
+        Raises:
+          KdError: names the field.
+        """
+        check_whole("k", self.k, 0, vocab_size, f"0 (all) to the vocabulary's {vocab_size} tokens")
+        check_tail(self.tail)
+        ramp.check(self.temperature, "signal.temperature", 1e-3)
 
     def supports(self, loss: Callable[..., Array]) -> bool:
         """All divergences; with k and the tail "zero" those weighted by the teacher."""
         return not self.k or self.tail != "zero" or loss in divergence.TEACHER_WEIGHTED
 
-    def schema(self, vocab_size: int) -> dict[str, Field] | None:
-        """None: nothing is stored.
-
-        Raises:
-          KdError: if k or the tail is out of range.
-        """
-        if not 0 <= self.k <= vocab_size:
-            raise KdError(f"signal.k: {self.k}; wanted 0 (all) to the vocabulary's {vocab_size} tokens")
-        if self.tail not in ("bucket", "renormalise", "zero"):
-            raise KdError(f"signal.tail: {self.tail!r}; wanted bucket, renormalise or zero")
-        return None
+    def schema(self, vocab_size: int) -> None:
+        """None: nothing is stored."""
 
     def covering(self, other: "Online") -> "Online":
         """Itself: there is no cache to share."""
@@ -73,5 +76,5 @@ class Online:
         if self.tail == "renormalise":
             student_NK = jnp.take_along_axis(student_NV, ids_NK, -1)
             return Aligned(jax.nn.log_softmax(teacher_NK), jax.nn.log_softmax(student_NK))
-        where = support.at if self.tail == "zero" else support.with_rest
-        return Aligned(where(teacher_NV, ids_NK)[0], where(student_NV, ids_NK)[0])
+        on_support = logp_at if self.tail == "zero" else logp_with_rest
+        return Aligned(on_support(teacher_NV, ids_NK)[0], on_support(student_NV, ids_NK)[0])

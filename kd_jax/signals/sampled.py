@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax.errors import KdError
-from kd_jax.losses import divergence, support
-from kd_jax.losses.support import Aligned
+from kd_jax.losses import divergence
+from kd_jax.losses.base import logp_at
+from kd_jax.signals.base import Aligned, check_temperature, check_whole, id_dtype
 from kd_jax.types import Array, Field, Payload
 
 
@@ -37,26 +37,30 @@ class Sampled:
     temperature: float = 1.0
     seed: int = 0
 
+    origin, level, kind = "cache", "logits", "divergence"
+
     @property
     def name(self) -> str:
         return f"sampled_{self.draws}_t{self.temperature:g}_s{self.seed}"
+
+    def check(self, vocab_size: int) -> None:
+        """Refuses fields out of their ranges.
+
+        Raises:
+          KdError: names the field.
+        """
+        check_whole("draws", self.draws, 1, 2**16 - 1, f"1 to {2**16 - 1}")
+        check_whole("seed", self.seed, 0, 2**32 - 1, "a whole number, from 0")
+        check_temperature(self.temperature)
 
     def supports(self, loss: Callable[..., Array]) -> bool:
         """Forward KL alone: it is linear in the teacher's probabilities."""
         return loss is divergence.forward_kl
 
     def schema(self, vocab_size: int) -> dict[str, Field]:
-        """Fields per target token.
-
-        Raises:
-          KdError: if a field is out of range.
-        """
-        if not 1 <= self.draws < 2**16:
-            raise KdError(f"signal.draws: {self.draws}; wanted 1 to {2**16 - 1}")
-        if not 0 < self.temperature < float("inf"):
-            raise KdError(f"signal.temperature: {self.temperature}; wanted a positive number")
+        """Fields per target token; ids and counts take as few bytes as hold them."""
         counts = "uint8" if self.draws < 2**8 else "uint16"
-        return {"ids": Field((self.draws,), support.id_dtype(vocab_size)), "counts": Field((self.draws,), counts)}
+        return {"ids": Field((self.draws,), id_dtype(vocab_size)), "counts": Field((self.draws,), counts)}
 
     def covering(self, other: "Sampled") -> "Sampled":
         """Itself: signals of one name are the same."""
@@ -85,7 +89,7 @@ class Sampled:
         counts_NR = payload["counts"].astype(jnp.float32)
         drawn_NR = counts_NR > 0
         teacher_NR = jnp.where(drawn_NR, jnp.log(jnp.where(drawn_NR, counts_NR, 1.0) / self.draws), -jnp.inf)
-        return Aligned(teacher_NR, *support.at(logits_NV, payload["ids"].astype(jnp.int32)))
+        return Aligned(teacher_NR, *logp_at(logits_NV, payload["ids"].astype(jnp.int32)))
 
 
 def _unique(ids_NR: Array) -> Payload:

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kd_jax.errors import KdError
-from kd_jax.losses import divergence, support
-from kd_jax.losses.support import Aligned
+from kd_jax.losses import divergence
+from kd_jax.losses.base import logp_at, logp_with_rest, split
+from kd_jax.signals.base import Aligned, Tail, check_tail, check_temperature, check_whole, id_dtype
 from kd_jax.types import Array, Field, Payload
 
 
@@ -36,10 +36,22 @@ class TopK:
 
     k: int = 32
     temperature: float = 1.0
-    tail: Literal["bucket", "renormalise", "zero"] = "bucket"
+    tail: Tail = "bucket"
     temperatures: tuple[float, ...] = ()
 
     name = "topk"
+    origin, level, kind = "cache", "logits", "divergence"
+
+    def check(self, vocab_size: int) -> None:
+        """Refuses fields out of their ranges.
+
+        Raises:
+          KdError: names the field.
+        """
+        check_whole("k", self.k, 1, vocab_size, f"1 to the vocabulary's {vocab_size} tokens")
+        check_tail(self.tail)
+        for temperature in (self.temperature, *self.temperatures):
+            check_temperature(temperature)
 
     def supports(self, loss: Callable[..., Array]) -> bool:
         """All divergences; with the tail "zero" those weighted by the teacher, the others being infinite there."""
@@ -50,21 +62,9 @@ class TopK:
         return tuple(sorted({self.temperature, *self.temperatures}))
 
     def schema(self, vocab_size: int) -> dict[str, Field]:
-        """Fields per target token; ids take two bytes where the vocabulary allows it.
-
-        Raises:
-          KdError: if k, the tail or a temperature is out of range.
-        """
-        if not 1 <= self.k <= vocab_size:
-            raise KdError(f"signal.k: {self.k}; wanted 1 to the vocabulary's {vocab_size} tokens")
-        if self.tail not in ("bucket", "renormalise", "zero"):
-            raise KdError(f"signal.tail: {self.tail!r}; wanted bucket, renormalise or zero")
-        for temperature in self.stored_temperatures():
-            if not 0 < temperature < float("inf"):
-                raise KdError(f"signal.temperature: {temperature}; wanted a positive number")
+        """Fields per target token; ids take two bytes where the vocabulary allows it."""
         rests = {_rest(temperature): Field((), "float32") for temperature in self.stored_temperatures()}
-        ids = support.id_dtype(vocab_size)
-        return {"ids": Field((self.k,), ids), "logits": Field((self.k,), "float16")} | rests
+        return {"ids": Field((self.k,), id_dtype(vocab_size)), "logits": Field((self.k,), "float16")} | rests
 
     def covering(self, other: "TopK") -> "TopK":
         """The one with the larger k and the temperatures of both; the tail is chosen when it is read."""
@@ -77,7 +77,7 @@ class TopK:
         logits_NV = logits_NV.astype(jnp.float32)
         logits_NV -= logits_NV.max(-1, keepdims=True)
         top_NK, ids_NK = jax.lax.top_k(logits_NV, self.k)
-        rests = {_rest(t): support.split(logits_NV / t, ids_NK)[1] for t in self.stored_temperatures()}
+        rests = {_rest(t): split(logits_NV / t, ids_NK)[1] for t in self.stored_temperatures()}
         return {"ids": ids_NK, "logits": top_NK.astype(jnp.float16)} | rests
 
     def align(self, logits_NV: Array, payload: Payload, temperature: Any) -> Aligned:
@@ -104,8 +104,8 @@ class TopK:
         beyond_N1 = jax.nn.logsumexp(beyond_NX, axis=-1, keepdims=True)
         teacher_NX = jax.nn.log_softmax(jnp.concatenate([stored_NX[:, : self.k], beyond_N1], axis=-1))
         if self.tail == "zero":
-            return Aligned(teacher_NX[:, : self.k], *support.at(logits_NV, ids_NK))
-        return Aligned(teacher_NX, *support.with_rest(logits_NV, ids_NK))
+            return Aligned(teacher_NX[:, : self.k], *logp_at(logits_NV, ids_NK))
+        return Aligned(teacher_NX, *logp_with_rest(logits_NV, ids_NK))
 
 
 def _rest(temperature: float) -> str:
