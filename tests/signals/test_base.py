@@ -1,0 +1,51 @@
+"""What all signals have in common: what they say of themselves, and fields that are refused."""
+
+import pytest
+
+from kd_jax.errors import KdError
+from kd_jax.optim.ramp import Ramp
+from kd_jax.signals.base import Features, Knowledge, Signal, id_dtype
+from kd_jax.signals.features import AttentionRelations, HiddenStates
+from kd_jax.signals.online import Online
+from kd_jax.signals.sampled import Sampled
+from kd_jax.signals.topk import TopK
+
+V = 100
+
+
+def test_signals_and_features_follow_their_protocols():
+    for signal in (TopK(), Sampled(), Online()):
+        assert isinstance(signal, Signal) and not isinstance(signal, Features)
+    for features in (HiddenStates(layers=((0, 1),)), AttentionRelations(layers=((0, 1),))):
+        assert isinstance(features, Features) and not isinstance(features, Signal)
+    assert not isinstance("topk", Knowledge)
+
+
+def test_what_is_stored_is_what_a_cache_says():
+    assert [s.schema(V) is None for s in (TopK(), Sampled(), Online())] == [False, False, True]
+    assert [s.origin for s in (TopK(), Sampled(), Online())] == ["cache", "cache", "step"]
+
+
+NO_TEMPERATURES = (float("nan"), 0.0, -1.0, float("inf"), "2", True, None)
+BAD = [(signal(temperature=t), "temperature") for signal in (TopK, Sampled, Online) for t in NO_TEMPERATURES[:5]]
+BAD += [(signal(temperature=t), "temperature") for signal in (TopK, Sampled) for t in NO_TEMPERATURES[5:]]
+BAD += [(signal(temperature=Ramp(1.0, 2.0, 5)), "temperature") for signal in (TopK, Sampled)]
+BAD += [(TopK(k=4, temperatures=(1.0, float("nan"))), "temperature")]
+BAD += [(signal(k=k), "k") for signal in (TopK, Online) for k in (8.5, True, -1, V + 1, "8", None)] + [(TopK(k=0), "k")]
+BAD += [(signal(k=4, tail=tail), "tail") for signal in (TopK, Online) for tail in ("drop", "Bucket", None)]
+BAD += [(Sampled(draws=draws), "draws") for draws in (0, 2**16, 5.0, True)] + [(Sampled(seed=-1), "seed")]
+
+
+@pytest.mark.parametrize("signal, field", BAD, ids=str)
+def test_bad_fields_are_refused(signal, field):
+    with pytest.raises(KdError, match=rf"^signal\.{field}: .*wanted"):
+        signal.check(V)
+
+
+@pytest.mark.parametrize("signal", [TopK(k=V), TopK(k=1, temperature=2), Sampled(), Online(), Online(k=V)], ids=str)
+def test_good_fields_pass(signal):
+    signal.check(V)
+
+
+def test_ids_fit_any_vocabulary():
+    assert [id_dtype(size) for size in (2, 65_536, 65_537, 262_144)] == ["uint16", "uint16", "uint32", "uint32"]
