@@ -1,14 +1,27 @@
 """Schedule, decay mask and update rule, all from optax."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from kd_jax.errors import KdError
+from kd_jax.optim.base import is_count, is_number
 from kd_jax.types import Params
+
+Schedule = Literal["cosine", "rsqrt", "constant"]
+
+RANGES = {  # field -> what is wanted, and whether a number is that
+    "learning_rate": ("a number more than 0", lambda x: x > 0),
+    "final_fraction": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
+    "beta1": ("a number from 0 to less than 1", lambda x: 0 <= x < 1),
+    "beta2": ("a number from 0 to less than 1", lambda x: 0 <= x < 1),
+    "eps": ("a number more than 0", lambda x: x > 0),
+    "weight_decay": ("a number of at least 0", lambda x: x >= 0),
+    "clip_norm": ("a number more than 0 (1e9 for no clipping)", lambda x: x > 0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +33,18 @@ class Optimizer:
       warmup: steps of linear warm-up.
       schedule: after the warm-up "cosine" to final_fraction of the peak over the run, "rsqrt" as
         peak * sqrt(warmup / step), or "constant".
-      final_fraction: where the cosine ends, as a fraction of the peak.
-      beta1, beta2, eps: of Adam.
+      final_fraction: where the cosine ends, as a fraction of the peak, in [0, 1].
+      beta1, beta2, eps: of Adam; the betas in [0, 1).
       weight_decay: decoupled, on matrices only.
       clip_norm: largest global norm of a gradient.
+
+    References:
+      Loshchilov and Hutter 2017, arXiv 1711.05101 (AdamW); Vaswani et al. 2017, arXiv 1706.03762, eq. 3 (rsqrt).
     """
 
     learning_rate: float = 1e-3
     warmup: int = 200
-    schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     final_fraction: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.98
@@ -36,16 +52,50 @@ class Optimizer:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
 
-    def rate(self, steps: int) -> optax.Schedule:
-        """update number -> learning rate, over a run of `steps` updates (not microbatches).
+    def check(self, steps: int) -> None:
+        """Refuses, before any compute, what could not train over a run of `steps` updates.
 
         Raises:
-          KdError: for a rate or a number of steps that is not positive, or a warm-up longer than the run.
+          KdError: for a value out of its range, a schedule that there is not, or a warm-up as long as the run;
+            names the field.
         """
-        if not 0 < self.learning_rate < float("inf"):
-            raise KdError(f"optimizer.learning_rate: {self.learning_rate}; wanted a positive number")
-        if not 0 < self.warmup < steps:
-            raise KdError(f"optimizer.warmup: {self.warmup}; wanted 1 to fewer than the {steps} training steps")
+        values, defaults = dataclasses.asdict(self), dataclasses.asdict(Optimizer())
+        for field, (wanted, holds) in RANGES.items():
+            if not (is_number(values[field]) and holds(values[field])):
+                raise KdError(f"optimizer.{field}: {values[field]!r}; wanted {wanted}, such as {defaults[field]}")
+        if self.schedule not in get_args(Schedule):
+            raise KdError(f"optimizer.schedule: {self.schedule!r}; wanted one of {', '.join(get_args(Schedule))}")
+        if not is_count(steps, 2):
+            raise KdError(f"training.steps: {steps!r}; wanted a whole number of at least 2: one to warm up, one after")
+        if not is_count(self.warmup, 1) or self.warmup >= steps:
+            raise KdError(
+                f"optimizer.warmup: {self.warmup!r}; wanted a whole number from 1 to {steps - 1}, fewer than the "
+                f"{steps} training steps"
+            )
+
+    def rate(self, steps: int) -> optax.Schedule:
+        """The learning rate of each update.
+
+        .. math:: \\eta_n = \\eta \\min(n / w, 1) \\cdot d(n), \\quad n = 1, 2, \\ldots
+
+        with the peak eta, w steps of warm-up, and after them d(n) = f + (1 - f) (1 + cos(pi (n - w) / (steps - w))) / 2
+        for the cosine to the fraction f, sqrt(w / n) for rsqrt, 1 for a constant rate.
+
+        Args:
+          steps: updates (not microbatches) of the whole run.
+
+        Returns:
+          Number of the update, from 0 (n - 1 above, as optax counts), to its rate, float32.
+
+        Raises:
+          KdError: as `check`.
+
+        Examples:
+          >>> rate = Optimizer(learning_rate=0.5, warmup=2, schedule="rsqrt").rate(steps=100)
+          >>> [float(rate(n)) for n in (0, 1, 7)]
+          [0.25, 0.5, 0.25]
+        """
+        self.check(steps)
         warm = optax.linear_schedule(0.0, self.learning_rate, self.warmup)
         after = {
             "cosine": optax.cosine_decay_schedule(self.learning_rate, steps - self.warmup, self.final_fraction),
@@ -57,15 +107,27 @@ class Optimizer:
         return lambda n: joined(jnp.asarray(n + 1, jnp.float32))
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax chain for a run of `steps` updates."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(
-                self.rate(steps), self.beta1, self.beta2, self.eps, weight_decay=self.weight_decay, mask=decay_mask
-            ),
+        """The optax chain for a run of `steps` updates: clipping by the global norm, then AdamW.
+
+        Raises:
+          KdError: as `check`.
+        """
+        adamw = optax.adamw(
+            self.rate(steps),
+            b1=self.beta1,
+            b2=self.beta2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            mask=decay_mask,
         )
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
 
 
 def decay_mask(params: Params) -> Params:
-    """True for matrices; norms' scales and biases are not decayed."""
+    """True for matrices; norms' scales and biases are not decayed.
+
+    Examples:
+      >>> decay_mask({"kernel": jnp.ones((2, 3)), "scale": jnp.ones(3)})
+      {'kernel': True, 'scale': False}
+    """
     return jax.tree.map(lambda p: p.ndim > 1, params)
