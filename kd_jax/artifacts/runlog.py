@@ -135,41 +135,40 @@ class Bar:
     def advance(self, n: int = 1, **metrics: float) -> None:
         """n more are done; metrics are shown beside the rate."""
         self._pace, self._metrics = self._pace.advance(n), metrics
-        self._draw()
+        self._draw(self._text())
 
     def skip(self, n: int) -> None:
         """n were done by an earlier run: they do not count in the rate."""
         self._pace = self._pace.skip(n)
-        self._draw()
+        self._draw(self._text())
 
     @contextlib.contextmanager
     def compiling(self, what: str = "") -> Iterator[None]:
         """The bar says so while inside; the seconds count neither in the rate nor in the time left."""
         outer, self._status = self._status, f"compiling {what}".rstrip()
         self._pace = self._pace.stop(self._now())
-        self._draw()
+        self._draw(self._text())
         try:
             yield
         finally:
             self._status = outer
             if not outer:
                 self._pace = self._pace.resume(self._now())
-            self._draw()
+            self._draw(self._text())
 
     def close(self) -> None:
         """Says how long it took."""
+        self._draw(", ".join([*self._speed(), f"{clock(self._now() - self._pace.begun)} in all"]), last=True)
+
+    def _draw(self, text: str, last: bool = False) -> None:
         raise NotImplementedError
 
-    def _draw(self) -> None:
-        raise NotImplementedError
-
-    def _figures(self) -> str:
+    def _text(self) -> str:
+        if self._status:
+            return self._status
         metrics = [f"{name} {value:.4g}" for name, value in self._metrics.items()]
         left = self._pace.left(self._now())
         return ", ".join([*self._speed(), *metrics, *([] if left is None else [f"{clock(left)} left"])])
-
-    def _closing(self) -> str:
-        return ", ".join([*self._speed(), f"{clock(self._now() - self._pace.begun)} in all"])
 
     def _speed(self) -> list[str]:
         rate = self._pace.rate(self._now())
@@ -190,17 +189,10 @@ class PlainBar(Bar):
         with super().compiling(what):
             yield
 
-    def close(self) -> None:
-        """The closing line."""
-        self._say(self._closing())
-
-    def _draw(self) -> None:
-        if not self._status and self._now() - self._said >= PLAIN_SECONDS:
-            self._say(self._figures())
+    def _draw(self, text: str, last: bool = False) -> None:
+        if last or (not self._status and self._now() - self._said >= PLAIN_SECONDS):
+            say(f"{self._title}: {self._pace.done}/{self._pace.total}" + (text and f", {text}"))
             self._said = self._now()
-
-    def _say(self, figures: str) -> None:
-        say(f"{self._title}: {self._pace.done}/{self._pace.total}" + (figures and f", {figures}"))
 
 
 class TerminalBar(Bar):
@@ -209,11 +201,12 @@ class TerminalBar(Bar):
     def __init__(self, title: str, total: int, now: Callable[[], float] = time.monotonic):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+        from rich.table import Column
 
         super().__init__(title, total, now)
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=28)),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}", markup=False),
@@ -224,14 +217,10 @@ class TerminalBar(Bar):
         self._task = self._progress.add_task(title, total=total, text="")
         self._progress.start()
 
-    def close(self) -> None:
-        """Leaves the bar on the screen."""
-        self._progress.update(self._task, text=self._closing())
-        self._progress.stop()
-
-    def _draw(self) -> None:
-        text = self._status or self._figures()
+    def _draw(self, text: str, last: bool = False) -> None:
         self._progress.update(self._task, completed=self._pace.done, text=text)
+        if last:
+            self._progress.stop()
 
 
 @contextlib.contextmanager
