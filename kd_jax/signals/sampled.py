@@ -34,6 +34,12 @@ class Sampled:
       draws: per token; about a quarter of them are unique where the teacher is moderately sure.
       temperature: T of the teacher's and the student's softmax.
       seed: decides the draws, with the example and the position.
+
+    Examples:
+      >>> certain = jnp.asarray([[-jnp.inf, 0.0, -jnp.inf]])
+      >>> payload = Sampled(draws=3).reduce(certain, jax.random.split(jax.random.key(0), 1))
+      >>> payload["ids"].tolist(), payload["counts"].tolist()
+      ([[1, 0, 0]], [[3, 0, 0]])
     """
 
     draws: int = 50
