@@ -1,7 +1,16 @@
-# Uses the active environment (a virtual one, conda, or Colab); makes .venv where there is none.
+# Installs into the active environment (a virtual one, conda, or Colab); makes .venv where there is none.
 PYTHON ?= python3
-ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(COLAB_RELEASE_TAG))
+ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(and $(COLAB_RELEASE_TAG),Colab))
 PY := $(if $(ACTIVE),python,.venv/bin/python)
+# Colab brings a JAX of its own, made for its accelerator: nothing that is there is replaced.
+PINS := $(if $(COLAB_RELEASE_TAG),,--constraint requirements.txt)
+VERSIONS := $(if $(PINS),in the versions of requirements.txt,where they are lacking)
+
+define install
+	@echo "install: kd_jax and what it and its tests need, $(VERSIONS), into $(or $(ACTIVE),.venv)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]' $(PINS)
+	@$(PY) -c "import sys, jax; print('install: done, Python', sys.version.split()[0] + ', JAX', jax.__version__ + ',', sys.prefix)"
+endef
 
 .PHONY: help install quickstart smoke test lint
 help:
@@ -13,14 +22,14 @@ help:
 
 ifdef ACTIVE
 install:
-	$(PY) -m pip install --quiet --requirement requirements.txt
+	$(install)
 else
 install: .venv/installed
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --requirement requirements.txt
-	touch $@
+	$(install)
+	@touch $@
 endif
 
 quickstart: install

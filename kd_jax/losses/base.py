@@ -140,8 +140,10 @@ def split(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
 
 
 def _split_forward(logits_NV, ids_NK):
-    most_N1 = logits_NV.max(-1, keepdims=True)
-    others_NV = jnp.put_along_axis(jnp.exp(logits_NV - most_N1), ids_NK, 0.0, axis=-1, inplace=False)
+    others_NV = jnp.put_along_axis(logits_NV, ids_NK, -jnp.inf, axis=-1, inplace=False)
+    most_N1 = others_NV.max(-1, keepdims=True)  # of what is summed: a larger one would let the sum underflow
+    most_N1 = jnp.where(most_N1 > -jnp.inf, most_N1, 0.0)
+    others_NV = jnp.exp(others_NV - most_N1)
     sum_N = others_NV.sum(-1)
     at_ids_NK, rest_N = jnp.take_along_axis(logits_NV, ids_NK, -1), jnp.log(sum_N) + most_N1[:, 0]
     return (at_ids_NK, rest_N), (others_NV, sum_N, ids_NK)

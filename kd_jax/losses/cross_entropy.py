@@ -30,6 +30,11 @@ def cross_entropy(
 
     References:
       Szegedy et al. 2016, arXiv 1512.00567, section 7 (smoothing towards the uniform distribution).
+
+    Examples:
+      >>> logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.25]]))
+      >>> print(f"{cross_entropy(logits, jnp.asarray([0]))[0]:.4f}")  # log 2
+      0.6931
     """
     logits_NV = logits_NV.astype(jnp.float32)
     log_z_N = jax.nn.logsumexp(logits_NV, axis=-1) if log_z_N is None else log_z_N

@@ -8,7 +8,6 @@ infinite in value.
 
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 
 from kd_jax.losses.base import Range
@@ -16,6 +15,7 @@ from kd_jax.types import Array
 
 Beta = Annotated[float, Range(0.0, 1.0)]
 Alpha = Annotated[float, Range(0.0, 0.99)]
+FARTHEST = 80.0  # log ratios beyond it are cut: exp stays in float32, and what is cut weighs less than e^-80
 
 
 def _weighted_difference(weight_logp_NK: Array, a_logp_NK: Array, b_logp_NK: Array) -> Array:
@@ -39,6 +39,11 @@ def forward_kl(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
 
     References:
       Hinton et al. 2015, arXiv 1503.02531 (there as cross-entropy with soft targets).
+
+    Examples:
+      >>> p, q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
+      >>> print(f"{forward_kl(p, q)[0]:.4f}")  # 0.9 log 1.8 + 0.1 log 0.2
+      0.3681
     """
     return _weighted_difference(teacher_logp_NK, teacher_logp_NK, student_logp_NK)
 
@@ -52,18 +57,27 @@ def reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
 
     References:
       Gu et al. 2023, arXiv 2306.08543 (MiniLLM), eq. 1.
+
+    Examples:
+      >>> p, q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
+      >>> print(f"{reverse_kl(p, q)[0]:.4f}")  # 0.5 log(5 / 9) + 0.5 log 5
+      0.5108
     """
     return _weighted_difference(student_logp_NK, student_logp_NK, teacher_logp_NK)
 
 
-def _log_mixture(first_logp_NK: Array, second_logp_NK: Array, share: float) -> Array:
-    """log(share * first + (1 - share) * second), finite gradients where both are 0; share in (0, 1)."""
-    impossible_NK = (first_logp_NK == -jnp.inf) & (second_logp_NK == -jnp.inf)
-    first = jnp.where(impossible_NK, 0.0, first_logp_NK).astype(jnp.float32) + jnp.log(jnp.float32(share))
-    second = jnp.where(impossible_NK, 0.0, second_logp_NK).astype(jnp.float32) + jnp.log1p(jnp.float32(-share))
-    most = jax.lax.stop_gradient(jnp.maximum(first, second))  # a shift, so no gradient is lost
-    mixed = most + jnp.log(jnp.exp(first - most) + jnp.exp(second - most))
-    return jnp.where(impossible_NK, -jnp.inf, mixed)
+def _log_over_mixture(a_logp_NK: Array, b_logp_NK: Array, a_share: float, b_share: float) -> Array:
+    """log(a / (a_share a + b_share b)), shares that add up to one; 0 where a and b both are 0.
+
+    From the log ratio d of a and b, not from two logarithms: where a share is small the difference of these
+    would be their rounding.
+    """
+    impossible_NK = (a_logp_NK == -jnp.inf) & (b_logp_NK == -jnp.inf)
+    a, b = (jnp.where(impossible_NK, 0.0, x).astype(jnp.float32) for x in (a_logp_NK, b_logp_NK))
+    d_NK = jnp.clip(a - b, -FARTHEST, FARTHEST)
+    if a_share <= b_share:
+        return d_NK - jnp.log1p(a_share * jnp.expm1(d_NK))
+    return -jnp.log1p(b_share * jnp.expm1(-d_NK))
 
 
 def jensen_shannon(teacher_logp_NK: Array, student_logp_NK: Array, beta: Beta = 0.5) -> Array:
@@ -83,13 +97,21 @@ def jensen_shannon(teacher_logp_NK: Array, student_logp_NK: Array, beta: Beta = 
 
     References:
       Agarwal et al. 2023, arXiv 2306.13649 (GKD), eq. 1.
+
+    Examples:
+      >>> p, q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
+      >>> print(f"{jensen_shannon(p, q)[0]:.4f}")  # m = (0.7, 0.3)
+      0.1017
     """
     if beta == 0.0:
         return forward_kl(teacher_logp_NK, student_logp_NK)
     if beta == 1.0:
         return reverse_kl(teacher_logp_NK, student_logp_NK)
-    mixture_NK = _log_mixture(teacher_logp_NK, student_logp_NK, beta)
-    return beta * forward_kl(teacher_logp_NK, mixture_NK) + (1 - beta) * forward_kl(student_logp_NK, mixture_NK)
+    p_NK, q_NK = (jnp.exp(x.astype(jnp.float32)) for x in (teacher_logp_NK, student_logp_NK))
+    teacher_NK = p_NK * _log_over_mixture(teacher_logp_NK, student_logp_NK, beta, 1 - beta)
+    student_NK = q_NK * _log_over_mixture(student_logp_NK, teacher_logp_NK, 1 - beta, beta)
+    # Added token by token, where they cancel to what is never negative.
+    return (beta * teacher_NK + (1 - beta) * student_NK).sum(-1)
 
 
 def skewed_forward_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: Alpha = 0.1) -> Array:
@@ -106,10 +128,16 @@ def skewed_forward_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: Alp
 
     References:
       Ko et al. 2024, arXiv 2402.03898 (DistiLLM), eq. 4.
+
+    Examples:
+      >>> p, q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
+      >>> print(f"{skewed_forward_kl(p, q, alpha=0.5)[0]:.4f}")  # 0.9 log(9 / 7) + 0.1 log(1 / 3)
+      0.1163
     """
     if alpha == 0.0:
         return forward_kl(teacher_logp_NK, student_logp_NK)
-    return forward_kl(teacher_logp_NK, _log_mixture(teacher_logp_NK, student_logp_NK, alpha))
+    p_NK = jnp.exp(teacher_logp_NK.astype(jnp.float32))
+    return (p_NK * _log_over_mixture(teacher_logp_NK, student_logp_NK, alpha, 1 - alpha)).sum(-1)
 
 
 def skewed_reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: Alpha = 0.1) -> Array:
@@ -126,10 +154,16 @@ def skewed_reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: Alp
 
     References:
       Ko et al. 2024, arXiv 2402.03898 (DistiLLM), section 3.1.
+
+    Examples:
+      >>> p, q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
+      >>> print(f"{skewed_reverse_kl(p, q, alpha=0.5)[0]:.4f}")  # 0.5 log(5 / 7) + 0.5 log(5 / 3)
+      0.0872
     """
     if alpha == 0.0:
         return reverse_kl(teacher_logp_NK, student_logp_NK)
-    return forward_kl(student_logp_NK, _log_mixture(student_logp_NK, teacher_logp_NK, alpha))
+    q_NK = jnp.exp(student_logp_NK.astype(jnp.float32))
+    return (q_NK * _log_over_mixture(student_logp_NK, teacher_logp_NK, alpha, 1 - alpha)).sum(-1)
 
 
 def total_variation(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
@@ -147,6 +181,11 @@ def total_variation(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
 
     References:
       Wen et al. 2023, arXiv 2307.15190 (f-distill), section 3.
+
+    Examples:
+      >>> p, q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
+      >>> print(f"{total_variation(p, q)[0]:.4f}")  # (0.4 + 0.4) / 2
+      0.4000
     """
     p_NK, q_NK = (jnp.exp(x.astype(jnp.float32)) for x in (teacher_logp_NK, student_logp_NK))
     return 0.5 * jnp.abs(p_NK - q_NK).sum(-1)

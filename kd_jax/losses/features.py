@@ -20,6 +20,10 @@ def mse(teacher_NX: Array, student_NX: Array) -> Array:
 
     References:
       Jiao et al. 2019, arXiv 1909.10351 (TinyBERT), eq. 8.
+
+    Examples:
+      >>> mse(jnp.asarray([[1.0, 2.0]]), jnp.asarray([[2.0, 4.0]]))  # (1 + 4) / 2
+      Array([2.5], dtype=float32)
     """
     difference_NX = teacher_NX.astype(jnp.float32) - student_NX.astype(jnp.float32)
     return (difference_NX**2).sum(-1) / teacher_NX.shape[-1]
@@ -38,6 +42,10 @@ def cosine(teacher_NX: Array, student_NX: Array) -> Array:
 
     References:
       Sanh et al. 2019, arXiv 1910.01108 (DistilBERT), section 3.
+
+    Examples:
+      >>> cosine(jnp.asarray([[3.0, 0.0]]), jnp.asarray([[0.0, 5.0]]))  # at right angles
+      Array([1.], dtype=float32)
     """
     teacher, student = (x.astype(jnp.float32) for x in (teacher_NX, student_NX))
     # Inside the root, so that a zero vector has a gradient.

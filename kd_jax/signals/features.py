@@ -28,6 +28,13 @@ class HiddenStates:
     Attributes:
       layers: (student's layer, teacher's layer) pairs.
       stack: "encoder" or "decoder".
+
+    Examples:
+      >>> taps = {"decoder_0.hidden": jnp.ones((1, 2, 4)), "decoder_2.hidden": jnp.zeros((1, 2, 4))}
+      >>> signal = HiddenStates(layers=((0, 2),))
+      >>> teacher, student = signal.align(taps, taps, jnp.ones((1, 2), bool), {})
+      >>> student.shape, float(student.max()), float(teacher.max())  # layer 0 against layer 2
+      ((1, 1, 2, 4), 1.0, 0.0)
     """
 
     layers: Pairs
@@ -86,6 +93,14 @@ class AttentionRelations:
       stack: "encoder", or "decoder" (a position then relates to those before it).
       heads: relation heads; they divide both widths.
       kinds: of "q", "k", "v".
+
+    Examples:
+      >>> taps = {"encoder_0.q": jnp.zeros((1, 2, 4))}
+      >>> signal = AttentionRelations(layers=((0, 0),), heads=1, kinds=("q",))
+      >>> teacher, _ = signal.align(taps, taps, jnp.ones((1, 2), bool), {})
+      >>> print(jnp.exp(teacher[0, 0]))  # equal queries: uniform over both positions
+      [[0.5 0.5]
+       [0.5 0.5]]
     """
 
     layers: Pairs

@@ -27,6 +27,12 @@ class Online:
         without rounding.
       temperature: T of both softmaxes, or a Ramp over the steps.
       tail: as TopK's, where k is not 0.
+
+    Examples:
+      >>> student, teacher = jnp.zeros((1, 4)), jnp.asarray([[0.0, 0.0, -jnp.inf, -jnp.inf]])
+      >>> aligned = Online().align(student, {"logits": teacher}, 1.0)
+      >>> print(jnp.exp(aligned.teacher_logp_NK), jnp.exp(aligned.student_logp_NK))
+      [[0.5 0.5 0.  0. ]] [[0.25 0.25 0.25 0.25]]
     """
 
     k: int = 0

@@ -1,6 +1,8 @@
 """Draws from the teacher's distribution: few bytes a token, and unbiased."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +22,10 @@ class Sampled:
     count_v / draws is an unbiased estimate of p_v, so the gradient of forward KL, which is linear in p, is
     unbiased too, the tail included; other divergences are not linear in p and are refused. The proposal is
     the teacher's own distribution, so every importance weight is 1 and counts are all that is kept. Draws
-    are stratified: the i-th is the inverse of the cumulative distribution at (i + u_i) / draws, which keeps
-    the mean and lowers the variance. The value of the KL is that of the estimate, not of p: its level is
-    shifted by the estimate's entropy, its gradient is right.
+    are stratified over blocks of the vocabulary: the i-th block is the inverse of the blocks' cumulative
+    distribution at (i + u_i) / draws, which keeps the mean and lowers the variance; the token inside is free.
+    The value of the KL is that of the estimate, not of p: its level is shifted by the estimate's entropy,
+    its gradient is right.
 
     A record holds, per target token, `ids` [draws] and `counts` [draws], the unique ids first and zeros
     behind them, which the store compresses away.
@@ -31,6 +34,12 @@ class Sampled:
       draws: per token; about a quarter of them are unique where the teacher is moderately sure.
       temperature: T of the teacher's and the student's softmax.
       seed: decides the draws, with the example and the position.
+
+    Examples:
+      >>> certain = jnp.asarray([[-jnp.inf, 0.0, -jnp.inf]])
+      >>> payload = Sampled(draws=3).reduce(certain, jax.random.split(jax.random.key(0), 1))
+      >>> payload["ids"].tolist(), payload["counts"].tolist()
+      ([[1, 0, 0]], [[3, 0, 0]])
     """
 
     draws: int = 50
@@ -69,14 +78,8 @@ class Sampled:
     def reduce(self, logits_NV: Array, key_N: Array) -> Payload:
         """Teacher logits [N, V] and one key per token to {"ids" [N, R], "counts" [N, R]}, R = draws."""
         logits_NV = logits_NV.astype(jnp.float32) / self.temperature
-        mass_NV = jnp.cumsum(jax.nn.softmax(logits_NV), axis=-1)
         key_N = jax.vmap(jax.random.fold_in, (0, None))(key_N, self.seed)
-        uniform_NR = jax.vmap(lambda key: jax.random.uniform(key, (self.draws,)))(key_N)
-        strata_NR = (jnp.arange(self.draws, dtype=jnp.float32)[None] + uniform_NR) / self.draws
-        # Up to the whole mass, which rounding leaves a little beside 1; below it, so that no token of mass 0 is met.
-        places_NR = jnp.minimum(strata_NR, 1 - 1e-7) * mass_NV[:, -1:]
-        ids_NR = jax.vmap(lambda mass, places: jnp.searchsorted(mass, places, side="right"))(mass_NV, places_NR)
-        return _unique(jnp.minimum(ids_NR, logits_NV.shape[-1] - 1).astype(jnp.int32))
+        return _unique(jax.vmap(functools.partial(_draw, draws=self.draws))(logits_NV, key_N))
 
     def align(self, logits_NV: Array, payload: Payload, temperature: Any) -> Aligned:
         """Log of the estimate and of the student's probability at the drawn ids, K = draws.
@@ -90,6 +93,27 @@ class Sampled:
         drawn_NR = counts_NR > 0
         teacher_NR = jnp.where(drawn_NR, jnp.log(jnp.where(drawn_NR, counts_NR, 1.0) / self.draws), -jnp.inf)
         return Aligned(teacher_NR, *logp_at(logits_NV, payload["ids"].astype(jnp.int32)))
+
+
+def _draw(logits_V: Array, key: Array, draws: int) -> Array:
+    """Ids [R] of one token's draws, ascending: first a block of the vocabulary by its mass, then a token inside.
+
+    One cumulative sum over the vocabulary would end in steps of 6e-8, below which no token is ever drawn.
+    """
+    block_key, token_key = jax.random.split(key)
+    size = max(1, math.isqrt(logits_V.size // draws))  # of a block: M blocks cost what all draws inside them do
+    filled_V = jnp.pad(logits_V, (0, -logits_V.size % size), constant_values=-jnp.inf)
+    logits_MB = filled_V.reshape(-1, size)
+    mass_M = jnp.exp(logits_MB - logits_V.max()).sum(-1)
+    # Ascending, a block's mass is at least the mean of those summed before it, so rounding does not swallow it.
+    ascending_M = jnp.argsort(mass_M)
+    cumulative_M = jnp.cumsum(mass_M[ascending_M])
+    coarse_R, fine_R = jax.random.uniform(block_key, (2, draws))
+    strata_R = (jnp.arange(draws, dtype=jnp.float32) + (coarse_R + fine_R * 2.0**-23)) / draws  # uniform has 23 bits
+    places_R = jnp.searchsorted(cumulative_M, strata_R * cumulative_M[-1], side="right")
+    blocks_R = ascending_M[jnp.minimum(places_R, mass_M.size - 1)]
+    tokens_R = jax.random.categorical(token_key, logits_MB[blocks_R], mode="high")
+    return jnp.sort(blocks_R * size + tokens_R)
 
 
 def _unique(ids_NR: Array) -> Payload:

@@ -32,6 +32,14 @@ class TopK:
         "zero": the teacher's side is cut off and sums to less than one, the student's stays as it is; for
         divergences weighted by the teacher alone.
       temperatures: further ones that the cache is to be made for.
+
+    Examples:
+      >>> signal, logits = TopK(k=1), jnp.log(jnp.asarray([[0.5, 0.25, 0.25]]))
+      >>> payload = signal.reduce(logits)
+      >>> payload["ids"].tolist(), sorted(payload)
+      ([[0]], ['ids', 'logits', 'rest_t1'])
+      >>> print(jnp.exp(signal.align(logits, payload, 1.0).teacher_logp_NK))  # token 0, and all others
+      [[0.5 0.5]]
     """
 
     k: int = 32

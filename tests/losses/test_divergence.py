@@ -116,6 +116,39 @@ def test_bounded_divergences_bear_a_teacher_that_says_never(loss):
     assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
 
 
+def mixtures64(name, share, p_logp, q_logp):
+    """(value, gradient with respect to log q) in float64, whose rounding is far below the smallest share."""
+    p, q = np.exp(p_logp), np.exp(q_logp)
+    first, second = (q_logp, p_logp) if name == "skewed_reverse_kl" else (p_logp, q_logp)
+    log_m = np.logaddexp(np.log(share) + first, np.log1p(-share) + second)
+    if name == "jensen_shannon":
+        value = share * p * (p_logp - log_m) + (1 - share) * q * (q_logp - log_m)
+        return value.sum(-1), (1 - share) * q * (q_logp - log_m)
+    if name == "skewed_forward_kl":
+        return (p * (p_logp - log_m)).sum(-1), -(1 - share) * p * np.exp(q_logp - log_m)
+    return (q * (q_logp - log_m)).sum(-1), q * (q_logp - log_m + (1 - share) * np.exp(p_logp - log_m))
+
+
+SHARES = (1e-8, 1e-6, 1e-5, 1e-3, 0.1, 0.5, 0.9)
+MIXTURES = [("jensen_shannon", share) for share in (*SHARES, *(1 - share for share in SHARES[:4]))]
+MIXTURES += [(name, share) for name in ("skewed_forward_kl", "skewed_reverse_kl") for share in (*SHARES, 0.99)]
+
+
+@pytest.mark.parametrize("name, share", MIXTURES)
+@pytest.mark.parametrize("spread", [0.1, 2.0, 12.0])
+def test_mixtures_equal_float64_for_every_share(name, share, spread):
+    """Trap 16: a small share leaves the digits of float32 in a difference of logarithms."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(2, 4, 40)) * spread
+    p, q = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
+    option = "beta" if name == "jensen_shannon" else "alpha"
+    loss = lambda x: vars(divergence)[name](jnp.asarray(p), x, **{option: share})  # noqa: E731
+    value, gradient = mixtures64(name, share, p.astype(np.float64), q.astype(np.float64))
+    np.testing.assert_allclose(loss(jnp.asarray(q)), value, rtol=1e-4)
+    got = jax.grad(lambda x: loss(x).sum())(jnp.asarray(q))
+    np.testing.assert_allclose(got, gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
+
+
 def test_ends_of_jensen_shannon_are_limits_in_direction():
     for beta, end in ((1e-3, divergence.forward_kl), (1 - 1e-3, divergence.reverse_kl)):
         scaled = divergence.jensen_shannon(P, Q, beta=beta) / (beta * (1 - beta))

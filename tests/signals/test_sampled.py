@@ -70,6 +70,57 @@ def test_impossible_tokens_are_never_drawn():
         assert Sampled(draws=50).reduce(padded, keys(seed))["ids"].max() < V
 
 
+def test_expected_counts_are_those_of_the_distribution():
+    """Each within five standard deviations of independent draws, which stratified ones stay below."""
+    draws, rounds = 40, 2000
+    probability_V = np.asarray(jax.nn.softmax(TEACHER[0].astype(jnp.float32)), np.float64)
+    logits = jnp.broadcast_to(TEACHER[:1], (rounds, V))
+    payload = jax.device_get(Sampled(draws=draws).reduce(logits, keys(0, rounds)))
+    counts_V = np.bincount(payload["ids"].ravel(), payload["counts"].ravel(), V)
+    deviation_V = np.sqrt(rounds * draws * probability_V * (1 - probability_V))
+    assert (np.abs(counts_V - rounds * draws * probability_V) < 5 * deviation_V + 1e-9).all()
+
+
+LARGE = 130_001
+
+
+def draw_large(probability_V, draws=200, rounds=500):
+    """How often each token came, [V]."""
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probability_V, jnp.float32)), (20, LARGE))
+    reduce = jax.jit(Sampled(draws=draws).reduce)
+    counts_V = np.zeros(LARGE)
+    for seed in range(rounds // 20):
+        payload = jax.device_get(reduce(logits, keys(seed, 20)))
+        counts_V += np.bincount(payload["ids"].ravel(), payload["counts"].ravel(), LARGE)
+    return counts_V
+
+
+def test_a_tail_of_tiny_tokens_has_its_mass_at_a_large_vocabulary():
+    """100,000 tokens of 1e-7 behind 30,001 that share the rest: 100,000 draws meet 1,000 of them."""
+    probability_V = np.full(LARGE, 1e-7)
+    probability_V[:30_001] = 0.99 / 30_001
+    halves = draw_large(probability_V)[30_001:].reshape(2, -1).sum(-1)
+    assert (np.abs(halves - 500) < 5 * 500**0.5).all()
+
+
+def test_tokens_of_1e_8_are_reached_behind_one_that_has_nearly_all():
+    """Most of them add nothing to one cumulative sum in float32, whose steps are 6e-8: it never draws those."""
+    probability_V = np.full(LARGE, 1e-8)
+    probability_V[0] = 1 - 1e-8 * (LARGE - 1)
+    swallowed_V = np.diff(np.asarray(jnp.cumsum(jnp.asarray(probability_V, jnp.float32))), prepend=0.0) == 0
+    expected = 1e5 * probability_V[swallowed_V].sum()  # of 100,000 draws
+    assert expected > 50
+    assert abs(draw_large(probability_V)[swallowed_V].sum() - expected) < 5 * expected**0.5
+
+
+def test_rare_tokens_are_reached_inside_the_block_of_the_likeliest():
+    rounds = 20_000  # one draw each, so that a block has isqrt(64) = 8 tokens
+    probability_V = jnp.full(64, 5e-5).at[0].set(1 - 63 * 5e-5)
+    logits = jnp.broadcast_to(jnp.log(probability_V), (rounds, 64))
+    ids = Sampled(draws=1).reduce(logits, keys(0, rounds))["ids"]
+    assert abs(int(((ids > 0) & (ids < 8)).sum()) - 7) < 5 * 7**0.5 and int((ids >= 8).sum()) > 56 - 5 * 56**0.5
+
+
 def test_only_forward_kl_is_supported():
     assert [loss for loss in divergence.ALL if Sampled().supports(loss)] == [forward_kl]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.losses.divergence import forward_kl
+from kd_jax.losses.divergence import forward_kl, reverse_kl
 from kd_jax.objective.terms import Term, token_losses
 from kd_jax.signals.topk import TopK
 
@@ -94,6 +94,22 @@ def test_padded_vocabulary_equals_sliced():
     signal = TopK(k=4)
     np.testing.assert_allclose(kd(signal, padded(STUDENT), padded(TEACHER)), kd(signal), rtol=1e-5, atol=1e-6)
     assert not jax.grad(lambda s: kd(signal, s, padded(TEACHER)).sum())(padded(STUDENT))[:, V:].any()
+
+
+@pytest.mark.parametrize(
+    "loss, teacher, student, want",
+    [  # float64, on the support {token 0, the three others together}
+        (forward_kl, [2.0, 1.0, 0.0, 0.0], [90.0, 0.0, 0.0, 0.0], 33.976639),
+        (reverse_kl, [100.0, 0.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0], 18.326871),
+    ],
+)
+def test_a_rest_far_below_the_top_has_its_mass(loss, teacher, student, want):
+    """Trap 16: it used to underflow to none, and the divergence to be infinite."""
+    signal, student = TopK(k=1), jnp.asarray([student])
+    payload = signal.reduce(jnp.asarray([teacher]))
+    value, gradient = jax.value_and_grad(lambda x: loss(*signal.align(x, payload, 1.0)[:2]).sum())(student)
+    np.testing.assert_allclose(value, want, rtol=1e-4)
+    assert jnp.isfinite(gradient).all()
 
 
 def test_covering_takes_the_larger_k():

@@ -1,0 +1,55 @@
+"""From the command line to the function that computes a token's loss: how far a reader has to climb."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+
+from kd_jax.cli.main import main
+from kd_jax.losses import divergence
+
+CALLS, FILES = 10, 8
+CONFIG = """
+from kd_jax import Term, forward_kl, load, TopK
+import dataclasses
+smoke = load({smoke!r})
+terms = {{"kd": Term(forward_kl, signal=TopK(k=4))}}
+student = dataclasses.replace(smoke.students["student_scratch"], terms=terms)
+experiment = dataclasses.replace(smoke, students={{"it": student}}, comparison=None)
+"""
+SHORT = """
+--source.examples 60 --tokenizer.vocab-size 60 --backend jit --teacher.training.steps 3 --evaluation.cached-k 0
+--teacher.training.optimizer.warmup 1 --students.it.training.steps 3 --students.it.training.optimizer.warmup 1
+"""
+
+
+@pytest.fixture(scope="module")
+def command(root, tmp_path_factory, lax_promotion):
+    """Config, workdir and overrides of a run whose teacher and cache are done."""
+    folder = tmp_path_factory.mktemp("stack")
+    (folder / "config.py").write_text(CONFIG.format(smoke=str(root / "experiments/configs/smoke.py")))
+    words = [str(folder / "config.py"), "--workdir", str(folder / "work"), *SHORT.split()]
+    for phase in ("prepare", "teacher", "cache"):
+        assert main([phase, *words]) == 0
+    return words
+
+
+@pytest.mark.parametrize("chunk_bytes", [2**26, 2**14], ids=["one chunk", "several"])
+def test_ten_calls_in_eight_files(command, root, monkeypatch, chunk_bytes):
+    stacks, weighted_difference = [], divergence._weighted_difference
+
+    def look(*arguments):
+        stacks.append(traceback.extract_stack()[:-1])
+        return weighted_difference(*arguments)
+
+    monkeypatch.setattr(divergence, "_weighted_difference", look)  # which forward_kl calls
+    monkeypatch.setattr("kd_jax.objective.fused_head.CHUNK_BYTES", chunk_bytes)
+    assert main(["student", *command, "--force"]) == 0
+    package = root / "kd_jax"
+    assert stacks
+    for stack in stacks:
+        ours = [frame for frame in stack if package in Path(frame.filename).parents]
+        named = [f"{Path(frame.filename).relative_to(package)}:{frame.name}" for frame in ours]
+        assert ours[0].name == "main" and ours[-1].name == "forward_kl"
+        assert len(ours) <= CALLS, named
+        assert len({frame.filename for frame in ours}) <= FILES, named
