@@ -42,6 +42,7 @@ def test_a_record_stands_at_the_targets_that_count():
     record = {"value": np.asarray([[1.0, 2.0], [3.0, 4.0]], np.float32), "ids": np.asarray([8, 9], np.uint16)}
     batch = LAYOUT.batch([Row(0, example, 1.0, {"s": record})], 1, Bucket(2, 6), SCHEMAS)
     assert batch.mask_BT.tolist() == [[False, False, True, False, True, False]]
+    assert batch.inputs.encoder.ids_BT.tolist() == [[7, 2]]  # however long the completion's bucket
     assert batch.inputs.decoder.segment_BT.tolist() == [[1] * 5 + [0]]
     assert batch.inputs.decoder.ids_BT.tolist() == [[START, 3, 4, 5, 6, 0]]
     assert batch.payload["s"]["ids"].tolist() == [[0, 0, 8, 0, 9, 0]]
