@@ -5,8 +5,6 @@ import json
 import pytest
 
 from kd_jax.data.sources import Debian, Files, Tfds, Toy, without_leaks
-from kd_jax.data.held_out import hold_out, leak_sentence
-from kd_jax.data.text_files import read_files, read_lines
 from kd_jax.errors import KdError
 
 FIELDS = ("en", "fr")
@@ -59,25 +57,6 @@ def test_bad_parallel_text(tmp_path, left, right, message):
 def test_bad_json_lines(tmp_path, text, message):
     with pytest.raises(KdError, match=message):
         Files(train=(put(tmp_path / "a.jsonl", text),)).splits(FIELDS)
-
-
-@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\r", "\x00"])
-def test_separators_inside_a_text_are_characters(tmp_path, separator):
-    texts = [f"a{separator}b", "c"]
-    plain = put(tmp_path / "t.txt", "\n".join(texts))
-    lines = put(tmp_path / "t.jsonl", "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
-    for path in (plain, lines):
-        assert read_files((path,), ("text",), "source.train") == [{"text": text} for text in texts]
-
-
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
-@pytest.mark.parametrize("last", [True, False])
-@pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_line_ends_and_byte_order_mark_are_no_text(tmp_path, ending, last, mark):
-    text = mark + ending.join(["one", "\ufefftwo", "three"]) + ending * last
-    assert read_lines(put(tmp_path / "t", text)) == ["one", "\ufefftwo", "three"]
-    row = mark + json.dumps({"en": "a", "fr": "b"}) + ending * last
-    assert read_files((put(tmp_path / "t.jsonl", row),), FIELDS, "source.train") == [{"en": "a", "fr": "b"}]
 
 
 def test_one_field_in_one_text_file(tmp_path):
@@ -145,22 +124,3 @@ def test_good_sources_pass():
 def test_a_language_pair_for_a_task_of_one_field_is_refused():
     with pytest.raises(KdError, match="source Toy: a language pair; the task reads text"):
         Toy().splits(("text",))
-
-
-def test_an_example_stays_in_its_split_whatever_stands_around_it():
-    rows = [{"en": str(i)} for i in range(500)]
-    whole = hold_out(rows, "en", ("validation", "test"), 0.1, 0)
-    part = hold_out(reversed(rows[:250]), "en", ("validation", "test"), 0.1, 0)
-    assert all(row in whole[split] for split, examples in part.items() for row in examples)
-    assert sorted(row["en"] for examples in whole.values() for row in examples) == sorted(row["en"] for row in rows)
-    limited = hold_out(iter(rows), "en", ("validation", "test"), 0.1, 5)
-    assert limited == {split: examples[:5] for split, examples in whole.items()}
-
-
-def test_what_is_said_of_leaks():
-    before = {"train": 10, "validation": 20, "test": 1200}
-    assert leak_sentence(before, {"train": 0, "validation": 0, "test": 0}) == ""
-    assert leak_sentence(before, {"train": 0, "validation": 2, "test": 41}) == (
-        "validation: 2 of 20 examples left out, their source is trained on; "
-        "test: 41 of 1,200 examples left out, their source is trained on"
-    )
