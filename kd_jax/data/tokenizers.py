@@ -13,6 +13,7 @@ import sentencepiece
 from kd_jax.errors import KdError
 
 PAD, START, EOS, UNKNOWN = range(4)
+LONGEST = 2**30  # bytes; SentencePiece's own 4,192 would leave whole documents out of the training, unsaid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +51,14 @@ class SentencePiece:
                 bos_id=START,
                 eos_id=EOS,
                 unk_id=UNKNOWN,
+                max_sentence_length=LONGEST,
                 num_threads=1,  # the pieces must not depend on the machine
                 minloglevel=2,
             )
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]  # without the C++ condition
             raise KdError(
-                f"tokenizer.vocab_size: {self.vocab_size} does not suit the training text ({reason})"
+                f"tokenizer.vocab_size: {self.vocab_size} does not suit the training text: {reason}"
             ) from error
         beside = path.with_name(path.name + ".part")
         beside.write_bytes(model.getvalue())
@@ -76,9 +78,11 @@ class Tokenizer:
         self.vocab_size = self._processor.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
+        """Token ids; separators such as U+2028 are blanks, and what has no piece (NUL) is UNKNOWN."""
         return self._processor.encode(text)
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
         return self._processor.decode([int(i) for i in ids])
 
     def pieces(self) -> list[str]:
