@@ -26,7 +26,7 @@ def check(experiment: Experiment) -> None:
                 known = ", ".join(experiment.students) or "there are none"
                 raise KdError(f"comparison.{field}: no student is called {name!r}; wanted one of {known}")
     check_evaluation(experiment.evaluation)
-    for part in (experiment.task,):
+    for part in (experiment.source, experiment.task, experiment.tokenizer):
         part.check()
     for name, recipe in experiment.recipes.items():
         try:

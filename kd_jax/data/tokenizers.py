@@ -32,6 +32,15 @@ class SentencePiece:
     character_coverage: float = 1.0
     byte_fallback: bool = False
 
+    def check(self) -> None:
+        """Raises KdError naming the field that is out of range."""
+        if type(self.vocab_size) is not int or not UNKNOWN + 1 < self.vocab_size < 2**31:
+            raise KdError(f"tokenizer.vocab_size: {self.vocab_size}; wanted a whole number above {UNKNOWN + 1}")
+        if self.model_type not in ("unigram", "bpe"):
+            raise KdError(f"tokenizer.model_type: {self.model_type!r}; wanted unigram or bpe")
+        if not 0.98 <= self.character_coverage <= 1:
+            raise KdError(f"tokenizer.character_coverage: {self.character_coverage}; wanted 0.98 to 1")
+
     def train(self, texts: Iterable[str], path: Path) -> None:
         """Trains on `texts` and writes the model to `path`, by rename.
 

@@ -3,67 +3,38 @@
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from kd_jax import config
 from kd_jax.artifacts import manifest, runlog
+from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.evaluation import degeneration, page, plots, tables, verdict
-from kd_jax.experiment import Experiment, cache_folder, wanted_signals
-
-FIGURES = (
-    "parameters",
-    "parameters_outside_embeddings",
-    "bleu",
-    "bleu_ci",
-    "chrf",
-    "chrf_ci",
-    "bleu_beam",
-    "cross_entropy",
-    "kl_to_teacher",
-    "agreement",
-    "acceptance",
-    "calibration_error",
-    "decode_tokens_per_second",
-    "decode_tokens_per_second_single",
-    "decode_sentences_per_second",
-    "decode_sentences_per_second_single",
-    "train_tokens_per_second",
-    "loss_before_first_step",
-    "signature",
-    "sentences",
-    "over_long",
-)
-METRICS = (
-    {"name": "bleu", "label": "BLEU", "higher_is_better": True, "digits": 2},
-    {"name": "chrf", "label": "chrF", "higher_is_better": True, "digits": 2},
-)
-COMPARISON = {"baseline": "student_scratch", "distilled": "student_kd"}
+from kd_jax.experiment import Experiment, targets_name, wanted_signals
 
 
-def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
+def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     """Reads what the phases left and writes workdir/report; always anew, since it costs nothing.
 
     Raises:
-      KdError: if a phase has not finished.
+      KdError: if a phase has not finished, or what it left is not as it was written.
     """
     began = time.perf_counter()
-    folder, names = workdir / "report", ["teacher", *experiment.students]
-    phases = finished_phases(experiment, workdir)
-    texts = {name: manifest.read_lines(workdir / "evaluation" / f"{name}.jsonl") for name in names}
-    report = read(experiment, workdir, phases, texts)
-    curves = {name: runlog.read(model_folder(workdir, name) / "metrics.jsonl") for name in names}
+    folder, names = workdir.report, list(experiment.recipes)
+    texts = {name: manifest.read_lines(workdir.evaluation.file(f"{name}.jsonl")) for name in names}
+    report = read(experiment, workdir, finished_phases(experiment, workdir), texts)
+    curves = {name: runlog.read(workdir.model(name).file("metrics.jsonl")) for name in names}
     shown = samples(texts, experiment.evaluation.samples)
-    manifest.start(folder, "report", {}, force)
+    folder.begin({}, force=folder.finished())
     write(folder, report, document(report, shown, curves, config.to_text(experiment)))
-    manifest.finish(folder, "report", {"models": names}, time.perf_counter() - began)
-    runlog.say(closing(report))
-    runlog.say(f"\nreport: {folder / 'report.html'} (and report.md, report.json)")
+    folder.finish({"models": names}, time.perf_counter() - began)
+    runlog.show(closing(report))
+    runlog.show(f"\nreport: {folder.path / 'report.html'} (and report.md, report.json)")
 
 
 def read(
     experiment: Experiment,
-    workdir: Path,
+    workdir: Workdir,
     phases: Mapping[str, Mapping[str, Any]],
     texts: Mapping[str, Sequence[Mapping[str, str]]],
 ) -> dict[str, Any]:
@@ -75,26 +46,25 @@ def read(
     """
     models = {}
     for name, rows in texts.items():
-        scores = manifest.read_json(workdir / "evaluation" / f"{name}.json")
-        trained = phases["teacher" if name == "teacher" else f"student.{name}"]
         greedy, references = [row["greedy"] for row in rows], [row["reference"] for row in rows]
-        models[name] = {key: scores[key] for key in FIGURES} | {
-            "bytes": sum(trained["outputs"]["files"].values()),
-            "seconds": trained["seconds"],
-            "warnings": degeneration.warnings(greedy, references),
-        }
-    comparison = COMPARISON if models.keys() >= set(COMPARISON.values()) else None
+        figures = manifest.read_json(workdir.evaluation.file(f"{name}.json"))
+        models[name] = figures | {"warnings": degeneration.warnings(greedy, references)}
+    metrics = [
+        {"name": m.name, "label": m.label, "higher_is_better": m.higher_is_better, "digits": m.digits}
+        for m in experiment.task.metrics
+    ]
+    comparison = experiment.comparison and vars(experiment.comparison)
     data = phases["prepare"]["outputs"]
     return {
         "name": experiment.name,
         "task": experiment.task.name,
         "dataset": data["dataset"],
         "seed": experiment.seed,
-        "headline": METRICS[0],
-        "metrics": METRICS,
+        "headline": metrics[0],
+        "metrics": metrics,
         "comparison": comparison,
         "models": models,
-        "gap_recovered": verdict.gap_recovered(models, comparison, METRICS[0]),
+        "gap_recovered": verdict.gap_recovered(models, comparison, metrics[0]),
         "caches": {
             name.removeprefix("cache."): phase["outputs"] | {"seconds": phase["seconds"]}
             for name, phase in phases.items()
@@ -146,11 +116,11 @@ def document(
     )
 
 
-def write(folder: Path, report: Mapping[str, Any], document: page.Document) -> None:
+def write(folder: Folder, report: Mapping[str, Any], document: page.Document) -> None:
     """Leaves report.json, report.md and report.html."""
-    manifest.write_json(folder / "report.json", report)
-    manifest.write_text(folder / "report.md", page.markdown(document))
-    manifest.write_text(folder / "report.html", page.html(document))
+    manifest.write_json(folder.path / "report.json", report)
+    manifest.write_text(folder.path / "report.md", page.markdown(document))
+    manifest.write_text(folder.path / "report.html", page.html(document))
 
 
 def closing(report: Mapping[str, Any]) -> str:
@@ -159,24 +129,16 @@ def closing(report: Mapping[str, Any]) -> str:
     return "\n".join(["", textwrap.fill(verdict.lead(report), 80), *warnings, "", tables.text_table(report)])
 
 
-def model_folder(workdir: Path, name: str) -> Path:
-    """Where a model was trained."""
-    return workdir / "teacher" if name == "teacher" else workdir / "students" / name
-
-
-def finished_phases(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]:
+def finished_phases(experiment: Experiment, workdir: Workdir) -> dict[str, dict[str, Any]]:
     """Phase (with the model's or the signal's name) -> manifest, in the order of a run."""
-    phases = {
-        "prepare": manifest.read(workdir / "data", "prepare"),
-        "teacher": manifest.read(workdir / "teacher", "teacher"),
-    }
+    folders = {"prepare": workdir.data, "teacher": workdir.model(TEACHER)}
     for targets, signals in wanted_signals(experiment).items():
         for signal in signals:
             name = f"cache.{targets.name}/{signal}" if targets else f"cache.{signal}"
-            phases[name] = manifest.read(cache_folder(workdir, targets, signal), "cache")
-    for name in experiment.students:
-        phases[f"student.{name}"] = manifest.read(workdir / "students" / name, "student")
-    return phases | {"evaluate": manifest.read(workdir / "evaluation", "evaluate")}
+            folders[name] = workdir.cache(targets_name(targets), signal)
+    folders |= {f"student.{name}": workdir.model(name) for name in experiment.students}
+    folders["evaluate"] = workdir.evaluation
+    return {name: folder.manifest() for name, folder in folders.items()}
 
 
 def wall_seconds(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
