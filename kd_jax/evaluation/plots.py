@@ -65,8 +65,8 @@ def curve(curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, label: st
         for name, log in curves.items():
             points = [(row["step"], row[key]) for row in log if key in row]
             steps, values = [step for step, _ in points], [value for _, value in points]
-            axes.plot(steps, values, label=name, linewidth=1.5, markersize=4, markevery=max(1, len(points) // 8),
-                      **style[name])  # fmt: skip
+            spaced = max(1, len(points) // 8)
+            axes.plot(steps, values, label=name, linewidth=1.5, markersize=4, markevery=spaced, **style[name])
 
     return _figure(draw, list(curves), "step", label)
 
