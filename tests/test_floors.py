@@ -119,7 +119,9 @@ ORBAX = "        except Exception as error:  # orbax raises whatever its parts r
     ids=["devices", "files", "absence", "masks and means"],
 )
 def test_what_stands_nowhere_else(pattern, files):
-    lines = [(path, line) for path in files for line in path.read_text().split("\n") if line != ORBAX]
+    lines = [
+        (path, line) for path in files for line in path.read_text().split("\n") if line != ORBAX and ">>>" not in line
+    ]
     assert not [f"{path}: {line}" for path, line in lines if re.search(pattern, line)]
 
 
