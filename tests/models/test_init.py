@@ -11,11 +11,12 @@ import pytest
 from kd_jax.errors import KdError
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.init import FromTeacher, count_parameters, shrink, spaced
-from kd_jax.types import Batch
+from tests.batches import random_examples, to_batch
 
 V = 11
 TEACHER = EncoderDecoder(encoder_layers=3, decoder_layers=3, d_model=8, heads=2, d_ff=8, dropout=0.0)
 PARAMS = TEACHER.build(V).init(jax.random.key(0))
+INPUTS = to_batch(random_examples(0, [(4, 4), (2, 3)], V)).inputs
 
 
 def student(**layers):
@@ -46,9 +47,7 @@ def test_a_teacher_whose_dropped_layer_adds_nothing_loses_nothing():
     silent = dict(PARAMS) | {"decoder_1": jax.tree.map(jnp.zeros_like, PARAMS["decoder_1"])}
     small = student(decoder_layers=2)
     params = shrink(FromTeacher(decoder=(0, 2)), TEACHER, small, silent, V)
-    ids = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, 4)), jnp.int32)
-    batch = Batch(jnp.arange(2), ids, ids >= 0, ids, ids, ids >= 0, jnp.ones(2), {})
-    np.testing.assert_allclose(small.build(V).apply(params, batch), TEACHER.build(V).apply(silent, batch), atol=1e-5)
+    np.testing.assert_allclose(small.build(V).apply(params, INPUTS), TEACHER.build(V).apply(silent, INPUTS), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +71,10 @@ def test_parameters_are_counted_outside_the_embeddings():
 
 def test_teacher_and_student_may_pad_the_vocabulary_to_different_multiples():
     padded = dataclasses.replace(TEACHER, vocab_multiple=16)
-    ids = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, 4)), jnp.int32)
-    batch = Batch(jnp.arange(2), ids, ids >= 0, ids, ids, ids >= 0, jnp.ones(2), {})
 
     def logits(model, params):
         network = model.build(V)
-        return network.head(params).logits(network.apply(params, batch))
+        return network.head(params).logits(network.apply(params, INPUTS))
 
     larger = shrink(FromTeacher(), TEACHER, padded, PARAMS, V)
     assert larger["embedding"].shape[0] == 16

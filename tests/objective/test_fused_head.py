@@ -1,5 +1,7 @@
 """The fused head equals the plain path, in value and in both gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
+from kd_jax.models.base import Head
 from kd_jax.objective import fused_head as module
 from kd_jax.objective.fused_head import chunk_tokens, fused_head, map_head
-from kd_jax.objective.terms import Term
+from kd_jax.objective.terms import Term, total_loss
 from kd_jax.signals.topk import TopK
-from kd_jax.training.step import fused_head_sums
-from kd_jax.types import Head
 
 
 def objective(logits_NV, rows, fixed=None):
@@ -75,6 +76,7 @@ def test_no_array_of_all_logits():
 
 SIGNAL = TopK(k=4)
 TERMS = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weight=0.5, signal=SIGNAL)}
+TOTAL = functools.partial(total_loss, TERMS)
 
 
 def topk_problem(n, d, v, dtype=jnp.float32):
@@ -85,7 +87,7 @@ def topk_problem(n, d, v, dtype=jnp.float32):
 
 
 def value_and_gradients(hidden, head, rows, chunk=8):
-    loss = lambda h, w: fused_head_sums(TERMS, h, w, rows, {"step": jnp.int32(0)}, chunk)[0]  # noqa: E731
+    loss = lambda h, w: fused_head(TOTAL, h, w, rows, {"step": jnp.int32(0)}, chunk)[0]  # noqa: E731
     return jax.value_and_grad(loss, (0, 1))(hidden, head)
 
 
@@ -113,7 +115,7 @@ def test_pmapped_portions_add_up():
 
 def test_under_remat_the_same():
     hidden, head, rows = topk_problem(20, 8, 31)
-    loss = lambda h, w: fused_head_sums(TERMS, jnp.tanh(h), w, rows, {"step": jnp.int32(0)}, 8)[0]  # noqa: E731
+    loss = lambda h, w: fused_head(TOTAL, jnp.tanh(h), w, rows, {"step": jnp.int32(0)}, 8)[0]  # noqa: E731
     got, want = (jax.jit(jax.grad(f, (0, 1)))(hidden, head) for f in (jax.checkpoint(loss), loss))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
 

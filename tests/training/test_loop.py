@@ -1,7 +1,6 @@
 """Training: a kill and a resume give the bits of a run that never stopped; a teacher never moves; NaN stops."""
 
 import dataclasses
-import json
 import shutil
 
 import chex
@@ -10,18 +9,18 @@ import numpy as np
 import pytest
 
 from kd_jax import config
-from kd_jax.artifacts import checkpoint
-from kd_jax.cli import resolve as setup
+from kd_jax.artifacts import runlog
+from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.data.pipeline import Split, TrainBatches
 from kd_jax.data.store import Store
 from kd_jax.errors import KdError
 from kd_jax.models.init import FromCheckpoint
-from kd_jax.phases import cache, prepare, student, teacher
-from kd_jax.training import loop
-from kd_jax.training.model import train_model
+from kd_jax.phases import cache, student, teacher
+from kd_jax.training.meter import Meter
+from kd_jax.training.model import train_model, trained
+from tests.runs import beside, smoke, taught
 
 SHORT = """
---source.examples 120 --tokenizer.vocab-size 60 --backend jit
 --teacher.model.dropout 0.1 --teacher.training.steps 12 --teacher.training.eval-every 4
 --teacher.training.optimizer.warmup 2 --students.student_kd.training.steps 8
 --students.student_kd.training.eval-every 4 --students.student_kd.training.optimizer.warmup 2
@@ -31,26 +30,26 @@ SHORT = """
 @pytest.fixture(scope="module")
 def experiment(root, lax_promotion):
     """The smoke experiment, shortened."""
-    return setup.resolve(str(root / "experiments/configs/smoke.py"), SHORT.split())
+    return smoke(root, SHORT.split())
 
 
 @pytest.fixture(scope="module")
 def workdir(experiment, tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
-    for phase in (prepare, teacher, cache):
-        phase.run(experiment, path)
-    return path
+    return taught(experiment, tmp_path_factory.mktemp("run"))
 
 
-def params_of(folder, experiment, phase="teacher"):
-    recipe = experiment.teacher if phase == "teacher" else experiment.students["student_kd"]
-    return jax.device_get(checkpoint.load_params(folder, phase, recipe.model.build(60)))
+def params_of(workdir, experiment, name=TEACHER):
+    return jax.device_get(trained(experiment, workdir, name)[1])
+
+
+def recipe_with(recipe, **training):
+    """A recipe trained otherwise."""
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, **training))
 
 
 @pytest.mark.parametrize("killed_at", [2, 6, 11])
 def test_a_killed_run_goes_on_to_the_same_bits(experiment, workdir, tmp_path, monkeypatch, killed_at):
-    (tmp_path / "data").symlink_to(workdir / "data")
-    read = loop.Meter._read
+    cut, read = beside(workdir, tmp_path, "data"), Meter._read
 
     def killed(self, step, sums):
         if step == killed_at:
@@ -58,93 +57,101 @@ def test_a_killed_run_goes_on_to_the_same_bits(experiment, workdir, tmp_path, mo
         read(self, step, sums)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Meter, "_read", killed)
+        patch.setattr(Meter, "_read", killed)
         with pytest.raises(KeyboardInterrupt):
-            teacher.run(experiment, tmp_path)
-    assert not (tmp_path / "teacher" / "manifest.json").exists()
-    teacher.run(experiment, tmp_path)
-    chex.assert_trees_all_equal(params_of(tmp_path / "teacher", experiment), params_of(workdir / "teacher", experiment))
+            teacher.run(experiment, cut)
+    assert not cut.model(TEACHER).finished()
+    teacher.run(experiment, cut)
+    chex.assert_trees_all_equal(params_of(cut, experiment), params_of(workdir, experiment))
     logs = [
-        [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens")} for line in path.open()]
-        for path in (tmp_path / "teacher/metrics.jsonl", workdir / "teacher/metrics.jsonl")
+        [{k: v for k, v in row.items() if k not in ("seconds", "tokens")} for row in log_of(run, TEACHER)]
+        for run in (cut, workdir)
     ]
-    assert {row["step"] for row in logs[0]} == {row["step"] for row in logs[1]}
-    validated = [{r["step"]: r["valid_cross_entropy"] for r in log if "valid_cross_entropy" in r} for log in logs]
-    assert validated[0] == validated[1]
+    assert logs[0] == logs[1]
+
+
+def log_of(workdir, name):
+    return runlog.read(workdir.model(name).path / "metrics.jsonl")
+
+
+def test_the_log_says_the_schedules_learning_rates(experiment, workdir):
+    """Warm-up over 2 of 12 steps to 0.005, then a half cosine wave down to a twentieth of it."""
+    rates = {row["step"]: row["learning_rate"] for row in log_of(workdir, TEACHER) if "learning_rate" in row}
+    want = {n: 0.005 * (0.05 + 0.95 * (1 + np.cos(np.pi * (n - 2) / 10)) / 2) for n in (4, 8, 12)}
+    assert rates == pytest.approx(want, rel=1e-6)
+
+
+def test_the_log_counts_the_tokens_that_trained(experiment, workdir, tmp_path):
+    """Means are token-weighted over batches of both buckets: they are those of two runs' Sums added by hand."""
+    single = dataclasses.replace(experiment, teacher=recipe_with(experiment.teacher, steps=4, eval_every=1))
+    several = dataclasses.replace(experiment, teacher=recipe_with(experiment.teacher, steps=4, eval_every=4))
+    logs = []
+    for name, wanted in (("single", single), ("several", several)):
+        run = beside(workdir, tmp_path / name, "data")
+        teacher.run(wanted, run)
+        logs.append([row for row in log_of(run, TEACHER) if "loss" in row])
+    split, recipe = Split(workdir.data, "train"), experiment.teacher
+    source = TrainBatches(split, recipe.model.layout, experiment.shapes, tokens_per_batch=512, divisor=1, seed=0)
+    tokens = [int(source[i].mask_BT.sum()) for i in range(4)]
+    assert len(set(tokens)) > 1
+    losses = [row["loss"] for row in logs[0]]
+    assert logs[1][0]["loss"] == pytest.approx(np.average(losses, weights=tokens), rel=1e-6)
 
 
 def test_one_and_eight_devices_train_to_the_same_model(experiment, workdir, tmp_path):
     """Batches of both buckets are whole multiples of eight, so both backends see the same ones."""
-    training = dataclasses.replace(experiment.teacher.training, tokens_per_batch=768, microbatches=1)
-    recipe = dataclasses.replace(experiment.teacher, training=training)
-    outputs = {}
+    recipe, losses = recipe_with(experiment.teacher, tokens_per_batch=768, microbatches=1), []
     for backend in ("jit", "pmap"):
-        (tmp_path / backend).mkdir()
-        (tmp_path / backend / "data").symlink_to(workdir / "data")
-        teacher.run(dataclasses.replace(experiment, teacher=recipe, backend=backend), tmp_path / backend)
-        outputs[backend] = json.loads((tmp_path / backend / "teacher/manifest.json").read_text())["outputs"]
-    np.testing.assert_allclose(outputs["pmap"]["valid_cross_entropy"], outputs["jit"]["valid_cross_entropy"], rtol=1e-4)
+        run = beside(workdir, tmp_path / backend, "data")
+        teacher.run(dataclasses.replace(experiment, teacher=recipe, backend=backend), run)
+        losses.append(run.model(TEACHER).outputs()["valid_cross_entropy"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 def test_the_student_learns_and_the_teacher_does_not_move(experiment, workdir):
-    before = params_of(workdir / "teacher", experiment)
+    before = params_of(workdir, experiment)
     student.run(experiment, workdir, only="student_kd")
-    chex.assert_trees_all_equal(params_of(workdir / "teacher", experiment), before)
-    manifest = json.loads((workdir / "students/student_kd/manifest.json").read_text())
-    outputs = manifest["outputs"]
-    assert outputs["valid_cross_entropy"] < outputs["loss_before_first_step"]
-    assert (
-        manifest["inputs"]["consumed.teacher"]
-        == json.loads((workdir / "teacher/manifest.json").read_text())["outputs"]["digest"]
-    )
+    chex.assert_trees_all_equal(params_of(workdir, experiment), before)
+    folder = workdir.model("student_kd")
+    assert folder.outputs()["valid_cross_entropy"] < folder.outputs()["loss_before_first_step"]
+    assert folder.inputs()["consumed.teacher"] == workdir.model(TEACHER).outputs()["digest"]
 
 
 def test_finished_phases_are_skipped_and_changed_ones_refused(experiment, workdir):
-    mark = (workdir / "teacher/manifest.json").stat().st_mtime_ns
+    manifest = workdir.model(TEACHER).path / "manifest.json"
+    mark = manifest.stat().st_mtime_ns
     teacher.run(experiment, workdir)
-    assert (workdir / "teacher/manifest.json").stat().st_mtime_ns == mark
-    changed = dataclasses.replace(experiment, seed=5)
+    assert manifest.stat().st_mtime_ns == mark
     with pytest.raises(KdError, match="seed = 0, now 5"):
-        teacher.run(changed, workdir)
-    training = dataclasses.replace(experiment.teacher.training, steps=13)
-    longer = dataclasses.replace(experiment.teacher, training=training)
+        teacher.run(dataclasses.replace(experiment, seed=5), workdir)
+    longer = dataclasses.replace(experiment, teacher=recipe_with(experiment.teacher, steps=13))
     with pytest.raises(KdError, match="teacher.training.steps = 12, now 13"):
-        teacher.run(dataclasses.replace(experiment, teacher=longer), workdir)
+        teacher.run(longer, workdir)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(experiment, workdir, tmp_path):
-    recipe = experiment.teacher
-    optimizer = dataclasses.replace(recipe.training.optimizer, learning_rate=1e30, clip_norm=1e30)
-    wild = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, optimizer=optimizer))
-    (tmp_path / "data").symlink_to(workdir / "data")
+    optimizer = dataclasses.replace(experiment.teacher.training.optimizer, learning_rate=1e30, clip_norm=1e30)
+    wild = dataclasses.replace(experiment, teacher=recipe_with(experiment.teacher, optimizer=optimizer))
+    run = beside(workdir, tmp_path, "data")
     with pytest.raises(KdError, match="not finite.*last good checkpoint"):
-        train_model(
-            "teacher",
-            "teacher",
-            wild,
-            experiment,
-            tmp_path,
-            tmp_path / "teacher",
-            consumed={},
-            payloads={},
-            force=False,
-        )
+        train_model(wild, run, TEACHER, consumed={}, payloads={}, force=False)
 
 
 def test_damage_is_found(experiment, workdir, tmp_path):
-    shutil.copytree(workdir / "teacher", tmp_path / "teacher")
-    for path in (tmp_path / "teacher/checkpoints").glob("*/params/**/d/*"):
+    run = beside(workdir, tmp_path, "data")
+    shutil.copytree(workdir.path / TEACHER, tmp_path / TEACHER)
+    for path in (tmp_path / TEACHER / "checkpoints").glob("*/params/**/d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(KdError, match="wanted .* bytes"):
-        params_of(tmp_path / "teacher", experiment)
+        params_of(run, experiment)
 
 
 def test_a_student_without_its_teacher_or_cache_says_which_phase_to_run(experiment, workdir, tmp_path):
-    (tmp_path / "data").symlink_to(workdir / "data")
+    run = beside(workdir, tmp_path, "data")
     with pytest.raises(KdError, match="run the phase `teacher` first"):
-        student.run(experiment, tmp_path)
+        student.run(experiment, run)
     with pytest.raises(KdError, match="did you mean student_kd"):
-        student.run(experiment, tmp_path, only="student_dk")
+        student.run(experiment, run, only="student_dk")
 
 
 def test_every_artefact_is_fingerprinted(experiment):
@@ -154,49 +161,46 @@ def test_every_artefact_is_fingerprinted(experiment):
 def test_the_cache_says_of_every_token_what_the_teacher_says(experiment, workdir):
     """Written in the order of the examples, read in the order of training (trap 9), by a trained teacher (trap 10)."""
     signal = experiment.students["student_kd"].terms["kd"].signal
-    stores = {signal.name: Store(workdir / "cache" / signal.name, "records")}
-    source = TrainBatches(Split(workdir / "data", "train", stores), experiment.buckets, 256, 1, 7, 0, 1)
-    model = experiment.teacher.model.build(60)
-    params = checkpoint.load_params(workdir / "teacher", "teacher", model)
+    split = Split(workdir.data, "train", {signal.name: Store(workdir.cache("", signal.name).path, "records")})
+    layout = experiment.teacher.model.layout
+    source = TrainBatches(split, layout, experiment.shapes, tokens_per_batch=256, divisor=1, seed=7)
+    model, params = trained(experiment, workdir, TEACHER)
     for number in (0, 5):
         batch = source[number]
-        logits = model.head(params).logits(model.apply(params, batch)).reshape(-1, 60)
+        logits = model.head(params).logits(model.apply(params, batch.inputs)).reshape(-1, 60)
         cached = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.payload[signal.name].items()}
         counted = batch.mask_BT.reshape(-1)
         for got, want in zip(
             signal.align(logits, cached, 1.0)[:2], signal.align(logits, signal.reduce(logits), 1.0)[:2], strict=True
         ):
             np.testing.assert_allclose(np.exp(got)[counted], np.exp(want)[counted], atol=2e-3)
-    outputs = json.loads((workdir / "teacher/manifest.json").read_text())["outputs"]
+    outputs = workdir.model(TEACHER).outputs()
     assert outputs["valid_cross_entropy"] < outputs["loss_before_first_step"] < 1.5 * np.log(60)
 
 
 def test_a_damaged_cache_is_refused_and_rebuilt(experiment, workdir, tmp_path):
-    for name in ("data", "teacher"):
-        shutil.copytree(workdir / name, tmp_path / name)
-    cache.run(experiment, tmp_path)
-    shard = next((tmp_path / "cache").rglob("*.arrayrecord"))
+    run = beside(workdir, tmp_path, "data", TEACHER)
+    cache.run(experiment, run)
+    shard = next(run.cache("", "topk").path.glob("*.arrayrecord"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-100])
     with pytest.raises(KdError, match=shard.name):
-        student.run(experiment, tmp_path, only="student_kd")
-    cache.run(experiment, tmp_path, force=True)
+        student.run(experiment, run, only="student_kd")
+    cache.run(experiment, run, force=True)
     assert shard.read_bytes() == whole
 
 
 def test_a_student_from_a_checkpoint_of_its_own(experiment, workdir, tmp_path):
-    for name in ("data", "teacher"):
-        (tmp_path / name).symlink_to(workdir / name)
+    run = beside(workdir, tmp_path, "data", TEACHER)
     own = dataclasses.replace(
         experiment.students["student_kd"],
         model=experiment.teacher.model,
         terms=experiment.teacher.terms,
-        init=FromCheckpoint(str(workdir / "teacher")),
+        init=FromCheckpoint(str(workdir.model(TEACHER).path)),
     )
-    student.run(dataclasses.replace(experiment, students={"own": own}), tmp_path)
-    outputs = json.loads((tmp_path / "students/own/manifest.json").read_text())["outputs"]
-    teacher_outputs = json.loads((workdir / "teacher/manifest.json").read_text())["outputs"]
-    assert outputs["loss_before_first_step"] == pytest.approx(teacher_outputs["valid_cross_entropy"], rel=1e-6)
+    student.run(dataclasses.replace(experiment, students={"own": own}), run)
+    first, theirs = run.model("own").outputs(), workdir.model(TEACHER).outputs()
+    assert first["loss_before_first_step"] == pytest.approx(theirs["valid_cross_entropy"], rel=1e-6)
     other = dataclasses.replace(own, model=dataclasses.replace(own.model, d_ff=32))
     with pytest.raises(KdError, match="its model.d_ff is 64, this student wants 32"):
-        student.run(dataclasses.replace(experiment, students={"other": other}), tmp_path)
+        student.run(dataclasses.replace(experiment, students={"other": other}), run)

@@ -1,0 +1,94 @@
+"""Beam search: identities with the teacher-forced model and with exhaustive search."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.decoding.beam import beam_search, length_penalty
+from kd_jax.decoding.greedy import greedy
+from tests.decoding.searched import ENDS, EOS, LENGTH, MODEL, PARAMS, PROMPTS, ROWS, SOURCES, V, logp_of, with_bias
+
+
+def test_the_length_penalty_is_that_of_gnmt():
+    """By hand: 6/6; sqrt(9/6); 12/6; (21/6) squared; exponent 0 for none."""
+    for length, alpha, want in ((1, 0.6, 1.0), (4, 0.5, 1.224744871), (7, 1.0, 2.0), (16, 2.0, 12.25), (9, 0.0, 1.0)):
+        np.testing.assert_allclose(length_penalty(jnp.float32(length), alpha), want, rtol=1e-6)
+
+
+def penalty(lengths, alpha):
+    return ((5 + lengths) / 6) ** alpha
+
+
+def test_beam_of_one_without_penalty_is_greedy_or_better():
+    one = beam_search(MODEL, PARAMS, PROMPTS, beam=1, alpha=0.0, **ENDS)
+    ids_BT = greedy(MODEL, PARAMS, PROMPTS, **ENDS)
+    for row in ROWS:
+        if EOS in ids_BT[row].tolist():
+            chosen = logp_of(SOURCES[row], ids_BT[row : row + 1])[0]
+            assert one.scores_BK[row, 0] >= chosen - 1e-4
+            same = one.ids_BKT[row, 0].tolist() == ids_BT[row].tolist()
+            assert same or one.scores_BK[row, 0] > chosen
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+def test_a_wide_beam_finds_what_exhaustive_search_finds(alpha):
+    decoded = beam_search(MODEL, PARAMS, PROMPTS, beam=300, alpha=alpha, **ENDS)
+    others = [v for v in range(V) if v != EOS]
+    ended = [(*words, EOS) for count in range(LENGTH) for words in itertools.product(others, repeat=count)]
+    lengths = np.asarray(list(map(len, ended)))
+    ids_NT = np.asarray([[*ids, *[0] * (LENGTH - len(ids))] for ids in ended])
+    for row in (0, 1):
+        scores_N = logp_of(SOURCES[row], ids_NT) / penalty(lengths, alpha)
+        best = np.argsort(-scores_N)[:5]
+        np.testing.assert_allclose(decoded.scores_BK[row, :5], scores_N[best], rtol=1e-4)
+        assert decoded.ids_BKT[row, 0].tolist() == ids_NT[best[0]].tolist()
+
+
+NEVER_ENDS = np.where(np.arange(V) == EOS, -1e3, 0.0)
+WRITES_ZEROS = np.where(np.arange(V) == 0, 15.0, 0.0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+@pytest.mark.parametrize("bias_V", [np.zeros(V), WRITES_ZEROS, NEVER_ENDS], ids=["plain", "id 0", "nothing ended"])
+def test_log_probabilities_are_those_of_the_teacher_forced_model(bias_V, alpha):
+    """Also where id 0 is written like any other, and where open hypotheses fill up: none is rounded or left out."""
+    model, params = with_bias(bias_V)
+    decoded = jax.device_get(beam_search(model, params, PROMPTS, beam=2, alpha=alpha, **ENDS))
+    real_BKT = decoded.ids_BKT[list(ROWS)]
+    assert (bias_V is NEVER_ENDS) != (real_BKT == EOS).any()
+    assert (bias_V is WRITES_ZEROS) <= (real_BKT[..., 0] == 0).any()
+    for row, ids_KT in zip(ROWS, real_BKT, strict=True):
+        ends_K = (ids_KT == EOS).any(1)
+        want_K = logp_of(SOURCES[row], ids_KT, params, model)
+        np.testing.assert_allclose(decoded.logp_BK[row], want_K, rtol=1e-5, atol=1e-5)
+        lengths_K = np.where(ends_K, (ids_KT == EOS).argmax(1) + 1, LENGTH)
+        np.testing.assert_allclose(decoded.scores_BK[row], want_K / penalty(lengths_K, alpha), rtol=1e-5, atol=1e-5)
+
+
+def test_open_hypotheses_stand_behind_those_that_ended():
+    """Of 8 candidates for 6 ids the end is one in the first step alone: it comes first, whatever its score."""
+    model, params = with_bias(NEVER_ENDS)
+    decoded = jax.device_get(beam_search(model, params, PROMPTS, beam=4, alpha=0.6, **ENDS))
+    for row in ROWS:
+        assert (decoded.ids_BKT[row] == EOS).any(-1).tolist() == [True, False, False, False]
+        assert decoded.scores_BK[row, 0] < -500 < decoded.scores_BK[row, 3]
+        assert (np.diff(decoded.scores_BK[row, 1:]) <= 0).all()
+
+
+def test_the_rest_of_the_batch_changes_nothing():
+    search = functools.partial(beam_search, beam=3, alpha=0.6, **ENDS)
+    whole = search(MODEL, PARAMS, PROMPTS)
+    for row in (0, 3):
+        alone = search(MODEL, PARAMS, jax.tree.map(lambda x, row=row: x[row : row + 1], PROMPTS))
+        assert alone.ids_BKT[0].tolist() == whole.ids_BKT[row].tolist()
+
+
+def test_hypotheses_are_sorted_and_distinct():
+    decoded = beam_search(MODEL, PARAMS, PROMPTS, beam=4, alpha=0.6, **ENDS)
+    for row in ROWS:
+        assert len({tuple(ids) for ids in decoded.ids_BKT[row].tolist()}) == 4
+        assert (jnp.diff(decoded.scores_BK[row]) <= 0).all()
