@@ -16,8 +16,24 @@ from kd_jax.errors import KdError
 def load(path: str | Path) -> Any:
     """Runs an experiment file and returns the object that it calls `experiment`.
 
+    Modules beside the file can be imported by it, and stay importable.
+
+    Args:
+      path: a Python file.
+
+    Returns:
+      The dataclass, as a rule a kd_jax.Experiment.
+
     Raises:
       KdError: if there is no such file, or it defines no `experiment` that is a dataclass.
+
+    Examples:
+      >>> load("experiments/configs/smoke.py").buckets
+      (12, 32)
+      >>> load("quickstrat.py")
+      Traceback (most recent call last):
+      kd_jax.errors.KdError: config quickstrat.py: no such file; \
+wanted a Python file such as experiments/configs/quickstart.py
     """
     if not Path(path).is_file():
         raise KdError(f"config {path}: no such file; wanted a Python file such as experiments/configs/quickstart.py")
