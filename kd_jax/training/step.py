@@ -182,14 +182,8 @@ def train_step(
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     trained = (state.params, state.adapters)
     loss = functools.partial(loss_fn, model=model, terms=terms, teacher=teacher)
-    gradient = functools.partial(
-        jax.grad(loss, has_aux=True),
-        trained,
-        counts=counts,
-        dropout_key=key,
-        teacher_params=teacher_params,
-        step=state.step,
-    )
+    fixed = {"counts": counts, "dropout_key": key, "teacher_params": teacher_params, "step": state.step}
+    gradient = functools.partial(jax.grad(loss, has_aux=True), trained, **fixed)
     if microbatches == 1:
         grads, sums = gradient(batch)
     else:
