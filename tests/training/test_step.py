@@ -102,9 +102,7 @@ def test_junk_in_padding_changes_no_bit(terms):
             encoder=inputs.encoder._replace(ids_BT=where(inputs.encoder.segment_BT > 0, inputs.encoder.ids_BT, 11)),
         ),
         targets_BT=where(there_BT, batch.targets_BT, 5),
-        payload={
-            SIGNAL.name: {name: where(there_BT, x, x[::-1] + 1) for name, x in batch.payload[SIGNAL.name].items()}
-        },
+        payload=junk_payload(batch, there_BT),
     )
     want, got = (after_one_step(devices("jit"), x, terms=terms) for x in (batch, changed))
     chex.assert_trees_all_equal(got, want)
