@@ -1,6 +1,5 @@
-"""A loss of one's own in a module beside the config: found, named in the fingerprint, and trained with."""
+"""A loss of one's own in a module beside the config: resolved, named in the fingerprint, differentiated."""
 
-import functools
 import sys
 
 import jax
@@ -59,12 +58,12 @@ def test_its_name_is_in_the_fingerprint(config):
     assert "students.mine.terms.own.weight = 0.25\n" in text
 
 
-def test_it_is_trained_with(config):
+def test_its_value_and_gradient_are_the_closed_form(config):
     terms = resolve(config(factor=2.0), []).students["mine"].terms
     p, q = np.asarray([0.5, 0.3, 0.2], np.float32), np.asarray([0.6, 0.1, 0.3], np.float32)
     payload = {"topk": terms["own"].signal.reduce(jnp.log(p)[None])}
     rows = {"targets": jnp.array([0]), "mask": jnp.array([True]), "weight": jnp.ones(1), "payload": payload}
-    loss = jax.jit(lambda logits_NV: functools.partial(total_loss, terms)(logits_NV, rows, {"step": 0})[0])
+    loss = jax.jit(lambda logits_NV: total_loss(terms, logits_NV, rows, {"step": 0})[0])
     value, gradient_NV = jax.value_and_grad(loss)(jnp.log(q)[None])
 
     # The likeliest token and the other two: 1 - sqrt(0.5 * 0.6) - sqrt(0.5 * 0.4), twice, at half the weight.
