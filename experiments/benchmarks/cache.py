@@ -30,7 +30,8 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.job import share_compiled_programs
 from kd_jax.data import pipeline, store
 from kd_jax.parallel import devices
-from kd_jax.phases import prepare, teacher
+from kd_jax.phases.prepare import run as prepare
+from kd_jax.phases.teacher import run as train_teacher
 from kd_jax.teaching.base import Teacher
 from kd_jax.teaching.signal_cache import signal_records
 
@@ -132,8 +133,8 @@ def main() -> None:
     arguments = parser.parse_args()
     share_compiled_programs()
     experiment, workdir = load(arguments.config), Workdir(arguments.workdir)
-    for phase in (prepare, teacher):
-        phase.run(experiment, workdir)
+    prepare(experiment, workdir)
+    train_teacher(experiment, workdir)
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure(experiment, workdir, Path(scratch), arguments.examples, arguments.draws)
     print(json.dumps(figures, indent=2))
