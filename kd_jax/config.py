@@ -76,6 +76,10 @@ def qualified_name(thing: Any, where: str) -> str:
     """module.qualname of a class or function that can be found again by it."""
     if "<" in thing.__qualname__:
         raise KdError(f"{where}: {thing.__qualname__} has no name of its own; wanted a function defined in a module")
+    if "<" in thing.__module__:  # of an experiment file, which is run and never imported
+        raise KdError(
+            f"{where}: {thing.__qualname__} stands in the config; put it into a module beside it and import it"
+        )
     return f"{thing.__module__}.{thing.__qualname__}"
 
 

@@ -33,6 +33,14 @@ def test_functions_without_a_name_are_refused():
         config.flatten(Term(lambda logits, targets: logits), "term")
 
 
+def test_a_loss_in_the_config_itself_is_sent_beside_it(tmp_path):
+    lines = ["import dataclasses", "from kd_jax import Term", "def mine(logits_NV, targets_N): ..."]
+    lines += ["@dataclasses.dataclass(frozen=True)", "class E:", "    term: Term", "experiment = E(Term(mine))"]
+    (tmp_path / "a.py").write_text("\n".join(lines))
+    with pytest.raises(KdError, match="term.loss: mine stands in the config; put it into a module beside it"):
+        config.flatten(config.load(tmp_path / "a.py").term, "term")
+
+
 def test_objectives_are_checked():
     for terms, message in (({}, "empty"), ({"ce": Term(cross_entropy, weight=float("nan"))}, "terms.ce.weight")):
         with pytest.raises(KdError, match=message):

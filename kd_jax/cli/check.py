@@ -11,6 +11,7 @@ from kd_jax.objective import check as objective
 from kd_jax.objective.terms import feature_terms
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+TAKEN = {"teacher", "manifest", "inputs", "source", "reference"}  # beside a student's files and texts
 
 
 def check(experiment: Experiment) -> None:
@@ -36,13 +37,14 @@ def check(experiment: Experiment) -> None:
 
 
 def check_names(students: Mapping[str, Recipe]) -> None:
-    """A student's name is a folder's name and a column's."""
+    """A student's name is the name of a folder, of files and of a column."""
     for name in students:
-        if not NAME.fullmatch(name) or name == "teacher":
+        if not NAME.fullmatch(name):
             raise KdError(
-                f"students: {name!r} cannot be a student's name; wanted a letter, then letters, digits, _, - or ., "
-                "and not `teacher`"
+                f"students: {name!r} cannot be a student's name; wanted a letter, then letters, digits, _, - or ."
             )
+        if name in TAKEN:
+            raise KdError(f"students: {name!r} is taken; wanted another name than {', '.join(sorted(TAKEN))}")
 
 
 def check_buckets(experiment: Experiment) -> None:

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 Example = dict[str, str]
+Splits = dict[str, list[Example]]
+SPLITS = ("train", "validation", "test")
 
 
 def hold_out(
@@ -36,6 +38,31 @@ def hold_out(
         elif all(len(rows) == limit for rows in splits.values()):
             break
     return splits
+
+
+def without_leaks(splits: Splits, source: str) -> tuple[Splits, dict[str, int]]:
+    """Drops held-out examples whose source text, case apart, is trained on (or, for test, validated on).
+
+    Args:
+      splits: "train", "validation" and "test" -> examples.
+      source: the field that the model reads.
+
+    Returns:
+      (splits, how many were dropped of each).
+
+    Examples:
+      >>> splits = {"train": [{"en": "Yes"}], "validation": [{"en": "yes"}, {"en": "no"}], "test": [{"en": "so"}]}
+      >>> without_leaks(splits, "en")[0]["validation"]
+      [{'en': 'no'}]
+      >>> without_leaks(splits, "en")[1]
+      {'train': 0, 'validation': 1, 'test': 0}
+    """
+    earlier: set[str] = set()
+    clean: Splits = {}
+    for split in SPLITS:
+        clean[split] = [row for row in splits[split] if row[source].casefold() not in earlier]
+        earlier |= {row[source].casefold() for row in splits[split]}
+    return clean, {split: len(splits[split]) - len(clean[split]) for split in SPLITS}
 
 
 def leak_sentence(counts_before: Mapping[str, int], dropped: Mapping[str, int]) -> str:

@@ -9,12 +9,10 @@ from typing import Literal
 
 from kd_jax.artifacts import runlog
 from kd_jax.data import toy
-from kd_jax.data.held_out import Example, hold_out
+from kd_jax.data.held_out import SPLITS, Example, Splits, hold_out
 from kd_jax.data.text_files import existing, read_files
 from kd_jax.errors import KdError
 
-Splits = dict[str, list[Example]]
-SPLITS = ("train", "validation", "test")
 PAIRS = ("en-fr", "en-de")
 KINDS = ("synopsis", "paragraph")
 
@@ -35,6 +33,10 @@ class Tfds:
 
     References:
       https://www.tensorflow.org/datasets/catalog/overview, https://www.tensorflow.org/datasets/splits
+
+    Examples:
+      >>> Tfds("wmt19_translate/de-en", fields={"en": "en", "de": "de"}).name
+      'wmt19_translate/de-en'
     """
 
     dataset: str
@@ -101,6 +103,10 @@ class Debian:
       max_characters: longest text kept, of either side, in every split; 0 for all.
       data_dir: where apt's lists and the prepared dataset are kept.
       limit: examples kept of a split; 0 for all.
+
+    Examples:
+      >>> Debian(pair="en-fr", max_characters=200).name
+      'debian_descriptions/en-fr (synopsis, to 200 characters)'
     """
 
     pair: Literal["en-fr", "en-de"] = "en-fr"
@@ -250,31 +256,6 @@ class Toy:
 
 
 Source = Debian | Tfds | Files | Toy
-
-
-def without_leaks(splits: Splits, source: str) -> tuple[Splits, dict[str, int]]:
-    """Drops held-out examples whose source text, case apart, is trained on (or, for test, validated on).
-
-    Args:
-      splits: "train", "validation" and "test" -> examples.
-      source: the field that the model reads.
-
-    Returns:
-      (splits, how many were dropped of each).
-
-    Examples:
-      >>> splits = {"train": [{"en": "Yes"}], "validation": [{"en": "yes"}, {"en": "no"}], "test": [{"en": "so"}]}
-      >>> without_leaks(splits, "en")[0]["validation"]
-      [{'en': 'no'}]
-      >>> without_leaks(splits, "en")[1]
-      {'train': 0, 'validation': 1, 'test': 0}
-    """
-    earlier: set[str] = set()
-    clean: Splits = {}
-    for split in SPLITS:
-        clean[split] = [row for row in splits[split] if row[source].casefold() not in earlier]
-        earlier |= {row[source].casefold() for row in splits[split]}
-    return clean, {split: len(splits[split]) - len(clean[split]) for split in SPLITS}
 
 
 def _check_share(share: float) -> None:

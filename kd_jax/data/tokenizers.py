@@ -25,6 +25,14 @@ class SentencePiece:
       model_type: "unigram" (arXiv 1804.10959) or "bpe".
       character_coverage: share of the characters that get a piece; 0.9995 for rich scripts.
       byte_fallback: spell unknown characters as bytes, at a price of 256 pieces.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "tokenizer.model"
+      >>> SentencePiece(vocab_size=8, model_type="bpe").train(["ab ba", "ba ab"], path)
+      >>> tokenizer = Tokenizer(path)
+      >>> tokenizer.decode(tokenizer.encode("ba ab")), tokenizer.vocab_size
+      ('ba ab', 8)
     """
 
     vocab_size: int = 4000

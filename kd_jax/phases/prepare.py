@@ -10,8 +10,7 @@ from kd_jax import config
 from kd_jax.artifacts import manifest, runlog
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.data import pipeline, store
-from kd_jax.data.held_out import leak_sentence
-from kd_jax.data.sources import SPLITS, without_leaks
+from kd_jax.data.held_out import SPLITS, leak_sentence, without_leaks
 from kd_jax.data.tokenizers import Tokenizer
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment

@@ -144,7 +144,7 @@ def test_bad_commands(words, message, capsys, root, monkeypatch):
         ("Term(forward_kl, signal=TopK(k=65))", "terms.kd.signal.k: 65"),
         (
             "Term(mse, signal=HiddenStates(layers=((1, 0),)))",
-            "terms.kd.signal.layers: 1; the student's decoder",
+            "terms.kd.signal.layers: 1; wanted 0 to 0, the student's decoder",
         ),
         ("Term(forward_kl, signal=AttentionRelations(layers=((0, 0),), heads=3))", "terms.kd.signal.heads: 3"),
     ],

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from kd_jax.data.sources import Debian, Files, Tfds, Toy, without_leaks
+from kd_jax.data.held_out import without_leaks
+from kd_jax.data.sources import Debian, Files, Tfds, Toy
 from kd_jax.errors import KdError
 
 FIELDS = ("en", "fr")
