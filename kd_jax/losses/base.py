@@ -24,7 +24,7 @@ KINDS: dict[tuple[str, ...], Kind] = {
     ("teacher_logp_NK", "student_logp_NK"): "divergence",
     ("teacher_NX", "student_NX"): "vectors",
 }
-SHARED_ARRAYS = {"log_z_N"}  # what token_losses passes on from one term to another; nobody's option
+SHARED_ARRAYS = {"log_z_N"}  # what total_loss passes on from one term to another; nobody's option
 
 
 class Range(NamedTuple):
