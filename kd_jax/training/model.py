@@ -70,7 +70,7 @@ def train_model(
     outputs = fit(run, params, folder.path, spread, experiment.seed)
     total, outside = count_parameters(params)
     outputs |= {"parameters": total, "parameters_outside_embeddings": outside, "left_out_as_too_long": left_out}
-    outputs["bytes"] = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    outputs["bytes"] = sum(outputs["files"].values())
     shutil.copyfile(tokenizer, folder.path / "tokenizer.model")
     folder.finish(outputs, time.perf_counter() - began)
     runlog.say(
