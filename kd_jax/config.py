@@ -1,9 +1,10 @@
-"""Experiment files: loading, flattening to plain fields, fingerprints."""
+"""Experiment files: loading, flattening to plain fields, as data, fingerprints; and what a field may hold."""
 
 import dataclasses
 import hashlib
 import importlib
 import json
+import numbers
 import runpy
 import sys
 from collections.abc import Mapping
@@ -142,3 +143,18 @@ def from_data(data: Any) -> Any:
         raise KdError(
             f"{data['class']}: this kd_jax cannot build it ({error}); use the version that made it"
         ) from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether a field holds a finite int or float; True, "0.1" and nan are none here.
+
+    Examples:
+      >>> [is_number(value) for value in (1, 0.5, True, "0.1", float("nan"))]
+      [True, True, False, False, False]
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def is_count(value: Any, least: int) -> bool:
+    """Whether a field holds a whole number of at least `least`."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least

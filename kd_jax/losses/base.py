@@ -9,12 +9,12 @@ import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from numbers import Real
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kd_jax.config import is_number
 from kd_jax.errors import KdError
 from kd_jax.types import Array
 
@@ -32,11 +32,6 @@ class Range(NamedTuple):
 
     least: float
     greatest: float
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a real number, NaN and infinities included; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def kind(loss: Callable[..., Array]) -> Kind:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
-from kd_jax.optim.base import is_count, is_number
 from kd_jax.types import Params
 
 Schedule = Literal["cosine", "rsqrt", "constant"]
