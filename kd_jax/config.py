@@ -1,9 +1,10 @@
-"""Experiment files: loading, flattening to plain fields, fingerprints."""
+"""Experiment files: loading, flattening to plain fields, as data, fingerprints; and what a field may hold."""
 
 import dataclasses
 import hashlib
 import importlib
 import json
+import numbers
 import runpy
 import sys
 from collections.abc import Mapping
@@ -16,8 +17,24 @@ from kd_jax.errors import KdError
 def load(path: str | Path) -> Any:
     """Runs an experiment file and returns the object that it calls `experiment`.
 
+    Modules beside the file can be imported by it, and stay importable.
+
+    Args:
+      path: a Python file.
+
+    Returns:
+      The dataclass, as a rule a kd_jax.Experiment.
+
     Raises:
       KdError: if there is no such file, or it defines no `experiment` that is a dataclass.
+
+    Examples:
+      >>> load("experiments/configs/smoke.py").buckets
+      (12, 32)
+      >>> load("quickstrat.py")
+      Traceback (most recent call last):
+      kd_jax.errors.KdError: config quickstrat.py: no such file; \
+wanted a Python file such as experiments/configs/quickstart.py
     """
     if not Path(path).is_file():
         raise KdError(f"config {path}: no such file; wanted a Python file such as experiments/configs/quickstart.py")
@@ -60,6 +77,10 @@ def qualified_name(thing: Any, where: str) -> str:
     """module.qualname of a class or function that can be found again by it."""
     if "<" in thing.__qualname__:
         raise KdError(f"{where}: {thing.__qualname__} has no name of its own; wanted a function defined in a module")
+    if "<" in thing.__module__:  # of an experiment file, which is run and never imported
+        raise KdError(
+            f"{where}: {thing.__qualname__} stands in the config; put it into a module beside it and import it"
+        )
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
@@ -122,3 +143,18 @@ def from_data(data: Any) -> Any:
         raise KdError(
             f"{data['class']}: this kd_jax cannot build it ({error}); use the version that made it"
         ) from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether a field holds a finite int or float; True, "0.1" and nan are none here.
+
+    Examples:
+      >>> [is_number(value) for value in (1, 0.5, True, "0.1", float("nan"))]
+      [True, True, False, False, False]
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def is_count(value: Any, least: int) -> bool:
+    """Whether a field holds a whole number of at least `least`."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least

@@ -26,6 +26,11 @@ class Training:
       microbatches: portions of a batch whose gradients are added before one update.
       eval_every: steps between evaluations on the validation split, each followed by a checkpoint.
       optimizer: schedule and update rule.
+
+    Examples:
+      >>> training = Training(steps=1000, tokens_per_batch=512, optimizer=Optimizer(learning_rate=1e-3))
+      >>> training.tokens_per_batch // 16  # examples in a batch of the bucket of length 16
+      32
     """
 
     steps: int
@@ -45,6 +50,13 @@ class Recipe:
       terms: the objective, by name.
       training: steps, batches, optimiser.
       targets: None for those of the data, or PseudoTargets for what the teacher writes (a student's only).
+
+    Examples:
+      >>> from kd_jax.losses.cross_entropy import cross_entropy
+      >>> teacher = Recipe(EncoderDecoder(), {"ce": Term(cross_entropy)}, Training(steps=1000))
+      >>> student = dataclasses.replace(teacher, model=EncoderDecoder(decoder_layers=1), init=FromTeacher())
+      >>> teacher.init.origin, student.init.origin, student.model.stacks()
+      ('chance', 'teacher', {'encoder': 3, 'decoder': 1})
     """
 
     model: EncoderDecoder
@@ -69,6 +81,11 @@ class Evaluation:
       samples: translations shown side by side in the report.
       cached_k: tokens that the validation split's cache keeps of the teacher, for closeness measured
         without it (KL, agreement, acceptance); 0 for no such cache.
+
+    Examples:
+      >>> evaluation = Evaluation(beam=1, length_ratio=1.5)
+      >>> int(evaluation.length_ratio * 20) + 8  # the most tokens written for a prompt padded to 20
+      38
     """
 
     split: str = "test"
@@ -89,6 +106,12 @@ class Comparison:
     Attributes:
       baseline: the student without a teacher: gap_recovered counts from it.
       distilled: the student that the teacher's knowledge was given to.
+
+    Examples:
+      >>> bleu = {"teacher": 20.0, "student_scratch": 10.0, "student_init": 17.0, "student_kd": 18.0}
+      >>> headline = Comparison(baseline="student_scratch", distilled="student_kd")
+      >>> (bleu[headline.distilled] - bleu[headline.baseline]) / (bleu["teacher"] - bleu[headline.baseline])
+      0.8
     """
 
     baseline: str
@@ -113,6 +136,14 @@ class Experiment:
       prompt_buckets: padded length of the prompt beside each of `buckets`; empty for the same lengths.
       backend: how steps are spread over devices (kd_jax.parallel.BACKENDS); the numbers are the same.
       seed: decides parameters, order and dropout.
+
+    Examples:
+      >>> from kd_jax import SentencePiece, Toy, Translation, cross_entropy
+      >>> recipe = Recipe(EncoderDecoder(), {"ce": Term(cross_entropy)}, Training(steps=1000))
+      >>> parts = {"source": Toy(), "task": Translation(), "tokenizer": SentencePiece()}
+      >>> experiment = Experiment("mine", **parts, buckets=(12, 32), teacher=recipe, students={"small": recipe})
+      >>> list(experiment.recipes), experiment.shapes[0]
+      (['teacher', 'small'], Bucket(prompt=12, completion=12))
     """
 
     name: str

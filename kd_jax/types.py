@@ -24,6 +24,15 @@ class Tokens(NamedTuple):
       position_BT: int32, a token's place in its example, from 0.
       segment_BT: int32, which of the row's examples a token belongs to, from 1; 0 is padding. Attention
         never crosses segments.
+
+    Examples:
+      >>> tokens = Tokens(  # two examples in one row, and one place that is padding
+      ...     ids_BT=jnp.array([[5, 2, 7, 8, 0]]),
+      ...     position_BT=jnp.array([[0, 1, 0, 1, 0]]),
+      ...     segment_BT=jnp.array([[1, 1, 2, 2, 0]]),
+      ... )
+      >>> (tokens.segment_BT > 0).sum().item()
+      4
     """
 
     ids_BT: Array
@@ -38,6 +47,12 @@ class Inputs(NamedTuple):
       index_B: int32, the example's number in its encoded split; -1 marks a row that only fills up.
       decoder: the decoder's input tokens.
       encoder: the encoder's, or None where the network has no encoder.
+
+    Examples:
+      >>> zeros = jnp.zeros((2, 3), jnp.int32)
+      >>> inputs = Inputs(index_B=jnp.array([17, -1]), decoder=Tokens(zeros, zeros, zeros), encoder=None)
+      >>> (inputs.index_B >= 0).tolist()  # the second row only fills up
+      [True, False]
     """
 
     index_B: Array
@@ -55,6 +70,14 @@ class Batch(NamedTuple):
         exist is another matter, and the segments' to say.
       weight_BT: float32, factor on each target's losses; 1 but for weighted hypotheses of the teacher.
       payload: signal name -> field name -> [B, T, ...]; what the teacher said about each target.
+
+    Examples:
+      >>> ids = jnp.array([[1, 5, 6]])  # start, "a", "b"; to predict: "a", "b", end
+      >>> inputs = Inputs(jnp.array([0]), Tokens(ids, jnp.array([[0, 1, 2]]), jnp.ones_like(ids)), None)
+      >>> mask = jnp.array([[False, True, True]])  # "a" is part of the prompt
+      >>> batch = Batch(inputs, jnp.array([[5, 6, 2]]), mask, jnp.ones((1, 3)), payload={})
+      >>> batch.targets_BT[batch.mask_BT].tolist()
+      [6, 2]
     """
 
     inputs: Inputs
@@ -65,7 +88,17 @@ class Batch(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """A weighted sum on its way to a mean: sums are added over chunks, microbatches and devices."""
+    """A weighted sum on its way to a mean: sums are added over chunks, microbatches and devices.
+
+    Attributes:
+      value: float32, sum of the values that count.
+      weight: int32, how many they are.
+
+    Examples:
+      >>> long, short = Sum(np.float32(6.0), np.int32(3)), Sum(np.float32(4.0), np.int32(1))
+      >>> Sum(long.value + short.value, long.weight + short.weight).mean()  # 10 / 4; the mean of means would be 3
+      array(2.5)
+    """
 
     value: Array
     weight: Array

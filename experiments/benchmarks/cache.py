@@ -16,70 +16,77 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax
 import numpy as np
 
-from kd_jax import config
+from kd_jax import Experiment, Recipe, Sampled, TopK, init_state, load, train_step
 from kd_jax.artifacts import runlog
-from kd_jax.cli import resolve as setup
+from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts.workdir import Workdir
+from kd_jax.cli.job import share_compiled_programs
 from kd_jax.data import pipeline, store
-from kd_jax.experiment import Experiment
-from kd_jax.phases import prepare, teacher
-from kd_jax.signals.sampled import Sampled
-from kd_jax.signals.topk import TopK
-from kd_jax.teaching.signal_cache import Teacher, signal_records
-from kd_jax.training.step import init_state, train_step
+from kd_jax.parallel import devices
+from kd_jax.phases.prepare import run as prepare
+from kd_jax.phases.teacher import run as train_teacher
+from kd_jax.teaching.base import Teacher
+from kd_jax.teaching.signal_cache import signal_records
 
 ROOT = Path(__file__).parents[2]
 REPEATS = 5
 
 
-def sub_split(workdir: Path, folder: Path, count: int) -> pipeline.Split:
-    """The first examples of the training split, as a split of their own."""
-    whole = pipeline.Split(workdir / "data", "train")
+def sub_split(whole: pipeline.Split, folder: Folder, count: int) -> pipeline.Split:
+    """The first examples of a split, as a split of their own."""
     examples = [whole.examples[i] for i in range(min(count, len(whole)))]
-    store.write(folder, "train", whole.examples.schema, len(examples), lambda start, stop: examples[start:stop])
-    np.save(folder / "train.lengths.npy", pipeline.lengths_of(examples))
+    folder.begin({})
+    store.write(folder.path, "train", whole.examples.schema, len(examples), lambda start, stop: examples[start:stop])
+    np.save(folder.path / "train.lengths.npy", pipeline.lengths_of(examples))
+    folder.finish({}, 0.0)
     return pipeline.Split(folder, "train")
 
 
-def write_cache(said: Teacher, split: pipeline.Split, signal: TopK | Sampled, folder: Path) -> float:
+def write_cache(teacher: Teacher, split: pipeline.Split, signal: TopK | Sampled, folder: Path) -> float:
     """Seconds to write the split's records, the compilation left out."""
-    schema = dict(signal.schema(said.data["vocab_size"])) | pipeline.DIGEST
-    records = signal_records(said, split, signal, runlog.PlainBar("cache", 2 * len(split)))
-    list(records(0, len(split)))  # compiles every shape
-    began = time.perf_counter()
-    store.write(folder, "records", schema, len(split), records)
-    return time.perf_counter() - began
+    schema = dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
+    with runlog.progress(f"cache {folder.name}", 2 * len(split)) as bar:
+        records = signal_records(teacher, split, signal, bar, teacher.experiment.shapes)
+        list(records(0, len(split)))  # compiles every shape
+        began = time.perf_counter()
+        store.write(folder, "records", schema, len(split), records)
+        return time.perf_counter() - began
 
 
-def epochs(splits: dict[str, pipeline.Split], experiment: Experiment) -> tuple[dict[str, float], int]:
-    """(median seconds to make an epoch's batches from each split, batches of an epoch)."""
-    tokens = experiment.students["student_kd"].training.tokens_per_batch
-    sources = {
-        name: pipeline.TrainBatches(split, experiment.buckets, tokens, 1, 0, 0, 1) for name, split in splits.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in splits}
+def train_batches(split: pipeline.Split, experiment: Experiment, recipe: Recipe) -> pipeline.TrainBatches:
+    """The student's batches, on the host."""
+    tokens = recipe.training.tokens_per_batch
+    return pipeline.TrainBatches(
+        split, recipe.model.layout, experiment.shapes, tokens_per_batch=tokens, divisor=1, seed=0
+    )
+
+
+def epochs(sources: dict[str, pipeline.TrainBatches]) -> dict[str, float]:
+    """Median seconds to make an epoch's batches from each source."""
+    seconds: dict[str, list[float]] = {name: [] for name in sources}
     for _ in range(REPEATS + 1):  # the first opens the files
         for name, source in sources.items():
             began = time.perf_counter()
             for i in range(source.per_epoch):
                 source[i]
             seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}, source.per_epoch
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
-def step_seconds(experiment: Experiment, split: pipeline.Split, vocab_size: int) -> float:
-    """Mean seconds of the distilled student's step over batches of the epoch's lengths."""
-    recipe = experiment.students["student_kd"]
-    source = pipeline.TrainBatches(split, experiment.buckets, recipe.training.tokens_per_batch, 1, 0, 0, 1)
+def step_seconds(recipe: Recipe, source: pipeline.TrainBatches, vocab_size: int) -> float:
+    """Mean seconds of the student's step over batches of the epoch's lengths."""
     model, tx = recipe.model.build(vocab_size), recipe.training.optimizer.build(recipe.training.steps)
-    step = jax.jit(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate_argnums=0)
-    state = init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx)
-    batches = [jax.device_put(source[i]) for i in range(min(60, source.per_epoch))]
+    spread = devices("jit")
+    step = spread.compile_sums(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate=True)
+    state = spread.put(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
+    batches = [spread.cut(source[i]) for i in range(min(60, source.per_epoch))]
     seconds = []
     for repeat in range(2):
         for batch in batches:
@@ -88,6 +95,31 @@ def step_seconds(experiment: Experiment, split: pipeline.Split, vocab_size: int)
             jax.block_until_ready(sums)
             seconds += [time.perf_counter() - began] if repeat else []
     return sum(seconds) / len(seconds)
+
+
+def measure(experiment: Experiment, workdir: Workdir, scratch: Path, examples: int, draws: int) -> dict[str, Any]:
+    """The figures, from so many examples; written to `scratch`."""
+    teacher, recipe = Teacher(experiment, workdir), experiment.students[experiment.comparison.distilled]
+    signals = {"topk64": TopK(k=64), "sampled12": Sampled(draws=draws)}
+    whole, folder = pipeline.Split(workdir.data, "train"), Folder(scratch / "data", "benchmark")
+    split = sub_split(whole, folder, examples)
+    tokens = sum(int(split.examples[i]["counts"].sum()) for i in range(len(split)))
+    seconds = {name: write_cache(teacher, split, signal, scratch / name) for name, signal in signals.items()}
+    caches = {name: store.Store(scratch / name, "records") for name in signals}
+    cached = pipeline.Split(folder, "train", {"topk": caches["topk64"]})
+    sources = {"plain": train_batches(split, experiment, recipe), "topk64": train_batches(cached, experiment, recipe)}
+    read = epochs(sources)
+    step = step_seconds(recipe, sources["topk64"], teacher.data["vocab_size"])
+    unique = np.concatenate([(caches["sampled12"][i]["counts"] > 0).sum(-1) for i in range(len(split))])
+    return {
+        "write_tokens_per_second": tokens / seconds["topk64"],
+        "read_tokens_per_second": tokens / read["topk64"],
+        "read_share_of_step": (read["topk64"] - read["plain"]) / sources["plain"].per_epoch / step,
+        "bytes_per_target_token": {name: cache.bytes() / tokens for name, cache in caches.items()},
+        "unique_ids": float(np.mean(unique)),
+        "draws": draws,
+        "step_seconds": step,
+    }
 
 
 def main() -> None:
@@ -99,31 +131,12 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=32, help="chosen so that about 12 ids are unique")
     parser.add_argument("--json", type=Path, help="where the figures are written")
     arguments = parser.parse_args()
-    setup.share_compiled_programs()
-    experiment = config.load(arguments.config)
-    for phase in (prepare, teacher):
-        phase.run(experiment, arguments.workdir)
-    said = Teacher(experiment, arguments.workdir)
-    signals = {"topk64": TopK(k=64), "sampled12": Sampled(draws=arguments.draws)}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        split = sub_split(arguments.workdir, folder, arguments.examples)
-        tokens = sum(len(split.examples[i]["target"]) for i in range(len(split)))
-        seconds = {key: write_cache(said, split, signal, folder / key) for key, signal in signals.items()}
-        caches = {key: store.Store(folder / key, "records") for key in signals}
-        splits = {"plain": split, "topk64": pipeline.Split(folder, "train", {"topk": caches["topk64"]})}
-        read, batches = epochs(splits, experiment)
-        step = step_seconds(experiment, splits["topk64"], said.data["vocab_size"])
-        unique = np.concatenate([(caches["sampled12"][i]["counts"] > 0).sum(-1) for i in range(len(split))])
-        figures = {
-            "write_tokens_per_second": tokens / seconds["topk64"],
-            "read_tokens_per_second": tokens / read["topk64"],
-            "read_share_of_step": (read["topk64"] - read["plain"]) / batches / step,
-            "bytes_per_target_token": {key: cache.bytes() / tokens for key, cache in caches.items()},
-            "unique_ids": float(np.sum(unique) / len(unique)),
-            "draws": arguments.draws,
-            "step_seconds": step,
-        }
+    share_compiled_programs()
+    experiment, workdir = load(arguments.config), Workdir(arguments.workdir)
+    prepare(experiment, workdir)
+    train_teacher(experiment, workdir)
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = measure(experiment, workdir, Path(scratch), arguments.examples, arguments.draws)
     print(json.dumps(figures, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -12,6 +12,7 @@ medians. Temporary memory is XLA's own account of the compiled program.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -25,12 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.losses.divergence import forward_kl
-from kd_jax.objective.terms import Term, token_losses
-from kd_jax.signals.topk import TopK
-from kd_jax.training.step import fused_head_sums
-from kd_jax.types import Head
+from kd_jax import Head, Term, TopK, cross_entropy, forward_kl, fused_head, total_loss
 
 SHAPES = ((2048, 512, 32_000), (512, 512, 128_256))
 SIGNAL = TopK(k=64)
@@ -49,12 +45,12 @@ def dense_kd(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
 
 
 def topk_unfused(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
-    losses = token_losses(TERMS, hidden_ND @ kernel_DV, rows["targets"], rows["payload"])
-    return sum(0.5 * loss.sum() for loss in losses.values())
+    return total_loss(TERMS, hidden_ND @ kernel_DV, rows, {"step": jnp.int32(0)})[0]
 
 
 def topk_fused(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
-    return fused_head_sums(TERMS, hidden_ND, Head(kernel_DV), rows, {"step": jnp.int32(0)})[0]
+    objective = functools.partial(total_loss, TERMS)
+    return fused_head(objective, hidden_ND, Head(kernel_DV), rows, {"step": jnp.int32(0)})[0]
 
 
 CASES = {case.__name__: case for case in (plain_ce, dense_kd, topk_unfused, topk_fused)}

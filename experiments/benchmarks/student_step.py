@@ -24,18 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import jax
 import numpy as np
 
-from kd_jax import config
+from kd_jax import EncoderDecoder, Online, Recipe, Term, TopK, cross_entropy, forward_kl, init_state, load, train_step
+from kd_jax.artifacts.manifest import Folder
 from kd_jax.data import pipeline, store
-from kd_jax.experiment import Recipe
-from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.losses.divergence import forward_kl
-from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.objective.terms import Term
-from kd_jax.parallel.base import parallel
-from kd_jax.signals.online import Online
-from kd_jax.signals.topk import TopK
-from kd_jax.tasks.translation import Translation
-from kd_jax.training.step import init_state, train_step
+from kd_jax.data.layouts import Bucket
+from kd_jax.parallel import devices
+from kd_jax.tasks.base import ENCODED, Encoded
 
 ROOT = Path(__file__).parents[2]
 SIGNAL = TopK(k=32)
@@ -49,7 +43,7 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is timed: vocabulary, sentence length, examples on disk, steps in a block, networks, recipe."""
+    """What is timed: vocabulary, tokens of every sentence, examples on disk, steps in a block, networks, recipe."""
 
     vocab_size: int
     length: int
@@ -60,8 +54,8 @@ class Shape:
 
 
 def shapes() -> dict[str, Shape]:
-    quickstart = config.load(ROOT / "experiments/configs/quickstart.py")
-    student = quickstart.students["student_kd"]
+    quickstart = load(ROOT / "experiments/configs/quickstart.py")
+    student = quickstart.students[quickstart.comparison.distilled]
     large = EncoderDecoder(encoder_layers=6, decoder_layers=6, d_model=512, heads=8, d_ff=2048, dropout=0.0)
     # A 6-layer student; its teacher has twice the layers.
     teacher = dataclasses.replace(large, encoder_layers=12, decoder_layers=12)
@@ -71,14 +65,17 @@ def shapes() -> dict[str, Shape]:
     }
 
 
-def write(folder: Path, shape: Shape) -> None:
+def write(folder: Folder, shape: Shape) -> None:
     """A split of random ids, and a cache of a random teacher's top k."""
     rng = np.random.default_rng(0)
     ids = rng.integers(4, shape.vocab_size, (2, shape.examples, shape.length)).astype(np.int32)
-    mask = np.ones(shape.length, bool)
-    examples = [{"source": s, "target": t, "mask": mask} for s, t in zip(*ids, strict=True)]
-    store.write(folder, "train", Translation().schema(), len(examples), lambda start, stop: examples[start:stop])
-    np.save(folder / "train.lengths.npy", pipeline.lengths_of(examples))
+    counts = np.ones(shape.length, bool)
+    examples = [Encoded(prompt, completion, counts) for prompt, completion in zip(*ids, strict=True)]
+    rows = [example._asdict() for example in examples]
+    folder.begin({})
+    store.write(folder.path, "train", ENCODED, len(rows), lambda start, stop: rows[start:stop])
+    np.save(folder.path / "train.lengths.npy", pipeline.lengths_of(rows))
+    folder.finish({}, 0.0)
     reduce = jax.jit(SIGNAL.reduce)
 
     def records(start: int, stop: int) -> Any:
@@ -87,16 +84,17 @@ def write(folder: Path, shape: Shape) -> None:
             yield jax.device_get(reduce(logits)) | {"digest": pipeline.example_digest(example)}
 
     schema = SIGNAL.schema(shape.vocab_size) | pipeline.DIGEST
-    store.write(folder / "cache", "records", schema, len(examples), records)
+    store.write(folder.path / "cache", "records", schema, len(examples), records)
 
 
-def stepper(folder: Path, shape: Shape, case: str) -> Callable[[], None]:
+def stepper(folder: Folder, shape: Shape, case: str) -> Callable[[], None]:
     """() -> one block of steps, the last one finished."""
-    recipe, spread = shape.student, parallel("jit")
-    payloads = {SIGNAL.name: store.Store(folder / "cache", "records")} if case == "cached_topk" else {}
+    recipe, spread = shape.student, devices("jit")
+    payloads = {SIGNAL.name: store.Store(folder.path / "cache", "records")} if case == "cached_topk" else {}
     batches = pipeline.train_batches(
         pipeline.Split(folder, "train", payloads),
-        buckets=(shape.length,),
+        recipe.model.layout,
+        [Bucket(shape.length, shape.length)],
         tokens_per_batch=recipe.training.tokens_per_batch,
         divisor=1,
         seed=0,
@@ -104,15 +102,15 @@ def stepper(folder: Path, shape: Shape, case: str) -> Callable[[], None]:
     model, teacher = recipe.model.build(shape.vocab_size), shape.teacher.build(shape.vocab_size)
     tx = recipe.training.optimizer.build(recipe.training.steps)
     parts = {"model": model, "terms": CASES[case], "tx": tx, "teacher": teacher if case == "online" else None}
-    step = spread.spread(functools.partial(train_step, **parts), donate_state=True)
-    state = spread.replicate(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
-    beside = spread.replicate(jax.jit(teacher.init)(jax.random.key(2))) if case == "online" else None
+    step = spread.compile_sums(functools.partial(train_step, **parts), donate=True)
+    state = spread.put(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
+    beside = spread.put(jax.jit(teacher.init)(jax.random.key(2))) if case == "online" else None
     iterator = iter(batches)
 
     def block() -> None:
         nonlocal state
         for _ in range(shape.block):
-            state, sums = step(state, spread.shard(next(iterator)), beside)
+            state, sums = step(state, spread.cut(next(iterator)), beside)
         jax.block_until_ready(sums)
 
     return block
@@ -126,9 +124,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for name, shape in shapes().items():
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), shape)
-            blocks = {case: stepper(Path(folder), shape, case) for case in CASES}
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Folder(Path(scratch), "benchmark")
+            write(folder, shape)
+            blocks = {case: stepper(folder, shape, case) for case in CASES}
             seconds: dict[str, list[float]] = {case: [] for case in CASES}
             for _ in range(arguments.blocks + 1):  # the first is to compile
                 for case, block in blocks.items():

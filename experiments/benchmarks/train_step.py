@@ -18,41 +18,47 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax
 import numpy as np
 
-from kd_jax import config
-from kd_jax.experiment import Experiment
-from kd_jax.training.step import init_state, train_step
-from kd_jax.types import Batch
+from kd_jax import Batch, Experiment, init_state, load, train_step
+from kd_jax.data.layouts import Bucket, Row
+from kd_jax.parallel import devices
+from kd_jax.tasks.base import Encoded
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
 LENGTH, BLOCK = 16, 5
 
 
-def jax_step(experiment: Experiment, ids: np.ndarray) -> Callable[[], Any]:
-    """() -> after one update; batch: sources, decoder inputs and targets, each [B, T]."""
-    recipe, vocab_size = experiment.teacher, experiment.tokenizer.vocab_size
-    model, tx = recipe.model.build(vocab_size), recipe.training.optimizer.build(recipe.training.steps)
-    rows = np.arange(ids.shape[1], dtype=np.int32), ids[0], ids[0] > 0, ids[1], ids[2], ids[2] > 0
-    batch = Batch(*rows, np.ones(ids.shape[1], np.float32), {})
-    batch = jax.device_put(batch)
-    step = jax.jit(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate_argnums=0)
-    state = init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx)
+def random_batch(experiment: Experiment) -> Batch:
+    """One batch of random ids, every sentence of LENGTH tokens."""
+    count = experiment.teacher.training.tokens_per_batch // LENGTH
+    ids = np.random.default_rng(0).integers(4, experiment.tokenizer.vocab_size, (count, 2, LENGTH)).astype(np.int32)
+    rows = [Row(i, Encoded(*pair, np.ones(LENGTH, bool)), 1.0, {}) for i, pair in enumerate(ids)]
+    return experiment.teacher.model.layout.batch(rows, count, Bucket(LENGTH, LENGTH), {})
+
+
+def jax_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
+    """() -> one update, finished."""
+    recipe, spread = experiment.teacher, devices("jit")
+    model = recipe.model.build(experiment.tokenizer.vocab_size)
+    tx = recipe.training.optimizer.build(recipe.training.steps)
+    step = spread.compile_sums(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate=True)
+    state = spread.put(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
+    on_device = spread.cut(batch)
 
     def run() -> None:
         nonlocal state
-        state, sums = step(state, batch)
+        state, sums = step(state, on_device)
         jax.block_until_ready(sums)
 
     return run
 
 
-def torch_step(experiment: Experiment, ids: np.ndarray) -> Callable[[], Any]:
+def torch_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
     """The same with transformers' Marian."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         sys.exit("error: torch or transformers is missing; pip install torch==2.13.0 transformers")
@@ -86,7 +92,8 @@ def torch_step(experiment: Experiment, ids: np.ndarray) -> Callable[[], Any]:
     adamw = torch.optim.AdamW(
         model.parameters(), optimizer.learning_rate, (optimizer.beta1, optimizer.beta2), weight_decay=0.0, fused=True
     )
-    source, inputs, targets = (torch.from_numpy(x.astype(np.int64)) for x in ids)
+    ids = batch.inputs.encoder.ids_BT, batch.inputs.decoder.ids_BT, batch.targets_BT
+    source, inputs, targets = (torch.from_numpy(ids_BT.astype(np.int64)) for ids_BT in ids)
     mask = torch.ones_like(source)
     loss_of = torch.nn.CrossEntropyLoss(label_smoothing=experiment.teacher.terms["ce"].options["label_smoothing"])
 
@@ -108,11 +115,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the rows are written")
     parser.add_argument("--blocks", type=int, default=12, help=f"of {BLOCK} steps of each, in turn")
     arguments = parser.parse_args()
-    experiment = config.load(CONFIG)
-    rows_in_batch = experiment.teacher.training.tokens_per_batch // LENGTH
-    shape = (3, rows_in_batch, LENGTH)
-    ids = np.random.default_rng(0).integers(4, experiment.tokenizer.vocab_size, shape).astype(np.int32)
-    cases = {"kd_jax": jax_step(experiment, ids), "torch_marian": torch_step(experiment, ids)}
+    experiment = load(CONFIG)
+    batch = random_batch(experiment)
+    cases = {"kd_jax": jax_step(experiment, batch), "torch_marian": torch_step(experiment, batch)}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for step in cases.values():
         for _ in range(3):
@@ -125,7 +130,7 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     rows = [
-        {"case": name, "seconds": median, "target_tokens_per_second": rows_in_batch * LENGTH / median}
+        {"case": name, "seconds": median, "target_tokens_per_second": batch.targets_BT.size / median}
         for name, median in medians.items()
     ]
     ratio = medians["torch_marian"] / medians["kd_jax"]

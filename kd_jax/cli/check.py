@@ -1,16 +1,17 @@
 """Refuses, before any work is done, what a later phase would refuse: each part of an experiment checks itself."""
 
-import math
 import re
 from collections.abc import Mapping
 
 from kd_jax import parallel
+from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
 from kd_jax.experiment import Evaluation, Experiment, Recipe
 from kd_jax.objective import check as objective
 from kd_jax.objective.terms import feature_terms
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+TAKEN = {"teacher", "manifest", "inputs", "source", "reference"}  # beside a student's files and texts
 
 
 def check(experiment: Experiment) -> None:
@@ -18,7 +19,7 @@ def check(experiment: Experiment) -> None:
     check_names(experiment.students)
     check_buckets(experiment)
     parallel.check(experiment.backend)
-    if type(experiment.seed) is not int or not 0 <= experiment.seed < 2**32:
+    if not is_count(experiment.seed, 0) or experiment.seed >= 2**32:
         raise KdError(f"seed: {experiment.seed}; wanted a whole number from 0 to {2**32 - 1}")
     if experiment.comparison:
         for field, name in vars(experiment.comparison).items():
@@ -26,7 +27,7 @@ def check(experiment: Experiment) -> None:
                 known = ", ".join(experiment.students) or "there are none"
                 raise KdError(f"comparison.{field}: no student is called {name!r}; wanted one of {known}")
     check_evaluation(experiment.evaluation)
-    for part in (experiment.task,):
+    for part in (experiment.source, experiment.task, experiment.tokenizer):
         part.check()
     for name, recipe in experiment.recipes.items():
         try:
@@ -36,20 +37,21 @@ def check(experiment: Experiment) -> None:
 
 
 def check_names(students: Mapping[str, Recipe]) -> None:
-    """A student's name is a folder's name and a column's."""
+    """A student's name is the name of a folder, of files and of a column."""
     for name in students:
-        if not NAME.fullmatch(name) or name == "teacher":
+        if not NAME.fullmatch(name):
             raise KdError(
-                f"students: {name!r} cannot be a student's name; wanted a letter, then letters, digits, _, - or ., "
-                "and not `teacher`"
+                f"students: {name!r} cannot be a student's name; wanted a letter, then letters, digits, _, - or ."
             )
+        if name in TAKEN:
+            raise KdError(f"students: {name!r} is taken; wanted another name than {', '.join(sorted(TAKEN))}")
 
 
 def check_buckets(experiment: Experiment) -> None:
     """Lengths ascend, each prompt bucket beside a completion bucket."""
     for field in ("buckets", "prompt_buckets"):
         lengths = vars(experiment)[field]
-        if any(type(n) is not int or n < 1 for n in lengths) or list(lengths) != sorted(lengths):
+        if not all(is_count(n, 1) for n in lengths) or list(lengths) != sorted(lengths):
             raise KdError(f"{field}: {lengths}; wanted padded lengths in ascending order, such as 12 20 32")
     shapes = experiment.shapes
     if not shapes or len(set(shapes)) < len(shapes):
@@ -67,11 +69,11 @@ def check_evaluation(evaluation: Evaluation) -> None:
     least = {"batch_size": 1, "beam": 1, "bootstrap": 2, "speed_sentences": 1, "samples": 1, "cached_k": 0}
     for field, smallest in least.items():
         value = vars(evaluation)[field]
-        if type(value) is not int or value < smallest:
+        if not is_count(value, smallest):
             raise KdError(f"evaluation.{field}: {value}; wanted a whole number of at least {smallest}")
     for field, (low, high) in {"length_penalty": (0.0, 5.0), "length_ratio": (0.0, 100.0)}.items():
         value = vars(evaluation)[field]
-        if not (math.isfinite(value) and low <= value <= high):
+        if not (is_number(value) and low <= value <= high):
             raise KdError(f"evaluation.{field}: {value}; wanted {low:g} to {high:g}")
 
 
@@ -80,7 +82,7 @@ def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
     training, teacher = recipe.training, experiment.teacher
     for field in ("steps", "tokens_per_batch", "microbatches", "eval_every"):
         value = vars(training)[field]
-        if type(value) is not int or value < 1:
+        if not is_count(value, 1):
             raise KdError(f"training.{field}: {value}; wanted a whole number of at least 1")
     recipe.model.check()
     training.optimizer.check(training.steps)

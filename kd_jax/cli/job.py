@@ -12,7 +12,6 @@ import jax
 from kd_jax import config
 from kd_jax.artifacts import manifest
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.cli.main import PHASES
 from kd_jax.cli.resolve import resolve
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
@@ -48,7 +47,7 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     with workdir.lock(words.writer):
         if not workdir.config.exists():
             remember(workdir, experiment)
-        yield [(phase, given) for phase in (PHASES if words.command == "run" else [words.command])]
+        yield [(phase, given) for phase in words.phases]
         # Only now: a configuration that a phase refused must not take the place of the one that made what is there.
         remember(workdir, experiment)
 

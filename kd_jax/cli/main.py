@@ -124,7 +124,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
     if command == "generate" and {"-h", "--help"} & set(rest) or command != "generate" and words.config is None:
         print(HELP)
         return None
-    return argparse.Namespace(command=command, overrides=overrides, **vars(words))
+    phases = PHASES if command == "run" else (command,)
+    return argparse.Namespace(command=command, phases=phases, overrides=overrides, **vars(words))
 
 
 def _writer(given: str) -> tuple[int, int]:

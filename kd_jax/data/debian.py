@@ -10,16 +10,15 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from kd_jax.artifacts import runlog
 from kd_jax.errors import KdError
 
-KINDS = ("synopsis", "paragraph")
 LANGUAGES = ("en", "fr", "de")
 CONFIGS = {
     "en-fr": "English and French, synopses and paragraphs",
@@ -115,11 +114,11 @@ def paragraphs(description: list[str]) -> list[str]:
 
 def descriptions(folder: Path, language: str) -> dict[str, tuple[str, list[str]]]:
     """Description-md5 -> (package, the description's lines)."""
-    found = {}
+    texts = {}
     for stanza in read_index(folder, f"*_Translation-{language}*"):
         if f"Description-{language}" in stanza:
-            found[stanza["Description-md5"][0]] = (stanza["Package"][0], stanza[f"Description-{language}"])
-    return found
+            texts[stanza["Description-md5"][0]] = (stanza["Package"][0], stanza[f"Description-{language}"])
+    return texts
 
 
 def sources(folder: Path) -> dict[str, str]:
@@ -188,11 +187,38 @@ def clean_splits(examples: Iterator[dict[str, str]], fields: tuple[str, ...]) ->
             splits[split_of(example["source_package"])].append(example)
     trained: set[str] = set()
     for split in ("train", "validation", "test"):
-        kept = [example for example in splits[split] if example[fields[0]].casefold() not in trained]
-        dropped[f"{split} source seen before"] += (len(splits[split]) - len(kept)) if split != "train" else 0
-        trained |= {example[fields[0]].casefold() for example in splits[split]}
-        splits[split] = kept if split != "train" else splits[split]
+        examples = splits[split]
+        if split != "train":
+            splits[split] = [example for example in examples if example[fields[0]].casefold() not in trained]
+        dropped["seen in an earlier split"] += len(examples) - len(splits[split])
+        trained |= {example[fields[0]].casefold() for example in examples}
     return splits, +dropped
+
+
+def clean_sentence(name: str, counts: Mapping[str, int], dropped: Mapping[str, int]) -> str:
+    """What `clean_splits` did, in one sentence.
+
+    Args:
+      name: of the dataset.
+      counts: split -> examples that stay.
+      dropped: why others went -> how many.
+
+    Examples:
+      >>> clean_sentence("debian", {"train": 9000, "test": 400}, {"untranslated": 1200, "repeated": 3})
+      'debian: 9,000 train and 400 test examples stay; 1,203 were dropped: 1,200 untranslated and 3 repeated'
+      >>> clean_sentence("debian", {"train": 9000, "test": 400}, {})
+      'debian: 9,000 train and 400 test examples stay; none was dropped'
+    """
+    stay = _enumerated([f"{count:,} {split}" for split, count in counts.items()])
+    reasons = _enumerated([f"{count:,} {reason}" for reason, count in dropped.items()])
+    total = sum(dropped.values())
+    went = "none was dropped" if not total else f"{total:,} {'was' if total == 1 else 'were'} dropped: {reasons}"
+    return f"{name}: {stay} examples stay; {went}"
+
+
+def _enumerated(parts: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _lopsided(a: str, b: str) -> bool:
@@ -225,9 +251,8 @@ class DebianDescriptions(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         lists = fetch_lists(Path(self.data_dir).parents[2])
         splits, dropped = clean_splits(rows(lists, self.builder_config.name), self._fields())
-        kept = ", ".join(f"{split} {len(examples)}" for split, examples in splits.items())
-        why = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
-        print(f"debian_descriptions/{self.builder_config.name}: kept {kept}; dropped: {why}", file=sys.stderr)
+        counts = {split: len(examples) for split, examples in splits.items()}
+        runlog.say(clean_sentence(f"debian_descriptions/{self.builder_config.name}", counts, dropped))
         return {split: enumerate(examples) for split, examples in splits.items()}
 
     def _generate_examples(self):

@@ -26,6 +26,15 @@ class PseudoTargets:
         teacher's probability renormalised over them. "interpolated": the one closest to the reference
         (Seq-Inter, eq. 9), by the task's own measure.
       beam: width of the teacher's beam search, and the number of hypotheses.
+
+    References:
+      Kim and Rush 2016, arXiv 1606.07947, sections 3.2 and 3.3.
+
+    Examples:
+      >>> hypotheses, logp = [np.array([7, 8, 2]), np.array([9, 2])], np.log([0.3, 0.1])
+      >>> chosen = PseudoTargets("nbest", beam=2).choose(hypotheses, logp, closeness=len)
+      >>> [(ids.tolist(), round(float(weight), 3)) for ids, weight in chosen]
+      [([7, 8, 2], 1.5), ([9, 2], 0.5)]
     """
 
     rule: Literal["best", "nbest", "interpolated"] = "best"

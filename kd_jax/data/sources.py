@@ -1,20 +1,20 @@
-"""Where raw examples come from: one seam, `splits(folder)`, for every source."""
+"""Where raw examples come from: a source checks itself, names its files, and gives three splits."""
 
 import dataclasses
-import hashlib
-import json
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
+from kd_jax.artifacts import runlog
+from kd_jax.data import toy
+from kd_jax.data.held_out import SPLITS, Example, Splits, hold_out
+from kd_jax.data.text_files import existing, read_files
 from kd_jax.errors import KdError
 
-Example = dict[str, str]
-Splits = dict[str, list[Example]]
-SPLITS = ("train", "validation", "test")
+PAIRS = ("en-fr", "en-de")
+KINDS = ("synopsis", "paragraph")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +23,28 @@ class Tfds:
 
     Attributes:
       dataset: its name there, such as "wmt19_translate/de-en".
-      fields: our field -> the dataset's, such as {"en": "en", "de": "de"}.
-      train, validation, test: its splits, in its own slicing syntax.
+      fields: our field -> the path of the dataset's, such as {"en": "translation/en"}.
+      train: its split to train on, in its own slicing syntax.
+      validation, test: the same; "" for the split of that name, or, where there is none, `held_out` of the
+        training examples.
+      held_out: share of the training examples, chosen by their content.
       data_dir: where datasets are prepared; empty for TFDS's own.
       limit: examples kept of a split; 0 for all.
+
+    References:
+      https://www.tensorflow.org/datasets/catalog/overview, https://www.tensorflow.org/datasets/splits
+
+    Examples:
+      >>> Tfds("wmt19_translate/de-en", fields={"en": "en", "de": "de"}).name
+      'wmt19_translate/de-en'
     """
 
     dataset: str
     fields: Mapping[str, str]
     train: str = "train"
-    validation: str = "validation"
-    test: str = "test"
+    validation: str = ""
+    test: str = ""
+    held_out: float = 0.02
     data_dir: str = ""
     limit: int = 0
 
@@ -45,26 +56,41 @@ class Tfds:
         """Local files that decide the examples, to be digested."""
         return []
 
-    def splits(self, fields: Sequence[str]) -> Splits:
-        """The three splits, prepared as ArrayRecord where they are not yet."""
-        import tensorflow_datasets as tfds
+    def check(self) -> None:
+        """Raises KdError for a field that cannot be; reads nothing."""
+        if not self.dataset or not self.train or not self.fields:
+            raise KdError("source: dataset, fields and train are wanted, such as 'lm1b', {'text': 'text'}, 'train'")
+        _check_share(self.held_out)
+        _check_not_negative("limit", self.limit)
 
-        folder = str(Path(self.data_dir).expanduser()) if self.data_dir else None
-        try:
-            builder = tfds.builder(self.dataset, data_dir=folder, file_format="array_record")
-        except (tfds.core.DatasetNotFoundError, ValueError) as error:
-            raise KdError(
-                f"source.dataset: {self.dataset!r} ({str(error).splitlines()[0]}); see tfds.list_builders()"
-            ) from error
-        tfds.disable_progress_bar()
-        builder.download_and_prepare()
-        return {
-            split: [
-                {ours: _text(row, theirs, self.dataset) for ours, theirs in self.fields.items()}
-                for row in _first(builder.as_data_source(split=vars(self)[split]), self.limit)
-            ]
-            for split in SPLITS
-        }
+    def splits(self, fields: Sequence[str]) -> Splits:
+        """The three splits, prepared as ArrayRecord where they are not yet.
+
+        Args:
+          fields: the task's; all must be in `self.fields`.
+
+        Raises:
+          KdError: if dataset, field or split is not there, or cannot be prepared here.
+        """
+        from kd_jax.data import tfds
+
+        if set(fields) - set(self.fields):
+            raise KdError(f"source.fields: {', '.join(self.fields)}; the task reads {', '.join(fields)}: name them")
+        paths = {field: self.fields[field] for field in fields}
+        builder = tfds.builder_of(self.dataset, self.data_dir)
+        tfds.check_fields(builder, paths)
+        tfds.prepare(builder)
+        named = {"validation": self.validation, "test": self.test}
+        named = {split: name or split for split, name in named.items() if name or split in builder.info.splits}
+        missing = [split for split in SPLITS[1:] if split not in named]
+        if missing:
+            runlog.say(
+                f"data: {self.dataset} has the splits {', '.join(builder.info.splits)}; {100 * self.held_out:g}% of "
+                f"{self.train!r}, chosen by their text, are held out for {' and as many for '.join(missing)}"
+            )
+        examples = {split: tfds.read(builder, name, paths) for split, name in named.items()}
+        train = hold_out(tfds.read(builder, self.train, paths), fields[0], missing, self.held_out, self.limit)
+        return train | {split: _first(rows, self.limit) for split, rows in examples.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +103,10 @@ class Debian:
       max_characters: longest text kept, of either side, in every split; 0 for all.
       data_dir: where apt's lists and the prepared dataset are kept.
       limit: examples kept of a split; 0 for all.
+
+    Examples:
+      >>> Debian(pair="en-fr", max_characters=200).name
+      'debian_descriptions/en-fr (synopsis, to 200 characters)'
     """
 
     pair: Literal["en-fr", "en-de"] = "en-fr"
@@ -94,29 +124,38 @@ class Debian:
         """Local files that decide the examples, to be digested."""
         return []
 
+    def check(self) -> None:
+        """Raises KdError for a field that cannot be; reads nothing."""
+        if self.pair not in PAIRS:
+            raise KdError(f"source.pair: {self.pair!r}; wanted {' or '.join(PAIRS)}")
+        if not self.kinds or set(self.kinds) - set(KINDS):
+            raise KdError(f"source.kinds: {self.kinds}; wanted {' or '.join(KINDS)}, or both")
+        _check_not_negative("max_characters", self.max_characters)
+        _check_not_negative("limit", self.limit)
+
     def splits(self, fields: Sequence[str]) -> Splits:
-        """The three splits; a source package is in one of them only."""
-        from kd_jax.data import debian
+        """The three splits; a source package is in one of them only.
 
-        unknown = set(self.kinds) - set(debian.KINDS)
-        if unknown or not self.kinds:
-            raise KdError(f"source.kinds: {self.kinds}; wanted some of {debian.KINDS}")
+        Args:
+          fields: the task's, of the pair's two languages.
+
+        Raises:
+          KdError: if the task reads another language, or there is no apt or network.
+        """
+        from kd_jax.data import debian, tfds
+
         builder = debian.DebianDescriptions(
-            config=self.pair, data_dir=str(Path(self.data_dir).expanduser()), file_format="array_record"
+            config=self.pair, data_dir=Path(self.data_dir).expanduser(), file_format="array_record"
         )
-        debian.tfds.disable_progress_bar()
-        builder.download_and_prepare()
-        most = self.max_characters or math.inf
+        columns = {field: field for field in ("kind", *fields)}
+        tfds.check_fields(builder, columns)
+        tfds.prepare(builder)
+        longest = self.max_characters or math.inf
 
-        def kept(row: Example) -> bool:
-            return row["kind"] in self.kinds and all(len(row[field]) <= most for field in fields)
+        def wanted(row: Example) -> bool:
+            return row["kind"] in self.kinds and all(len(row[field]) <= longest for field in fields)
 
-        splits = {}
-        for split in SPLITS:
-            data = builder.as_data_source(split)
-            rows = ({key: _text(row, key, self.name) for key in ("kind", *fields)} for row in data)
-            splits[split] = list(_first(filter(kept, rows), self.limit))
-        return splits
+        return {split: _first(filter(wanted, tfds.read(builder, split, columns)), self.limit) for split in SPLITS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +167,15 @@ class Files:
       validation, test: the same; empty to take `held_out` of the training examples each.
       held_out: share of the training examples, chosen by their content.
       limit: examples kept of a split; 0 for all.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> for side, text in {"en": "a boat\\na bird\\n", "fr": "un bateau\\nun oiseau\\n"}.items():
+      ...     _ = (folder / side).write_text(text)
+      >>> paths = str(folder / "en"), str(folder / "fr")
+      >>> Files(train=paths, validation=paths, test=paths, limit=1).splits(("en", "fr"))["test"]
+      [{'en': 'a boat', 'fr': 'un bateau'}]
     """
 
     train: tuple[str, ...]
@@ -144,19 +192,24 @@ class Files:
         """Local files that decide the examples, to be digested."""
         return [existing(path) for path in (*self.train, *self.validation, *self.test)]
 
+    def check(self) -> None:
+        """Raises KdError for a field that cannot be; reads nothing, for a run outlives the files it was made from."""
+        for split, paths in zip(SPLITS, (self.train, self.validation, self.test), strict=True):
+            if isinstance(paths, str):
+                raise KdError(f"source.{split}: {paths!r} is one string; wanted a tuple of paths: ({paths!r},)")
+        if not self.train:
+            raise KdError("source.train: no files; wanted one .jsonl, or a text file for each field of the task")
+        _check_share(self.held_out)
+        _check_not_negative("limit", self.limit)
+
     def splits(self, fields: Sequence[str]) -> Splits:
         """Reads all files; raises KdError naming the file, and the line where there is one."""
+        named = {"validation": self.validation, "test": self.test}
+        missing = [split for split, paths in named.items() if not paths]
+        examples = {split: read_files(paths, fields, f"source.{split}") for split, paths in named.items() if paths}
         train = read_files(self.train, fields, "source.train")
-        given = {
-            "validation": read_files(self.validation, fields, "source.validation") if self.validation else None,
-            "test": read_files(self.test, fields, "source.test") if self.test else None,
-        }
-        for split, missing in ((s, given[s] is None) for s in given):
-            if missing:
-                apart = [_chance(split + example[fields[0]]) < self.held_out for example in train]
-                given[split] = [example for example, out in zip(train, apart, strict=True) if out]
-                train = [example for example, out in zip(train, apart, strict=True) if not out]
-        return {split: list(_first(rows, self.limit)) for split, rows in ({"train": train} | given).items()}
+        train = hold_out(train, fields[0], missing, self.held_out, self.limit)
+        return train | {split: _first(rows, self.limit) for split, rows in examples.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +221,13 @@ class Toy:
     Attributes:
       examples: training examples; an eighth as many for validation and for test.
       seed: decides them.
+
+    Examples:
+      >>> splits = Toy(examples=80).splits(("en", "fr"))
+      >>> {split: len(rows) for split, rows in splits.items()}
+      {'test': 10, 'validation': 10, 'train': 80}
+      >>> splits["train"][0]
+      {'en': 'two black stones and seven white clouds', 'fr': 'owt senots kcalb et neves sduolc etihw'}
     """
 
     examples: int = 400
@@ -179,106 +239,35 @@ class Toy:
         """Local files that decide the examples, to be digested."""
         return []
 
+    def check(self) -> None:
+        """Raises KdError for a field that cannot be: there are 78,680 sentences, and each is used once."""
+        if not 8 <= self.examples <= 50_000:
+            raise KdError(f"source.examples: {self.examples}; wanted 8 to 50,000")
+        _check_not_negative("seed", self.seed)
+
     def splits(self, fields: Sequence[str]) -> Splits:
         """Distinct sentences, cut into the three splits."""
-        rng = np.random.default_rng(self.seed)
-        numbers, colours, nouns = (
-            ["one", "two", "three", "four", "five", "six", "seven"],
-            ["red", "blue", "green", "white", "black"],
-            (["houses", "boats", "birds", "stones", "trees", "clouds", "doors", "lamps"]),
-        )
-        seen: dict[str, str] = {}
-        while len(seen) < self.examples + 2 * (self.examples // 8):
-            parts = [[str(rng.choice(words)) for words in (numbers, colours, nouns)] for _ in range(rng.integers(1, 3))]
-            source = " and ".join(" ".join(part) for part in parts)
-            seen[source] = " et ".join(f"{n[::-1]} {o[::-1]} {c[::-1]}" for n, c, o in parts)
-        rows = [dict(zip(fields, pair, strict=True)) for pair in seen.items()]
+        if len(fields) != 2:
+            raise KdError(f"source Toy: a language pair; the task reads {', '.join(fields)}: take another source")
         held = self.examples // 8
+        pairs = toy.sentences(self.examples + 2 * held, self.seed)
+        rows = [dict(zip(fields, pair, strict=True)) for pair in pairs]
         return {"test": rows[:held], "validation": rows[held : 2 * held], "train": rows[2 * held :]}
 
 
 Source = Debian | Tfds | Files | Toy
 
 
-def read_files(paths: Sequence[str], fields: Sequence[str], where: str) -> list[Example]:
-    """Examples of one JSON-lines file, or of one text file per field."""
-    if len(paths) == 1:
-        return [_json_example(line, fields, f"{paths[0]}, line {n}") for n, line in enumerate(read_lines(paths[0]), 1)]
-    if len(paths) != len(fields):
-        raise KdError(
-            f"{where}: {len(paths)} files for the fields {', '.join(fields)}; wanted one .jsonl or one for each"
-        )
-    sides = [read_lines(path) for path in paths]
-    if len({len(side) for side in sides}) > 1:
-        counts = ", ".join(f"{path} has {len(side)} lines" for path, side in zip(paths, sides, strict=True))
-        raise KdError(f"{where}: {counts}; line n of one must be line n of the other")
-    return [dict(zip(fields, row, strict=True)) for row in zip(*sides, strict=True)]
+def _check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise KdError(f"source.held_out: {share}; wanted a share of the training examples, between 0 and 1")
 
 
-def existing(path: str) -> Path:
-    """The file's path; raises KdError if there is none."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise KdError(f"{path}: no such file")
-    return file
+def _check_not_negative(field: str, value: int) -> None:
+    if value < 0:
+        raise KdError(f"source.{field}: {value}; wanted 0 or more")
 
 
-def read_lines(path: str) -> list[str]:
-    """The lines of a UTF-8 text file; raises KdError if it is missing, empty or not UTF-8."""
-    lines = existing(path).read_bytes().split(b"\n")
-    lines = lines[:-1] if not lines[-1] else lines
-    if not lines:
-        raise KdError(f"{path}: empty")
-    for number, line in enumerate(lines, 1):
-        try:
-            line.decode()
-        except UnicodeDecodeError as error:
-            raise KdError(
-                f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); convert it with iconv"
-            ) from error
-    return [line.decode().rstrip("\r") for line in lines]
-
-
-def without_leaks(splits: Splits, source: str) -> tuple[Splits, dict[str, int]]:
-    """Drops held-out examples whose source text, case apart, is trained on (or, for test, validated on).
-
-    Returns:
-      (splits, how many were dropped of each).
-    """
-    seen, kept, dropped = set(), {}, {}
-    for split in SPLITS:
-        kept[split] = [row for row in splits[split] if row[source].casefold() not in seen]
-        dropped[split] = len(splits[split]) - len(kept[split])
-        seen |= {row[source].casefold() for row in splits[split]}
-    return kept, dropped
-
-
-def _json_example(line: str, fields: Sequence[str], where: str) -> Example:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise KdError(f"{where}: not JSON ({error.msg})") from error
-    for field in fields:
-        if not isinstance(row, dict) or not isinstance(row[field] if field in row else None, str):
-            raise KdError(f"{where}: no text in the field {field!r}; wanted the fields {', '.join(fields)}")
-    return {field: row[field] for field in fields}
-
-
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
-    if field not in row:
-        raise KdError(f"source.fields: {where} has no field {field!r}; it has {', '.join(sorted(row))}")
-    value = row[field]
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _first(rows: Iterable[Any], limit: int) -> Iterable[Any]:
+def _first(rows: Iterable[Example], limit: int) -> list[Example]:
     """All rows, or the first `limit`."""
-    for n, row in enumerate(rows):
-        if limit and n >= limit:
-            return
-        yield row
-
-
-def _chance(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest()) / 2**56
+    return list(itertools.islice(rows, limit or None))

@@ -13,6 +13,7 @@ import sentencepiece
 from kd_jax.errors import KdError
 
 PAD, START, EOS, UNKNOWN = range(4)
+LONGEST = 2**30  # bytes; SentencePiece's own 4,192 would leave whole documents out of the training, unsaid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +25,29 @@ class SentencePiece:
       model_type: "unigram" (arXiv 1804.10959) or "bpe".
       character_coverage: share of the characters that get a piece; 0.9995 for rich scripts.
       byte_fallback: spell unknown characters as bytes, at a price of 256 pieces.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "tokenizer.model"
+      >>> SentencePiece(vocab_size=8, model_type="bpe").train(["ab ba", "ba ab"], path)
+      >>> tokenizer = Tokenizer(path)
+      >>> tokenizer.decode(tokenizer.encode("ba ab")), tokenizer.vocab_size
+      ('ba ab', 8)
     """
 
     vocab_size: int = 4000
     model_type: Literal["unigram", "bpe"] = "unigram"
     character_coverage: float = 1.0
     byte_fallback: bool = False
+
+    def check(self) -> None:
+        """Raises KdError naming the field that is out of range."""
+        if type(self.vocab_size) is not int or not UNKNOWN + 1 < self.vocab_size < 2**31:
+            raise KdError(f"tokenizer.vocab_size: {self.vocab_size}; wanted a whole number above {UNKNOWN + 1}")
+        if self.model_type not in ("unigram", "bpe"):
+            raise KdError(f"tokenizer.model_type: {self.model_type!r}; wanted unigram or bpe")
+        if not 0.98 <= self.character_coverage <= 1:
+            raise KdError(f"tokenizer.character_coverage: {self.character_coverage}; wanted 0.98 to 1")
 
     def train(self, texts: Iterable[str], path: Path) -> None:
         """Trains on `texts` and writes the model to `path`, by rename.
@@ -50,13 +68,14 @@ class SentencePiece:
                 bos_id=START,
                 eos_id=EOS,
                 unk_id=UNKNOWN,
+                max_sentence_length=LONGEST,
                 num_threads=1,  # the pieces must not depend on the machine
                 minloglevel=2,
             )
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]  # without the C++ condition
             raise KdError(
-                f"tokenizer.vocab_size: {self.vocab_size} does not suit the training text ({reason})"
+                f"tokenizer.vocab_size: {self.vocab_size} does not suit the training text: {reason}"
             ) from error
         beside = path.with_name(path.name + ".part")
         beside.write_bytes(model.getvalue())
@@ -76,9 +95,11 @@ class Tokenizer:
         self.vocab_size = self._processor.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
+        """Token ids; separators such as U+2028 are blanks, and what has no piece (NUL) is UNKNOWN."""
         return self._processor.encode(text)
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
         return self._processor.decode([int(i) for i in ids])
 
     def pieces(self) -> list[str]:

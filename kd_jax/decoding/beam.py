@@ -74,6 +74,23 @@ def beam_search(
       model, params, inputs, eos, length: as `greedy`.
       beam: K.
       alpha: exponent of the length penalty; 0 for sums of log-probabilities.
+
+    References:
+      Wu et al. 2016, arXiv 1609.08144, section 7.
+
+    Examples:
+      >>> from kd_jax import Tokens
+      >>> likely = [[0, 0.6, 0.4, 0], [0, 0.5, 0, 0.5], [0, 0, 0, 1], [0, 0, 0, 1]]  # each token behind each
+      >>> empty = Cache(jnp.int32(0), jnp.zeros(1, jnp.int32), (), (), jnp.ones((1, 1), bool))
+      >>> bigrams = Model(*[None] * 4, prefill=lambda *_: empty, step=lambda table, cache, ids: (table[ids], cache))
+      >>> zero, one = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32)
+      >>> prompts = Inputs(zero[0], Tokens(zero, zero, one), None)  # token 0 begins, token 3 ends
+      >>> search = jax.jit(functools.partial(beam_search, bigrams, eos=3, length=3, beam=2, alpha=0.0))
+      >>> best = search(jnp.log(jnp.array(likely)), prompts)
+      >>> for ids, logp in zip(best.ids_BKT[0].tolist(), best.logp_BK[0]):
+      ...     print(f"{ids} {jnp.exp(logp):.2f}")
+      [2, 3, 0] 0.40
+      [1, 3, 0] 0.30
     """
     token_B, real_B = first_tokens(inputs)
     rows = len(token_B)

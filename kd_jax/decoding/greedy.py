@@ -26,6 +26,14 @@ def greedy(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
 
     Returns:
       int32 [B, T], the end included, zeros behind it.
+
+    Examples:
+      >>> from kd_jax import Tokens
+      >>> bigrams = Model(*[None] * 4, prefill=lambda *_: (), step=lambda table, cache, ids: (table[ids], cache))
+      >>> start, one = jnp.array([[1]]), jnp.array([[1]])
+      >>> prompts = Inputs(jnp.array([0]), Tokens(start, 0 * one, one), None)
+      >>> greedy(bigrams, jnp.eye(5, k=1), prompts, eos=4, length=5).tolist()  # token i + 1 follows token i
+      [[2, 3, 4, 0, 0]]
     """
     return _roll(model, params, inputs, eos, length, lambda logits_BV, _: likeliest(logits_BV))
 
@@ -33,7 +41,25 @@ def greedy(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
 def sample(
     model: Model, params: Params, inputs: Inputs, key: Array, *, eos: int, length: int, temperature: float = 1.0
 ) -> Array:
-    """One draw from softmax(logits / temperature) at each step; otherwise as `greedy`."""
+    """One draw from softmax(logits / temperature) at each step.
+
+    Args:
+      model, params, inputs, eos, length: as `greedy`.
+      key: decides the draws.
+      temperature: more than 0; below 1 the likely tokens are drawn more often.
+
+    Returns:
+      int32 [B, T], as `greedy`.
+
+    Examples:
+      >>> from kd_jax import Tokens
+      >>> bigrams = Model(*[None] * 4, prefill=lambda *_: (), step=lambda table, cache, ids: (table[ids], cache))
+      >>> start, one = jnp.array([[1]]), jnp.array([[1]])
+      >>> prompts = Inputs(jnp.array([0]), Tokens(start, 0 * one, one), None)
+      >>> table = jnp.log(jnp.eye(5, k=1))  # token i + 1 follows token i, surely
+      >>> sample(bigrams, table, prompts, jax.random.key(0), eos=4, length=5).tolist()
+      [[2, 3, 4, 0, 0]]
+    """
 
     def draw(logits_BV: Array, written: Array) -> Array:
         return jax.random.categorical(jax.random.fold_in(key, written), logits_BV / temperature)

@@ -48,9 +48,8 @@ def calibration_error(bins: Sum) -> float:
 
 def means(sums: Mapping[str, Sum]) -> dict[str, float]:
     """What people read: each mean, and the calibration error of its bins."""
-    error = calibration_error(sums["calibration_error"])
-    means = {name: float(one.mean()) for name, one in sums.items() if name != "calibration_error"}
-    return means | {"calibration_error": error}
+    calibrated = {"calibration_error": calibration_error(sums["calibration_error"])}
+    return {name: float(one.mean()) for name, one in sums.items() if name not in calibrated} | calibrated
 
 
 def compare(teacher_logits_NV: Array, student_logits_NV: Array, targets_N: Array, mask_N: Array) -> Sums:

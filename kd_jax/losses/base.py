@@ -9,12 +9,12 @@ import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from numbers import Real
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kd_jax.config import is_number
 from kd_jax.errors import KdError
 from kd_jax.types import Array
 
@@ -24,7 +24,7 @@ KINDS: dict[tuple[str, ...], Kind] = {
     ("teacher_logp_NK", "student_logp_NK"): "divergence",
     ("teacher_NX", "student_NX"): "vectors",
 }
-SHARED_ARRAYS = {"log_z_N"}  # what token_losses passes on from one term to another; nobody's option
+SHARED_ARRAYS = {"log_z_N"}  # what total_loss passes on from one term to another; nobody's option
 
 
 class Range(NamedTuple):
@@ -32,11 +32,6 @@ class Range(NamedTuple):
 
     least: float
     greatest: float
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a real number, NaN and infinities included; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def kind(loss: Callable[..., Array]) -> Kind:

@@ -28,6 +28,13 @@ class EncoderDecoder:
       head_bias: whether the logits have a bias.
       soft_cap: bound of the logits, by tanh; 0 for none.
       vocab_multiple: the embedding's rows are padded to a multiple of it; the pads get no probability.
+
+    Examples:
+      >>> student = EncoderDecoder(encoder_layers=2, decoder_layers=1, d_model=8, heads=2, d_ff=16, vocab_multiple=8)
+      >>> model = student.build(vocab_size=10)
+      >>> params = jax.eval_shape(model.init, jax.random.key(0))
+      >>> params["embedding"].shape, student.stacks()
+      ((16, 8), {'encoder': 2, 'decoder': 1})
     """
 
     encoder_layers: int = 3

@@ -15,7 +15,12 @@ from kd_jax.types import Array, Params
 
 @dataclasses.dataclass(frozen=True)
 class Random:
-    """Freshly drawn parameters."""
+    """Freshly drawn parameters.
+
+    Examples:
+      >>> Random().origin
+      'chance'
+    """
 
     origin = "chance"
 
@@ -31,6 +36,12 @@ class FromTeacher:
       encoder: for each encoder layer of the student, the teacher's layer it starts as; empty for
         evenly spaced layers, the first and the last among them.
       decoder: the same for the decoder.
+
+    Examples:
+      >>> from kd_jax.models.encoder_decoder import EncoderDecoder
+      >>> teacher, student = EncoderDecoder(5, 3), EncoderDecoder(3, 1)  # layers of the encoder and the decoder
+      >>> layer_maps(FromTeacher(decoder=(1,)), teacher, student)
+      {'encoder': (0, 2, 4), 'decoder': (1,)}
     """
 
     encoder: tuple[int, ...] = ()
@@ -50,6 +61,12 @@ class FromCheckpoint:
     Attributes:
       folder: a trained model's folder, such as runs/other/teacher; its shapes and vocabulary must be
         the student's.
+
+    Examples:
+      >>> FromCheckpoint("runs/other/student").check(teacher=None, student=None)
+      Traceback (most recent call last):
+      kd_jax.errors.KdError: init.folder: 'runs/other/student': no such folder; \
+wanted a trained model's, as runs/x/teacher
     """
 
     folder: str

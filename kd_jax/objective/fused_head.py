@@ -47,6 +47,14 @@ def fused_head(objective: Objective, hidden_ND: Array, head: Head, rows: Any, fi
 
     Returns:
       (scalar, sums), float32, each added over the chunks.
+
+    Examples:
+      >>> hidden, head, mask = jnp.array([[1.0], [3.0]]), Head(jnp.array([[1.0, 2.0]])), jnp.array([1.0, 1.0])
+      >>> def squares(logits, mask, _):  # of the logits [[1, 2], [3, 6]]
+      ...     return (mask * (logits**2).sum(-1)).sum(), {"tokens": mask.sum()}
+      >>> (value, sums), gradient = jax.value_and_grad(fused_head, 1, has_aux=True)(squares, hidden, head, mask)
+      >>> value.item(), sums["tokens"].item(), gradient.tolist()
+      (50.0, 2.0, [[10.0], [30.0]])
     """
     values = jax.lax.map(lambda x: objective(head.logits(x[0]), x[1], fixed), _chunks(hidden_ND, head, rows, chunk))
     return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), values)
@@ -132,6 +140,11 @@ def map_head(function: Callable[[Array, Any], Any], hidden_ND: Array, head: Head
 
     Returns:
       The pytree with arrays [N, ...].
+
+    Examples:
+      >>> head = Head(jnp.array([[1.0, 2.0]]))
+      >>> map_head(lambda logits, _: logits.argmax(-1), jnp.array([[1.0], [-1.0]]), head).tolist()
+      [1, 0]
     """
     tokens = hidden_ND.shape[0]
     chunks = _chunks(hidden_ND, head, rows, 0)

@@ -23,6 +23,13 @@ class Term:
       weight: factor in the sum over terms, or a Ramp over the steps.
       signal: what the teacher says (kd_jax.signals); None for a term that needs the targets alone.
       options: further arguments of the loss, such as {"label_smoothing": 0.1}.
+
+    Examples:
+      >>> from kd_jax.losses.divergence import forward_kl
+      >>> from kd_jax.signals.topk import TopK
+      >>> terms = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weight=0.5, signal=TopK(k=32))}
+      >>> list(cached_signals(terms)), needs_teacher(terms)
+      (['topk'], False)
     """
 
     loss: Callable[..., Array]
@@ -58,7 +65,7 @@ def total_loss(terms: Terms, logits_NV: Array, rows: Mapping[str, Any], fixed: M
     """All terms that read logits: sum over tokens of mask * weight * loss.
 
     Temperature: a divergence at temperature T has gradients of size 1/T^2, so it is multiplied by T^2
-    here and nowhere else (Hinton et al. 2015, arXiv 1503.02531, section 2).
+    here and nowhere else.
 
     Args:
       terms: name -> Term; those that compare layers are left out.
@@ -69,6 +76,16 @@ def total_loss(terms: Terms, logits_NV: Array, rows: Mapping[str, Any], fixed: M
 
     Returns:
       (scalar to differentiate, name -> Sum of each term unweighted, and of all together as "loss").
+
+    References:
+      Hinton et al. 2015, arXiv 1503.02531, section 2.
+
+    Examples:
+      >>> logits = jnp.zeros((2, 4))  # each of four tokens is as likely
+      >>> rows = {"targets": jnp.array([0, 1]), "mask": jnp.array([True, False]), "weight": jnp.ones(2), "payload": {}}
+      >>> loss, sums = total_loss({"ce": Term(cross_entropy, weight=0.5)}, logits, rows, {"step": 0})
+      >>> print(f"{loss:.4f} {sums['ce'].value:.4f} {sums['ce'].weight}")  # log(4) / 2; log 4, of one token
+      0.6931 1.3863 1
     """
     step, payload = fixed["step"], dict(rows["payload"])
     if "teacher_hidden" in rows:

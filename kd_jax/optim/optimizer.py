@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
-from kd_jax.optim.base import is_count, is_number
 from kd_jax.types import Params
 
 Schedule = Literal["cosine", "rsqrt", "constant"]
@@ -40,6 +40,11 @@ class Optimizer:
 
     References:
       Loshchilov and Hutter 2017, arXiv 1711.05101 (AdamW); Vaswani et al. 2017, arXiv 1706.03762, eq. 3 (rsqrt).
+
+    Examples:
+      >>> rate = Optimizer(learning_rate=1.0, warmup=2, schedule="cosine", final_fraction=0.0).rate(steps=4)
+      >>> [round(float(rate(n)), 3) for n in range(4)]
+      [0.5, 1.0, 0.5, 0.0]
     """
 
     learning_rate: float = 1e-3

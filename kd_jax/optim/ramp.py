@@ -5,8 +5,8 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
+from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
-from kd_jax.optim.base import is_count, is_number
 from kd_jax.types import Array
 
 Shape = Literal["linear", "cosine"]

@@ -77,7 +77,8 @@ def _inputs(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
     """What decides the figures."""
     data, evaluation = workdir.data.outputs(), experiment.evaluation
     digests = {name: workdir.model(name).outputs()["digest"] for name in experiment.recipes}
-    consumed = {"split": data["splits"][evaluation.split], "tokenizer": data["tokenizer"]} | digests
+    consumed = {"split": data["splits"][evaluation.split], "tokenizer": data["tokenizer"]}
+    consumed |= {f"model.{name}": digest for name, digest in digests.items()}
     if evaluation.cached_k:
         cache = workdir.validation_cache.manifest()
         if cache["inputs"]["consumed.teacher"] != digests[TEACHER]:

@@ -10,7 +10,7 @@ from kd_jax import config
 from kd_jax.artifacts import manifest, runlog
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.data import pipeline, store
-from kd_jax.data.sources import SPLITS, without_leaks
+from kd_jax.data.held_out import SPLITS, leak_sentence, without_leaks
 from kd_jax.data.tokenizers import Tokenizer
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
@@ -48,9 +48,9 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
         "splits": digests,
     }
     folder.finish(outputs, time.perf_counter() - began)
-    for split, dropped in leaked.items():
-        if dropped:
-            runlog.say(f"data: {dropped} of {dropped + counts[split]} {split} examples left out: seen in training")
+    lost = leak_sentence({split: counts[split] + leaked[split] for split in counts}, leaked)
+    if lost:
+        runlog.say(f"data: {lost}")
     runlog.say(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder.path}")
 
 

@@ -1,115 +1,150 @@
 """Write report.json, report.md and report.html: what distillation gained."""
 
+import textwrap
 import time
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd_jax import config
 from kd_jax.artifacts import manifest, runlog
-from kd_jax.evaluation import page
-from kd_jax.experiment import Experiment, cache_folder, wanted_signals
-
-FIGURES = (
-    "parameters",
-    "bleu",
-    "bleu_ci",
-    "chrf",
-    "bleu_beam",
-    "cross_entropy",
-    "kl_to_teacher",
-    "agreement",
-    "acceptance",
-    "calibration_error",
-    "decode_tokens_per_second",
-    "train_tokens_per_second",
-    "parameters_outside_embeddings",
-    "loss_before_first_step",
-    "decode_tokens_per_second_single",
-    "decode_sentences_per_second",
-    "decode_sentences_per_second_single",
-    "chrf_ci",
-    "signature",
-    "sentences",
-    "over_long",
-)
+from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.evaluation import degeneration, page, plots, tables, verdict
+from kd_jax.experiment import Experiment, targets_name, wanted_signals
 
 
-def run(experiment: Experiment, workdir: Path, force: bool = False) -> None:
+def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     """Reads what the phases left and writes workdir/report; always anew, since it costs nothing.
 
     Raises:
-      KdError: if a phase has not finished.
+      KdError: if a phase has not finished, or what it left is not as it was written.
     """
     began = time.perf_counter()
-    folder = workdir / "report"
-    phases = finished_phases(experiment, workdir)
-    names = ["teacher", *experiment.students]
-    scores = {name: manifest.read_json(workdir / "evaluation" / f"{name}.json") for name in names}
-    models = {name: {key: scores[name][key] for key in FIGURES} for name in names}
-    report = {
+    folder, names = workdir.report, list(experiment.recipes)
+    texts = {name: manifest.read_lines(workdir.evaluation.file(f"{name}.jsonl")) for name in names}
+    report = read(experiment, workdir, finished_phases(experiment, workdir), texts)
+    curves = {name: runlog.read(workdir.model(name).file("metrics.jsonl")) for name in names}
+    shown = samples(texts, experiment.evaluation.samples)
+    folder.begin({}, force=folder.finished())
+    write(folder, report, document(report, shown, curves, config.to_text(experiment)))
+    folder.finish({"models": names}, time.perf_counter() - began)
+    runlog.show(closing(report))
+    runlog.show(f"\nreport: {folder.path / 'report.html'} (and report.md, report.json)")
+
+
+def read(
+    experiment: Experiment,
+    workdir: Workdir,
+    phases: Mapping[str, Mapping[str, Any]],
+    texts: Mapping[str, Sequence[Mapping[str, str]]],
+) -> dict[str, Any]:
+    """The report's figures from what the phases left.
+
+    Args:
+      phases: as `finished_phases`.
+      texts: model -> its rows of "reference" and "greedy".
+    """
+    models = {}
+    for name, rows in texts.items():
+        greedy, references = [row["greedy"] for row in rows], [row["reference"] for row in rows]
+        figures = manifest.read_json(workdir.evaluation.file(f"{name}.json"))
+        models[name] = figures | {"warnings": degeneration.warnings(greedy, references)}
+    metrics = [
+        {"name": m.name, "label": m.label, "higher_is_better": m.higher_is_better, "digits": m.digits}
+        for m in experiment.task.metrics
+    ]
+    comparison = experiment.comparison and vars(experiment.comparison)
+    data = phases["prepare"]["outputs"]
+    return {
         "name": experiment.name,
         "task": experiment.task.name,
-        "dataset": phases["prepare"]["outputs"]["dataset"],
+        "dataset": data["dataset"],
         "seed": experiment.seed,
-        "wall_seconds": wall_seconds(phases),
+        "headline": metrics[0],
+        "metrics": metrics,
+        "comparison": comparison,
         "models": models,
-        "gap_recovered": gap_recovered(models),
+        "gap_recovered": verdict.gap_recovered(models, comparison, metrics[0]),
         "caches": {
-            name.removeprefix("cache."): phase["outputs"] for name, phase in phases.items() if name.startswith("cache.")
+            name.removeprefix("cache."): phase["outputs"] | {"seconds": phase["seconds"]}
+            for name, phase in phases.items()
+            if name.startswith("cache.")
         },
+        "wall_seconds": wall_seconds(phases),
+        "counts": data["counts"],
+        "dropped_as_seen_in_training": data["dropped_as_seen_in_training"],
         "versions": phases["evaluate"]["versions"],
     }
-    curves = {
-        name: runlog.read(workdir / ("teacher" if name == "teacher" else f"students/{name}") / "metrics.jsonl")
-        for name in names
-    }
-    count = experiment.evaluation.samples
-    translations = {name: manifest.read_lines(workdir / "evaluation" / f"{name}.jsonl") for name in names}
-    chosen = range(0, len(translations["teacher"]), max(1, len(translations["teacher"]) // count))[:count]
-    samples = [
-        {"source": translations["teacher"][i]["source"], "reference": translations["teacher"][i]["reference"]}
-        | {name: translations[name][i]["greedy"] for name in names}
-        for i in chosen
+
+
+def samples(texts: Mapping[str, Sequence[Mapping[str, str]]], count: int) -> list[dict[str, str]]:
+    """At most `count` examples, evenly spread: "source", "reference", and each model's greedy text."""
+    rows = next(iter(texts.values()))
+    return [
+        {key: rows[i][key] for key in ("source", "reference")} | {name: one[i]["greedy"] for name, one in texts.items()}
+        for i in range(0, len(rows), max(1, len(rows) // count))[:count]
     ]
-    manifest.start(folder, "report", {}, force)
-    manifest.write_json(folder / "report.json", report)
-    manifest.write_text(folder / "report.md", page.markdown(report, samples))
-    manifest.write_text(folder / "report.html", page.html(report, samples, curves, config.to_text(experiment)))
-    manifest.finish(folder, "report", {"models": names}, time.perf_counter() - began)
-    runlog.say("\n" + page.headline(report) + "\n" + page.text_table(report))
-    runlog.say(f"\nreport: {folder / 'report.html'} (and report.md, report.json)")
 
 
-def finished_phases(experiment: Experiment, workdir: Path) -> dict[str, dict[str, Any]]:
+def document(
+    report: Mapping[str, Any],
+    samples: Sequence[Mapping[str, str]],
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    resolved: str,
+) -> page.Document:
+    """The report in words, tables and plots.
+
+    Args:
+      report: as `read`.
+      samples: as `samples`.
+      curves: model -> rows of its metrics log.
+      resolved: the experiment's text.
+    """
+    return page.Document(
+        title=f"{report['name']}: {report['task']}, {report['dataset']}",
+        lead=verdict.lead(report),
+        warnings=verdict.warnings(report),
+        summary=tables.summary(report),
+        details=tables.details(report),
+        times=tables.times(report),
+        notes=tables.notes(report),
+        samples=samples,
+        models=list(report["models"]),
+        plots=plots.figures(report, curves),
+        versions=report["versions"],
+        resolved=resolved,
+    )
+
+
+def write(folder: Folder, report: Mapping[str, Any], document: page.Document) -> None:
+    """Leaves report.json, report.md and report.html."""
+    manifest.write_json(folder.path / "report.json", report)
+    manifest.write_text(folder.path / "report.md", page.markdown(document))
+    manifest.write_text(folder.path / "report.html", page.html(document))
+
+
+def closing(report: Mapping[str, Any]) -> str:
+    """What a terminal shows at the end, 80 columns wide."""
+    warnings = [textwrap.fill(f"warning: {warning}", 80) for warning in verdict.warnings(report)]
+    return "\n".join(["", textwrap.fill(verdict.lead(report), 80), *warnings, "", tables.text_table(report)])
+
+
+def finished_phases(experiment: Experiment, workdir: Workdir) -> dict[str, dict[str, Any]]:
     """Phase (with the model's or the signal's name) -> manifest, in the order of a run."""
-    phases = {
-        "prepare": manifest.read(workdir / "data", "prepare"),
-        "teacher": manifest.read(workdir / "teacher", "teacher"),
-    }
+    folders = {"prepare": workdir.data, "teacher": workdir.model(TEACHER)}
     for targets, signals in wanted_signals(experiment).items():
         for signal in signals:
             name = f"cache.{targets.name}/{signal}" if targets else f"cache.{signal}"
-            phases[name] = manifest.read(cache_folder(workdir, targets, signal), "cache")
-    for name in experiment.students:
-        phases[f"student.{name}"] = manifest.read(workdir / "students" / name, "student")
-    return phases | {"evaluate": manifest.read(workdir / "evaluation", "evaluate")}
+            folders[name] = workdir.cache(targets_name(targets), signal)
+    folders |= {f"student.{name}": workdir.model(name) for name in experiment.students}
+    folders["evaluate"] = workdir.evaluation
+    return {name: folder.manifest() for name, folder in folders.items()}
 
 
-def wall_seconds(phases: dict[str, dict[str, Any]]) -> dict[str, float]:
+def wall_seconds(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Phase -> seconds, students and caches added up."""
     seconds: dict[str, float] = {}
     for name, phase in phases.items():
         key = name.split(".")[0]
         seconds[key] = (seconds[key] if key in seconds else 0.0) + phase["seconds"]
     return seconds
-
-
-def gap_recovered(models: dict[str, dict[str, Any]]) -> float | None:
-    """(student_kd - student_scratch) / (teacher - student_scratch) in greedy BLEU.
-
-    None where there are no such students, or the teacher is no better than the scratch student.
-    """
-    if not {"student_kd", "student_scratch"} <= models.keys():
-        return None
-    teacher, kd, scratch = (models[name]["bleu"] for name in ("teacher", "student_kd", "student_scratch"))
-    return (kd - scratch) / (teacher - scratch) if teacher > scratch else None

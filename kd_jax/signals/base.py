@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from kd_jax.config import is_number
 from kd_jax.errors import KdError
-from kd_jax.losses.base import Kind, is_number
+from kd_jax.losses.base import Kind
 from kd_jax.types import Array, Field, Params, Payload
 
 TAILS = ("bucket", "renormalise", "zero")
@@ -116,7 +117,7 @@ def check_temperature(value: Any) -> None:
     Raises:
       KdError: names the field and the value.
     """
-    if not (is_number(value) and 0 < value < float("inf")):
+    if not (is_number(value) and value > 0):
         raise KdError(f"signal.temperature: {value!r}; wanted a positive number (for a Ramp wanted Online)")
 
 

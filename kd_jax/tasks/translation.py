@@ -86,7 +86,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], bootstrap: int = 
       >>> bleu(["the cat sat on the mat"], ["the cat sat on the mat"]).value
       100.0...
     """
-    return _score(BLEU(), hypotheses, references, bootstrap)
+    return _score(_Bleu(), hypotheses, references, bootstrap)
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str], bootstrap: int = 0) -> Score:
@@ -96,7 +96,23 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str], bootstrap: int = 
       >>> chrf(["the cat"], ["the cat"]).value
       100.0
     """
-    return _score(CHRF(), hypotheses, references, bootstrap)
+    return _score(_Chrf(), hypotheses, references, bootstrap)
+
+
+class _Bleu(BLEU):
+    def _compute_score_from_stats(self, stats: Any) -> Any:
+        return _as_float(super()._compute_score_from_stats(stats))
+
+
+class _Chrf(CHRF):
+    def _compute_score_from_stats(self, stats: Any) -> Any:
+        return _as_float(super()._compute_score_from_stats(stats))
+
+
+def _as_float(score: Any) -> Any:
+    """sacreBLEU 2.6 gives a resample without a match as a float, others as a NumPy float32, and fails on their mean."""
+    score.score = float(score.score)
+    return score
 
 
 def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str], bootstrap: int) -> Score:
@@ -109,4 +125,4 @@ def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str], bo
     if "confidence_mean" not in said:
         return Score(scored.score, (scored.score, scored.score), signature)
     mean, half = said["confidence_mean"], said["confidence_var"]
-    return Score(scored.score, (mean - half, mean + half), signature)
+    return Score(scored.score, (max(0.0, mean - half), min(100.0, mean + half)), signature)

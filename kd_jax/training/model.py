@@ -59,7 +59,7 @@ def train_model(
         runlog.say(f"{name}: already trained, {folder.path}")
         return
     began = time.perf_counter()
-    spread = devices(experiment.backend)
+    tokenizer, spread = workdir.data.file("tokenizer.model"), devices(experiment.backend)
     train, valid, left_out = batches(experiment, workdir, recipe, payloads, spread)
     if left_out:
         runlog.say(f"{name}: {left_out} training examples longer than the last bucket are left out")
@@ -70,8 +70,8 @@ def train_model(
     outputs = fit(run, params, folder.path, spread, experiment.seed)
     total, outside = count_parameters(params)
     outputs |= {"parameters": total, "parameters_outside_embeddings": outside, "left_out_as_too_long": left_out}
-    outputs["bytes"] = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    shutil.copyfile(workdir.data.file("tokenizer.model"), folder.path / "tokenizer.model")
+    outputs["bytes"] = sum(outputs["files"].values())
+    shutil.copyfile(tokenizer, folder.path / "tokenizer.model")
     folder.finish(outputs, time.perf_counter() - began)
     runlog.say(
         f"{name}: validation cross-entropy {outputs['loss_before_first_step']:.3f} before the first step, "

@@ -76,6 +76,18 @@ def loss_fn(
 
     Returns:
       (scalar to differentiate, Sums by name: "loss" and every term unweighted).
+
+    Examples:
+      >>> from kd_jax import Head, Inputs, Term, Tokens, cross_entropy
+      >>> logits = lambda table, inputs, key: table[inputs.decoder.ids_BT]  # of the token behind each token
+      >>> bigrams = Model(None, logits, None, lambda table: Head(jnp.eye(2)), None, None)
+      >>> one = jnp.ones((1, 1), jnp.int32)
+      >>> batch = Batch(Inputs(one[0], Tokens(one, one, one), None), one, one > 0, jnp.ones((1, 1)), {})
+      >>> terms = {"ce": Term(cross_entropy)}
+      >>> trained, counts = (jnp.zeros((2, 2)), {}), count_tokens(batch)
+      >>> loss, sums = loss_fn(trained, batch, counts, None, model=bigrams, terms=terms)
+      >>> print(f"{loss:.4f}")  # log 2: two tokens, as likely
+      0.6931
     """
     params, adapters = trained
     tapped = bool(feature_terms(terms))
@@ -151,19 +163,27 @@ def train_step(
 
     Returns:
       (state after the step, Sums over all devices; "grad_norm" among them).
+
+    Examples:
+      >>> from kd_jax import Head, Inputs, Term, Tokens, cross_entropy
+      >>> logits = lambda table, inputs, key: table[inputs.decoder.ids_BT]  # of the token behind each token
+      >>> bigrams = Model(None, logits, None, lambda table: Head(jnp.eye(2)), None, None)
+      >>> one = jnp.ones((1, 1), jnp.int32)
+      >>> batch = Batch(Inputs(one[0], Tokens(one, one, one), None), one, one > 0, jnp.ones((1, 1)), {})
+      >>> terms = {"ce": Term(cross_entropy)}
+      >>> tx = optax.sgd(1.0)
+      >>> state = init_state(jax.random.key(0), jnp.zeros((2, 2)), tx)
+      >>> step = jax.jit(functools.partial(train_step, model=bigrams, terms=terms, tx=tx))
+      >>> state, sums = step(state, batch)
+      >>> print(state.params[1])  # of token 1: minus the gradient p - [0, 1], where p = [0.5, 0.5]
+      [-0.5  0.5]
     """
     counts = all_sum(count_tokens(batch))
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     trained = (state.params, state.adapters)
     loss = functools.partial(loss_fn, model=model, terms=terms, teacher=teacher)
-    gradient = functools.partial(
-        jax.grad(loss, has_aux=True),
-        trained,
-        counts=counts,
-        dropout_key=key,
-        teacher_params=teacher_params,
-        step=state.step,
-    )
+    fixed = {"counts": counts, "dropout_key": key, "teacher_params": teacher_params, "step": state.step}
+    gradient = functools.partial(jax.grad(loss, has_aux=True), trained, **fixed)
     if microbatches == 1:
         grads, sums = gradient(batch)
     else:
@@ -180,7 +200,28 @@ def train_step(
 
 
 def eval_step(params: Params, batch: Batch, *, model: Model, terms: Terms, all_sum=lambda tree: tree) -> Sums:
-    """Sums of every term without dropout or teacher, over all devices."""
+    """Sums of every term without dropout or teacher, over all devices.
+
+    Args:
+      params: the model's.
+      batch: this device's examples.
+      model, terms, all_sum: as `train_step`.
+
+    Returns:
+      Sums by name: "loss" and every term unweighted.
+
+    Examples:
+      >>> from kd_jax import Head, Inputs, Term, Tokens, cross_entropy
+      >>> logits = lambda table, inputs, key: table[inputs.decoder.ids_BT]  # of the token behind each token
+      >>> bigrams = Model(None, logits, None, lambda table: Head(jnp.eye(2)), None, None)
+      >>> one = jnp.ones((1, 1), jnp.int32)
+      >>> batch = Batch(Inputs(one[0], Tokens(one, one, one), None), one, one > 0, jnp.ones((1, 1)), {})
+      >>> terms = {"ce": Term(cross_entropy)}
+      >>> step = jax.jit(functools.partial(eval_step, model=bigrams, terms=terms))
+      >>> sums = step(jnp.log(jnp.array([[0.5, 0.5], [0.75, 0.25]])), batch)
+      >>> print(f"{sums['ce'].value:.4f} {sums['ce'].weight}")  # log 4, of one token
+      1.3863 1
+    """
     counts = {"target": jnp.int32(1)}
     return all_sum(loss_fn((params, {}), batch, counts, None, model=model, terms=terms)[1])
 
@@ -188,7 +229,20 @@ def eval_step(params: Params, batch: Batch, *, model: Model, terms: Terms, all_s
 def init_state(
     key: Array, params: Params, tx: optax.GradientTransformation, adapters: Mapping[str, Params] | None = None
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Args:
+      key: decides dropout.
+      params: the model's.
+      tx: whose state is begun.
+      adapters: term name -> its own parameters, as `init_adapters`; None for none.
+
+    Examples:
+      >>> state = init_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.trace(decay=0.9))
+      >>> momentum, _ = state.opt_state.trace  # of the parameters, and of the adapters
+      >>> int(state.step), momentum["w"].tolist()
+      (0, [0.0, 0.0])
+    """
     adapters = dict(adapters or {})
     return TrainState(jnp.int32(0), jax.random.key_data(key), params, adapters, tx.init((params, adapters)))
 

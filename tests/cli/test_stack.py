@@ -1,5 +1,6 @@
 """From the command line to the function that computes a token's loss: how far a reader has to climb."""
 
+import inspect
 import traceback
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from kd_jax.cli.main import main
 from kd_jax.losses import divergence
+from kd_jax.training.loop import fit
+from kd_jax.training.model import train_model
 
 CALLS, FILES = 10, 8
 CONFIG = """
@@ -53,3 +56,8 @@ def test_ten_calls_in_eight_files(command, root, monkeypatch, chunk_bytes):
         assert ours[0].name == "main" and ours[-1].name == "forward_kl"
         assert len(ours) <= CALLS, named
         assert len({frame.filename for frame in ours}) <= FILES, named
+
+
+@pytest.mark.parametrize("function", [fit, train_model])
+def test_few_arguments(function):
+    assert len(inspect.signature(function).parameters) <= 6

@@ -79,6 +79,10 @@ def test_untranslated_and_repeated_pairs_are_dropped_and_counted(lists):
     splits, dropped = debian.clean_splits(iter(rows), ("en", "fr"))
     assert sum(map(len, splits.values())) == 4
     assert dropped["untranslated"] == 2 and dropped["repeated"] == 4
+    counts = {"train": 3, "validation": 0, "test": 1}
+    assert debian.clean_sentence("debian", counts, dropped) == (
+        "debian: 3 train, 0 validation and 1 test examples stay; 6 were dropped: 2 untranslated and 4 repeated"
+    )
 
 
 def test_a_source_package_is_in_one_split_and_test_sources_are_not_trained_on():
@@ -117,5 +121,5 @@ def test_the_builder_prepares_and_reads_without_tensorflow(lists, tmp_path):
     assert len(rows) == 120 and all(splits.values())
     assert all(row["en"].split()[-1] == row["fr"].split()[-1] for row in rows)
     assert "tensorflow" not in sys.modules
-    with pytest.raises(KdError, match="source.kinds"):
-        Debian(kinds=("novel",)).splits(("en", "fr"))
+    with pytest.raises(KdError, match="source.fields.de.* is no field; wanted one of its texts: .*en, fr"):
+        Debian(data_dir=str(tmp_path)).splits(("en", "de"))

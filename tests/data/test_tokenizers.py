@@ -3,7 +3,7 @@
 import pytest
 
 from kd_jax.data.sources import Toy
-from kd_jax.data.tokenizers import EOS, PAD, START, SentencePiece, Tokenizer
+from kd_jax.data.tokenizers import EOS, PAD, START, UNKNOWN, SentencePiece, Tokenizer
 from kd_jax.errors import KdError
 
 TEXTS = [text for row in Toy(100).splits(("en", "fr"))["train"] for text in row.values()]
@@ -32,3 +32,24 @@ def test_what_cannot_be_is_told(tmp_path):
         SentencePiece(vocab_size=9000).train(TEXTS, tmp_path / "m")
     with pytest.raises(KdError, match="run the phase `prepare`"):
         Tokenizer(tmp_path / "m")
+
+
+SEPARATORS = ("\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\r", "\n", "\x00", "\u2585", "\ufffd", "\ufeff")
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_separators_and_controls_survive_and_lose_no_example(tmp_path, model_type):
+    odd = [f"two{separator}boats" for separator in SEPARATORS]
+    SentencePiece(vocab_size=60, model_type=model_type).train([*TEXTS, *odd, *SEPARATORS], tmp_path / "m")
+    tokenizer = Tokenizer(tmp_path / "m")
+    for text in odd:
+        written = tokenizer.decode(tokenizer.encode(text))
+        assert written.startswith("two") and written.endswith("boats")
+    assert UNKNOWN in tokenizer.encode("two\x00boats")
+
+
+def test_a_long_document_counts_in_the_training(tmp_path):
+    document = " ".join(TEXTS * 5)
+    assert len(document) > 4192
+    SentencePiece(vocab_size=50).train([document, "zz zz zz"], tmp_path / "m")
+    assert UNKNOWN not in Tokenizer(tmp_path / "m").encode(TEXTS[0])

@@ -1,72 +1,142 @@
-"""The report's words: they say so too where nothing was gained."""
+"""Markdown and HTML: what the data says stays text, and students' departures from the teacher are marked."""
+
+from html.parser import HTMLParser
 
 import pytest
+from markdown_it import MarkdownIt
 
 from kd_jax.evaluation import page
-from kd_jax.phases.report import gap_recovered
 
-
-def model(bleu, width=1.0, **changed):
-    return {
-        "parameters": 10,
-        "parameters_outside_embeddings": 8,
-        "bleu": bleu,
-        "bleu_ci": [bleu - width, bleu + width],
-        "chrf": 1.0,
-        "bleu_beam": bleu,
-        "cross_entropy": 1.0,
-        "kl_to_teacher": 0.1,
-        "agreement": 0.5,
-        "acceptance": 0.9,
-        "calibration_error": 0.02,
-        "decode_tokens_per_second": 10.0,
-        "decode_tokens_per_second_single": 5.0,
-        "train_tokens_per_second": None,
-        "sentences": 3,
-        "signature": "s",
-        "over_long": 0,
-    } | changed
-
-
-def report(teacher, kd, scratch, width=1.0):
-    models = {
-        "teacher": model(teacher, width),
-        "student_scratch": model(scratch, width),
-        "student_kd": model(kd, width),
-    }
-    return {
-        "name": "mine",
-        "task": "translation",
-        "dataset": "d <b>",
-        "seed": 0,
-        "wall_seconds": {"teacher": 65.0},
-        "models": models,
-        "gap_recovered": gap_recovered(models),
-        "versions": {"jax": "1"},
-        "caches": {},
-    }
-
-
-@pytest.mark.parametrize(
-    "kd, scratch, words", [(20, 10, "passes"), (10, 20, "falls behind"), (15, 14.5, "cannot be told from")]
+NASTY = (
+    "<script>alert(1)</script> a | b `code` **bold** [x](http://e) ![i](u)\n\n# head\n- item\n---\n\\| &lt; ~~s~~ $x$"
 )
-def test_the_headline_is_honest(kd, scratch, words):
-    assert words in page.headline(report(30, kd, scratch))
+FLAT = " ".join(NASTY.split())
+RENDER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
-def test_gap_recovered():
-    assert gap_recovered(report(30, 20, 10)["models"]) == 0.5
-    assert gap_recovered(report(10, 20, 10)["models"]) is None
-    assert gap_recovered({"teacher": model(3), "mine": model(2)}) is None
+def document(**changed):
+    return page.Document(
+        **{
+            "title": "t",
+            "lead": "l",
+            "warnings": [],
+            "summary": [["model", "x"], ["teacher", "1"]],
+            "details": [["model", "y"], ["teacher", "2"]],
+            "times": [["phase", "time"], ["all", "0:01"]],
+            "notes": ["n"],
+            "samples": [],
+            "models": ["teacher", "kd"],
+            "plots": {"speed": "<svg></svg>"},
+            "versions": {"jax": "1"},
+            "resolved": "seed = 0",
+        }
+        | changed
+    )
 
 
-def test_the_page_is_self_contained_and_escaped():
-    curves = {name: [{"step": 0, "valid_cross_entropy": 2.0}, {"step": 5, "loss": 1.0}] for name in ("teacher",)}
-    html = page.html(report(30, 20, 10), [{"source": "a < b", "teacher": ""}], curves, "seed = 0")
-    assert "a &lt; b" in html and "d &lt;b&gt;" in html and html.count("data:image/svg+xml") == 2
-    assert 'src="http' not in html and 'href="http' not in html
+class Reader(HTMLParser):
+    """Tags in order, and the text under each tag."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "hr", "br", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        for tag in self.open:
+            self.texts[tag] = self.texts.get(tag, "") + data
 
 
-def test_markdown_and_terminal_hold_every_model():
-    for text in (page.markdown(report(30, 20, 10), []), page.text_table(report(30, 20, 10))):
-        assert all(name in text for name in ("teacher", "student_scratch", "student_kd"))
+def nasty(text=NASTY):
+    sample = {"source": text, "reference": text, "teacher": text, "kd": text}
+    table = [["model", text], ["teacher", text]]
+    return document(
+        title=text,
+        lead=text,
+        warnings=[text],
+        summary=table,
+        details=table,
+        times=table,
+        notes=[text],
+        samples=[sample],
+        resolved=text,
+        versions={text: text},
+    )
+
+
+def test_markdown_shows_nasty_texts_literally():
+    """Read by a CommonMark parser: the same tags as of harmless texts, and the very characters."""
+    nasty_html, plain_html = (RENDER.render(page.markdown(nasty(text))) for text in (NASTY, "harmless"))
+    assert "<script" not in page.markdown(nasty()) and "<script" not in nasty_html
+    assert Reader(nasty_html).tags == Reader(plain_html).tags
+    assert Reader(nasty_html).texts["h1"] == FLAT and Reader(nasty_html).texts["td"].count(FLAT) == 3
+    assert Reader(nasty_html).texts["ul"].count(FLAT) == 4
+
+
+def test_html_shows_nasty_texts_literally_and_runs_nothing():
+    written, plain = (Reader(page.html(nasty(text))) for text in (NASTY, "harmless"))
+    assert written.tags == plain.tags and "script" not in written.tags and "<script" not in page.html(nasty())
+    assert written.texts["h1"] == NASTY and written.texts["pre"] == NASTY and not written.open
+
+
+def test_html_needs_nothing_else():
+    text = page.html(document())
+    assert not any(word in text for word in ("src=", "href=", "@import", "url(", "onload"))
+
+
+@pytest.mark.parametrize("braces", ["{0}", "{title}", "{{"])
+def test_braces_in_texts_are_texts(braces):
+    assert Reader(page.html(document(lead=braces))).texts["body"].count(braces) == 1
+
+
+SAMPLE = {"source": "s", "reference": "r", "teacher": "a black cat sat", "kd": "a red|<b> cat sat"}
+
+
+def test_departures_from_the_teacher_are_marked_word_by_word():
+    assert "a <mark>red|&lt;b&gt;</mark> cat sat" in page.html(document(samples=[SAMPLE]))
+    written = page.markdown(document(samples=[SAMPLE]))
+    assert "a **red\\|&lt;b&gt;** cat sat" in written
+    assert Reader(RENDER.render(written)).texts["strong"] == "red|<b>"
+
+
+@pytest.mark.parametrize("word", ["(en)", "*", "«a»", "c++", "_x_", "**", "a."])
+def test_any_word_can_be_bold(word):
+    sample = SAMPLE | {"kd": f"a {word} cat sat"}
+    assert Reader(RENDER.render(page.markdown(document(samples=[sample])))).texts["strong"] == word
+
+
+def test_the_teacher_and_the_reference_are_never_marked():
+    html = page.html(document(samples=[SAMPLE | {"kd": SAMPLE["teacher"]}]))
+    assert "<mark>" not in html
+
+
+def test_runs_join_to_the_text():
+    text, other = "le le le chat dort ici", "le chat noir dort"
+    assert " ".join(run for run, _ in page.runs_beside(text, other)).split() == text.split()
+    assert page.runs_beside("", other) == [] and page.runs_beside(text, "") == [(text, True)]
+
+
+def test_an_empty_text_is_a_dash():
+    sample = SAMPLE | {"kd": ""}
+    assert "<dt>kd</dt><dd>–</dd>" in page.html(document(samples=[sample]))
+    assert "- kd: –" in page.markdown(document(samples=[sample]))
+
+
+def test_warnings_stand_between_lead_and_table():
+    told = document(lead="LEAD", warnings=["WARN"])
+    for text in (page.html(told), page.markdown(told)):
+        assert text.index("LEAD") < text.index("WARN") < text.index("model")
+
+
+def test_tables_scroll_inside_their_own_box():
+    text = page.html(document())
+    assert text.count('<div class="scroll"><table>') == text.count("<table>") == 3
+    assert ".scroll { overflow-x: auto;" in text

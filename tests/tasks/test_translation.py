@@ -67,3 +67,14 @@ def test_closeness_ranks_texts_by_sentence_bleu():
     closeness = Translation().closeness
     assert closeness(HYPOTHESES[0], REFERENCES[0]) == sacrebleu.sentence_bleu(HYPOTHESES[0], [REFERENCES[0]]).score
     assert closeness(REFERENCES[0], REFERENCES[0]) > closeness(HYPOTHESES[0], REFERENCES[0])
+
+
+@pytest.mark.parametrize("metric", [bleu, chrf])
+def test_a_nearly_dead_model_is_scored(metric):
+    """One line of forty is right, so some resamples hold nothing right: sacreBLEU mixes types and raised TypeError."""
+    references = ["a b c d e f"] + [f"x y z w v {i}" for i in range(40)]
+    score = metric(["a b c d e f"] + ["q"] * 40, references, 200)
+    low, high = score.interval
+    assert 0 <= low < score.value < high < 20
+    dead = metric([""] * 41, references, 50)
+    assert dead.value == 0 and dead.interval == (0, 0)

@@ -1,0 +1,142 @@
+"""The report's figures as rows of text: a table to read first, a table of the rest, one for a terminal."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.ticker import EngFormatter
+
+from kd_jax.artifacts import runlog
+
+Report = Mapping[str, Any]
+Model = Mapping[str, Any]
+Table = list[list[str]]
+ABSENT = "–"
+
+
+class Column(NamedTuple):
+    """A heading, its short form for a terminal, and how a model's figure is shown under it."""
+
+    heading: str
+    short: str
+    show: Callable[[Model], str]
+
+
+def plain(key: str, pattern: str, heading: str, short: str = "") -> Column:
+    """A figure that may be None, through a format pattern."""
+    return Column(heading, short, lambda model: ABSENT if model[key] is None else format(model[key], pattern))
+
+
+def scored(metric: Mapping[str, Any]) -> Column:
+    """A metric with its interval, where it has one."""
+    name, digits, coarse = metric["name"], metric["digits"], max(0, metric["digits"] - 1)
+
+    def show(model: Model) -> str:
+        interval = model[f"{name}_ci"]
+        shown = "" if interval is None else f" [{interval[0]:.{coarse}f}, {interval[1]:.{coarse}f}]"
+        return f"{model[name]:.{digits}f}{shown}"
+
+    return Column(f"{metric['label']} [95%]", f"{metric['label']} [95%]", show)
+
+
+def summary_columns(report: Report) -> list[Column]:
+    """What a reader compares first."""
+    first, *others = report["metrics"]
+    count = EngFormatter(places=1)
+    return [
+        Column("parameters outside embeddings", "params", lambda m: count(m["parameters_outside_embeddings"])),
+        scored(first),
+        *(plain(m["name"], f".{m['digits']}f", m["label"], m["label"]) for m in others[:1]),
+        plain("kl_to_teacher", ".3f", "KL to teacher", "KL"),
+        plain("decode_tokens_per_second", ",.0f", "decode tok/s", "tok/s"),
+        plain("decode_tokens_per_second_single", ",.0f", "tok/s at batch 1", "batch 1"),
+        Column("training time", "training", lambda m: runlog.clock(m["seconds"])),
+    ]
+
+
+def detail_columns(report: Report) -> list[Column]:
+    """The rest."""
+    first, *others = report["metrics"]
+    count, size = EngFormatter(places=1), EngFormatter(unit="B", places=1)
+    beam = f"{first['name']}_beam"
+    beams = any(beam in model for model in report["models"].values())  # a task without texts has no beam
+    return [
+        Column("parameters", "", lambda m: count(m["parameters"])),
+        Column("on disk", "", lambda m: size(m["bytes"])),
+        *([plain(beam, f".{first['digits']}f", f"{first['label']} beam")] if beams else []),
+        *map(scored, others),
+        plain("cross_entropy", ".3f", "cross-entropy"),
+        plain("agreement", ".1%", "agreement"),
+        plain("acceptance", ".1%", "acceptance"),
+        plain("calibration_error", ".3f", "calibration error"),
+        plain("decode_sentences_per_second", ",.0f", "texts/s"),
+        plain("decode_sentences_per_second_single", ",.0f", "texts/s at batch 1"),
+        plain("train_tokens_per_second", ",.0f", "train tok/s"),
+        plain("loss_before_first_step", ".3f", "loss before first step"),
+    ]
+
+
+def summary(report: Report) -> Table:
+    """A heading row, then one row per model: what is compared first."""
+    return _table(report, summary_columns(report))
+
+
+def details(report: Report) -> Table:
+    """The rest of the figures, turned: a heading row of models, then one row per figure, so that any number fits."""
+    return [list(row) for row in zip(*_table(report, detail_columns(report)), strict=True)]
+
+
+def times(report: Report) -> Table:
+    """Phase and time, and all together."""
+    seconds = report["wall_seconds"]
+    body = [[phase, runlog.clock(one)] for phase, one in (seconds | {"all": sum(seconds.values())}).items()]
+    return [["phase", "time"], *body]
+
+
+def text_table(report: Report, width: int = 80) -> str:
+    """The summary for a terminal: as many of its columns, from the left, as fit the width.
+
+    Args:
+      report: as phases/report.py builds it.
+      width: in characters.
+    """
+    columns = summary_columns(report)
+    table = [["model", *(column.short for column in columns)], *_table(report, columns)[1:]]
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    while sum(widths) + 2 * (len(widths) - 1) > width and len(widths) > 1:
+        widths.pop()
+    lines = [_line(row[: len(widths)], widths) for row in table]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def notes(report: Report) -> list[str]:
+    """What the figures were measured on, and what the headings mean."""
+    teacher = next(iter(report["models"].values()))
+    counts, dropped = report["counts"], report["dropped_as_seen_in_training"]
+    splits = [
+        f"{name} {count:,}"
+        + (f" ({dropped[name]:,} more were left out: their sources were seen in training)" if dropped[name] else "")
+        for name, count in counts.items()
+    ]
+    caches = [
+        f"cache {name}: {one['target_tokens']:,} target tokens at {one['bytes_per_target_token']:.0f} bytes"
+        for name, one in report["caches"].items()
+    ]
+    return [
+        f"Examples: {', '.join(splits)}. Measured on {teacher['sentences']:,} "
+        f"({teacher['over_long']:,} beyond the longest bucket), {teacher['signature']}; seed {report['seed']}.",
+        "Two models are told apart where their 95% intervals do not overlap, which misses small differences.",
+        "KL in nats a token; agreement: share of target positions where student and teacher hold the same token for "
+        "the likeliest; acceptance: 1 - total variation, the share of the student's draft tokens that the teacher "
+        "would take; calibration error: expected, 15 bins; speeds: greedy, models in turn on the same texts, medians.",
+        *([f"{'; '.join(caches)}."] if caches else []),
+    ]
+
+
+def _table(report: Report, columns: Sequence[Column]) -> Table:
+    head = ["model", *(column.heading for column in columns)]
+    return [head, *([name, *(column.show(m) for column in columns)] for name, m in report["models"].items())]
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    name, *figures = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+    return "  ".join([name.strip().ljust(widths[0]), *figures])

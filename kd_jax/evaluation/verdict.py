@@ -1,0 +1,183 @@
+"""What distillation gained and what it cost, in one paragraph; it says so too where nothing was gained."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.ticker import EngFormatter
+
+Report = Mapping[str, Any]
+Model = Mapping[str, Any]
+Metric = Mapping[str, Any]
+
+PASSES, BEHIND, LEVEL, UNTESTED = "passes", "falls behind", "cannot be told from", "was not tested against"
+
+
+def relation(model: Model, other: Model, metric: Metric) -> str:
+    """How a model stands to another: told apart where their intervals do not overlap.
+
+    Args:
+      model, other: each with the metric's NAME and NAME_ci, [low, high] or None.
+      metric: "name", "higher_is_better".
+
+    Returns:
+      "passes", "falls behind", "cannot be told from", or "was not tested against" where an interval is missing.
+
+    Examples:
+      >>> bleu = {"name": "bleu", "higher_is_better": True}
+      >>> relation({"bleu": 20, "bleu_ci": [19, 21]}, {"bleu": 9, "bleu_ci": [8, 10]}, bleu)
+      'passes'
+    """
+    interval, beside = model[f"{metric['name']}_ci"], other[f"{metric['name']}_ci"]
+    if interval is None or beside is None:
+        return UNTESTED
+    if not metric["higher_is_better"]:
+        interval, beside = beside, interval
+    return PASSES if interval[0] > beside[1] else BEHIND if interval[1] < beside[0] else LEVEL
+
+
+def gap_recovered(models: Mapping[str, Model], comparison: Mapping[str, str] | None, headline: Metric) -> float | None:
+    """The share of the gap between baseline and teacher that the distilled student closes.
+
+    .. math:: \\frac{distilled - baseline}{teacher - baseline}
+
+    Args:
+      models: name -> figures, the teacher first.
+      comparison: {"baseline", "distilled"}, names of models, or None.
+      headline: "name", "higher_is_better".
+
+    Returns:
+      None without a comparison, and where the teacher is no better than the baseline.
+
+    Examples:
+      >>> scores = {"teacher": {"nll": 2.0}, "alone": {"nll": 3.0}, "kd": {"nll": 2.5}}
+      >>> gap_recovered(scores, {"baseline": "alone", "distilled": "kd"}, {"name": "nll", "higher_is_better": False})
+      0.5
+    """
+    if comparison is None:
+        return None
+    names = next(iter(models)), comparison["baseline"], comparison["distilled"]
+    teacher, baseline, distilled = (models[name][headline["name"]] for name in names)
+    gap = teacher - baseline
+    return (distilled - baseline) / gap if (gap > 0 if headline["higher_is_better"] else gap < 0) else None
+
+
+def lead(report: Report) -> str:
+    """The report's first paragraph: the student against every control, against the teacher, and its price.
+
+    Args:
+      report: as phases/report.py builds it; its first metric decides.
+    """
+    models, metric, comparison = report["models"], report["metrics"][0], report["comparison"]
+    teacher, *students = models
+    if not students:
+        return f"The teacher alone was trained: {_score(models[teacher], metric)}."
+    if comparison is None:
+        best = (max if metric["higher_is_better"] else min)(students, key=lambda name: models[name][metric["name"]])
+        opening = f"The best student is {best}: {_score(models[best], metric)}."
+        return " ".join([opening, _against_teacher(report, best), _cost(report, best)])
+    name = comparison["distilled"]
+    return " ".join([_against_controls(report), *_gap(report), _against_teacher(report, name), _cost(report, name)])
+
+
+def warnings(report: Report) -> list[str]:
+    """Every model's warnings, each with the model's name before it."""
+    return [f"{name}: {warning}" for name, model in report["models"].items() for warning in model["warnings"]]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    Examples:
+      >>> duration(116)
+      '1 min 56 s'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes in words.
+
+    Examples:
+      >>> size(29_622_272)
+      '29.6 MB'
+    """
+    return EngFormatter(unit="B", places=1)(count)
+
+
+def _against_controls(report: Report) -> str:
+    models, metric, name = report["models"], report["metrics"][0], report["comparison"]["distilled"]
+    controls = [control for control in list(models)[1:] if control != name]
+    standing = {control: relation(models[name], models[control], metric) for control in controls}
+    clauses = []
+    for verb in (PASSES, BEHIND, LEVEL, UNTESTED):
+        members = [f"{c} ({_figure(models[c], metric)})" for c in controls if standing[c] == verb]
+        clauses += [f"{verb} {_listing(members)}"] if members else []
+    sentence = f"The distilled student, {name} ({_score(models[name], metric)}), {_listing(clauses)}."
+    level = [control for control in controls if standing[control] == LEVEL]
+    behind = [control for control in controls if standing[control] == BEHIND]
+    if level:
+        sentence += f" Distillation added nothing that this test can see over {_listing(level)}."
+    if behind:
+        sentence += f" Beside {_listing(behind)}, distillation cost quality."
+    return sentence
+
+
+def _gap(report: Report) -> list[str]:
+    """The distilled student's share of the gap, and beside it what every other control closes without it."""
+    gap, models, comparison, metric = (report[key] for key in ("gap_recovered", "models", "comparison", "headline"))
+    if gap is None:
+        return []
+    baseline, distilled = comparison["baseline"], comparison["distilled"]
+    others = [name for name in list(models)[1:] if name not in (baseline, distilled)]
+    closed = [f"{n}: {gap_recovered(models, {**comparison, 'distilled': n}, metric):.0%}" for n in others]
+    beside = f" ({', '.join(closed)})" if closed else ""
+    return [f"Of the gap from {baseline} to the teacher it closes {gap:.0%}{beside}."]
+
+
+def _against_teacher(report: Report, name: str) -> str:
+    models, metric = report["models"], report["metrics"][0]
+    teacher_name, model = next(iter(models)), models[name]
+    teacher = models[teacher_name]
+    kept = model["parameters_outside_embeddings"] / teacher["parameters_outside_embeddings"]
+    batched, single = (
+        model[key] / teacher[key] for key in ("decode_tokens_per_second", "decode_tokens_per_second_single")
+    )
+    difference = model[metric["name"]] - teacher[metric["name"]]
+    side = "above" if difference > 0 else "below"
+    return (
+        f"Against the {teacher_name} ({_figure(teacher, metric)}), {name} has {kept:.0%} of the parameters outside the "
+        f"embeddings, writes {batched:.1f} times the tokens a second ({single:.1f} times at batch 1), and "
+        f"{relation(model, teacher, metric)} it ({abs(difference):.{metric['digits']}f} {metric['label']} {side})."
+    )
+
+
+def _cost(report: Report, name: str) -> str:
+    models, caches = report["models"], report["caches"]
+    teacher, *students = models
+    others = [student for student in students if student != name]
+    training = [f"{student} {duration(models[student]['seconds'])}" for student in (name, *others)]
+    cached = [
+        f"the cache {cache} took {duration(one['seconds'])} and {size(one['bytes'])}" for cache, one in caches.items()
+    ]
+    return (
+        f"The cost: training took {_listing(training)}, after {duration(models[teacher]['seconds'])} for the teacher"
+        + (f"; {_listing(cached)}" if cached else "")
+        + f". On disk {name} is {size(models[name]['bytes'])}, the teacher {size(models[teacher]['bytes'])}."
+    )
+
+
+def _figure(model: Model, metric: Metric) -> str:
+    return f"{model[metric['name']]:.{metric['digits']}f}"
+
+
+def _score(model: Model, metric: Metric) -> str:
+    interval, digits = model[f"{metric['name']}_ci"], max(0, metric["digits"] - 1)
+    shown = "" if interval is None else f", 95% interval {interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
+    return f"{metric['label']} {_figure(model, metric)}{shown}"
+
+
+def _listing(items: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))

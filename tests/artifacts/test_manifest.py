@@ -1,0 +1,137 @@
+"""What a phase leaves: begun, finished, skipped, refused, forced; foreign folders are safe; edits and cuts are seen."""
+
+import json
+
+import pytest
+
+from kd_jax.artifacts import manifest
+from kd_jax.artifacts.manifest import Folder
+from kd_jax.errors import KdError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path / "f", "teacher")
+
+
+@pytest.fixture
+def finished(folder):
+    folder.begin({"a": 1})
+    manifest.write_json(folder.path / "figures.json", {"x": 1})
+    folder.finish({"digest": "d"}, 1.0)
+    return folder
+
+
+def test_a_folder_is_begun_finished_skipped_refused_and_forced(folder):
+    assert folder.begin({"a": 1})
+    assert folder.begin({"a": 2})  # nothing had come of it
+    (folder.path / "work").write_text("half done")
+    with pytest.raises(KdError, match="a = 2, now 3"):
+        folder.begin({"a": 3})
+    assert folder.begin({"a": 2})
+    with pytest.raises(KdError, match="run the phase `teacher` first"):
+        folder.manifest()
+    folder.finish({"digest": "d"}, 1.0)
+    assert not folder.begin({"a": 2}) and folder.outputs() == {"digest": "d"}
+    with pytest.raises(KdError, match="b = absent, now 1"):
+        folder.begin({"a": 2, "b": 1})
+    assert folder.begin({"a": 3}, force=True)
+    assert not (folder.path / "work").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["corpus.txt", "manifest.json", "inputs.json"])
+def test_what_others_keep_in_the_folder_is_never_touched(folder, force, name):
+    """A web project's manifest.json does not make the folder ours."""
+    folder.path.mkdir()
+    (folder.path / name).write_text('{"name": "somebody else"}')
+    with pytest.raises(KdError, match=f"kd_jax did not make .{name}.*another --workdir"):
+        folder.begin({"a": 1}, force)
+    assert (folder.path / name).read_text() == '{"name": "somebody else"}'
+    assert len(list(folder.path.iterdir())) == 1
+
+
+def test_an_unfinished_folder_whose_inputs_were_deleted_is_refused(folder):
+    folder.begin({"a": 1})
+    (folder.path / "checkpoint").write_text("of other settings")
+    (folder.path / "inputs.json").unlink()
+    with pytest.raises(KdError, match=r"inputs\.json was deleted"):
+        folder.begin({"a": 2})
+
+
+def test_a_finished_folder_whose_inputs_were_deleted_still_knows_them(finished):
+    (finished.path / "inputs.json").unlink()
+    assert not finished.begin({"a": 1})
+    with pytest.raises(KdError, match="a = 1, now 2"):
+        finished.begin({"a": 2})
+
+
+def test_files_are_read_as_they_were_written_or_not_at_all(finished):
+    assert json.loads(finished.file("figures.json").read_text()) == {"x": 1}
+    (finished.path / "figures.json").write_text('{"x": 9}')
+    with pytest.raises(KdError, match=r"figures\.json: its bytes are not those.*`teacher --force`"):
+        finished.file("figures.json")
+    (finished.path / "figures.json").unlink()
+    with pytest.raises(KdError, match=r"figures\.json: missing"):
+        finished.file("figures.json")
+    (finished.path / "late.json").write_text("{}")
+    with pytest.raises(KdError, match=r"late\.json: not among the files"):
+        finished.file("late.json")
+
+
+@pytest.mark.parametrize("field", ["outputs", "inputs", "files"])
+def test_an_edited_manifest_is_refused(finished, field):
+    path = finished.path / "manifest.json"
+    edited = json.loads(path.read_text())
+    edited[field] |= {"digest": "another"}
+    path.write_text(json.dumps(edited))
+    with pytest.raises(KdError, match=r"manifest\.json: not as it was written"):
+        finished.manifest()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "inputs.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_cut_file_is_one_line(folder, name, share):
+    folder.begin({"a": 1})
+    (folder.path / "work").write_text("")
+    if name == "manifest.json":
+        folder.finish({}, 1.0)
+    path = folder.path / name
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(KdError, match=name):
+        folder.begin({"a": 1})
+
+
+def test_lines_keep_every_character(tmp_path):
+    """U+2028 and U+0085 end lines for str.splitlines, not for JSON."""
+    rows = [{"id": "a\u2028b", "text": "c\x85d\u2029e\x0bf\x1cg"}, {"id": "", "text": "\r"}]
+    manifest.write_lines(tmp_path / "x.jsonl", rows)
+    assert manifest.read_lines(tmp_path / "x.jsonl") == rows
+
+
+def test_damage_to_lines_is_one_line(tmp_path):
+    path = tmp_path / "x.jsonl"
+    for damage in (b'{"a": 1}\n{"a"\n', b"\xff\xfe\n"):
+        path.write_bytes(damage)
+        with pytest.raises(KdError, match=r"x\.jsonl: damaged"):
+            manifest.read_lines(path)
+    with pytest.raises(KdError, match=r"y\.json: missing"):
+        manifest.read_json(tmp_path / "y.json")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    manifest.write_json(tmp_path / "x.json", {"old": 1})
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manifest.os, "fsync", full)
+    with pytest.raises(OSError):
+        manifest.write_json(tmp_path / "x.json", {"new": 2})
+    assert manifest.read_json(tmp_path / "x.json") == {"old": 1}
+
+
+def test_processes_write_beside_under_their_own_names(tmp_path, monkeypatch):
+    mine = manifest.part(tmp_path / "inputs.json")
+    monkeypatch.setattr(manifest.os, "getpid", lambda: 1)
+    assert manifest.part(tmp_path / "inputs.json") != mine

@@ -1,0 +1,124 @@
+"""Every value has a range, told in one line that names the field before any work is done."""
+
+import dataclasses
+
+import pytest
+
+from kd_jax import Comparison, FromCheckpoint, FromTeacher, KdError, Term, TopK, forward_kl, load
+from kd_jax.cli.check import check
+
+
+@pytest.fixture(scope="module")
+def smoke(root):
+    return load(root / "experiments/configs/smoke.py")
+
+
+def test_the_configs_pass(root):
+    for path in (root / "experiments/configs").glob("*.py"):
+        check(load(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "a/b", "a\\b", "a\x00", "a\nb", "1a", "-a", "é", "manifest", "inputs", "teacher", "source"]
+)
+def test_names_that_would_leave_their_folder_or_hide_a_file(smoke, name):
+    students = {name: smoke.students["student_scratch"]}
+    with pytest.raises(KdError, match="students: "):
+        check(dataclasses.replace(smoke, students=students, comparison=None))
+
+
+@pytest.mark.parametrize("name", ["a", "Student-2.1_b"])
+def test_good_names(smoke, name):
+    students = {name: smoke.students["student_scratch"]}
+    check(dataclasses.replace(smoke, students=students, comparison=None))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seed": -1}, "seed: -1"),
+        ({"seed": 0.5}, "seed: 0.5"),
+        ({"buckets": ()}, "buckets"),
+        ({"buckets": (20, 12)}, "ascending"),
+        ({"buckets": (12, 12)}, "ascending"),
+        ({"buckets": (12, 32), "prompt_buckets": (64,)}, "prompt_buckets: .64,.; wanted one for each"),
+        ({"buckets": (12, 32), "prompt_buckets": (64, 32)}, "prompt_buckets.*ascending"),
+        ({"backend": "tpu"}, "backend: 'tpu'"),
+        ({"comparison": Comparison("student_scratch", "kd")}, "comparison.distilled: no student is called 'kd'"),
+    ],
+)
+def test_fields_of_the_experiment(smoke, change, message):
+    with pytest.raises(KdError, match=message):
+        check(dataclasses.replace(smoke, **change))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("length_penalty", float("nan")),
+        ("length_penalty", -1.0),
+        ("length_ratio", float("inf")),
+        ("beam", 0),
+        ("batch_size", 0),
+        ("bootstrap", 1),
+        ("speed_sentences", 0),
+        ("samples", 2.5),
+        ("cached_k", -1),
+        ("split", "train"),
+    ],
+)
+def test_fields_of_the_evaluation(smoke, field, value):
+    evaluation = dataclasses.replace(smoke.evaluation, **{field: value})
+    with pytest.raises(KdError, match=f"evaluation.{field}: "):
+        check(dataclasses.replace(smoke, evaluation=evaluation))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("clip_norm", 0.0),
+        ("beta1", 2.0),
+        ("beta2", 1.0),
+        ("eps", 0.0),
+        ("weight_decay", -0.1),
+        ("final_fraction", 1.5),
+        ("learning_rate", float("nan")),
+        ("warmup", 0),
+        ("schedule", "linear"),
+    ],
+)
+def test_fields_of_the_optimiser(smoke, field, value):
+    optimizer = dataclasses.replace(smoke.teacher.training.optimizer, **{field: value})
+    training = dataclasses.replace(smoke.teacher.training, optimizer=optimizer)
+    with pytest.raises(KdError, match=f"teacher: optimizer.{field}: "):
+        check(dataclasses.replace(smoke, teacher=dataclasses.replace(smoke.teacher, training=training)))
+
+
+@pytest.mark.parametrize("field", ["steps", "tokens_per_batch", "microbatches", "eval_every"])
+@pytest.mark.parametrize("value", [0, -3, 2.5, True])
+def test_fields_of_the_training(smoke, field, value):
+    training = dataclasses.replace(smoke.teacher.training, **{field: value})
+    with pytest.raises(KdError, match=f"teacher: training.{field}: "):
+        check(dataclasses.replace(smoke, teacher=dataclasses.replace(smoke.teacher, training=training)))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"terms": {"kd": Term(forward_kl, signal=TopK(k=8.5))}}, r"it: terms.kd.signal.k: 8.5"),
+        ({"terms": {"kd": Term("forward_kl", signal=TopK(k=8))}}, r"it: terms.kd.loss: 'forward_kl'"),
+        ({"terms": {"kd": Term(forward_kl)}}, r"it: terms.kd.signal: None"),
+        ({"init": FromTeacher(decoder=(7,))}, r"it: init.decoder: layer 7"),
+        ({"init": FromCheckpoint("no/such/folder")}, r"it: init.folder: 'no/such/folder'"),
+    ],
+)
+def test_recipes(smoke, change, message):
+    students = {"it": dataclasses.replace(smoke.students["student_init"], **change)}
+    with pytest.raises(KdError, match=message):
+        check(dataclasses.replace(smoke, students=students, comparison=None))
+
+
+@pytest.mark.parametrize("change", [{"init": FromTeacher()}, {"terms": {"kd": Term(forward_kl, signal=TopK(k=8))}}])
+def test_a_teacher_has_no_teacher(smoke, change):
+    with pytest.raises(KdError, match="teacher: .*no teacher of its own"):
+        check(dataclasses.replace(smoke, teacher=dataclasses.replace(smoke.teacher, **change)))

@@ -1,0 +1,33 @@
+"""Lines and texts of local files: what ends a line, and what is a character."""
+
+import json
+
+import pytest
+
+from kd_jax.data.text_files import read_files, read_lines
+
+FIELDS = ("en", "fr")
+
+
+def put(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\r", "\x00"])
+def test_separators_inside_a_text_are_characters(tmp_path, separator):
+    texts = [f"a{separator}b", "c"]
+    plain = put(tmp_path / "t.txt", "\n".join(texts))
+    lines = put(tmp_path / "t.jsonl", "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    for path in (plain, lines):
+        assert read_files((path,), ("text",), "source.train") == [{"text": text} for text in texts]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_and_byte_order_mark_are_no_text(tmp_path, ending, last, mark):
+    text = mark + ending.join(["one", "\ufefftwo", "three"]) + ending * last
+    assert read_lines(put(tmp_path / "t", text)) == ["one", "\ufefftwo", "three"]
+    row = mark + json.dumps({"en": "a", "fr": "b"}) + ending * last
+    assert read_files((put(tmp_path / "t.jsonl", row),), FIELDS, "source.train") == [{"en": "a", "fr": "b"}]

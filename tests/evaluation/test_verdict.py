@@ -1,0 +1,84 @@
+"""The lead: every control is named, by intervals; what was gained, what it cost; honest where nothing was."""
+
+import pytest
+
+from kd_jax.evaluation.verdict import gap_recovered, lead, relation, warnings
+from tests.evaluation.reports import BLEU, COMPARISON, model, report, students
+
+NLL = {"name": "bleu", "label": "nats", "higher_is_better": False, "digits": 3}
+
+
+@pytest.mark.parametrize(
+    "one, other, higher, lower",
+    [(20, 10, "passes", "falls behind"), (10, 20, "falls behind", "passes"), (20, 19, *["cannot be told from"] * 2)],
+)
+def test_relation_is_by_intervals_in_either_direction(one, other, higher, lower):
+    assert relation(model(one), model(other), BLEU) == higher
+    assert relation(model(one), model(other), NLL) == lower
+
+
+def test_without_an_interval_nothing_is_claimed():
+    bare = model(20) | {"bleu_ci": None}
+    assert relation(bare, model(1), BLEU) == relation(model(1), bare, BLEU) == "was not tested against"
+    figures = report()
+    figures["models"]["student_kd"]["bleu_ci"] = None
+    assert "was not tested against student_scratch (8.86) and student_init (23.45)" in lead(figures)
+
+
+def test_initialisation_is_not_credited_to_distillation():
+    """The quickstart's own figures: the lead once named student_scratch alone."""
+    text = lead(report())
+    assert "passes student_scratch (8.86) and cannot be told from student_init (23.45)" in text
+    assert "added nothing that this test can see over student_init." in text
+    assert "closes 106% (student_init: 110%)" in text
+
+
+@pytest.mark.parametrize(
+    "kd, phrases, absent",
+    [
+        (28, ["passes a (20.00) and b (10.00)"], ["added nothing", "cost quality"]),
+        (15, ["passes b (10.00)", "falls behind a (20.00)", "Beside a, distillation cost quality"], ["added nothing"]),
+        (
+            10.5,
+            ["falls behind a (20.00)", "cannot be told from b (10.00)", "nothing that this test can see over b"],
+            [],
+        ),
+    ],
+)
+def test_every_control_has_its_verdict(kd, phrases, absent):
+    comparison = {"baseline": "b", "distilled": "kd"}
+    text = lead(report(models=students(a=20, b=10, kd=kd), comparison=comparison, gap_recovered=None))
+    assert all(phrase in text for phrase in phrases) and not any(phrase in text for phrase in absent)
+
+
+def test_gain_and_cost_are_told():
+    text = lead(report())
+    assert "50% of the parameters" in text and "2.5 times the tokens a second (2.0 times at batch 1)" in text
+    assert "cannot be told from it (0.81 BLEU above)" in text
+    assert "student_kd 1 min 56 s, student_scratch 1 min 46 s and student_init 1 min 29 s" in text
+    assert "after 5 min 36 s for the teacher" in text and "the cache topk took 1 min 0 s and 29.6 MB" in text
+    assert "student_kd is 4.4 MB, the teacher 7.1 MB" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("metric, best", [(BLEU, "a"), (NLL, "b")])
+def test_without_a_comparison_the_best_student_in_the_metrics_direction(metric, best):
+    text = lead(report(models=students(a=20, b=10), comparison=None, gap_recovered=None, metrics=[metric], caches={}))
+    assert text.startswith(f"The best student is {best}:") and "Against the teacher (30.00" in text
+    assert "distilled" not in text and "cache" not in text
+
+
+def test_a_teacher_alone():
+    assert lead(report(models=students(), comparison=None)).startswith("The teacher alone")
+
+
+def test_gap_recovered_closed_form():
+    up = students(student_scratch=10, student_kd=25)
+    assert gap_recovered(up, COMPARISON, BLEU) == 0.75  # (25 - 10) / (30 - 10)
+    assert gap_recovered(up, None, BLEU) is None and gap_recovered(up, COMPARISON, NLL) is None
+    down = students(student_scratch=40, student_kd=38)
+    assert gap_recovered(down, COMPARISON, NLL) == 0.2 and gap_recovered(down, COMPARISON, BLEU) is None
+
+
+def test_warnings_carry_the_models_name():
+    models = {"teacher": model(30), "kd": model(1, warnings=["3 of 9 texts are empty"])}
+    assert warnings(report(models=models)) == ["kd: 3 of 9 texts are empty"]

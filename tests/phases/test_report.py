@@ -1,0 +1,71 @@
+"""From what a run left to the three files and the closing lines."""
+
+import json
+import types
+
+import pytest
+
+from kd_jax.artifacts import manifest
+from kd_jax.phases import report as phase
+from tests.evaluation.reports import model, report
+
+TEXTS = {
+    "teacher": [{"source": f"s{i}", "reference": "un chat noir dort", "greedy": "un chat noir dort"} for i in range(7)],
+    "student": [{"source": f"s{i}", "reference": "un chat noir dort", "greedy": ""} for i in range(7)],
+}
+PHASES = {
+    "prepare": {
+        "outputs": {
+            "dataset": "d",
+            "counts": {"train": 9, "test": 7},
+            "dropped_as_seen_in_training": {"train": 0, "test": 2},
+        },
+        "seconds": 1.0,
+    },
+    "teacher": {"outputs": {"files": {"a": 30, "b": 12}}, "seconds": 5.0},
+    "cache.topk": {"outputs": {"target_tokens": 2, "bytes": 8, "bytes_per_target_token": 4.0}, "seconds": 3.0},
+    "student.student": {"outputs": {"files": {"a": 21}}, "seconds": 2.0},
+    "evaluate": {"outputs": {}, "seconds": 4.0, "versions": {"jax": "1"}},
+}
+
+
+@pytest.fixture
+def figures(tmp_path):
+    for name in TEXTS:
+        manifest.write_json(tmp_path / "evaluation" / f"{name}.json", model(20.0))
+    experiment = types.SimpleNamespace(name="mine", seed=3, task=types.SimpleNamespace(name="translation"))
+    return phase.read(experiment, tmp_path, PHASES, TEXTS)
+
+
+def test_costs_are_read_from_the_phases(figures):
+    assert figures["models"]["teacher"]["bytes"] == 42 and figures["models"]["student"]["seconds"] == 2.0
+    assert figures["caches"]["topk"] == PHASES["cache.topk"]["outputs"] | {"seconds": 3.0}
+    assert figures["wall_seconds"] == {"prepare": 1, "teacher": 5, "cache": 3, "student": 2, "evaluate": 4}
+    assert figures["comparison"] is None and figures["gap_recovered"] is None
+
+
+def test_rubbish_is_warned_of_in_files_and_terminal(figures, tmp_path):
+    phase.write(tmp_path, figures, phase.document(figures, phase.samples(TEXTS, 2), {}, "seed = 3"))
+    for text in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text(), phase.closing(figures)):
+        assert "student: 7 of 7 texts are empty" in text
+    assert json.loads((tmp_path / "report.json").read_text())["models"]["teacher"]["warnings"] == []
+
+
+def test_a_shrunken_test_split_is_told_in_both_pages(figures, tmp_path):
+    phase.write(tmp_path, figures, phase.document(figures, [], {}, ""))
+    for file in ("report.html", "report.md"):
+        assert "7 (2 more were left out" in (tmp_path / file).read_text()
+
+
+@pytest.mark.parametrize("count, rows", [(2, [0, 3]), (7, range(7)), (20, range(7))])
+def test_samples_are_spread_over_the_split(count, rows):
+    chosen = phase.samples(TEXTS, count)
+    assert [sample["source"] for sample in chosen] == [f"s{i}" for i in rows]
+    assert list(chosen[0]) == ["source", "reference", "teacher", "student"]
+
+
+def test_the_closing_lines_fit_a_terminal():
+    figures = report()
+    figures["models"]["student_kd"]["warnings"] = ["repeats itself " + "and again " * 12]
+    lines = phase.closing(figures).split("\n")
+    assert max(map(len, lines)) <= 80 and any(line.startswith("warning: student_kd") for line in lines)
