@@ -39,9 +39,10 @@ class Meter:
     def compiling(self, batch: Batch) -> Iterator[None]:
         """Around each step: a new shape of batch is compiled, and the bar says so."""
         shape = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
-        self._timed = shape in self._shapes
+        known = shape in self._shapes
         self._shapes.add(shape)
-        with contextlib.nullcontext() if self._timed else self._bar.compiling(f"step {batch.targets_BT.shape}"):
+        self._timed &= known  # until the next step is read: one is read while the next is under way
+        with contextlib.nullcontext() if known else self._bar.compiling(f"step {batch.targets_BT.shape}"):
             yield
 
     def after(self, step: int, sums: Sums) -> None:
@@ -63,7 +64,7 @@ class Meter:
         if self._timed:
             self._seconds += now - self._since
             self._tokens += int(host["loss"].weight)
-        self._since = now
+        self._since, self._timed = now, True
         means = {name: float(one.mean()) for name, one in host.items()}
         if not all(math.isfinite(value) for value in means.values()):
             last = self._checkpoints.last()

@@ -75,7 +75,6 @@ def test_a_new_shape_of_batch_is_compiled_and_its_time_left_out(measured):
     assert row["seconds"] < PAUSE / 2 and 8 <= row["tokens"] <= 24
 
 
-@pytest.mark.xfail(strict=True, reason="Meter: step 1 is read while step 2's shape, which is known, sets _timed")
 def test_the_first_steps_compilation_is_left_out(measured):
     meter, path = measured
     run(meter, [SHORT, SHORT, SHORT], [PAUSE, 0.0, 0.0])
