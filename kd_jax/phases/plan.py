@@ -2,6 +2,7 @@
 
 import functools
 import tempfile
+import textwrap
 from pathlib import Path
 
 import jax
@@ -16,6 +17,10 @@ from kd_jax.training.model import batches
 from kd_jax.training.step import init_state, train_step
 
 STAND_IN_STEPS = 150
+NOTE = f"""\
+From {SAMPLE} training examples at most. KL lost, nats a token: top-k: KL(full || k exact, the rest spread evenly);
+draws: KL(drawn || full), which averages out over tokens (its gradient is unbiased), so it is not to be compared with
+top-k's."""
 
 
 def run(experiment: Experiment, workdir: Workdir | None) -> None:
@@ -39,11 +44,7 @@ def run(experiment: Experiment, workdir: Workdir | None) -> None:
             for c in signal_costs(teacher, scratch)
         ]
         runlog.show("\n" + runlog.table(head, rows))
-        runlog.show(
-            f"From {SAMPLE} training examples at most. KL lost, nats a token: top-k: KL(full || k exact, the\n"
-            "rest spread evenly); draws: KL(drawn || full), which averages out over tokens (its\n"
-            "gradient is unbiased), so it is not to be compared with top-k's.\n"
-        )
+        runlog.show(textwrap.fill(NOTE, 80) + "\n")
         if not experiment.students:
             return
         student, recipe = next(iter(experiment.students.items()))

@@ -37,7 +37,7 @@ WEIGHTS = [0.0, -1.0, float("nan"), float("inf"), "0.5", None, Ramp(0.0, 0.0, 5)
 
 @pytest.mark.parametrize("weight", WEIGHTS, ids=str)
 def test_weights_are_positive_numbers(weight):
-    with pytest.raises(KdError, match=r"^terms\.a\.weight: "):
+    with pytest.raises(KdError, match=r"^terms\.a\.weight(\.start|\.steps)?: "):
         check({"a": Term(cross_entropy, weight=weight)}, 100)
 
 

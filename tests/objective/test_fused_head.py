@@ -38,9 +38,9 @@ def test_equals_plain(n, d, v):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_BYTES", 4 * 16 * v)  # chunks of at most 16 tokens; the last is seldom full
         fused = lambda h, w: fused_head(objective, h, Head(w), rows)  # noqa: E731
-        got = jax.value_and_grad(lambda h, w: 3.0 * fused(h, w)[0], argnums=(0, 1))(hidden, head)
-        count = fused(hidden, head)[1]["count"]
-    want = jax.value_and_grad(lambda h, w: 3.0 * objective(h @ w, rows)[0], argnums=(0, 1))(hidden, head)
+        got = jax.jit(jax.value_and_grad(lambda h, w: 3.0 * fused(h, w)[0], argnums=(0, 1)))(hidden, head)
+        count = jax.jit(fused)(hidden, head)[1]["count"]
+    want = jax.jit(jax.value_and_grad(lambda h, w: 3.0 * objective(h @ w, rows)[0], argnums=(0, 1)))(hidden, head)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
     assert count == rows[1].sum()
 

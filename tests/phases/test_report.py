@@ -6,7 +6,10 @@ import types
 import pytest
 
 from kd_jax.artifacts import manifest
+from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts.workdir import Workdir
 from kd_jax.phases import report as phase
+from kd_jax.tasks.translation import Translation
 from tests.evaluation.reports import model, report
 
 TEXTS = {
@@ -22,37 +25,41 @@ PHASES = {
         },
         "seconds": 1.0,
     },
-    "teacher": {"outputs": {"files": {"a": 30, "b": 12}}, "seconds": 5.0},
+    "teacher": {"outputs": {}, "seconds": 5.0},
     "cache.topk": {"outputs": {"target_tokens": 2, "bytes": 8, "bytes_per_target_token": 4.0}, "seconds": 3.0},
-    "student.student": {"outputs": {"files": {"a": 21}}, "seconds": 2.0},
+    "student.student": {"outputs": {}, "seconds": 2.0},
     "evaluate": {"outputs": {}, "seconds": 4.0, "versions": {"jax": "1"}},
 }
 
 
 @pytest.fixture
 def figures(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.evaluation.begin({})
     for name in TEXTS:
-        manifest.write_json(tmp_path / "evaluation" / f"{name}.json", model(20.0))
-    experiment = types.SimpleNamespace(name="mine", seed=3, task=types.SimpleNamespace(name="translation"))
-    return phase.read(experiment, tmp_path, PHASES, TEXTS)
+        manifest.write_json(workdir.evaluation.path / f"{name}.json", model(20.0, seconds=2.0))
+    workdir.evaluation.finish({}, 4.0)
+    experiment = types.SimpleNamespace(name="mine", seed=3, task=Translation(), comparison=None)
+    return phase.read(experiment, workdir, PHASES, TEXTS)
 
 
 def test_costs_are_read_from_the_phases(figures):
-    assert figures["models"]["teacher"]["bytes"] == 42 and figures["models"]["student"]["seconds"] == 2.0
+    assert figures["models"]["teacher"]["bytes"] == 4_400_000 and figures["models"]["student"]["seconds"] == 2.0
     assert figures["caches"]["topk"] == PHASES["cache.topk"]["outputs"] | {"seconds": 3.0}
     assert figures["wall_seconds"] == {"prepare": 1, "teacher": 5, "cache": 3, "student": 2, "evaluate": 4}
     assert figures["comparison"] is None and figures["gap_recovered"] is None
+    assert figures["headline"] == {"name": "bleu", "label": "BLEU", "higher_is_better": True, "digits": 2}
 
 
 def test_rubbish_is_warned_of_in_files_and_terminal(figures, tmp_path):
-    phase.write(tmp_path, figures, phase.document(figures, phase.samples(TEXTS, 2), {}, "seed = 3"))
+    phase.write(Folder(tmp_path, "report"), figures, phase.document(figures, phase.samples(TEXTS, 2), {}, "seed = 3"))
     for text in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text(), phase.closing(figures)):
         assert "student: 7 of 7 texts are empty" in text
     assert json.loads((tmp_path / "report.json").read_text())["models"]["teacher"]["warnings"] == []
 
 
 def test_a_shrunken_test_split_is_told_in_both_pages(figures, tmp_path):
-    phase.write(tmp_path, figures, phase.document(figures, [], {}, ""))
+    phase.write(Folder(tmp_path, "report"), figures, phase.document(figures, [], {}, ""))
     for file in ("report.html", "report.md"):
         assert "7 (2 more were left out" in (tmp_path / file).read_text()
 
