@@ -109,9 +109,9 @@ def check_options(loss: Callable[..., Array], options: Mapping[str, float]) -> N
             raise KdError(f"options.{option}: {value!r}; wanted a number from {least:g} to {greatest:g}")
 
 
-# The pass over [N, V] is what a divergence costs beside cross-entropy. So the exponentials are taken once,
-# for the log-sum-exp of what the support leaves out and for the normaliser that cross-entropy needs too,
-# and the gradient is written by hand: what is left out shares one factor, the support is scattered in.
+# The pass over [N, V] is what a divergence costs beside cross-entropy. So it is made once, for the log-sum-exp of
+# what the support leaves out and for the normaliser that cross-entropy needs too, and the gradient is written by
+# hand: what is left out shares one factor, the support is scattered in.
 
 
 @jax.custom_vjp
@@ -135,20 +135,20 @@ def split(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
 
 
 def _split_forward(logits_NV, ids_NK):
+    # The sum is shifted by the largest of what is summed: the row's own largest would let it underflow.
     others_NV = jnp.put_along_axis(logits_NV, ids_NK, -jnp.inf, axis=-1, inplace=False)
-    most_N1 = others_NV.max(-1, keepdims=True)  # of what is summed: a larger one would let the sum underflow
-    most_N1 = jnp.where(most_N1 > -jnp.inf, most_N1, 0.0)
-    others_NV = jnp.exp(others_NV - most_N1)
-    sum_N = others_NV.sum(-1)
-    at_ids_NK, rest_N = jnp.take_along_axis(logits_NV, ids_NK, -1), jnp.log(sum_N) + most_N1[:, 0]
-    return (at_ids_NK, rest_N), (others_NV, sum_N, ids_NK)
+    rest_N = jax.nn.logsumexp(others_NV, axis=-1)
+    return (jnp.take_along_axis(logits_NV, ids_NK, -1), rest_N), (logits_NV, rest_N, ids_NK)
 
 
 def _split_backward(residuals, cotangents):
-    others_NV, sum_N, ids_NK = residuals
+    logits_NV, rest_N, ids_NK = residuals
     d_at_ids_NK, d_rest_N = cotangents
-    share_N = jnp.where(sum_N > 0, d_rest_N / jnp.where(sum_N > 0, sum_N, 1.0), 0.0)
-    return jnp.put_along_axis(others_NV * share_N[:, None], ids_NK, d_at_ids_NK, axis=-1, inplace=False), None
+    there_N = rest_N > -jnp.inf
+    # Taken again rather than kept: an exponential in a fused pass costs less than an array that is written and read.
+    share_NV = jnp.exp(logits_NV - jnp.where(there_N, rest_N, 0.0)[:, None])
+    d_others_NV = share_NV * jnp.where(there_N, d_rest_N, 0.0)[:, None]
+    return jnp.put_along_axis(d_others_NV, ids_NK, d_at_ids_NK, axis=-1, inplace=False), None
 
 
 split.defvjp(_split_forward, _split_backward)
