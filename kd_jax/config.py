@@ -128,7 +128,7 @@ def from_data(data: Any) -> Any:
     if "mapping" in data:
         return {name: from_data(item) for name, item in data["mapping"].items()}
     if "class" not in data:
-        return data["function"]
+        return data["function"] if "function" in data else data
     module, _, name = data["class"].rpartition(".")
     fields = {field: from_data(item) for field, item in data["fields"].items()}
     if not module.startswith("kd_jax."):

@@ -84,9 +84,9 @@ class Workdir:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as locks:
-            locks.enter_context(self._locked(".lock", fcntl.LOCK_SH if writer else fcntl.LOCK_EX))
+            locks.enter_context(self._locked(".kd_jax.lock", fcntl.LOCK_SH if writer else fcntl.LOCK_EX))
             if writer:
-                locks.enter_context(self._locked(f".lock.{writer[0]}", fcntl.LOCK_EX))
+                locks.enter_context(self._locked(f".kd_jax.lock.{writer[0]}", fcntl.LOCK_EX))
             yield
 
     @contextlib.contextmanager

@@ -45,7 +45,9 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     given = {"experiment": experiment, "workdir": workdir, "force": words.force}
     given |= {option: vars(words)[option] for option in ("only", "writer") if vars(words)[option]}
     with workdir.lock(words.writer):
-        if not workdir.config.exists():
+        if workdir.config.exists():
+            recall(workdir)  # a file of somebody else's is refused, not written over
+        else:
             remember(workdir, experiment)
         yield [(phase, given) for phase in words.phases]
         # Only now: a configuration that a phase refused must not take the place of the one that made what is there.
@@ -68,7 +70,7 @@ def recall(workdir: Workdir) -> Experiment:
         raise KdError(f"--workdir {path}: holds no run; make one with `python -m kd_jax run CONFIG --workdir {path}`")
     experiment = config.from_data(manifest.read_json(workdir.config))
     if not isinstance(experiment, Experiment):
-        raise KdError(f"{workdir.config}: holds no Experiment; run the phase that made this workdir again")
+        raise KdError(f"{workdir.config}: not as kd_jax writes it; move it away, or take another --workdir")
     return experiment
 
 

@@ -330,3 +330,14 @@ def test_a_reader_that_has_read_enough_is_no_error(finished, root, words):
 def test_the_version_is_said(root, capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == kd_jax.__version__
+
+
+RAMP = '{"class": "kd_jax.optim.ramp.Ramp", "fields": {"start": 0, "end": 1, "steps": 2}}'
+
+
+@pytest.mark.parametrize("text", ['{"name": "mine"}', "[1, 2]", RAMP])
+def test_somebody_elses_experiment_json_is_not_written_over(root, tmp_path, capsys, text):
+    (tmp_path / "experiment.json").write_text(text)
+    assert main(["prepare", str(root / SMOKE), "--workdir", str(tmp_path), *SHORT]) == 2
+    assert "not as kd_jax writes it; move it away" in capsys.readouterr().err
+    assert (tmp_path / "experiment.json").read_text() == text
