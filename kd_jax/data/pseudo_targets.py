@@ -72,15 +72,19 @@ class PseudoTargets:
 
 def pack_hypotheses(ids_KT: np.ndarray, logp_K: np.ndarray, eos: int) -> dict[str, np.ndarray]:
     """A record of NBEST from padded ids; hypotheses that never ended, and repeated ones, are left out."""
-    kept, logp, seen = [], [], set()
+    hypotheses, logp, seen = [], [], set()
     for ids_T, score in zip(ids_KT.tolist(), logp_K, strict=True):
         if eos not in ids_T or tuple(ids_T) in seen:
             continue
         seen.add(tuple(ids_T))
-        kept.append(ids_T[: ids_T.index(eos) + 1])
+        hypotheses.append(ids_T[: ids_T.index(eos) + 1])
         logp.append(score)
-    flat = np.asarray([i for ids in kept for i in ids], np.int32)
-    return {"ids": flat, "lengths": np.asarray([len(x) for x in kept], np.int32), "logp": np.asarray(logp, np.float32)}
+    flat = np.asarray([i for ids in hypotheses for i in ids], np.int32)
+    return {
+        "ids": flat,
+        "lengths": np.asarray([len(x) for x in hypotheses], np.int32),
+        "logp": np.asarray(logp, np.float32),
+    }
 
 
 def unpack_hypotheses(record: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -141,15 +141,15 @@ def _against_teacher(report: Report, name: str) -> str:
     models, metric = report["models"], report["metrics"][0]
     teacher_name, model = next(iter(models)), models[name]
     teacher = models[teacher_name]
-    kept = model["parameters_outside_embeddings"] / teacher["parameters_outside_embeddings"]
+    share = model["parameters_outside_embeddings"] / teacher["parameters_outside_embeddings"]
     batched, single = (
         model[key] / teacher[key] for key in ("decode_tokens_per_second", "decode_tokens_per_second_single")
     )
     difference = model[metric["name"]] - teacher[metric["name"]]
     side = "above" if difference > 0 else "below"
     return (
-        f"Against the {teacher_name} ({_figure(teacher, metric)}), {name} has {kept:.0%} of the parameters outside the "
-        f"embeddings, writes {batched:.1f} times the tokens a second ({single:.1f} times at batch 1), and "
+        f"Against the {teacher_name} ({_figure(teacher, metric)}), {name} has {share:.0%} of the parameters outside "
+        f"the embeddings, writes {batched:.1f} times the tokens a second ({single:.1f} times at batch 1), and "
         f"{relation(model, teacher, metric)} it ({abs(difference):.{metric['digits']}f} {metric['label']} {side})."
     )
 

@@ -152,8 +152,8 @@ PADDED = {"embedding": 0, "output": 1, "output_bias": 0}
 
 def _resized(x: Array, axis: int, size: int) -> Array:
     """Entries cut off or zeros added at the end of an axis, whose size is then `size`."""
-    kept = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
-    return jnp.pad(kept, [(0, size - kept.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+    cut = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+    return jnp.pad(cut, [(0, size - cut.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
 
 def count_parameters(params: Params) -> tuple[int, int]:

@@ -154,8 +154,10 @@ class AttentionRelations:
         bias_BTT = jnp.where(seen_BTT, 0.0, MASKED)
 
         def relations(taps: Taps, layers: list[int]) -> Array:
-            found = [self._relation(taps[f"{self.stack}_{i}.{kind}"], bias_BTT) for i in layers for kind in self.kinds]
-            return jnp.concatenate(found)
+            logp_HBTT = [
+                self._relation(taps[f"{self.stack}_{i}.{kind}"], bias_BTT) for i in layers for kind in self.kinds
+            ]
+            return jnp.concatenate(logp_HBTT)
 
         return relations(teacher, [j for _, j in self.layers]), relations(student, [i for i, _ in self.layers])
 

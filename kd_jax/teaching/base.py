@@ -81,15 +81,15 @@ def records(
     """
 
     def make(start: int, stop: int) -> Iterator[Record]:
-        made = {}  # in the order that the length buckets come in
+        by_index = {}  # in the order that the length buckets come in
         batches = pipeline.EvalBatches(split, teacher.layout, shapes, BATCH, teacher.devices.count, range(start, stop))
         for number, indices in enumerate(batches.indices()):
             said = say(batches, number)
             for b, i in enumerate(indices):
                 row = split.read(i)
                 digest = {"digest": pipeline.example_digest(row.encoded)}
-                made[row.index] = record(row, b, said) | digest
+                by_index[row.index] = record(row, b, said) | digest
             bar.advance(len(indices))
-        yield from (made[i] for i in range(start, stop))
+        yield from (by_index[i] for i in range(start, stop))
 
     return make

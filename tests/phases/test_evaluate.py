@@ -22,7 +22,8 @@ experiment = dataclasses.replace(
 SHORT = """
 --tokenizer.vocab-size 36 --backend jit --teacher.training.steps 3 --teacher.training.optimizer.warmup 1
 --students.it.training.steps 3 --students.it.training.optimizer.warmup 1 --evaluation.bootstrap 10
---evaluation.speed-sentences 1 --evaluation.beam 1 --evaluation.length-ratio 0.02 --evaluation.samples 50 --evaluation.cached-k 0
+--evaluation.speed-sentences 1 --evaluation.beam 1 --evaluation.length-ratio 0.02 --evaluation.samples 50
+--evaluation.cached-k 0
 """
 ODD = ["one\u2028red", "two\x85blue", "three\u2029\x0b green", "<script>alert(1)</script> | `four`"]
 
