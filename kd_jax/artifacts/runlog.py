@@ -7,7 +7,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ class Bar:
     def __init__(self, title: str, total: int, now: Callable[[], float] = time.monotonic):
         self._title, self._now, self._pace = title, now, Pace(total, now())
         self._metrics: dict[str, float] = {}
-        self._status = ""
+        self._status, self._shapes = "", set()
 
     def advance(self, n: int = 1, **metrics: float) -> None:
         """n more are done; metrics are shown beside the rate."""
@@ -155,6 +155,12 @@ class Bar:
             if not outer:
                 self._pace = self._pace.resume(self._now())
             self._draw(self._text())
+
+    def meeting(self, shape: Hashable) -> contextlib.AbstractContextManager[None]:
+        """`compiling` where this bar meets a shape for the first time; nothing after that."""
+        new = shape not in self._shapes
+        self._shapes.add(shape)
+        return self.compiling(str(shape)) if new else contextlib.nullcontext()
 
     def close(self) -> None:
         """Says how long it took."""

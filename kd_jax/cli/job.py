@@ -37,6 +37,8 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     for option, command in (("only", "student"), ("writer", "cache")):
         if vars(words)[option] and words.command != command:
             raise KdError(f"--{option}: goes with the command {command} alone")
+    if words.command == "plan" and words.force:
+        raise KdError("--force: plan keeps nothing that could be done again; leave it out")
     experiment = resolve(words.config, words.overrides)
     if words.command == "plan":
         yield [("plan", {"experiment": experiment, "workdir": words.workdir and _workdir(words.workdir)})]

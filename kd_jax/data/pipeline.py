@@ -206,9 +206,9 @@ class EvalBatches(Sequence):
         bucket, rows, indices = self._plan[i]
         return self._split.batch(self._layout, indices, rows, bucket)
 
-    def indices(self) -> list[np.ndarray]:
-        """Each batch's example numbers."""
-        return [indices for _, _, indices in self._plan]
+    def plan(self) -> list[tuple[Bucket, np.ndarray]]:
+        """Each batch's bucket and example numbers."""
+        return [(bucket, indices) for bucket, _, indices in self._plan]
 
     def prompts(self, i: int) -> Inputs:
         """What decoding the examples of batch i begins with."""

@@ -8,6 +8,7 @@ and every shard's digest; without it the store does not exist.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -53,7 +54,7 @@ def unpack(schema: Schema, data: bytes) -> dict[str, np.ndarray]:
     record, offset = {}, lengths.nbytes
     for (name, field), length in zip(schema.items(), lengths, strict=True):
         dtype = np.dtype(field.dtype).newbyteorder("<")
-        values = np.frombuffer(data, dtype, int(length) * int(np.prod(field.shape, dtype=np.int64)), offset)
+        values = np.frombuffer(data, dtype, int(length) * math.prod(field.shape), offset)
         record[name] = values.reshape(int(length), *field.shape)
         offset += values.nbytes
     return record

@@ -34,11 +34,12 @@ def texts(
     """
     written: dict[int, dict[int, str]] = {beam: {} for beam in beams}
     with runlog.progress(f"write {contender.name}", len(batches)) as bar:
-        for number, indices in enumerate(batches.indices()):
+        for number, (bucket, indices) in enumerate(batches.plan()):
             prompts = devices.cut(batches.prompts(number))
-            for beam, by_index in written.items():
-                ids_BT = devices.gather(programs.write(contender.architecture, beam, devices)(params, prompts))
-                by_index |= {int(i): to_text(ids_BT[b], tokenizer) for b, i in enumerate(indices)}
+            with bar.meeting(bucket):
+                for beam, by_index in written.items():
+                    ids_BT = devices.gather(programs.write(contender.architecture, beam, devices)(params, prompts))
+                    by_index |= {int(i): to_text(ids_BT[b], tokenizer) for b, i in enumerate(indices)}
             bar.advance(1)
     return {beam: [by_index[i] for i in sorted(by_index)] for beam, by_index in written.items()}
 

@@ -61,7 +61,8 @@ def _medians(calls: dict[str, Callable[[], tuple[float, int]]], title: str) -> d
         for _ in range(REPEATS + 1):
             rounds.append({})
             for name, call in calls.items():
-                rounds[-1][name] = call()
+                with bar.meeting(name):
+                    rounds[-1][name] = call()
                 bar.advance(1)
     # The first round compiled.
     return {

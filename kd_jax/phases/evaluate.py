@@ -1,6 +1,8 @@
 """Let every model write the test split; measure quality, closeness to the teacher, and speed."""
 
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -99,8 +101,8 @@ def _closeness(
 ) -> dict[str, float]:
     """A model's closeness to the teacher on the evaluated split."""
     step = programs.compare(contender.architecture, spread)
-    sums = _added([step((teacher_params, params), _cut(batch, spread)) for batch in batches], spread)
-    return closeness.means(sums)
+    both = functools.partial(step, (teacher_params, params))
+    return closeness.means(_added(both, batches, spread, f"compare {contender.name}"))
 
 
 def _offline(
@@ -123,13 +125,17 @@ def _offline(
         spread.count,
     )
     step = programs.compare_cached(contender.architecture, signal, spread)
-    return closeness.means(_added([step(params, spread.cut(batch)) for batch in batches], spread))
+    return closeness.means(
+        _added(functools.partial(step, params), batches, spread, f"compare {contender.name} offline")
+    )
 
 
-def _cut(batch: Batch, spread: Devices) -> Batch:
-    return spread.cut(batch._replace(payload={}))
-
-
-def _added(parts: list[Any], spread: Devices) -> closeness.Sums:
-    host = jax.device_get([spread.first(part) for part in parts])
-    return jax.tree.map(lambda *each: sum(each), *host)
+def _added(step: Callable[[Batch], Any], batches: EvalBatches, spread: Devices, title: str) -> closeness.Sums:
+    """What a step measures of each batch, added up."""
+    parts = []
+    with runlog.progress(title, len(batches)) as bar:
+        for (bucket, _), batch in zip(batches.plan(), batches, strict=True):
+            with bar.meeting(bucket):
+                parts.append(jax.device_get(spread.first(step(spread.cut(batch)))))
+            bar.advance(1)
+    return jax.tree.map(lambda *each: sum(each), *parts)

@@ -14,7 +14,7 @@ from kd_jax.experiment import Experiment, targets_name, wanted_signals
 
 
 def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
-    """Reads what the phases left and writes workdir/report; always anew, since it costs nothing.
+    """Reads what the phases left and writes workdir/report; always anew, since it costs nothing, whatever `force` is.
 
     Raises:
       KdError: if a phase has not finished, or what it left is not as it was written.

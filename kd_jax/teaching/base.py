@@ -83,8 +83,9 @@ def records(
     def make(start: int, stop: int) -> Iterator[Record]:
         by_index = {}  # in the order that the length buckets come in
         batches = pipeline.EvalBatches(split, teacher.layout, shapes, BATCH, teacher.devices.count, range(start, stop))
-        for number, indices in enumerate(batches.indices()):
-            said = say(batches, number)
+        for number, (bucket, indices) in enumerate(batches.plan()):
+            with bar.meeting(bucket):
+                said = say(batches, number)
             for b, i in enumerate(indices):
                 row = split.read(i)
                 digest = {"digest": pipeline.example_digest(row.encoded)}

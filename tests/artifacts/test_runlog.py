@@ -230,3 +230,12 @@ def test_a_log_that_is_cut_short_or_missing_is_refused_by_its_reader(tmp_path):
         runlog.read(path)
     with pytest.raises(KdError, match=r"none\.jsonl: missing"):
         runlog.read(tmp_path / "none.jsonl")
+
+
+def test_a_shape_is_compiled_where_the_bar_meets_it_first(capsys):
+    with runlog.progress("write", 3) as bar:
+        for shape in ((4, 8), (4, 8), (2, 16)):
+            with bar.meeting(shape):
+                bar.advance(1)
+    said = capsys.readouterr().err
+    assert said.count("write: compiling (4, 8)") == 1 and said.count("write: compiling (2, 16)") == 1

@@ -113,6 +113,7 @@ def test_generate_refuses_what_it_does_not_know(finished, capsys):
         (["--students.student_kd.terms.kd.weight", "0"], "student_kd: terms.kd.weight"),
         (["--teacher.model.soft-cap", "-1"], "soft_cap"),
         (["--writer", "0/2"], "--writer"),
+        (["--only", "student_kd"], "--only"),
     ],
 )
 def test_bad_fields_are_one_line_and_exit_code_2(words, message, root, tmp_path, capsys):
@@ -129,6 +130,7 @@ def test_bad_fields_are_one_line_and_exit_code_2(words, message, root, tmp_path,
         (["run", SMOKE], "--workdir: missing"),
         (["run"], "config"),
         (["generate"], "--workdir: missing"),
+        (["plan", SMOKE, "--force"], "--force: plan keeps nothing"),
     ],
 )
 def test_bad_commands(words, message, capsys, root, monkeypatch):

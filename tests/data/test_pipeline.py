@@ -218,7 +218,7 @@ def test_evaluation_takes_fewer_rows_of_long_examples(data, monkeypatch):
     plan = EvalBatches(Split(data, "train"), LAYOUT, BUCKETS, 16)
     rows = {batch.inputs.encoder.ids_BT.shape[::-1] for batch in plan}
     assert rows == {(6, 12), (9, 5), (12, 3)}
-    assert sorted(np.concatenate(plan.indices())) == list(range(EXAMPLES))
+    assert sorted(np.concatenate([indices for _, indices in plan.plan()])) == list(range(EXAMPLES))
 
 
 def test_buckets_that_hold_nothing_are_refused(data):
