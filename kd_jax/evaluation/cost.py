@@ -32,7 +32,7 @@ from kd_jax.types import Array, Batch, Params, Sum
 
 SAMPLE = 512  # training examples that are looked at
 KS, DRAWS = (8, 16, 32, 64, 128, 256), (16, 32, 64)
-STEPS = 5  # timed of each student step
+STEPS = 9  # timed of each student step
 
 
 class SignalCost(NamedTuple):
