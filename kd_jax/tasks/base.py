@@ -1,22 +1,26 @@
-"""What a task is: from text to tokens and back, and how what was written is measured."""
+"""What a task is: from text to tokens and back, how texts are written, and how they are measured."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from kd_jax.config import is_count, is_number
+from kd_jax.errors import KdError
 from kd_jax.types import Field
 
 Example = Mapping[str, str]
+BOOTSTRAP_SEED = 12345
 
 
 class Encoded(NamedTuple):
     """One example as token ids. A layout makes rows of it.
 
     Attributes:
-      prompt: int32 [P], what is given, its end included.
+      prompt: int32 [P], what is given, its end included; it may be empty.
       completion: int32 [C], what is to be written, its end included.
-      counts: bool [C], which tokens of the completion count in the loss. Said here and nowhere else.
+      counts: bool [P + C], which tokens count in the loss. Said here and nowhere else.
     """
 
     prompt: np.ndarray
@@ -27,55 +31,251 @@ class Encoded(NamedTuple):
 ENCODED = {"prompt": Field((), "int32"), "completion": Field((), "int32"), "counts": Field((), "bool")}
 
 
+def completion_counts(prompt: np.ndarray, completion: np.ndarray) -> np.ndarray:
+    """The loss on the completion alone, bool [P + C].
+
+    Examples:
+      >>> completion_counts(np.array([7, 2]), np.array([8, 9, 2])).tolist()
+      [False, False, True, True, True]
+    """
+    return np.arange(len(prompt) + len(completion)) >= len(prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from the logits.
+
+    Attributes:
+      temperature: 0 for the likeliest token; else one is drawn from softmax(logits / temperature).
+      top_k: draw from the k likeliest alone; 0 for all.
+      top_p: draw from the fewest likeliest tokens whose probability reaches it (nucleus sampling); 1 for all.
+      min_p: leave out tokens less likely than min_p times the likeliest; 0 for none.
+      repetition_penalty: logits of tokens that stand in the prompt or were written are divided by it where positive,
+        multiplied where negative; 1 for none.
+      seed: decides the draws, together with the example's number.
+
+    References:
+      Holtzman et al. 2020, arXiv 1904.09751 (top_p); Nguyen et al. 2024, arXiv 2407.01082 (min_p);
+      Keskar et al. 2019, arXiv 1909.05858, section 4.1 (repetition_penalty).
+
+    Examples:
+      >>> Sampling(temperature=0.8, top_p=0.95).check("task.decoding.sampling")
+      >>> Sampling(top_p=1.5).check("task.decoding.sampling")
+      Traceback (most recent call last):
+      kd_jax.errors.KdError: task.decoding.sampling.top_p: 1.5; wanted more than 0 and at most 1
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def check(self, where: str) -> None:
+        """Raises KdError naming the field below `where` that is out of its range."""
+        ranges = {
+            "temperature": (lambda x: 0 <= x <= 100, "0 (the likeliest) to 100"),
+            "top_p": (lambda x: 0 < x <= 1, "more than 0 and at most 1"),
+            "min_p": (lambda x: 0 <= x < 1, "at least 0 and less than 1"),
+            "repetition_penalty": (lambda x: 0 < x <= 100, "more than 0 and at most 100"),
+        }
+        for field, (within, wanted) in ranges.items():
+            value = vars(self)[field]
+            if not (is_number(value) and within(value)):
+                raise KdError(f"{where}.{field}: {value}; wanted {wanted}")
+        for field in ("top_k", "seed"):
+            if not is_count(vars(self)[field], 0):
+                raise KdError(f"{where}.{field}: {vars(self)[field]}; wanted a whole number of at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How a model writes what follows a prompt.
+
+    Attributes:
+      beam: width of the beam search, whose texts stand beside those written token by token; 1 for none.
+      length_penalty: exponent of GNMT's length normalisation (arXiv 1609.08144, eq. 14).
+      length_ratio: tokens written at most for each of the prompt's (padded) tokens, on top of `length`.
+      length: see `length_ratio`.
+      sampling: how each token is chosen where there is no beam.
+
+    Examples:
+      >>> decoding = Decoding(length_ratio=1.5, length=8)
+      >>> decoding.most(20)  # tokens written for a prompt padded to 20
+      38
+      >>> decoding.ways
+      ('greedy', 'beam')
+    """
+
+    beam: int = 4
+    length_penalty: float = 0.6
+    length_ratio: float = 1.5
+    length: int = 8
+    sampling: Sampling = Sampling()
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """What is written of every prompt; the first is what the metrics are about."""
+        first = "sampled" if self.sampling.temperature else "greedy"
+        return (first, "beam") if self.beam > 1 else (first,)
+
+    def most(self, prompt_length: int) -> int:
+        """The most tokens written for prompts of this padded length."""
+        return int(self.length_ratio * prompt_length) + self.length
+
+    def check(self) -> None:
+        """Raises KdError naming the field that is out of its range."""
+        for field, least in (("beam", 1), ("length", 0)):
+            value = vars(self)[field]
+            if not is_count(value, least):
+                raise KdError(f"task.decoding.{field}: {value}; wanted a whole number of at least {least}")
+        for field, (low, high) in {"length_penalty": (0.0, 5.0), "length_ratio": (0.0, 100.0)}.items():
+            value = vars(self)[field]
+            if not (is_number(value) and low <= value <= high):
+                raise KdError(f"task.decoding.{field}: {value}; wanted {low:g} to {high:g}")
+        if not self.length_ratio and not self.length:
+            raise KdError("task.decoding.length: 0, and length_ratio too; wanted room for at least one token")
+        self.sampling.check("task.decoding.sampling")
+
+
+class Outcome(NamedTuple):
+    """What a model wrote for a split's examples, and how likely it held the true texts: all that a metric may see.
+
+    Attributes:
+      examples: N of them.
+      texts: what was written of each.
+      references: what was to be written, one text or more of each.
+      nll_N: float64, nats of all tokens that count, of each example; None for what has no probabilities, as a baseline.
+      tokens_N: int64, how many tokens those are; None with nll_N.
+    """
+
+    examples: Sequence[Example]
+    texts: Sequence[str]
+    references: Sequence[Sequence[str]]
+    nll_N: np.ndarray | None = None
+    tokens_N: np.ndarray | None = None
+
+
+class Metric(NamedTuple):
+    """One measure over a split: a function of statistics that are added up over examples.
+
+    So a value, its bootstrap interval, and a paired difference between two models come from the same numbers.
+
+    Attributes:
+      name: its key in reports, such as "bleu"; the interval is "bleu_ci".
+      label: its heading for people.
+      higher_is_better: its direction; None where it has none, such as a length ratio.
+      digits: shown after the point.
+      reads: "texts" that were written, or "tokens": the probabilities of the true ones.
+      statistics: Outcome -> float64 [examples, S].
+      value: their sum [S] -> the metric.
+      signature: how it is computed, in the metric's own notation.
+
+    Examples:
+      >>> lengths = lambda outcome: np.array([[len(text), 1.0] for text in outcome.texts])
+      >>> mean = Metric("length", "length", None, 1, "texts", lengths, lambda sums_S: sums_S[0] / sums_S[1])
+      >>> mean.score(Outcome([{}] * 2, ["ab", "abcd"], [["x"]] * 2), resamples=0).value
+      3.0
+    """
+
+    name: str
+    label: str
+    higher_is_better: bool | None
+    digits: int
+    reads: Literal["texts", "tokens"]
+    statistics: Callable[[Outcome], np.ndarray]
+    value: Callable[[np.ndarray], float]
+    signature: str = ""
+
+    def score(self, outcome: Outcome, resamples: int) -> "Score":
+        """The value over all examples, and its 95% interval from that many resamples; 0 for none."""
+        statistics_NS = np.asarray(self.statistics(outcome), np.float64)
+        value = float(self.value(statistics_NS.sum(0)))
+        if not resamples:
+            return Score(value)
+        values = [self.value(sums_S) for sums_S in resampled_sums(statistics_NS, resamples)]
+        return Score(value, (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))))
+
+
 class Score(NamedTuple):
     """A metric's value over a split.
 
     Attributes:
       value: the metric.
-      interval: (low, high), 95% by bootstrap; None if it was not asked for.
-      signature: how it was computed, in the metric's own notation.
+      interval: (low, high), 95% by bootstrap over examples; None if it was not asked for.
     """
 
     value: float
     interval: tuple[float, float] | None = None
-    signature: str = ""
 
 
-class Metric(NamedTuple):
-    """One measure of texts against references.
+def resampled_sums(statistics_NS: np.ndarray, resamples: int) -> np.ndarray:
+    """Sums over examples drawn with replacement, float64 [resamples, S]; for one N always the same draws.
 
-    Attributes:
-      name: its key in reports, such as "bleu"; the interval is "bleu_ci".
-      label: its heading for people.
-      higher_is_better: its direction.
-      digits: shown after the point.
-      score: (hypotheses, references, bootstrap resamples or 0) -> Score.
+    So the resamples of two models are paired, example by example.
+
+    References:
+      Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation.
+
+    Examples:
+      >>> resampled_sums(np.ones((5, 1)), 3).ravel().tolist()
+      [5.0, 5.0, 5.0]
     """
-
-    name: str
-    label: str
-    higher_is_better: bool
-    digits: int
-    score: Callable[[Sequence[str], Sequence[str], int], Score]
+    rng, examples = np.random.default_rng(BOOTSTRAP_SEED), len(statistics_NS)
+    times_RN = rng.multinomial(examples, np.full(examples, 1 / examples), resamples)
+    return times_RN @ statistics_NS
 
 
 class Task(Protocol):
-    """A frozen dataclass; pure functions, no I/O."""
+    """A frozen dataclass; pure functions, no I/O.
 
-    @property
-    def name(self) -> str: ...
+    Attributes:
+      name: of the task.
+      families: of the architectures that can serve it (models/base.py's Architecture.family).
+      prompted: whether examples have a prompt; else a text stands for itself.
+      measuring: names of its fields that decide nothing before the evaluation.
+      decoding: how texts are written.
+    """
+
+    name: str
+    families: tuple[str, ...]
+    prompted: bool
+    measuring: tuple[str, ...]
+    decoding: Decoding
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The first is the headline."""
         ...
 
-    def fields(self) -> tuple[str, ...]:
-        """The text fields that an example must have."""
+    @property
+    def baselines(self) -> Mapping[str, Callable[[Example], str]]:
+        """Name -> the text that needs no model, such as a document's lead; measured beside the models."""
         ...
 
-    def encode(self, example: Example, tokenizer: Any) -> Encoded:
-        """An example as token ids."""
+    def check(self) -> None:
+        """Raises KdError naming the field that is out of its range."""
+        ...
+
+    def fields(self) -> tuple[str, ...]:
+        """The text fields that every example must have, those of the prompt first."""
+        ...
+
+    def held_out_fields(self) -> tuple[str, ...]:
+        """Further ones of validation and test examples, such as other references."""
+        ...
+
+    def prompt_fields(self) -> tuple[str, ...]:
+        """Those of `fields` that an example without a reference must have; () where there are none such."""
+        ...
+
+    def symbols(self) -> tuple[str, ...]:
+        """Texts that the tokeniser must keep as one token each, such as language tags."""
+        ...
+
+    def encode(self, example: Example, tokenizer: Any) -> Iterable[Encoded]:
+        """An example as token ids; several where a long text is cut."""
         ...
 
     def encode_prompt(self, text: str, tokenizer: Any) -> np.ndarray:
@@ -86,8 +286,8 @@ class Task(Protocol):
         """What is given, as text."""
         ...
 
-    def reference(self, example: Example) -> str:
-        """What is to be written, as text."""
+    def references(self, example: Example) -> list[str]:
+        """What is to be written, as text: one or more; the first is the one to train on."""
         ...
 
     def closeness(self, hypothesis: str, reference: str) -> float:
