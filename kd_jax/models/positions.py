@@ -34,8 +34,8 @@ def rotation(position_BT: Array, head_dim: int, theta: float) -> tuple[Array, Ar
 
     Examples:
       >>> cosine, sine = rotation(jnp.array([[0, 1]]), head_dim=2, theta=10_000.0)
-      >>> print(cosine.ravel(), sine.ravel())
-      [1.        0.5403023] [0.        0.8414709]
+      >>> cosine.shape, bool(jnp.allclose(sine[0, 0, :, 0], jnp.sin(jnp.array([0.0, 1.0]))))
+      ((1, 1, 2, 1), True)
     """
     rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = position_BT[:, None, :, None].astype(jnp.float32) * rates[None, None, None]
@@ -80,5 +80,5 @@ def relative_buckets(distance: Array, two_sided: bool) -> Array:
     # The nearest distance of every bucket but the first; less a little, for powers that are whole numbers.
     nearest = [*range(1, exact), *(math.ceil(exact * growth**i - 1e-6) for i in range(side - exact))]
     away = jnp.abs(distance) if two_sided else jnp.maximum(-distance, 0)
-    bucket = jnp.searchsorted(jnp.array(nearest, distance.dtype), away, side="right")
-    return bucket + side * (distance > 0) if two_sided else bucket
+    bucket = jnp.searchsorted(jnp.array(nearest, distance.dtype), away, side="right", method="compare_all")
+    return bucket + jnp.where(two_sided & (distance > 0), side, 0)
