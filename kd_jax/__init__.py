@@ -13,7 +13,7 @@ _HOMES = {
     "kd_jax.errors": ("KdError",),
     "kd_jax.types": ("Batch", "Inputs", "Sum", "Tokens"),
     "kd_jax.experiment": ("Comparison", "Evaluation", "Experiment", "Recipe", "Training"),
-    "kd_jax.data.sources": ("Debian", "Files", "Tfds", "Toy"),
+    "kd_jax.data.sources": ("Debian", "Directions", "Files", "Tfds", "Toy"),
     "kd_jax.data.tokenizers": ("SentencePiece",),
     "kd_jax.data.pseudo_targets": ("PseudoTargets",),
     "kd_jax.tasks.translation": ("Translation",),
