@@ -18,6 +18,7 @@ _HOMES = {
     "kd_jax.data.pseudo_targets": ("PseudoTargets",),
     "kd_jax.tasks.translation": ("Translation",),
     "kd_jax.models.base": ("Head",),
+    "kd_jax.models.decoder_only": ("DecoderOnly",),
     "kd_jax.models.encoder_decoder": ("EncoderDecoder",),
     "kd_jax.models.init": ("FromCheckpoint", "FromTeacher", "Random"),
     "kd_jax.optim.optimizer": ("Optimizer",),
