@@ -21,8 +21,8 @@ class Bucket(NamedTuple):
     completion: int
 
 
-class Row(NamedTuple):
-    """One example on its way into a batch.
+class Segment(NamedTuple):
+    """One example on its way into a row.
 
     Attributes:
       index: its number in the encoded split.
@@ -37,15 +37,28 @@ class Row(NamedTuple):
     records: Records
 
 
-class Layout(Protocol):
-    """How examples become rows; pure functions on the host."""
+Rows = Sequence[Sequence[Segment]]  # one segment a row, or several side by side: packed
 
-    def batch(self, rows: Sequence[Row], count: int, bucket: Bucket, schemas: Schemas) -> Batch:
+
+class Layout(Protocol):
+    """How examples become rows; pure functions on the host. A row may hold several, which never see each other."""
+
+    def sizes(self, lengths: np.ndarray) -> np.ndarray:
+        """Lengths of (prompt, completion), int [..., 2], as what a row has room for, int [..., sides].
+
+        For examples (those in one row are added up) and for buckets alike.
+        """
+        ...
+
+    def batch(self, rows: Rows, count: int, bucket: Bucket, schemas: Schemas) -> Batch:
         """Examples as a Batch of `count` rows; rows left over have index -1 and segment 0."""
         ...
 
-    def prompts(self, prompts: Sequence[np.ndarray], count: int, bucket: Bucket) -> Inputs:
-        """What decoding begins with, in `count` rows: the decoder's last column is the token to go on from."""
+    def prompts(self, prompts: Sequence[np.ndarray], count: int, width: int) -> Inputs:
+        """What decoding begins with, in `count` rows of prompts padded to `width`.
+
+        The decoder's last column is the token to go on from.
+        """
         ...
 
 
@@ -56,48 +69,107 @@ class EncoderDecoderLayout:
     Each side is padded to its own length.
 
     Examples:
-      >>> prompts = EncoderDecoderLayout().prompts([np.array([7, 8, 2])], count=1, bucket=Bucket(4, 9))
+      >>> prompts = EncoderDecoderLayout().prompts([np.array([7, 8, 2])], count=1, width=4)
       >>> prompts.encoder.ids_BT.tolist(), prompts.encoder.segment_BT.tolist(), prompts.decoder.ids_BT.tolist()
       ([[7, 8, 2, 0]], [[1, 1, 1, 0]], [[1]])
     """
 
-    def batch(self, rows: Sequence[Row], count: int, bucket: Bucket, schemas: Schemas) -> Batch:
+    def sizes(self, lengths: np.ndarray) -> np.ndarray:
+        """As Layout.sizes: two sides, each with room of its own."""
+        return np.asarray(lengths)
+
+    def batch(self, rows: Rows, count: int, bucket: Bucket, schemas: Schemas) -> Batch:
         """As Layout.batch."""
-        shape = (count, bucket.completion)
-        targets_BT, mask_BT = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        weight_BT = np.ones(shape, np.float32)
-        payload = {
-            signal: {name: np.zeros((*shape, *field.shape), field.dtype) for name, field in schema.items()}
-            for signal, schema in schemas.items()
-        }
-        for b, row in enumerate(rows):
-            completion, counts = row.encoded.completion, row.encoded.counts
-            targets_BT[b, : len(completion)], mask_BT[b, : len(completion)] = completion, counts
-            weight_BT[b] = row.weight
-            places = np.flatnonzero(counts)
-            for signal, record in row.records.items():
+        targets = [
+            [(one.encoded.completion, one.encoded.counts[len(one.encoded.prompt) :]) for one in row] for row in rows
+        ]
+        encoder = side_by_side([[one.encoded.prompt for one in row] for row in rows], (count, bucket.prompt))
+        return _batch(rows, targets, encoder, (count, bucket.completion), schemas)
+
+    def prompts(self, prompts: Sequence[np.ndarray], count: int, width: int) -> Inputs:
+        """As Layout.prompts: the decoder begins with the start token."""
+        decoder = side_by_side([[[START]]] * len(prompts), (count, 1))
+        encoder = side_by_side([[ids] for ids in prompts], (count, width))
+        return Inputs(np.full(count, -1, np.int32), decoder, encoder)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnlyLayout:
+    """Prompt and completion one behind the other in one row, shifted right behind the start token.
+
+    Examples:
+      >>> prompts = DecoderOnlyLayout().prompts([np.array([7, 8, 2]), np.array([9])], count=2, width=4)
+      >>> prompts.decoder.ids_BT.tolist()  # padded on the left: all rows go on from their last column
+      [[0, 1, 7, 8, 2], [0, 0, 0, 1, 9]]
+      >>> DecoderOnlyLayout().sizes(np.array([[3, 5], [2, 2]])).tolist()
+      [[8], [4]]
+    """
+
+    def sizes(self, lengths: np.ndarray) -> np.ndarray:
+        """As Layout.sizes: both share a row's room."""
+        return np.asarray(lengths).sum(-1, keepdims=True)
+
+    def batch(self, rows: Rows, count: int, bucket: Bucket, schemas: Schemas) -> Batch:
+        """As Layout.batch."""
+        texts = [
+            [(np.concatenate([one.encoded.prompt, one.encoded.completion]), one.encoded.counts) for one in row]
+            for row in rows
+        ]
+        return _batch(rows, texts, None, (count, sum(bucket)), schemas)
+
+    def prompts(self, prompts: Sequence[np.ndarray], count: int, width: int) -> Inputs:
+        """As Layout.prompts: the start token and the prompt, padded on the left."""
+        tokens = side_by_side([[[START, *ids]] for ids in prompts], (count, width + 1))
+        lengths_B = (tokens.segment_BT > 0).sum(-1)
+        left = (np.arange(width + 1) + lengths_B[:, None]) % (width + 1)  # column 0 goes to the first real place
+        decoder = Tokens(*(np.take_along_axis(x_BT, left, axis=1) for x_BT in tokens))
+        return Inputs(np.full(count, -1, np.int32), decoder, None)
+
+
+def side_by_side(rows: Sequence[Sequence[Sequence[int]]], shape: tuple[int, int]) -> Tokens:
+    """Rows of examples one behind another, from the left; positions restart with each.
+
+    Examples:
+      >>> tokens = side_by_side([[[5, 6], [7]]], (1, 4))
+      >>> tokens.ids_BT.tolist(), tokens.position_BT.tolist(), tokens.segment_BT.tolist()
+      ([[5, 6, 7, 0]], [[0, 1, 0, 0]], [[1, 1, 2, 0]])
+    """
+    tokens = Tokens(*(np.zeros(shape, np.int32) for _ in Tokens._fields))
+    for b, row in enumerate(rows):
+        start = 0
+        for segment, ids in enumerate(row, 1):
+            here = slice(start, start + len(ids))
+            tokens.ids_BT[b, here] = ids
+            tokens.position_BT[b, here] = np.arange(len(ids))
+            tokens.segment_BT[b, here] = segment
+            start += len(ids)
+    return tokens
+
+
+def _batch(
+    rows: Rows,
+    targets: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
+    encoder: Tokens | None,
+    shape: tuple[int, int],
+    schemas: Schemas,
+) -> Batch:
+    """A Batch from each segment's targets and which of them count."""
+    targets_BT, mask_BT, weight_BT = np.zeros(shape, np.int32), np.zeros(shape, bool), np.ones(shape, np.float32)
+    payload = {
+        signal: {name: np.zeros((*shape, *field.shape), field.dtype) for name, field in schema.items()}
+        for signal, schema in schemas.items()
+    }
+    for b, row in enumerate(rows):
+        start = 0
+        for one, (ids, counts) in zip(row, targets[b], strict=True):
+            here = slice(start, start + len(ids))
+            targets_BT[b, here], mask_BT[b, here], weight_BT[b, here] = ids, counts, one.weight
+            places = start + np.flatnonzero(counts)
+            for signal, record in one.records.items():
                 for name, values in record.items():
                     payload[signal][name][b, places] = values
-        index_B = np.full(count, -1, np.int32)
-        index_B[: len(rows)] = [row.index for row in rows]
-        inputs = Inputs(
-            index_B,
-            decoder=_tokens([[START, *row.encoded.completion[:-1]] for row in rows], shape),
-            encoder=_tokens([row.encoded.prompt for row in rows], (count, bucket.prompt)),
-        )
-        return Batch(inputs, targets_BT, mask_BT, weight_BT, payload)
-
-    def prompts(self, prompts: Sequence[np.ndarray], count: int, bucket: Bucket) -> Inputs:
-        """As Layout.prompts: the decoder begins with the start token."""
-        decoder = _tokens([[START]] * len(prompts), (count, 1))
-        return Inputs(np.full(count, -1, np.int32), decoder, _tokens(prompts, (count, bucket.prompt)))
-
-
-def _tokens(rows: Sequence[Sequence[int]], shape: tuple[int, int]) -> Tokens:
-    """One example a row, at its beginning."""
-    tokens = Tokens(*(np.zeros(shape, np.int32) for _ in Tokens._fields))
-    for b, ids in enumerate(rows):
-        tokens.ids_BT[b, : len(ids)] = ids
-        tokens.position_BT[b, : len(ids)] = np.arange(len(ids))
-        tokens.segment_BT[b, : len(ids)] = 1
-    return tokens
+            start += len(ids)
+    index_B = np.full(shape[0], -1, np.int32)
+    index_B[: len(rows)] = [row[0].index for row in rows]  # dropout follows a row's first example
+    decoder = side_by_side([[[START, *ids][: len(ids)] for ids, _ in row] for row in targets], shape)
+    return Batch(Inputs(index_B, decoder, encoder), targets_BT, mask_BT, weight_BT, payload)

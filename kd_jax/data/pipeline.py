@@ -14,7 +14,8 @@ import grain
 import numpy as np
 
 from kd_jax.artifacts.manifest import Folder
-from kd_jax.data.layouts import Bucket, Layout, Row
+from kd_jax.data.buckets import cut, pack, padded_lengths, place, rows_within
+from kd_jax.data.layouts import Bucket, Layout, Segment
 from kd_jax.data.store import Store
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import ENCODED, Encoded
@@ -22,16 +23,14 @@ from kd_jax.types import Batch, Field, Inputs
 
 DIGEST = {"digest": Field((), "uint8")}  # the field by which a cache's record names its example
 ENDLESS = 2**40  # batches; a run stops long before
-# Where examples are taken whole however long they are, an attention's scores of one batch stay below this.
-SCORES_BYTES = 256 * 2**20
-LONGEST = 8192  # tokens of a prompt or completion: one head's scores of one such row fill SCORES_BYTES
 
 
 def example_digest(encoded: Encoded) -> np.ndarray:
-    """uint8 [8], of the example's token ids; the same in every process and on every machine."""
+    """uint8 [8], of the example's token ids and which of them count; the same in every process and on every machine."""
     digest = hashlib.blake2b(digest_size=8)
     for ids in (encoded.prompt, encoded.completion):
         digest.update(len(ids).to_bytes(4, "little") + ids.astype("<i4").tobytes())
+    digest.update(encoded.counts.tobytes())
     return np.frombuffer(digest.digest(), np.uint8)
 
 
@@ -63,7 +62,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def read(self, i: int) -> Row:
+    def read(self, i: int) -> Segment:
         """Example i with its signals' records.
 
         Raises:
@@ -78,34 +77,24 @@ class Split:
                     f"cache {signal}: record {i} was made for other token ids than example {i} of {self.name}"
                 )
         weight = float(example["weight"][0]) if "weight" in example else 1.0
-        return Row(int(i), encoded, weight, records)
+        return Segment(int(i), encoded, weight, records)
 
-    def batch(self, layout: Layout, indices: Sequence[int], count: int, bucket: Bucket) -> Batch:
-        """Those examples as one Batch of `count` rows."""
+    def batch(self, layout: Layout, rows: Sequence[Sequence[int]], count: int, bucket: Bucket) -> Batch:
+        """One Batch of `count` rows, from the numbers of the examples in each."""
         schemas = {
             signal: {name: field for name, field in store.schema.items() if name not in DIGEST}
             for signal, store in self.payloads.items()
         }
-        return layout.batch([self.read(i) for i in indices], count, bucket, schemas)
-
-
-def place(lengths: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
-    """The first bucket that holds each example's prompt and completion; len(buckets) where none does.
-
-    Examples:
-      >>> place(np.array([[3, 9], [9, 3], [20, 3]]), [Bucket(4, 4), Bucket(12, 12)]).tolist()
-      [1, 1, 2]
-    """
-    sides = [np.searchsorted([bucket[side] for bucket in buckets], lengths[:, side]) for side in range(2)]
-    return np.maximum(*sides)
+        return layout.batch([[self.read(i) for i in row] for row in rows], count, bucket, schemas)
 
 
 class TrainBatches(grain.sources.RandomAccessDataSource):
     """Training batches without end, by number.
 
-    An epoch holds a fixed number of batches: each bucket's examples are permuted by (seed, epoch, bucket)
+    An epoch holds a fixed number of batches: each bucket's rows are permuted by (seed, epoch, bucket)
     and cut into batches, those left over waiting for another epoch's permutation (a bucket with too few
-    for one batch repeats them); then the batches are permuted.
+    for one batch repeats them); then the batches are permuted. A row is one example, or, packed, the
+    examples that the seed put side by side, all in the last bucket.
     """
 
     def __init__(
@@ -115,31 +104,38 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
         buckets: Sequence[Bucket],
         *,
         tokens_per_batch: int,
+        packed: bool,
         divisor: int,
         seed: int,
         shard: tuple[int, int] = (0, 1),
     ):
         """Arguments as `train_batches`."""
         self._split, self._layout, self._seed, self._shard = split, layout, seed, shard
-        places = place(split.lengths, buckets)
-        self._buckets = []  # (bucket, rows, examples) of every bucket that has examples
-        for b, bucket in enumerate(buckets):
-            rows = max(1, tokens_per_batch // bucket.completion // divisor) * divisor
-            members = np.flatnonzero(places == b)
-            if len(members):
-                self._buckets.append((bucket, rows, members))
-        if not self._buckets:
+        places = place(split.lengths, buckets, layout)
+        if not (places < len(buckets)).any():
             raise KdError(f"buckets: {tuple(buckets)}; no training example is that short, wanted longer buckets")
-        self.per_epoch = sum(max(1, len(members) // rows) for _, rows, members in self._buckets)
+        if packed:
+            fitting = np.flatnonzero(places < len(buckets))
+            sizes, room = (layout.sizes(x) for x in (split.lengths[fitting], np.asarray(buckets[-1])))
+            members = {buckets[-1]: [fitting[row] for row in pack(sizes, room, seed)]}
+        else:
+            members = {bucket: np.flatnonzero(places == b)[:, None] for b, bucket in enumerate(buckets)}
+        width = lambda bucket: layout.sizes(np.asarray(bucket))[-1]  # noqa: E731  # of the targets
+        self._buckets = [  # (bucket, rows of a batch, the examples in each row) of every bucket that has examples
+            (bucket, max(1, tokens_per_batch // width(bucket) // divisor) * divisor, rows)
+            for bucket, rows in members.items()
+            if len(rows)
+        ]
+        self.per_epoch = sum(max(1, len(rows) // count) for _, count, rows in self._buckets)
         self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
 
-    def _epoch(self, epoch: int) -> list[tuple[Bucket, np.ndarray]]:
-        """[(bucket, example numbers)] of one epoch's batches, in order."""
+    def _epoch(self, epoch: int) -> list[tuple[Bucket, list[np.ndarray]]]:
+        """[(bucket, the examples in each row)] of one epoch's batches, in order."""
         batches = []
-        for b, (bucket, rows, members) in enumerate(self._buckets):
-            order = np.random.default_rng((self._seed, epoch, b)).permutation(members)
-            count = max(1, len(members) // rows)
-            batches += [(bucket, part) for part in np.resize(order, (count, rows))]
+        for b, (bucket, count, rows) in enumerate(self._buckets):
+            order = np.random.default_rng((self._seed, epoch, b)).permutation(len(rows))
+            parts = np.resize(order, (max(1, len(rows) // count), count))
+            batches += [(bucket, [rows[i] for i in part]) for part in parts]
         order = np.random.default_rng((self._seed, epoch)).permutation(len(batches))
         return [batches[i] for i in order]
 
@@ -148,9 +144,10 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
 
     def __getitem__(self, i: int) -> Batch:
         epoch, place = divmod(int(i), self.per_epoch)
-        bucket, indices = self.epoch(epoch)[place]
-        mine = np.split(indices, self._shard[1])[self._shard[0]]
-        return self._split.batch(self._layout, mine, len(mine), bucket)
+        bucket, rows = self.epoch(epoch)[place]
+        share = len(rows) // self._shard[1]
+        mine = rows[self._shard[0] * share :][:share]
+        return self._split.batch(self._layout, mine, share, bucket)
 
     def __repr__(self) -> str:
         # grain keeps this beside an iterator's state and refuses a state of another source.
@@ -165,6 +162,7 @@ def train_batches(split: Split, layout: Layout, buckets: Sequence[Bucket], **opt
       layout: the model family's.
       buckets: padded lengths, ascending; longer examples are left out.
       tokens_per_batch: padded target tokens of a batch over all hosts.
+      packed: whether several examples share a row.
       divisor: devices times microbatches; every batch has a multiple of it.
       seed: decides the order.
       shard: (this host, hosts): a batch's slice.
@@ -174,7 +172,7 @@ def train_batches(split: Split, layout: Layout, buckets: Sequence[Bucket], **opt
 
 
 class EvalBatches(Sequence):
-    """Every example exactly once, in batches of one size for each length.
+    """Every example exactly once, one a row, in batches of one size for each length.
 
     Examples beyond the last bucket are not cut: they get multiples of it, in fewer rows.
     """
@@ -191,59 +189,50 @@ class EvalBatches(Sequence):
         """Args: as `train_batches`; batch_size: rows of a batch, fewer of long ones; indices: some examples alone."""
         self._split, self._layout = split, layout
         indices = np.arange(len(split)) if indices is None else np.asarray(indices)
-        padded = padded_lengths(split.lengths[indices], buckets)
-        self._plan = [
-            (bucket, rows, part)
-            for bucket in sorted({Bucket(*map(int, lengths)) for lengths in padded})
-            for rows in [rows_within(batch_size, divisor, bucket)]
-            for part in _cut(indices[(padded == bucket).all(-1)], rows)
+        padded = padded_lengths(split.lengths[indices], buckets, layout)
+        buckets = sorted({Bucket(*map(int, lengths)) for lengths in padded})
+        self._rows = {
+            bucket: rows_within(batch_size, divisor, int(layout.sizes(np.asarray(bucket)).max())) for bucket in buckets
+        }
+        self.plan = [  # each batch's bucket and example numbers
+            (bucket, part)
+            for bucket in buckets
+            for part in cut(indices[(padded == bucket).all(-1)], self._rows[bucket])
         ]
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self.plan)
 
     def __getitem__(self, i: Any) -> Batch:
-        bucket, rows, indices = self._plan[i]
-        return self._split.batch(self._layout, indices, rows, bucket)
-
-    def plan(self) -> list[tuple[Bucket, np.ndarray]]:
-        """Each batch's bucket and example numbers."""
-        return [(bucket, indices) for bucket, _, indices in self._plan]
-
-    def prompts(self, i: int) -> Inputs:
-        """What decoding the examples of batch i begins with."""
-        bucket, rows, indices = self._plan[i]
-        prompts = [self._split.read(k).encoded.prompt for k in indices]
-        index_B = np.full(rows, -1, np.int32)
-        index_B[: len(indices)] = indices
-        return self._layout.prompts(prompts, rows, bucket)._replace(index_B=index_B)
+        bucket, indices = self.plan[i]
+        return self._split.batch(self._layout, indices[:, None], self._rows[bucket], bucket)
 
 
-def padded_lengths(lengths: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
-    """The first bucket that holds each example, or the smallest multiple of the last one; int [examples, 2].
+class PromptBatches(Sequence):
+    """Prompts in batches of one size for each padded length, for decoding.
 
-    Examples:
-      >>> padded_lengths(np.array([[3, 9], [30, 3]]), [Bucket(4, 4), Bucket(12, 12)]).tolist()
-      [[12, 12], [36, 36]]
+    A prompt longer than the last length gets a multiple of it, in fewer rows.
     """
-    last = np.asarray(buckets[-1])
-    fitting = np.asarray(buckets)[np.minimum(place(lengths, buckets), len(buckets) - 1)]
-    times = (-(-lengths // last)).max(-1, keepdims=True)
-    return np.where(times > 1, times * last, fitting)
 
+    def __init__(
+        self, prompts: Sequence[np.ndarray], layout: Layout, widths: Sequence[int], batch_size: int, divisor: int = 1
+    ):
+        """Args: prompts: token ids of each, int32 [P]; widths: padded lengths, ascending; the rest as EvalBatches."""
+        self._prompts, self._layout = prompts, layout
+        lengths_N = np.asarray([len(prompt) for prompt in prompts], int)
+        fitting_N = np.asarray(widths)[np.minimum(np.searchsorted(widths, lengths_N), len(widths) - 1)]
+        padded_N = np.where(lengths_N > widths[-1], -(-lengths_N // widths[-1]) * widths[-1], fitting_N)
+        self._rows = {width: rows_within(batch_size, divisor, width) for width in np.unique(padded_N).tolist()}
+        self.plan = [  # each batch's padded length and numbers of prompts
+            (width, part) for width, rows in self._rows.items() for part in cut(np.flatnonzero(padded_N == width), rows)
+        ]
 
-def rows_within(batch_size: int, divisor: int, bucket: Bucket) -> int:
-    """Rows of a batch: `batch_size`, or as many as keep a head's float32 scores within SCORES_BYTES.
+    def __len__(self) -> int:
+        return len(self.plan)
 
-    At least `divisor`, and a multiple of it.
-
-    Examples:
-      >>> rows_within(64, 1, Bucket(36, 36)), rows_within(64, 1, Bucket(4096, 64))
-      (64, 4)
-    """
-    fitting = SCORES_BYTES // (4 * max(bucket) ** 2)
-    return max(1, min(-(-batch_size // divisor), fitting // divisor)) * divisor
-
-
-def _cut(indices: np.ndarray, size: int) -> list[np.ndarray]:
-    return [indices[start : start + size] for start in range(0, len(indices), size)]
+    def __getitem__(self, i: Any) -> Inputs:
+        width, numbers = self.plan[i]
+        inputs = self._layout.prompts([self._prompts[n] for n in numbers], self._rows[width], width)
+        index_B = np.full(self._rows[width], -1, np.int32)
+        index_B[: len(numbers)] = numbers
+        return inputs._replace(index_B=index_B)

@@ -1,17 +1,18 @@
 """What a task is: from text to tokens and back, how texts are written, and how they are measured."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
+from kd_jax.tasks.metrics import Metric
 from kd_jax.types import Field
 
 Example = Mapping[str, str]
-BOOTSTRAP_SEED = 12345
+Counted = Literal["completion", "all"]
 
 
 class Encoded(NamedTuple):
@@ -31,14 +32,31 @@ class Encoded(NamedTuple):
 ENCODED = {"prompt": Field((), "int32"), "completion": Field((), "int32"), "counts": Field((), "bool")}
 
 
-def completion_counts(prompt: np.ndarray, completion: np.ndarray) -> np.ndarray:
-    """The loss on the completion alone, bool [P + C].
+def encode_pair(prompt: str, completion: str, tokenizer: Any, counted: Counted, most: int = 0) -> Encoded:
+    """A prompt and what follows it, each with the end of the text behind it.
 
-    Examples:
-      >>> completion_counts(np.array([7, 2]), np.array([8, 9, 2])).tolist()
-      [False, False, True, True, True]
+    Args:
+      prompt, completion: texts.
+      tokenizer: with `encode` and `eos`.
+      counted: whether the loss is on the completion alone, or on the prompt too.
+      most: prompt tokens at most, from its beginning, the end not counted; 0 for all.
     """
-    return np.arange(len(prompt) + len(completion)) >= len(prompt)
+    given = encode_text(prompt, tokenizer, most)
+    written = encode_text(completion, tokenizer)
+    counts = (np.arange(len(given) + len(written)) >= len(given)) | (counted == "all")
+    return Encoded(given, written, counts)
+
+
+def encode_text(text: str, tokenizer: Any, most: int = 0) -> np.ndarray:
+    """Token ids and the end of the text, int32; the first `most` of them and the end, where `most` is not 0."""
+    ids = tokenizer.encode(text)
+    return np.asarray([*(ids[:most] if most else ids), tokenizer.eos], np.int32)
+
+
+def check_counted(counted: str) -> None:
+    """Raises KdError for another word than "completion" or "all"."""
+    if counted not in ("completion", "all"):
+        raise KdError(f"task.counted: {counted!r}; wanted completion or all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,94 +157,6 @@ class Decoding:
         self.sampling.check("task.decoding.sampling")
 
 
-class Outcome(NamedTuple):
-    """What a model wrote for a split's examples, and how likely it held the true texts: all that a metric may see.
-
-    Attributes:
-      examples: N of them.
-      texts: what was written of each.
-      references: what was to be written, one text or more of each.
-      nll_N: float64, nats of all tokens that count, of each example; None for what has no probabilities, as a baseline.
-      tokens_N: int64, how many tokens those are; None with nll_N.
-    """
-
-    examples: Sequence[Example]
-    texts: Sequence[str]
-    references: Sequence[Sequence[str]]
-    nll_N: np.ndarray | None = None
-    tokens_N: np.ndarray | None = None
-
-
-class Metric(NamedTuple):
-    """One measure over a split: a function of statistics that are added up over examples.
-
-    So a value, its bootstrap interval, and a paired difference between two models come from the same numbers.
-
-    Attributes:
-      name: its key in reports, such as "bleu"; the interval is "bleu_ci".
-      label: its heading for people.
-      higher_is_better: its direction; None where it has none, such as a length ratio.
-      digits: shown after the point.
-      reads: "texts" that were written, or "tokens": the probabilities of the true ones.
-      statistics: Outcome -> float64 [examples, S].
-      value: their sum [S] -> the metric.
-      signature: how it is computed, in the metric's own notation.
-
-    Examples:
-      >>> lengths = lambda outcome: np.array([[len(text), 1.0] for text in outcome.texts])
-      >>> mean = Metric("length", "length", None, 1, "texts", lengths, lambda sums_S: sums_S[0] / sums_S[1])
-      >>> mean.score(Outcome([{}] * 2, ["ab", "abcd"], [["x"]] * 2), resamples=0).value
-      3.0
-    """
-
-    name: str
-    label: str
-    higher_is_better: bool | None
-    digits: int
-    reads: Literal["texts", "tokens"]
-    statistics: Callable[[Outcome], np.ndarray]
-    value: Callable[[np.ndarray], float]
-    signature: str = ""
-
-    def score(self, outcome: Outcome, resamples: int) -> "Score":
-        """The value over all examples, and its 95% interval from that many resamples; 0 for none."""
-        statistics_NS = np.asarray(self.statistics(outcome), np.float64)
-        value = float(self.value(statistics_NS.sum(0)))
-        if not resamples:
-            return Score(value)
-        values = [self.value(sums_S) for sums_S in resampled_sums(statistics_NS, resamples)]
-        return Score(value, (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))))
-
-
-class Score(NamedTuple):
-    """A metric's value over a split.
-
-    Attributes:
-      value: the metric.
-      interval: (low, high), 95% by bootstrap over examples; None if it was not asked for.
-    """
-
-    value: float
-    interval: tuple[float, float] | None = None
-
-
-def resampled_sums(statistics_NS: np.ndarray, resamples: int) -> np.ndarray:
-    """Sums over examples drawn with replacement, float64 [resamples, S]; for one N always the same draws.
-
-    So the resamples of two models are paired, example by example.
-
-    References:
-      Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation.
-
-    Examples:
-      >>> resampled_sums(np.ones((5, 1)), 3).ravel().tolist()
-      [5.0, 5.0, 5.0]
-    """
-    rng, examples = np.random.default_rng(BOOTSTRAP_SEED), len(statistics_NS)
-    times_RN = rng.multinomial(examples, np.full(examples, 1 / examples), resamples)
-    return times_RN @ statistics_NS
-
-
 class Task(Protocol):
     """A frozen dataclass; pure functions, no I/O.
 
@@ -286,7 +216,7 @@ class Task(Protocol):
         """What is given, as text."""
         ...
 
-    def references(self, example: Example) -> list[str]:
+    def references_of(self, example: Example) -> list[str]:
         """What is to be written, as text: one or more; the first is the one to train on."""
         ...
 

@@ -1,9 +1,7 @@
-"""Machine translation: two text fields, scored by BLEU and chrF."""
+"""Machine translation, one way or several at once: scored by BLEU and chrF."""
 
 import dataclasses
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,118 +9,193 @@ from sacrebleu import sentence_bleu
 from sacrebleu.metrics import BLEU, CHRF
 
 from kd_jax.errors import KdError
-from kd_jax.tasks.base import Encoded, Example, Metric, Score
+from kd_jax.tasks.base import (
+    Counted,
+    Decoding,
+    Encoded,
+    Example,
+    check_counted,
+    encode_pair,
+    encode_text,
+)
+from kd_jax.tasks.metrics import Metric, Outcome
 
-os.environ.setdefault("SACREBLEU_SEED", "12345")  # of the bootstrap
+UNSPACED = ("bo", "dz", "km", "lo", "my", "th")  # scripts without blanks that sacreBLEU chooses no tokeniser for
 
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
-    """From the field `source` into the field `target`.
+    """From the field `source` into the field `target`; multi-way, where each example names its direction.
 
     Attributes:
       source: name of the source text in an example.
-      target: name of the text to write.
+      target: name of the text to write; in a one-way task also its language, for BLEU's tokeniser.
+      direction: name of the field that says from what into what, such as "en-fr"; "" for one way.
+      directions: those there are; each source gets the tag of the language to write, such as "<2fr>".
+      references: further references of validation and test examples.
+      tokenize: BLEU's tokeniser; "" for the one of the target language.
+      counted: whether the loss is on the completion alone or on the prompt too (decoder-only models).
+      decoding: how translations are written.
 
     Examples:
       >>> task = Translation(source="en", target="fr")
       >>> task.prompt({"en": "a house", "fr": "une maison"}), task.fields()
       ('a house', ('en', 'fr'))
+      >>> task = Translation("text", "translation", direction="way", directions=("en-fr", "fr-en"))
+      >>> task.prompt({"text": "une maison", "translation": "a house", "way": "fr-en"}), task.symbols()
+      ('<2en> une maison', ('<2en>', '<2fr>'))
     """
 
     source: str = "en"
     target: str = "fr"
+    direction: str = ""
+    directions: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    tokenize: str = ""
+    counted: Counted = "completion"
+    decoding: Decoding = Decoding()
 
     name = "translation"
+    families = ("encoder_decoder", "decoder_only")
+    prompted = True
+    measuring = ("decoding", "tokenize")
 
     def check(self) -> None:
-        """Raises KdError where source and target are one field."""
+        """Raises KdError naming the field that does not fit, or the tokeniser that is not installed."""
         if self.source == self.target:
             raise KdError(f"task.target: {self.target!r}, as task.source; wanted two fields")
+        if bool(self.direction) != bool(self.directions):
+            raise KdError("task.directions: wanted beside task.direction, such as ('en-fr', 'fr-en'); or neither")
+        for direction in self.directions:
+            if len(direction.split("-")) != 2:
+                raise KdError(f"task.directions: {direction!r}; wanted two languages, such as 'en-fr'")
+        check_counted(self.counted)
+        self.decoding.check()
+        for language in self.languages:
+            self._bleu(language)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Those that are written, each once."""
+        return tuple(sorted({direction.split("-")[1] for direction in self.directions})) or (self.target,)
 
     def fields(self) -> tuple[str, ...]:
         """The fields that an example must have."""
-        return self.source, self.target
+        return (self.source, self.target, self.direction) if self.direction else (self.source, self.target)
 
-    def encode(self, example: Example, tokenizer: Any) -> Encoded:
-        """Token ids that end with the end of the sentence; all targets count, the end included."""
-        completion = np.asarray([*tokenizer.encode(self.reference(example)), tokenizer.eos], np.int32)
-        prompt = self.encode_prompt(self.prompt(example), tokenizer)
-        return Encoded(prompt, completion, np.ones(len(completion), bool))
+    def held_out_fields(self) -> tuple[str, ...]:
+        """The further references."""
+        return self.references
+
+    def prompt_fields(self) -> tuple[str, ...]:
+        """What an example without a translation must have."""
+        return (self.source, self.direction) if self.direction else (self.source,)
+
+    def symbols(self) -> tuple[str, ...]:
+        """The tags."""
+        return tuple(f"<2{language}>" for language in self.languages) if self.directions else ()
+
+    def encode(self, example: Example, tokenizer: Any) -> Iterator[Encoded]:
+        """Token ids that end with the end of the sentence."""
+        yield encode_pair(self.prompt(example), example[self.target], tokenizer, self.counted)
 
     def encode_prompt(self, text: str, tokenizer: Any) -> np.ndarray:
-        """The source's token ids and the end of the sentence, int32 [P]."""
-        return np.asarray([*tokenizer.encode(text), tokenizer.eos], np.int32)
+        """The source's token ids and the end of the sentence, int32 [P]; raises KdError if the tag is missing."""
+        if self.directions and not text.startswith(self.symbols()):
+            raise KdError(f"{text[:30]!r}: no language tag; wanted one in front: {' '.join(self.symbols())}")
+        return encode_text(text, tokenizer)
 
     def prompt(self, example: Example) -> str:
-        """The source text."""
-        return example[self.source]
+        """The source text, behind its tag where there are several directions."""
+        if not self.directions:
+            return example[self.source]
+        if example[self.direction] not in self.directions:
+            raise KdError(
+                f"source: an example's {self.direction} is {example[self.direction]!r}; task.directions has "
+                f"{', '.join(self.directions)}: name it there"
+            )
+        return f"<2{example[self.direction].split('-')[1]}> {example[self.source]}"
 
-    def reference(self, example: Example) -> str:
-        """The reference translation."""
-        return example[self.target]
+    def references_of(self, example: Example) -> list[str]:
+        """The reference translations."""
+        return [example[field] for field in (self.target, *self.references)]
 
     def closeness(self, hypothesis: str, reference: str) -> float:
         """Sentence BLEU with exponential smoothing (sacreBLEU), 0 to 100."""
         return sentence_bleu(hypothesis, [reference]).score
 
     @property
+    def baselines(self) -> Mapping[str, Callable[[Example], str]]:
+        """The source as it is: what a translation that leaves words alone is worth."""
+        return {"copy": lambda example: example[self.source]}
+
+    @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Corpus BLEU (13a, cased) and chrF2 by sacreBLEU, 0 to 100."""
-        return Metric("bleu", "BLEU", True, 2, bleu), Metric("chrf", "chrF", True, 2, chrf)
+        """Corpus BLEU (cased) and chrF2 by sacreBLEU, 0 to 100; of several directions BLEU's mean, then each."""
+        references = 1 + len(self.references)
+        chrf = sacrebleu_metric("chrf", "chrF", CHRF(), references)
+        if not self.directions:
+            return sacrebleu_metric("bleu", "BLEU", self._bleu(self.target), references), chrf
+        each = tuple(self._of_direction(direction) for direction in self.directions)
+
+        def statistics(outcome: Outcome) -> np.ndarray:
+            return np.concatenate([metric.statistics(outcome) for metric in each], axis=1)
+
+        def mean(sums_S: np.ndarray) -> float:
+            parts = np.split(sums_S, len(each))
+            return float(np.mean([metric.value(part) for metric, part in zip(each, parts, strict=True)]))
+
+        return Metric("bleu", "mean BLEU", True, 2, "texts", statistics, mean, each[0].signature), *each, chrf
+
+    def _bleu(self, language: str) -> BLEU:
+        """sacreBLEU with the tokeniser of that language; raises KdError if it is not there."""
+        tokenize = self.tokenize or ("flores200" if language in UNSPACED else None)
+        if tokenize not in (None, *BLEU.TOKENIZERS):
+            raise KdError(f"task.tokenize: {tokenize!r}; wanted one of {', '.join(BLEU.TOKENIZERS)}, or '' for its own")
+        try:
+            return BLEU(tokenize=tokenize, trg_lang=language)
+        except (RuntimeError, OSError, ImportError) as error:  # mecab's or sentencepiece's part of it is lacking
+            reason = " ".join(str(error).split())
+            raise KdError(
+                f"task.tokenize: BLEU's tokeniser for {language!r} cannot be had: {reason}; or --task.tokenize char"
+            ) from error
+
+    def _of_direction(self, direction: str) -> Metric:
+        """BLEU over the examples of one direction."""
+        name, bleu = f"bleu_{direction.replace('-', '_')}", self._bleu(direction.split("-")[1])
+        metric = sacrebleu_metric(name, f"BLEU {direction}", bleu, 1 + len(self.references))
+
+        def statistics(outcome: Outcome) -> np.ndarray:
+            here_N = np.asarray([example[self.direction] == direction for example in outcome.examples])
+            return metric.statistics(outcome) * here_N[:, None]
+
+        return metric._replace(statistics=statistics)
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str], bootstrap: int = 0) -> Score:
-    """Corpus BLEU by sacreBLEU, cased, tokenised by 13a.
+def sacrebleu_metric(name: str, label: str, metric: BLEU | CHRF, references: int = 1) -> Metric:
+    """sacreBLEU's corpus score, 0 to 100: BLEU, or chrF2.
 
     Args:
-      hypotheses, references: one text each, in the same order.
-      bootstrap: resamples for the 95% interval; 0 for none.
+      name, label: the metric's.
+      metric: sacreBLEU's, with its tokeniser.
+      references: of each example, for the signature.
 
     References:
-      Post 2018, arXiv 1804.08771; Papineni et al. 2002.
+      Post 2018, arXiv 1804.08771; Papineni et al. 2002; Popović 2015.
 
     Examples:
-      >>> bleu(["the cat sat on the mat"], ["the cat sat on the mat"]).value
+      >>> outcome = Outcome([{}], ["the cat sat on the mat"], [["the cat sat on the mat"]])
+      >>> sacrebleu_metric("bleu", "BLEU", BLEU()).score(outcome, resamples=0).value
       100.0...
     """
-    return _score(_Bleu(), hypotheses, references, bootstrap)
 
+    # sacreBLEU keeps statistics that can be added for its own bootstrap; they have no public name.
+    def statistics(outcome: Outcome) -> np.ndarray:
+        references = list(zip(*outcome.references, strict=True))
+        return np.asarray(metric._extract_corpus_statistics(outcome.texts, references), np.float64)
 
-def chrf(hypotheses: Sequence[str], references: Sequence[str], bootstrap: int = 0) -> Score:
-    """chrF2 by sacreBLEU (Popović 2015); arguments as `bleu`.
+    def value(sums_S: np.ndarray) -> float:
+        return float(metric._compute_score_from_stats([int(x) for x in sums_S]).score)
 
-    Examples:
-      >>> chrf(["the cat"], ["the cat"]).value
-      100.0
-    """
-    return _score(_Chrf(), hypotheses, references, bootstrap)
-
-
-class _Bleu(BLEU):
-    def _compute_score_from_stats(self, stats: Any) -> Any:
-        return _as_float(super()._compute_score_from_stats(stats))
-
-
-class _Chrf(CHRF):
-    def _compute_score_from_stats(self, stats: Any) -> Any:
-        return _as_float(super()._compute_score_from_stats(stats))
-
-
-def _as_float(score: Any) -> Any:
-    """sacreBLEU 2.6 gives a resample without a match as a float, others as a NumPy float32, and fails on their mean."""
-    score.score = float(score.score)
-    return score
-
-
-def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str], bootstrap: int) -> Score:
-    scored = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=bootstrap or 1)
-    signature = str(metric.get_signature())
-    if not bootstrap:
-        return Score(scored.score, None, signature)
-    said = json.loads(scored.format(width=4, signature=metric.get_signature().format(), is_json=True))
-    # sacreBLEU gives no interval where every resample scores the same, as a dead model's zeros do.
-    if "confidence_mean" not in said:
-        return Score(scored.score, (scored.score, scored.score), signature)
-    mean, half = said["confidence_mean"], said["confidence_var"]
-    return Score(scored.score, (max(0.0, mean - half), min(100.0, mean + half)), signature)
+    metric.corpus_score(["one"], [["one"]] * references)  # which tells its signature the number of references
+    return Metric(name, label, True, 2, "texts", statistics, value, str(metric.get_signature()))
