@@ -16,6 +16,7 @@ _HOMES = {
     "kd_jax.data.sources": ("Debian", "Directions", "Files", "Tfds", "Toy"),
     "kd_jax.data.tokenizers": ("SentencePiece",),
     "kd_jax.data.pseudo_targets": ("PseudoTargets",),
+    "kd_jax.tasks.base": ("Decoding", "Sampling"),
     "kd_jax.tasks.translation": ("Translation",),
     "kd_jax.models.base": ("Head",),
     "kd_jax.models.decoder_only": ("DecoderOnly",),
@@ -39,7 +40,8 @@ _HOMES = {
         "total_variation",
     ),
     "kd_jax.losses.features": ("cosine", "mse"),
-    "kd_jax.decoding.greedy": ("greedy", "sample"),
+    "kd_jax.decoding.greedy": ("greedy",),
+    "kd_jax.decoding.sampling": ("sample",),
     "kd_jax.decoding.beam": ("beam_search",),
     "kd_jax.training.step": ("eval_step", "init_state", "loss_fn", "train_step"),
 }
