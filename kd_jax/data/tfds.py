@@ -12,6 +12,8 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from tensorflow_datasets.core.download.extractor import ExtractError
 from tensorflow_datasets.core.download.util import DownloadError
 
+from kd_jax.artifacts import runlog
+from kd_jax.data.text_files import is_blank
 from kd_jax.errors import KdError
 
 # TFDS registers its older builders by importing these folders in a fixed order, and stops at the first that
@@ -106,7 +108,7 @@ def check_fields(builder: tfds.core.DatasetBuilder, fields: Mapping[str, str]) -
 
 
 def read(builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """The examples of a prepared split, in the order of its files.
+    """The examples of a prepared split, in the order of its files; those with an empty text are left out, and said.
 
     Args:
       split: in TFDS's slicing syntax, such as "train[:10%]".
@@ -123,7 +125,21 @@ def read(builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str, str
         there = ", ".join(builder.info.splits)
         raise KdError(f"source: {name} has no split {split!r}; it has {there}, also in slices: train[:10%]") from error
     rows = builder.as_data_source(split=split)
-    return ({ours: _text_at(row, path.split("/")) for ours, path in fields.items()} for row in rows)
+    examples = ({ours: _text_at(row, path.split("/")) for ours, path in fields.items()} for row in rows)
+    return _without_empty(examples, f"{name}, {split}")
+
+
+def _without_empty(examples: Iterator[dict[str, str]], where: str) -> Iterator[dict[str, str]]:
+    empty = 0
+    try:
+        for example in examples:
+            if any(map(is_blank, example.values())):
+                empty += 1
+            else:
+                yield example
+    finally:  # also where somebody stops at the number that is wanted
+        if empty:
+            runlog.say(f"data: {where}: examples left out for an empty text: {empty:,}")
 
 
 def _text_at(row: Mapping[str, Any], path: Sequence[str]) -> str:

@@ -68,6 +68,10 @@ class Generation:
         """The field that an example must have."""
         return (self.text,)
 
+    def text_fields(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.fields()
+
     def held_out_fields(self) -> tuple[str, ...]:
         """None."""
         return ()

@@ -51,6 +51,10 @@ class Instructions:
         """The fields that an example must have."""
         return (self.instruction, self.response)
 
+    def text_fields(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.fields()
+
     def held_out_fields(self) -> tuple[str, ...]:
         """None."""
         return ()

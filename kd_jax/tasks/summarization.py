@@ -71,6 +71,10 @@ class Summarization:
         """The fields that an example must have."""
         return (self.document, self.summary)
 
+    def text_fields(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.fields()
+
     def held_out_fields(self) -> tuple[str, ...]:
         """The further summaries."""
         return self.references
