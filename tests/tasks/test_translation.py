@@ -86,12 +86,10 @@ def test_a_tokeniser_that_is_not_installed_is_told():
     Translation(target="ja", tokenize="char").check()
 
 
-@pytest.mark.parametrize("language, tokenizer", [("fr", "13a"), ("zh", "zh"), ("zh_Hans", "zh"), ("my_house", "13a")])
+@pytest.mark.parametrize("language, tokenizer", [("fr", "13a"), ("zh", "zh"), ("zh_Hans", "zh"), ("written", "13a")])
 def test_bleu_takes_the_languages_tokeniser(language, tokenizer):
-    if language == "my_house":
-        assert f"tok:{bleu(language, '13a').tokenizer_signature}" == "tok:13a"
-    else:
-        assert bleu(language, "").tokenizer_signature == tokenizer
+    assert bleu(language, "").tokenizer_signature == tokenizer
+    assert bleu(language, "char").tokenizer_signature == "char"
 
 
 @pytest.mark.parametrize("references", [(REFERENCES,), (REFERENCES, OTHERS)], ids=["one", "two"])
