@@ -16,15 +16,6 @@ from kd_jax.objective.terms import feature_terms
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 # Beside a student's files and texts.
 TAKEN = {"teacher", "manifest", "inputs", "baselines", "likelihood", "number", "source", "reference"}
-    "teacher",
-    "manifest",
-    "inputs",
-    "source",
-    "reference",
-    "baselines",
-    "likelihood",
-    "number",
-}  # beside a student's files and texts
 
 
 def check(experiment: Experiment) -> None:

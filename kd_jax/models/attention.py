@@ -54,8 +54,9 @@ def attend(
       [[[1.5 2.5 3.5 1.5 2.5 3.5]]]
     """
     batch, heads, length, width = q_BHTd.shape
-    k_NSd, v_NSd = (x.reshape(-1, *x.shape[2:]) for x in (k_BGSd, v_BGSd))
-    q_NRd = q_BHTd.reshape(len(k_NSd), -1, width)
+    groups = batch * k_BGSd.shape[1]
+    k_NSd, v_NSd = (x.reshape(groups, *x.shape[2:]) for x in (k_BGSd, v_BGSd))
+    q_NRd = q_BHTd.reshape(groups, batch * heads // groups * length, width)
     scores_NRS = jnp.einsum("nrd,nsd->nrs", q_NRd, k_NSd) * (scale or width**-0.5)
     if soft_cap:
         scores_NRS = soft_cap * jnp.tanh(scores_NRS / soft_cap)

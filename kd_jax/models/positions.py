@@ -80,5 +80,5 @@ def relative_buckets(distance: Array, two_sided: bool) -> Array:
     # The nearest distance of every bucket but the first; less a little, for powers that are whole numbers.
     nearest = [*range(1, exact), *(math.ceil(exact * growth**i - 1e-6) for i in range(side - exact))]
     away = jnp.abs(distance) if two_sided else jnp.maximum(-distance, 0)
-    bucket = jnp.searchsorted(jnp.array(nearest, distance.dtype), away, side="right")
-    return bucket + side * (distance > 0) if two_sided else bucket
+    bucket = jnp.searchsorted(jnp.array(nearest, distance.dtype), away, side="right", method="compare_all")
+    return bucket + jnp.where(two_sided & (distance > 0), side, 0)
