@@ -15,6 +15,7 @@ from kd_jax.errors import KdError
 from kd_jax.tasks.base import Decoding, Encoded, Example, Sampling, encode_text
 from kd_jax.tasks.metrics import Metric, Outcome, bits_per_byte, ratio
 
+DROPPED = r"\v\x1c-\x1f"  # blanks to Python; SentencePiece drops them, and its pieces reach across
 OTHERS = 32  # texts that each text is held against by self-BLEU: all would cost their number squared
 
 
@@ -153,7 +154,7 @@ def first_words(text: str, count: int) -> str:
       >>> first_words(" one  two three", 2), first_words("one", 2)
       (' one  two', 'one')
     """
-    return re.match(rf"(?:\s*\S+){{0,{count}}}", text)[0]
+    return re.match(rf"(?:[^\S{DROPPED}]*[\S{DROPPED}]+){{0,{count}}}", text)[0]
 
 
 def nll_and_tokens(outcome: Outcome) -> np.ndarray:
