@@ -61,14 +61,18 @@ class Cache(NamedTuple):
 
     Attributes:
       slot: int32 scalar, where the next token's keys and values go; the same in every row.
-      position_B: int32, the next token's position in its row.
-      self_kv: one (key, value) pair per decoder layer, each [B, H, T, D/H].
-      cross_kv: one (key, value) pair per decoder layer, each [B, H, S, D/H]; constant.
-      source_BS: bool, true on the encoder's tokens.
+      position_B: int32, the next token's position in its text.
+      slots_BT: bool [B, slots], which slots hold a token of the row, or will when they are written; not the padding
+        of a prompt.
+      self_kv: one (key, value) pair per decoder layer, each [B, heads of keys and values, slots, width of a head].
+      cross_kv: one (key, value) pair per decoder layer, with the source's S places for slots; constant. () where
+        there is no encoder.
+      source_BS: bool, true on the encoder's tokens; [B, 0] where there is no encoder.
     """
 
     slot: Array
     position_B: Array
+    slots_BT: Array
     self_kv: tuple[tuple[Array, Array], ...]
     cross_kv: tuple[tuple[Array, Array], ...]
     source_BS: Array
@@ -91,9 +95,10 @@ class Model(NamedTuple):
       init: key -> params.
       apply: (params, inputs, dropout_key or None) -> hidden_BTD, the decoder's last hidden states.
       taps: as apply, -> (hidden_BTD, taps): what the layers hold, by "STACK_LAYER.hidden" (what leaves
-        the layer, [B, T, D]) and "STACK_LAYER.q", ".k", ".v" (self-attention, heads side by side, [B, T, D]).
+        the layer, [B, T, D]) and "STACK_LAYER.q", ".k", ".v" (self-attention, as projected, heads side by side).
       head: params -> Head.
       prefill: (params, inputs, room) -> Cache with all but the last decoder token read, and room for `room` more.
+        Rows of the decoder's inputs hold one text each, padded on the left.
       step: (params, cache, token_B) -> (logits_BV, cache).
     """
 
@@ -106,10 +111,19 @@ class Model(NamedTuple):
 
 
 class Architecture(Protocol):
-    """Hyper-parameters of a network; a frozen dataclass."""
+    """Hyper-parameters of a network; a frozen dataclass.
 
+    Attributes:
+      family: "encoder_decoder" or "decoder_only"; what a task can be served by.
+      dropout: rate, in training only.
+      d_model: width of the hidden states.
+      context: the most tokens of a text; 0 where there is no bound.
+    """
+
+    family: str
     dropout: float
     d_model: int
+    context: int
 
     @property
     def layout(self) -> Any:

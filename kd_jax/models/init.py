@@ -50,7 +50,7 @@ class FromTeacher:
     origin = "teacher"
 
     def check(self, teacher: Architecture, student: Architecture) -> None:
-        """Raises KdError where the widths differ or a layer map does not fit."""
+        """Raises KdError where other hyper-parameters than the depth differ, or a layer map does not fit."""
         layer_maps(self, teacher, student)
 
 
@@ -110,17 +110,27 @@ def layer_maps(init: FromTeacher, teacher: Architecture, student: Architecture) 
     """Stack -> the teacher's layer that each of the student's starts as.
 
     Raises:
-      KdError: where the widths differ or a layer map does not fit.
+      KdError: where other hyper-parameters than the depth differ, or a layer map does not fit.
     """
-    for field in ("d_model", "heads", "d_ff", "norm", "tied", "head_bias"):
-        ours, theirs = vars(student)[field], vars(teacher)[field]
-        if ours != theirs:
-            raise KdError(f"model.{field}: {ours}, the teacher's is {theirs}; init=FromTeacher wants them equal")
+    if student.family != teacher.family:
+        raise KdError(f"model: {student.family}, the teacher's is {teacher.family}; init=FromTeacher wants one family")
+    for field in dataclasses.fields(student):
+        ours, theirs = vars(student)[field.name], vars(teacher)[field.name]
+        if ours != theirs and not _may_differ(field.name):
+            raise KdError(f"model.{field.name}: {ours}, the teacher's is {theirs}; init=FromTeacher wants them equal")
     depths = teacher.stacks()
+    for stack in ("encoder", "decoder"):
+        if vars(init)[stack] and stack not in depths:
+            raise KdError(f"init.{stack}: {vars(init)[stack]}; a {teacher.family} model has no {stack}, wanted ()")
     return {
         stack: layer_map(vars(init)[stack], depths[stack], layers, f"init.{stack}")
         for stack, layers in student.stacks().items()
     }
+
+
+def _may_differ(field: str) -> bool:
+    """Whether teacher and student share parameters whatever this field of both is."""
+    return field.endswith("layers") or field in ("dropout", "vocab_multiple")
 
 
 def shrink(init: FromTeacher, teacher: Architecture, student: Architecture, params: Params, vocab_size: int) -> Params:
@@ -128,7 +138,7 @@ def shrink(init: FromTeacher, teacher: Architecture, student: Architecture, para
 
     Args:
       init: which layers.
-      teacher, student: the two networks; all but the depth must agree.
+      teacher, student: the two networks; all but depth, dropout and the vocabulary's padding must agree.
       params: the teacher's parameters.
       vocab_size: of the tokeniser; both may pad it, each to its own multiple.
 
@@ -148,6 +158,7 @@ def shrink(init: FromTeacher, teacher: Architecture, student: Architecture, para
 
 # Arrays that have one entry per token, some of them pads: name -> axis.
 PADDED = {"embedding": 0, "output": 1, "output_bias": 0}
+EMBEDDINGS = (*PADDED, "encoder_positions", "decoder_positions")
 
 
 def _resized(x: Array, axis: int, size: int) -> Array:
@@ -157,9 +168,9 @@ def _resized(x: Array, axis: int, size: int) -> Array:
 
 
 def count_parameters(params: Params) -> tuple[int, int]:
-    """(all parameters, those outside the embeddings and the output layer)."""
+    """(all parameters, those outside the embeddings, learned positions and the output layer)."""
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-    return total, total - sum(int(np.prod(params[name].shape)) for name in PADDED if name in params)
+    return total, total - sum(int(np.prod(params[name].shape)) for name in EMBEDDINGS if name in params)
 
 
 def random_params(model: Architecture, vocab_size: int, key: Array) -> Params:

@@ -83,6 +83,10 @@ class Translation:
         """The fields that an example must have."""
         return (self.source, self.target, self.direction) if self.direction else (self.source, self.target)
 
+    def text_fields(self) -> tuple[str, ...]:
+        """Source and target."""
+        return self.source, self.target
+
     def held_out_fields(self) -> tuple[str, ...]:
         """The further references."""
         return self.references

@@ -1,0 +1,144 @@
+"""Attention: who sees whom, and the layers that look. In names, G is the heads of keys and values, d a head's width."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.models.layers import KERNEL_INIT, Dense, project
+from kd_jax.models.positions import rotate
+from kd_jax.models.transformer import Transformer
+from kd_jax.types import Array
+
+MASKED = -1e9
+
+KeyValue = tuple[Array, Array]
+
+
+def mask_bias(mask: Array) -> Array:
+    """0 where true, a large negative number elsewhere."""
+    return jnp.where(mask, 0.0, MASKED)
+
+
+def same_segment(query_BT: Array, key_BS: Array) -> Array:
+    """Whether query and key belong to one example (padding to padding): bool [B, 1, T, S]."""
+    return (query_BT[:, :, None] == key_BS[:, None, :])[:, None]
+
+
+def split_heads(x_BTD: Array, heads: int) -> Array:
+    """[B, T, D] to [B, H, T, D/H]."""
+    batch, length, width = x_BTD.shape
+    return x_BTD.reshape(batch, length, heads, width // heads).swapaxes(1, 2)
+
+
+def attend(
+    q_BHTd: Array, k_BGSd: Array, v_BGSd: Array, bias: Array, scale: float = 0.0, soft_cap: float = 0.0
+) -> Array:
+    """softmax(cap(scale q k') + bias) v per head, heads side by side again.
+
+    Examples and heads are one batch axis of both products: on CPU their gradient is a quarter faster so. Queries of
+    the heads that share keys stand below each other, so that no key is repeated.
+
+    Args:
+      q_BHTd: queries.
+      k_BGSd, v_BGSd: keys and values; query head h reads head h // (H / G) of them.
+      bias: [B or 1, H or 1, T or 1, S].
+      scale: 0 for 1 / sqrt(d).
+      soft_cap: bound of the scores, by tanh; 0 for none.
+
+    Returns:
+      [B, T, H d].
+
+    Examples:
+      >>> q, kv = jnp.zeros((1, 2, 1, 3)), jnp.arange(6.0).reshape(1, 1, 2, 3)
+      >>> print(attend(q, kv, kv, jnp.zeros((1, 1, 1, 2))))  # two heads share keys, and weigh both alike
+      [[[1.5 2.5 3.5 1.5 2.5 3.5]]]
+    """
+    batch, heads, length, width = q_BHTd.shape
+    groups = batch * k_BGSd.shape[1]
+    k_NSd, v_NSd = (x.reshape(groups, *x.shape[2:]) for x in (k_BGSd, v_BGSd))
+    q_NRd = q_BHTd.reshape(groups, batch * heads // groups * length, width)
+    scores_NRS = jnp.einsum("nrd,nsd->nrs", q_NRd, k_NSd) * (scale or width**-0.5)
+    if soft_cap:
+        scores_NRS = soft_cap * jnp.tanh(scores_NRS / soft_cap)
+    weights_BHTS = jax.nn.softmax(scores_NRS.reshape(batch, heads, length, k_NSd.shape[1]) + bias, axis=-1)
+    out_NRd = jnp.einsum("nrs,nsd->nrd", weights_BHTS.reshape(scores_NRS.shape), v_NSd)
+    return out_NRd.reshape(q_BHTd.shape).swapaxes(1, 2).reshape(batch, length, heads * width)
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values from one product."""
+
+    config: Transformer
+
+    def setup(self):
+        c = self.config
+        self.qkv = Dense((c.heads + 2 * c.key_heads) * c.head_width, c.biases)
+        self.out = Dense(c.d_model, c.biases)
+        if c.qk_norm:
+            self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=c.norm_epsilon) for _ in "qk")
+
+    def __call__(
+        self,
+        x_BTD: Array,
+        bias: Array,
+        turn: tuple[Array, Array] | None,
+        earlier: KeyValue | None = None,
+        slot: Array | None = None,
+    ) -> tuple[Array, KeyValue]:
+        """(what was seen [B, T, D], keys and values [B, G, S, d]).
+
+        With keys and values of earlier tokens, those of this call enter among them at `slot`; without, they are all.
+        """
+        c = self.config
+        q_BHTd, *kv = self.split(x_BTD)
+        if c.qk_norm:
+            q_BHTd, kv[0] = self.q_norm(q_BHTd), self.k_norm(kv[0])
+        if turn is not None:
+            q_BHTd, kv[0] = rotate(q_BHTd, turn), rotate(kv[0], turn)
+        if earlier is not None:
+            update = jax.lax.dynamic_update_slice_in_dim
+            kv = [update(before, now, slot, 2) for before, now in zip(earlier, kv, strict=True)]
+        return self.out(attend(q_BHTd, *kv, bias, c.attention_scale, c.attention_soft_cap)), tuple(kv)
+
+    def split(self, x_BTD: Array) -> list[Array]:
+        """Queries [B, H, T, d], keys and values [B, G, T, d]; tapped as they leave the product."""
+        c = self.config
+        heads = c.heads, c.key_heads, c.key_heads
+        ends = [c.heads * c.head_width, (c.heads + c.key_heads) * c.head_width]
+        parts = jnp.split(self.qkv(x_BTD), ends, axis=-1)
+        for kind, part in zip("qkv", parts, strict=True):
+            self.sow("taps", kind, part)
+        return [split_heads(part, count) for part, count in zip(parts, heads, strict=True)]
+
+
+class CrossAttention(nn.Module):
+    """Queries from the decoder; keys and values of all layers are made at once, by `cross_kv`."""
+
+    config: Transformer
+
+    def setup(self):
+        c = self.config
+        width = c.key_heads * c.head_width
+        self.q, self.out = Dense(c.heads * c.head_width, c.biases), Dense(c.d_model, c.biases)
+        self.kv = self.param("kv", KERNEL_INIT, (c.d_model, 2 * width))
+        self.kv_bias = self.param("kv_bias", nn.initializers.zeros, (2 * width,)) if c.biases else None
+        if c.qk_norm:
+            self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=c.norm_epsilon) for _ in "qk")
+
+    def __call__(self, x_BTD: Array, kv: KeyValue, bias: Array) -> Array:
+        c = self.config
+        q_BHTd = split_heads(self.q(x_BTD), c.heads)
+        if c.qk_norm:
+            q_BHTd = self.q_norm(q_BHTd)
+        return self.out(attend(q_BHTd, *kv, bias, c.attention_scale, c.attention_soft_cap))
+
+
+def cross_kv(layers: list[CrossAttention], memory_BSD: Array) -> tuple[KeyValue, ...]:
+    """Keys and values of every layer from one product; (key, value) pairs, each [B, G, S, d]."""
+    c = layers[0].config
+    kernel = jnp.concatenate([layer.kv for layer in layers], axis=1)
+    bias = jnp.concatenate([layer.kv_bias for layer in layers]) if c.biases else None
+    parts = jnp.split(project(memory_BSD, kernel, bias), 2 * len(layers), axis=-1)
+    heads = [split_heads(part, c.key_heads) for part in parts]
+    keys = [layer.k_norm(k) if c.qk_norm else k for layer, k in zip(layers, heads[::2], strict=True)]
+    return tuple(zip(keys, heads[1::2], strict=True))

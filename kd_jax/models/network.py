@@ -1,0 +1,246 @@
+"""The network of both families: a decoder, which may look at a source, and the pure functions that it gives."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.errors import KdError
+from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, mask_bias, same_segment
+from kd_jax.models.base import Cache, Head, Model
+from kd_jax.models.layers import Dropout, FeedForward, new_norm
+from kd_jax.models.positions import BUCKETS, relative_buckets, rotation, sinusoids
+from kd_jax.models.transformer import Transformer
+from kd_jax.types import Array, Inputs, Params, Tokens
+
+
+class Sight(NamedTuple):
+    """What all layers of a stack share: who sees whom, from where.
+
+    Attributes:
+      self_bias: float [B or 1, H or 1, T, S].
+      turn: (cosine, sine) of the positions' angles; None where positions are not rotary.
+      cross_bias: float [B, 1, T or 1, S]; None where there is no source.
+    """
+
+    self_bias: Array
+    turn: tuple[Array, Array] | None
+    cross_bias: Array | None = None
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention where `cross`, feed-forward: sub-layers with residual sums and norms."""
+
+    config: Transformer
+    cross: bool
+
+    def setup(self):
+        c = self.config
+        sublayers = ("self", "cross", "ffn") if self.cross else ("self", "ffn")
+        self.norm = {sublayer: new_norm(c) for sublayer in sublayers}
+        if c.norm_position == "both":
+            self.norm_out = {sublayer: new_norm(c) for sublayer in sublayers}
+        self.drop = Dropout(c.dropout)
+        self.self_attention, self.ffn = SelfAttention(c), FeedForward(c)
+        if self.cross:
+            self.cross_attention = CrossAttention(c)
+
+    def __call__(
+        self,
+        x_BTD: Array,
+        index_B: Array | None,
+        sight: Sight,
+        source: KeyValue | None = None,
+        earlier: KeyValue | None = None,
+        slot: Array | None = None,
+    ) -> tuple[Array, KeyValue]:
+        """(x_BTD, the self-attention's keys and values); see SelfAttention."""
+        seen_BTD, kv = self.self_attention(self.enter("self", x_BTD), *sight[:2], earlier, slot)
+        x_BTD = self.leave("self", x_BTD, seen_BTD, index_B)
+        if self.cross:
+            seen_BTD = self.cross_attention(self.enter("cross", x_BTD), source, sight.cross_bias)
+            x_BTD = self.leave("cross", x_BTD, seen_BTD, index_B)
+        x_BTD = self.leave("ffn", x_BTD, self.ffn(self.enter("ffn", x_BTD)), index_B)
+        self.sow("taps", "hidden", x_BTD)
+        return x_BTD, kv
+
+    def enter(self, sublayer: str, x_BTD: Array) -> Array:
+        """What a sub-layer reads."""
+        return x_BTD if self.config.norm_position == "after" else self.norm[sublayer](x_BTD)
+
+    def leave(self, sublayer: str, x_BTD: Array, out_BTD: Array, index_B: Array | None) -> Array:
+        """The residual sum."""
+        if self.config.norm_position == "both":
+            out_BTD = self.norm_out[sublayer](out_BTD)
+        x_BTD += self.drop(out_BTD, index_B)
+        return self.norm[sublayer](x_BTD) if self.config.norm_position == "after" else x_BTD
+
+
+def through(
+    layers: Sequence[Block],
+    x_BTD: Array,
+    index_B: Array | None,
+    sight: Sight,
+    source_kv: Sequence[KeyValue] = (),
+    self_kv: Sequence[KeyValue] = (),
+    slot: Array | None = None,
+) -> tuple[Array, tuple[KeyValue, ...]]:
+    """(x_BTD, every layer's keys and values). A plain loop: easy to pick from, and faster on CPU than a scan."""
+    kvs = []
+    for layer, source, earlier in itertools.zip_longest(layers, source_kv, self_kv):
+        x_BTD, kv = layer(x_BTD, index_B, sight, source, earlier, slot)
+        kvs.append(kv)
+    return x_BTD, tuple(kvs)
+
+
+class Network(nn.Module):
+    """A decoder between an embedding and a head. By itself the decoder-only family; see `source` for the other."""
+
+    config: Transformer
+    vocab_size: int
+
+    cross = False  # whether the decoder looks at a source
+
+    def setup(self):
+        c = self.config
+        rows = c.padded(self.vocab_size)
+        initializer = nn.initializers.normal(c.d_model**-0.5)
+        self.embedding = self.param("embedding", initializer, (rows, c.d_model))
+        if not c.tied:
+            self.output = self.param("output", initializer, (c.d_model, rows))
+        if c.head_bias:
+            self.output_bias = self.param("output_bias", nn.initializers.zeros, (rows,))
+        self.drop = Dropout(c.dropout)
+        self.decoder = [Block(c, self.cross) for _ in range(c.stacks()["decoder"])]
+        self.decoder_norm = self.last_norm()
+        self.decoder_table = self.table("decoder")
+
+    def last_norm(self):
+        """What stands behind the last layer of a stack; nothing where every layer ends with a norm."""
+        return (lambda x_BTD: x_BTD) if self.config.norm_position == "after" else new_norm(self.config)
+
+    def table(self, stack: str) -> Array | None:
+        """What a stack learns about positions: [context, D], or [BUCKETS, H] for all its layers; None for nothing."""
+        c = self.config
+        if c.positions == "learned":
+            return self.param(f"{stack}_positions", nn.initializers.normal(c.d_model**-0.5), (c.context, c.d_model))
+        if c.positions == "relative":
+            return self.param(f"{stack}_buckets", nn.initializers.normal(c.d_model**-0.5), (BUCKETS, c.heads))
+        return None
+
+    def __call__(self, inputs: Inputs) -> Array:
+        """Teacher-forced decoder states, hidden_BTD."""
+        hidden_BTD, _ = self.read(inputs.decoder, inputs.index_B, *self.source(inputs))
+        if self.is_initializing():
+            self.head()
+        return hidden_BTD
+
+    def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...], Array]:
+        """(keys and values of the source for each layer, their segments [B, S]): here there is none."""
+        return (), jnp.zeros((len(inputs.index_B), 0), jnp.int32)
+
+    def head(self) -> Head:
+        """The output layer, as data."""
+        c = self.config
+        kernel_DV = self.embedding.T if c.tied else self.output
+        cut = self.vocab_size if kernel_DV.shape[1] > self.vocab_size else 0
+        return Head(kernel_DV, self.output_bias if c.head_bias else None, c.soft_cap, cut)
+
+    def embed(self, ids_BT: Array, position_BT: Array, table: Array | None, length: int) -> Array:
+        """Embeddings, and the positions that are added to them; no position reaches `length`."""
+        c = self.config
+        x_BTD = self.embedding[ids_BT]
+        if c.embedding_scale:
+            x_BTD *= c.d_model**0.5
+        if c.positions == "sinusoidal":
+            x_BTD += sinusoids(length, c.d_model)[position_BT]
+        if c.positions == "learned":
+            if length > c.context:
+                raise KdError(
+                    f"model.context: {c.context}; a row has {length} tokens; use a larger one or shorter texts"
+                )
+            x_BTD += table[position_BT]
+        return x_BTD
+
+    def sight(self, seen: Array, position_BT: Array, place_T: Array, table: Array | None, two_sided=False) -> Sight:
+        """Who sees whom, bool [B, 1, T, S]; queries stand at the `place_T` of the S places."""
+        c = self.config
+        bias, turn = mask_bias(seen), None
+        if c.positions == "relative":
+            # An example's tokens stand side by side, so places are as far apart as positions: one table for all rows.
+            distance_TS = jnp.arange(seen.shape[-1])[None] - place_T[:, None]
+            bias += table[relative_buckets(distance_TS, two_sided)].transpose(2, 0, 1)[None]
+        if c.positions == "rotary":
+            turn = rotation(position_BT, c.head_width, c.rope_theta)
+        return Sight(bias, turn)
+
+    def read(
+        self, tokens: Tokens, index_B: Array, source_kv: tuple[KeyValue, ...], source_BS: Array
+    ) -> tuple[Array, tuple[KeyValue, ...]]:
+        """(hidden_BTD, every layer's keys and values) of whole rows."""
+        ids_BT, position_BT, segment_BT = tokens
+        length = ids_BT.shape[1]
+        x_BTD = self.drop(self.embed(ids_BT, position_BT, self.decoder_table, length), index_B)
+        causal = jnp.tri(length, dtype=bool)[None, None]
+        seen = causal & same_segment(segment_BT, segment_BT)
+        sight = self.sight(seen, position_BT, jnp.arange(length), self.decoder_table)
+        sight = sight._replace(cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
+        x_BTD, kv = through(self.decoder, x_BTD, index_B, sight, source_kv)
+        return self.decoder_norm(x_BTD), kv
+
+    def prefill(self, inputs: Inputs, room: int) -> Cache:
+        """Reads the source and all but the last decoder token, and makes room for `room` tokens."""
+        source_kv, source_BS = self.source(inputs)
+        prefix = Tokens(*(x_BT[:, :-1] for x_BT in inputs.decoder))
+        _, self_kv = self.read(prefix, inputs.index_B, source_kv, source_BS)
+        return Cache(
+            slot=jnp.int32(prefix.ids_BT.shape[1]),
+            position_B=inputs.decoder.position_BT[:, -1],
+            slots_BT=jnp.pad(prefix.segment_BT > 0, [(0, 0), (0, room)], constant_values=True),
+            self_kv=jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, room), (0, 0)]), self_kv),
+            cross_kv=source_kv,
+            source_BS=source_BS > 0,
+        )
+
+    def step(self, cache: Cache, token_B: Array) -> tuple[Array, Cache]:
+        """Logits of the next token after `token_B`, which stands at `cache.position_B`."""
+        slots, position_B1 = cache.slots_BT.shape[1], cache.position_B[:, None]
+        seen_BS = cache.slots_BT & (jnp.arange(slots) <= cache.slot)[None]
+        sight = self.sight(seen_BS[:, None, None], position_B1, cache.slot[None], self.decoder_table)
+        sight = sight._replace(cross_bias=mask_bias(cache.source_BS)[:, None, None])
+        x_B1D = self.embed(token_B[:, None], position_B1, self.decoder_table, slots)
+        x_B1D, self_kv = through(self.decoder, x_B1D, None, sight, cache.cross_kv, cache.self_kv, cache.slot)
+        logits_BV = self.head().logits(self.decoder_norm(x_B1D)[:, 0])
+        return logits_BV, cache._replace(slot=cache.slot + 1, position_B=cache.position_B + 1, self_kv=self_kv)
+
+
+def pure_functions(network: Network) -> Model:
+    """The network as pure functions of its parameters."""
+
+    def init(key: Array) -> Params:
+        one = Tokens(*(jnp.full((1, 1), i, jnp.int32) for i in (1, 0, 1)))
+        return network.init(key, Inputs(jnp.ones(1, jnp.int32), one, one))["params"]
+
+    def apply(params: Params, inputs: Inputs, dropout_key: Array | None = None) -> Array:
+        rngs = {} if dropout_key is None else {"dropout": dropout_key}
+        return network.apply({"params": params}, inputs, rngs=rngs)
+
+    def taps(params: Params, inputs: Inputs, dropout_key: Array | None = None):
+        rngs = {} if dropout_key is None else {"dropout": dropout_key}
+        hidden_BTD, variables = network.apply({"params": params}, inputs, rngs=rngs, mutable=["taps"])
+        return hidden_BTD, _by_name(variables["taps"])
+
+    def bound(method):
+        return lambda params, *args: network.apply({"params": params}, *args, method=method)
+
+    return Model(init, apply, taps, bound(network.head), bound(network.prefill), bound(network.step))
+
+
+def _by_name(taps: Mapping[str, Any]) -> dict[str, Array]:
+    """What the layers sowed, as "encoder_0.q"; a layer runs once, so each was sown once."""
+    leaves = jax.tree_util.tree_leaves_with_path(taps)
+    named = [([key.key for key in path if isinstance(key, jax.tree_util.DictKey)], leaf) for path, leaf in leaves]
+    return {f"{keys[0]}.{keys[-1]}": leaf for keys, leaf in named}

@@ -1,0 +1,84 @@
+"""How a network knows where a token stands: sinusoids, rotations, relative buckets."""
+
+import math
+
+import jax.numpy as jnp
+
+from kd_jax.types import Array
+
+BUCKETS, FARTHEST = 32, 128  # T5's
+
+
+def sinusoids(length: int, d_model: int) -> Array:
+    """Position encodings, float32 [length, d_model]: sines first, then cosines.
+
+    References:
+      Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
+
+    Examples:
+      >>> print(sinusoids(2, 4)[0])
+      [0. 0. 1. 1.]
+    """
+    rates = 10_000.0 ** (-jnp.arange(0, d_model, 2, dtype=jnp.float32) / d_model)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :d_model]
+
+
+def rotation(position_BT: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """(cosine, sine) of every position's angles, each float32 [B, 1, T, head_dim / 2].
+
+    Angle i of position t is t theta^(-2i / head_dim).
+
+    References:
+      Su et al. 2021, arXiv 2104.09864, section 3.2.
+
+    Examples:
+      >>> cosine, sine = rotation(jnp.array([[0, 1]]), head_dim=2, theta=10_000.0)
+      >>> print(cosine.ravel(), sine.ravel())
+      [1.        0.5403023] [0.        0.8414709]
+    """
+    rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = position_BT[:, None, :, None].astype(jnp.float32) * rates[None, None, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BHTd: Array, turn: tuple[Array, Array]) -> Array:
+    """Turns the pairs (i, i + d/2) of each head by their position's angles, as transformers' Llama does.
+
+    So q k' depends on the distance of query and key alone.
+
+    Examples:
+      >>> quarter = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))
+      >>> print(rotate(jnp.array([[[[1.0, 2.0]]]]), quarter).ravel())
+      [-2.  1.]
+    """
+    cosine, sine = turn
+    a, b = jnp.split(x_BHTd, 2, axis=-1)
+    return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], axis=-1)
+
+
+def relative_buckets(distance: Array, two_sided: bool) -> Array:
+    """The bucket of each distance (key's position less the query's), int32 from 0 to BUCKETS - 1.
+
+    Half of a side's buckets hold one distance each, the others ranges that grow by a constant factor up to FARTHEST,
+    and the last one all beyond. Two-sided: the upper half of the buckets is for keys behind the query. One-sided: those
+    keys share bucket 0, and are masked.
+
+    References:
+      Raffel et al. 2019, arXiv 1910.10683, section 2.1.
+
+    Examples:
+      >>> distances = jnp.array([-1000, -128, -9, -1, 0, 1, 9])
+      >>> relative_buckets(distances, two_sided=True).tolist()
+      [15, 15, 8, 1, 0, 17, 24]
+      >>> relative_buckets(distances, two_sided=False).tolist()
+      [31, 31, 9, 1, 0, 0, 0]
+    """
+    side = BUCKETS // 2 if two_sided else BUCKETS
+    exact = side // 2
+    growth = (FARTHEST / exact) ** (1 / (side - exact))
+    # The nearest distance of every bucket but the first; less a little, for powers that are whole numbers.
+    nearest = [*range(1, exact), *(math.ceil(exact * growth**i - 1e-6) for i in range(side - exact))]
+    away = jnp.abs(distance) if two_sided else jnp.maximum(-distance, 0)
+    bucket = jnp.searchsorted(jnp.array(nearest, distance.dtype), away, side="right", method="compare_all")
+    return bucket + jnp.where(two_sided & (distance > 0), side, 0)

@@ -1,0 +1,126 @@
+"""Hyper-parameters that both families of Transformers share."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from kd_jax.config import is_count, is_number
+from kd_jax.errors import KdError
+
+Norm = Literal["rms", "layer"]
+NormPosition = Literal["before", "after", "both"]
+Positions = Literal["sinusoidal", "learned", "rotary", "relative"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "swiglu", "geglu"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """What the layers are made of. Teacher and student are two of one family over one vocabulary.
+
+    Attributes:
+      d_model, d_ff: width, width of the feed-forward layers.
+      heads, kv_heads: of the queries; of keys and values (arXiv 2305.13245), a divisor of heads. 0: as many.
+      head_dim: width of a head; 0 for d_model / heads.
+      dropout: rate after the embeddings and each sub-layer, in training only.
+      norm: "rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450).
+      norm_position: "before" the sub-layer, x + f(norm(x)), and once behind the last layer; "after" the sum,
+        norm(x + f(x)) (arXiv 1706.03762); "both", x + norm(f(norm(x))), and once behind the last (Gemma 2).
+      norm_epsilon: added to the variance.
+      positions: "sinusoidal" (arXiv 1706.03762), "learned", "rotary" (arXiv 2104.09864), or "relative" in
+        buckets (T5, arXiv 1910.10683).
+      rope_theta: base of the rotary angles.
+      context: rows of the learned positions, the most tokens of a text; 0 for all others, which have no bound.
+      activation: "relu", "gelu", "gelu_tanh" (its approximation), or gated (arXiv 2002.05202): "swiglu",
+        "geglu" (with the approximation).
+      biases: whether the projections have them.
+      qk_norm: RMSNorm of each head's queries and keys, before any rotation.
+      attention_scale: factor on q k'; 0 for head_dim ** -0.5.
+      attention_soft_cap, soft_cap: bounds of q k' and of the logits, by tanh (arXiv 2408.00118); 0 for none.
+      embedding_scale: whether embeddings are multiplied by d_model ** 0.5.
+      tied: whether the output matrix is the embedding, transposed.
+      head_bias: whether the logits have a bias.
+      vocab_multiple: the embedding's rows are padded to a multiple of it; the pads get no probability.
+    """
+
+    d_model: int = 128
+    heads: int = 4
+    kv_heads: int = 0
+    head_dim: int = 0
+    d_ff: int = 512
+    dropout: float = 0.1
+    norm: Norm
+    norm_position: NormPosition = "before"
+    norm_epsilon: float
+    positions: Positions
+    rope_theta: float = 10_000.0
+    context: int = 0
+    activation: Activation
+    biases: bool = False
+    qk_norm: bool = False
+    attention_scale: float = 0.0
+    attention_soft_cap: float = 0.0
+    embedding_scale: bool
+    tied: bool = True
+    head_bias: bool = False
+    soft_cap: float = 0.0
+    vocab_multiple: int = 1
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of the keys and of the values."""
+        return self.kv_heads or self.heads
+
+    @property
+    def head_width(self) -> int:
+        """Of one head."""
+        return self.head_dim or self.d_model // self.heads
+
+    def padded(self, vocab_size: int) -> int:
+        """Rows of the embedding for a tokeniser of `vocab_size` tokens."""
+        return -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    def stacks(self) -> Mapping[str, int]:
+        """Stack -> number of layers."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises KdError naming the field that is out of range, or does not fit the others."""
+        self._check_each()
+        self._check_together()
+
+    def _check_each(self) -> None:
+        """Each field by itself."""
+        layers = [field.name for field in dataclasses.fields(self) if field.name.endswith("layers")]
+        least = dict.fromkeys([*layers, "d_model", "heads", "d_ff", "vocab_multiple"], 1)
+        for field, low in (least | {"kv_heads": 0, "head_dim": 0, "context": 0}).items():
+            if not is_count(vars(self)[field], low):
+                raise KdError(f"model.{field}: {vars(self)[field]}; wanted a whole number of at least {low}")
+        choices = {"norm": Norm, "norm_position": NormPosition, "positions": Positions, "activation": Activation}
+        for field, names in choices.items():
+            if vars(self)[field] not in get_args(names):
+                raise KdError(f"model.{field}: {vars(self)[field]!r}; wanted {' or '.join(get_args(names))}")
+        for field in ("biases", "qk_norm", "embedding_scale", "tied", "head_bias"):
+            if type(vars(self)[field]) is not bool:
+                raise KdError(f"model.{field}: {vars(self)[field]!r}; wanted True or False")
+        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
+            raise KdError(f"model.dropout: {self.dropout}; wanted a rate in [0, 1)")
+        for field in ("norm_epsilon", "rope_theta"):
+            if not (is_number(vars(self)[field]) and vars(self)[field] > 0):
+                raise KdError(f"model.{field}: {vars(self)[field]}; wanted a positive number")
+        absent = {"attention_scale": "1 / sqrt(head_dim)", "attention_soft_cap": "none", "soft_cap": "none"}
+        for field, meaning in absent.items():
+            if not (is_number(vars(self)[field]) and vars(self)[field] >= 0):
+                raise KdError(f"model.{field}: {vars(self)[field]}; wanted 0 ({meaning}) or a positive number")
+
+    def _check_together(self) -> None:
+        """What one field asks of another."""
+        if not self.head_dim and self.d_model % self.heads:
+            raise KdError(f"model.heads: {self.heads}; wanted a divisor of d_model = {self.d_model}, or a head_dim")
+        if self.heads % self.key_heads:
+            raise KdError(f"model.kv_heads: {self.kv_heads}; wanted a divisor of heads = {self.heads}, or 0")
+        if self.positions == "rotary" and self.head_width % 2:
+            raise KdError(f"model.head_dim: {self.head_width}; rotary positions turn pairs, wanted an even width")
+        if self.positions == "learned" and not self.context:
+            raise KdError("model.context: 0; learned positions need the most tokens of a text, as 512")
+        if self.positions != "learned" and self.context:
+            raise KdError(f"model.context: {self.context}; {self.positions} positions have no bound, wanted 0")
