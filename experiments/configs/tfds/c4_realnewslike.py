@@ -20,6 +20,6 @@ experiment = dataclasses.replace(
         test="validation[50%:]",
         limit=500_000,
     ),
-    task=Generation(text="text", window=768, context=256),
+    task=Generation(text="text", window=1024, context=256),
     buckets=(1024,),
 )

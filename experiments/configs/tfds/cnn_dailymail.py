@@ -67,6 +67,6 @@ experiment = Experiment(
         "student_kd": dataclasses.replace(start, terms=ce_and_kd),
         "student_pseudo": dataclasses.replace(start, targets=PseudoTargets("best")),
     },
-    comparison=Comparison(baseline="student_init", distilled="student_kd"),
+    comparison=Comparison(baseline="student_scratch", distilled="student_kd", controls=("student_init",)),
     evaluation=Evaluation(batch_size=16),
 )

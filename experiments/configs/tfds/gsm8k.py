@@ -50,7 +50,7 @@ experiment = Experiment(
     name="gsm8k",
     source=Tfds("gsm8k", fields={"question": "question", "answer": "answer"}, held_out=0.05),
     task=Instructions(
-        prompt="question",
+        instruction="question",
         response="answer",
         decoding=Decoding(beam=1, length_ratio=0.0, length=256),
     ),
@@ -64,5 +64,5 @@ experiment = Experiment(
         "student_kd": dataclasses.replace(start, terms=ce_and_kd),
         "student_pseudo": dataclasses.replace(start, targets=PseudoTargets("best", beam=4)),
     },
-    comparison=Comparison(baseline="student_init", distilled="student_kd"),
+    comparison=Comparison(baseline="student_scratch", distilled="student_kd", controls=("student_init",)),
 )

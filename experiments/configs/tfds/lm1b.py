@@ -51,7 +51,7 @@ start = dataclasses.replace(ce_alone, init=FromTeacher())
 experiment = Experiment(
     name="lm1b",
     source=Tfds("lm1b", fields={"text": "text"}, validation="test[:10%]", test="test[10%:20%]", limit=5_000_000),
-    task=Generation(text="text"),
+    task=Generation(text="text", window=256, context=64),
     tokenizer=SentencePiece(vocab_size=32_000, model_type="bpe"),
     buckets=(256,),
     teacher=teacher,
@@ -61,5 +61,5 @@ experiment = Experiment(
         "student_kd": dataclasses.replace(start, terms=ce_and_kd),
         "student_sampled": dataclasses.replace(start, terms=ce_and_sampled),
     },
-    comparison=Comparison(baseline="student_init", distilled="student_kd"),
+    comparison=Comparison(baseline="student_scratch", distilled="student_kd", controls=("student_init",)),
 )

@@ -14,6 +14,6 @@ experiment = dataclasses.replace(
     load(__file__.replace("wikipedia", "lm1b")),
     name="wikipedia",
     source=Tfds("wikipedia/20230601.en", fields={"text": "text"}, held_out=0.005, limit=500_000),
-    task=Generation(text="text", window=768, context=256),
+    task=Generation(text="text", window=1024, context=256),
     buckets=(1024,),
 )
