@@ -7,6 +7,7 @@ from typing import Any
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.data.layouts import Bucket
 from kd_jax.data.pseudo_targets import PseudoTargets
+from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.init import FromCheckpoint, FromTeacher, Random
 from kd_jax.objective.terms import Term, cached_signals
@@ -22,7 +23,8 @@ class Training:
 
     Attributes:
       steps: parameter updates.
-      tokens_per_batch: padded target tokens of a batch; a bucket of length T holds tokens_per_batch // T examples.
+      tokens_per_batch: padded target tokens of a batch; a bucket of length T holds tokens_per_batch // T rows.
+      packed: several examples share a row of the last bucket, unseen by each other; else each has one of its own.
       microbatches: portions of a batch whose gradients are added before one update.
       eval_every: steps between evaluations on the validation split, each followed by a checkpoint.
       optimizer: schedule and update rule.
@@ -35,6 +37,7 @@ class Training:
 
     steps: int
     tokens_per_batch: int = 512
+    packed: bool = False
     microbatches: int = 1
     eval_every: int = 500
     optimizer: Optimizer = Optimizer()
@@ -59,7 +62,7 @@ class Recipe:
       ('chance', 'teacher', {'encoder': 3, 'decoder': 1})
     """
 
-    model: EncoderDecoder
+    model: EncoderDecoder | DecoderOnly
     terms: Mapping[str, Term]
     training: Training
     init: Start = Random()
@@ -68,33 +71,28 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is measured on the test split.
+    """What is measured; how texts are written and scored is the task's to say.
 
     Attributes:
-      split: the split that is translated.
-      batch_size: sentences decoded together.
-      beam: width of the beam search, 1 for none.
-      length_penalty: exponent of GNMT's length normalisation (arXiv 1609.08144, eq. 14).
-      length_ratio: target tokens allowed per source token when decoding, on top of 8.
-      bootstrap: resamples of the test split for the confidence intervals.
-      speed_sentences: sentences decoded to time each model at batch 1; batches use the whole split.
-      samples: translations shown side by side in the report.
+      split: the split that is measured.
+      batch_size: texts written together.
+      texts: examples that texts are written for, evenly spread; 0 for all.
+      bootstrap: resamples of the examples for the confidence intervals.
+      speed_texts: texts written to time each model at batch 1; batches use four of batch_size.
+      samples: texts shown side by side in the report.
       cached_k: tokens that the validation split's cache keeps of the teacher, for closeness measured
         without it (KL, agreement, acceptance); 0 for no such cache.
 
     Examples:
-      >>> evaluation = Evaluation(beam=1, length_ratio=1.5)
-      >>> int(evaluation.length_ratio * 20) + 8  # the most tokens written for a prompt padded to 20
-      38
+      >>> Evaluation(split="validation", bootstrap=200).samples
+      8
     """
 
     split: str = "test"
     batch_size: int = 64
-    beam: int = 4
-    length_penalty: float = 0.6
-    length_ratio: float = 1.5
+    texts: int = 0
     bootstrap: int = 1000
-    speed_sentences: int = 32
+    speed_texts: int = 32
     samples: int = 8
     cached_k: int = 128
 
@@ -106,6 +104,7 @@ class Comparison:
     Attributes:
       baseline: the student without a teacher: gap_recovered counts from it.
       distilled: the student that the teacher's knowledge was given to.
+      controls: students that `kd_jax ablate` compares every other one with, besides those that it adds.
 
     Examples:
       >>> bleu = {"teacher": 20.0, "student_scratch": 10.0, "student_init": 17.0, "student_kd": 18.0}
@@ -116,6 +115,7 @@ class Comparison:
 
     baseline: str
     distilled: str
+    controls: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +128,13 @@ class Experiment:
       task: fields, encoding and metrics (kd_jax.tasks).
       tokenizer: kd_jax.data.tokenizers.SentencePiece, trained on the training split.
       buckets: padded lengths of the completion; one compilation each. Longer training examples are left out
-        and counted.
+        and counted. A decoder-only model has prompt and completion in one row, so its rows are as long as both.
       teacher: the large model.
       students: name -> recipe.
       comparison: which of them the report's headline is about; None for the best.
       evaluation: what is measured.
-      prompt_buckets: padded length of the prompt beside each of `buckets`; empty for the same lengths.
+      prompt_buckets: padded length of the prompt beside each of `buckets`; empty for the same lengths. Where the
+        task has no prompts, those of the beginnings that texts are written from.
       backend: how steps are spread over devices (kd_jax.parallel.BACKENDS); the numbers are the same.
       seed: decides parameters, order and dropout.
 
@@ -162,7 +163,13 @@ class Experiment:
     @property
     def shapes(self) -> tuple[Bucket, ...]:
         """Padded lengths of prompt and completion, ascending."""
-        return tuple(map(Bucket, self.prompt_buckets or self.buckets, self.buckets))
+        prompts = self.prompt_widths if self.task.prompted else (0,) * len(self.buckets)
+        return tuple(map(Bucket, prompts, self.buckets))
+
+    @property
+    def prompt_widths(self) -> tuple[int, ...]:
+        """Padded lengths of the prompts that texts are written from, ascending."""
+        return self.prompt_buckets or self.buckets
 
     @property
     def recipes(self) -> dict[str, Recipe]:

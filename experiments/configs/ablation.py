@@ -59,5 +59,5 @@ experiment = dataclasses.replace(
         "features_topk": student(kd=topk(), **features),
     },
     comparison=Comparison(baseline="ce_scratch", distilled="topk_bucket"),
-    evaluation=Evaluation(beam=1, bootstrap=200, speed_sentences=4),
+    evaluation=Evaluation(bootstrap=200, speed_texts=4),
 )

@@ -44,7 +44,7 @@ ce_and_kd = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weigh
 
 experiment = Experiment(
     name="debian_en_fr",
-    source=Debian(pair="en-fr", kinds=("synopsis", "paragraph"), max_characters=200),
+    source=Debian(config="en-fr", kinds=("synopsis", "paragraph"), max_characters=200),
     task=Translation(source="en", target="fr"),
     tokenizer=SentencePiece(vocab_size=4000),
     buckets=(16, 32, 64),

@@ -38,7 +38,7 @@ ce_and_kd = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weigh
 
 experiment = Experiment(
     name="quickstart",
-    source=Debian(pair="en-fr", kinds=("synopsis",)),
+    source=Debian(config="en-fr", kinds=("synopsis",)),
     task=Translation(source="en", target="fr"),
     tokenizer=SentencePiece(vocab_size=4000),
     buckets=(12, 20, 36),

@@ -7,6 +7,7 @@ import dataclasses
 
 from kd_jax import (
     Comparison,
+    Decoding,
     EncoderDecoder,
     Evaluation,
     Experiment,
@@ -39,7 +40,7 @@ ce_and_kd = {"ce": Term(cross_entropy, weight=0.3), "kd": Term(forward_kl, weigh
 experiment = Experiment(
     name="smoke",
     source=Toy(examples=400),
-    task=Translation(source="en", target="fr"),
+    task=Translation(source="en", target="fr", decoding=Decoding(beam=2)),
     tokenizer=SentencePiece(vocab_size=64),
     buckets=(12, 32),
     teacher=teacher,
@@ -49,5 +50,5 @@ experiment = Experiment(
         "student_kd": dataclasses.replace(ce_alone, init=FromTeacher(), terms=ce_and_kd),
     },
     comparison=Comparison(baseline="student_scratch", distilled="student_kd"),
-    evaluation=Evaluation(beam=2, bootstrap=100, speed_sentences=4),
+    evaluation=Evaluation(bootstrap=100, speed_texts=4),
 )

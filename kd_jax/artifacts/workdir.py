@@ -39,9 +39,9 @@ class Workdir:
             return Folder(self.path / TEACHER, "teacher")
         return Folder(self.path / "students" / name, "student")
 
-    def hypotheses(self, beam: int) -> Folder:
-        """The teacher's beam of every training example."""
-        return Folder(self.path / "pseudo" / f"beam{beam}", "cache")
+    def hypotheses(self, split: str, beam: int) -> Folder:
+        """The teacher's beam of every example of a split."""
+        return Folder(self.path / "pseudo" / f"{split}_beam{beam}", "cache")
 
     def split(self, targets: str) -> Folder:
         """Where the training split with these targets lies; "" for those of the data."""

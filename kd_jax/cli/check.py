@@ -3,15 +3,19 @@
 import re
 from collections.abc import Mapping
 
+import numpy as np
+
 from kd_jax import parallel
-from kd_jax.config import is_count, is_number
+from kd_jax.config import is_count
 from kd_jax.errors import KdError
 from kd_jax.experiment import Evaluation, Experiment, Recipe
+from kd_jax.models.base import Architecture
 from kd_jax.objective import check as objective
 from kd_jax.objective.terms import feature_terms
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-TAKEN = {"teacher", "manifest", "inputs", "source", "reference"}  # beside a student's files and texts
+# Beside a student's files and texts.
+TAKEN = {"teacher", "manifest", "inputs", "baselines", "likelihood", "number", "source", "reference"}
 
 
 def check(experiment: Experiment) -> None:
@@ -22,7 +26,9 @@ def check(experiment: Experiment) -> None:
     if not is_count(experiment.seed, 0) or experiment.seed >= 2**32:
         raise KdError(f"seed: {experiment.seed}; wanted a whole number from 0 to {2**32 - 1}")
     if experiment.comparison:
-        for field, name in vars(experiment.comparison).items():
+        compared = experiment.comparison
+        fields = {"baseline": (compared.baseline,), "distilled": (compared.distilled,), "controls": compared.controls}
+        for field, name in [(field, name) for field, names in fields.items() for name in names]:
             if name not in experiment.students:
                 known = ", ".join(experiment.students) or "there are none"
                 raise KdError(f"comparison.{field}: no student is called {name!r}; wanted one of {known}")
@@ -66,15 +72,11 @@ def check_evaluation(evaluation: Evaluation) -> None:
     """Every value has a range."""
     if evaluation.split not in ("validation", "test"):
         raise KdError(f"evaluation.split: {evaluation.split!r}; wanted validation or test")
-    least = {"batch_size": 1, "beam": 1, "bootstrap": 2, "speed_sentences": 1, "samples": 1, "cached_k": 0}
+    least = {"batch_size": 1, "texts": 0, "bootstrap": 2, "speed_texts": 1, "samples": 1, "cached_k": 0}
     for field, smallest in least.items():
         value = vars(evaluation)[field]
         if not is_count(value, smallest):
             raise KdError(f"evaluation.{field}: {value}; wanted a whole number of at least {smallest}")
-    for field, (low, high) in {"length_penalty": (0.0, 5.0), "length_ratio": (0.0, 100.0)}.items():
-        value = vars(evaluation)[field]
-        if not (is_number(value) and low <= value <= high):
-            raise KdError(f"evaluation.{field}: {value}; wanted {low:g} to {high:g}")
 
 
 def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
@@ -85,6 +87,7 @@ def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
         if not is_count(value, 1):
             raise KdError(f"training.{field}: {value}; wanted a whole number of at least 1")
     recipe.model.check()
+    check_served(recipe.model, experiment)
     training.optimizer.check(training.steps)
     objective.check(recipe.terms, experiment.tokenizer.vocab_size)
     for name, term in feature_terms(recipe.terms).items():
@@ -99,4 +102,18 @@ def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
         raise KdError("has init=FromTeacher, a term with a signal, or pseudo-targets; it has no teacher of its own")
     if recipe.targets:
         recipe.targets.check()
+        if not experiment.task.prompted:
+            raise KdError(f"targets: {experiment.task.name} has no prompts for the teacher to answer; leave them out")
     recipe.init.check(teacher.model, recipe.model)
+
+
+def check_served(model: Architecture, experiment: Experiment) -> None:
+    """The family can do the task, and every bucket has a place in its positions."""
+    task = experiment.task
+    if model.family not in task.families:
+        raise KdError(f"model: {model.family} cannot serve {task.name}; wanted {' or '.join(task.families)}")
+    longest = int(model.layout.sizes(np.asarray(experiment.shapes)).max())
+    if model.context and longest > model.context:
+        raise KdError(f"model.context: {model.context} positions for rows of {longest}; wanted at least {longest}")
+    if model.family == "encoder_decoder" and "counted" in vars(task) and task.counted == "all":
+        raise KdError("task.counted: all; an encoder-decoder predicts the completion alone: wanted completion")

@@ -28,10 +28,8 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     """
     share_compiled_programs()
     if words.command == "generate":
-        if words.overrides:
-            raise KdError(f"generate: unknown option {words.overrides[0]}; wanted --workdir, --model or --beam")
         workdir = _workdir(words.workdir)
-        given = {"experiment": recall(workdir), "workdir": workdir, "model": words.model, "beam": words.beam}
+        given = {"experiment": recall(workdir), "workdir": workdir, "model": words.model, "changes": words.changes}
         yield [("generate", given)]
         return
     for option, command in (("only", "student"), ("writer", "cache")):

@@ -12,6 +12,9 @@ from pathlib import Path
 from kd_jax.errors import KdError
 
 PHASES = ("prepare", "teacher", "cache", "student", "evaluate", "report")
+# How texts are written, where it differs from the task's own way.
+GENERATE = {"beam": int, "length": int, "temperature": float, "top-k": int, "top-p": float, "min-p": float}
+GENERATE |= {"repetition-penalty": float, "seed": int}
 HELP = """\
 kd_jax makes a large language-generation model small without losing what it writes.
 
@@ -19,7 +22,9 @@ usage:
   kd-jax run CONFIG --workdir DIR [--any.field VALUE ...]     all phases, one after the other
   kd-jax PHASE CONFIG --workdir DIR [--any.field VALUE ...]   one of them
   kd-jax plan CONFIG [--workdir DIR]                          what a cache would cost and keep
-  kd-jax generate --workdir DIR [--model NAME] [--beam N]     answer standard input, line by line
+  kd-jax generate --workdir DIR [--model NAME] [OPTIONS]      answer standard input, line by line: --beam N, --length N,
+                                                              --temperature T, --top-k K, --top-p P, --min-p P,
+                                                              --repetition-penalty R, --seed N
 
 (`python -m kd_jax` is the same as `kd-jax`, and needs no installation.)
 
@@ -109,7 +114,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
     parser.add_argument("--workdir", type=Path)
     if command == "generate":
         parser.add_argument("--model", default="")
-        parser.add_argument("--beam", type=int, default=1)
+        for option, kind in GENERATE.items():
+            parser.add_argument(f"--{option}", type=kind, default=argparse.SUPPRESS)
     elif command in ("run", "plan", *PHASES):
         parser.add_argument("config", nargs="?" if {"-h", "--help"} & set(rest) else None)
         parser.add_argument("--force", action="store_true")
@@ -124,6 +130,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
     if command == "generate" and {"-h", "--help"} & set(rest) or command != "generate" and words.config is None:
         print(HELP)
         return None
+    if command == "generate":
+        if overrides:
+            wanted = ", ".join(f"--{option}" for option in GENERATE)
+            raise KdError(f"generate: unknown option {overrides[0]}; wanted --workdir, --model, {wanted}")
+        options = {option.replace("-", "_") for option in GENERATE}
+        words.changes = {option: value for option, value in vars(words).items() if option in options}
     phases = PHASES if command == "run" else (command,)
     return argparse.Namespace(command=command, phases=phases, overrides=overrides, **vars(words))
 

@@ -1,11 +1,16 @@
-"""Held-out examples: a share of the training text where a split is missing, and what is said of those left out."""
+"""Splits: held-out examples where a split is missing, text without references, and leaks between what is left."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kd_jax.errors import KdError
 
 Example = dict[str, str]
 Splits = dict[str, list[Example]]
 SPLITS = ("train", "validation", "test")
+UNLABELLED = "unlabelled"  # prompts alone, for which the teacher writes the targets
 
 
 def hold_out(
@@ -40,12 +45,45 @@ def hold_out(
     return splits
 
 
-def without_leaks(splits: Splits, source: str) -> tuple[Splits, dict[str, int]]:
-    """Drops held-out examples whose source text, case apart, is trained on (or, for test, validated on).
+def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], labelled: int) -> Splits:
+    """Takes the references from all but `labelled` training examples and moves these to "unlabelled".
+
+    Which ones keep theirs depends on their text alone, and the examples of a smaller number are among those of a
+    larger one, so that runs of several numbers compare.
 
     Args:
-      splits: "train", "validation" and "test" -> examples.
-      source: the field that the model reads.
+      splits: "train" and others -> examples.
+      field: whose text decides.
+      prompt_fields: what an unlabelled example keeps.
+      labelled: training examples that keep their reference; 0 for all.
+
+    Raises:
+      KdError: if there are fewer.
+
+    Examples:
+      >>> rows = [{"en": en, "fr": fr} for en, fr in (("one", "un"), ("two", "deux"), ("three", "trois"))]
+      >>> drop_references({"train": rows}, "en", ("en",), labelled=1)
+      {'train': [{'en': 'one', 'fr': 'un'}], 'unlabelled': [{'en': 'two'}, {'en': 'three'}]}
+    """
+    train = splits["train"]
+    if not labelled:
+        return splits
+    if labelled > len(train):
+        raise KdError(f"source.labelled: {labelled}, of {len(train)} training examples; wanted fewer, or 0 for all")
+    chosen = set(sorted(range(len(train)), key=lambda i: _chance(train[i][field]))[:labelled])
+    others = [{name: row[name] for name in prompt_fields} for i, row in enumerate(train) if i not in chosen]
+    given = splits[UNLABELLED] if UNLABELLED in splits else []
+    return splits | {"train": [train[i] for i in sorted(chosen)], UNLABELLED: others + given}
+
+
+def without_leaks(splits: Splits, *fields: str) -> tuple[Splits, dict[str, int]]:
+    """Drops held-out examples of which a text, case apart, is trained on (or, for test, validated on).
+
+    Unlabelled examples are trained on too.
+
+    Args:
+      splits: "train", "validation", "test" and perhaps "unlabelled" -> examples.
+      fields: whose texts are compared, with the texts of all of them; as a rule the one that the model reads.
 
     Returns:
       (splits, how many were dropped of each).
@@ -57,12 +95,17 @@ def without_leaks(splits: Splits, source: str) -> tuple[Splits, dict[str, int]]:
       >>> without_leaks(splits, "en")[1]
       {'train': 0, 'validation': 1, 'test': 0}
     """
+    order = [split for split in ("train", UNLABELLED, "validation", "test") if split in splits]
     earlier: set[str] = set()
     clean: Splits = {}
-    for split in SPLITS:
-        clean[split] = [row for row in splits[split] if row[source].casefold() not in earlier]
-        earlier |= {row[source].casefold() for row in splits[split]}
-    return clean, {split: len(splits[split]) - len(clean[split]) for split in SPLITS}
+    for split in order:
+        texts = [{row[field].casefold() for field in fields if field in row} for row in splits[split]]
+        trained_on = split in ("train", UNLABELLED)
+        clean[split] = [
+            row for row, own in zip(splits[split], texts, strict=True) if trained_on or own.isdisjoint(earlier)
+        ]
+        earlier = earlier.union(*texts)
+    return clean, {split: len(splits[split]) - len(clean[split]) for split in order}
 
 
 def leak_sentence(counts_before: Mapping[str, int], dropped: Mapping[str, int]) -> str:
@@ -81,6 +124,33 @@ def leak_sentence(counts_before: Mapping[str, int], dropped: Mapping[str, int]) 
         for split, count in dropped.items()
         if count
     )
+
+
+def check_share(share: float) -> None:
+    """Raises KdError for a share of the training examples that cannot be held out."""
+    if not 0 < share < 1:
+        raise KdError(f"source.held_out: {share}; wanted a share of the training examples, between 0 and 1")
+
+
+def check_counts(counts: Mapping[str, int]) -> None:
+    """Raises KdError for a field of a source, name -> value, that is negative."""
+    for field, value in counts.items():
+        if value < 0:
+            raise KdError(f"source.{field}: {value}; wanted 0 or more")
+
+
+def refuse_unlabelled(asked: Mapping[str, Any], prompt_fields: Sequence[str]) -> None:
+    """Raises KdError where fields of a source, name -> value, ask for prompts that the task has no use for."""
+    for field, value in asked.items():
+        if value and not prompt_fields:
+            raise KdError(
+                f"source.{field}: {value!r}; this task's examples are nothing without a reference: leave it out"
+            )
+
+
+def first(rows: Iterable[Example], limit: int) -> list[Example]:
+    """All rows, or the first `limit`; 0 for all."""
+    return list(itertools.islice(rows, limit or None))
 
 
 def _chance(text: str) -> float:

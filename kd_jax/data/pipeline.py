@@ -215,16 +215,27 @@ class PromptBatches(Sequence):
     """
 
     def __init__(
-        self, prompts: Sequence[np.ndarray], layout: Layout, widths: Sequence[int], batch_size: int, divisor: int = 1
+        self,
+        prompts: Sequence[np.ndarray],
+        layout: Layout,
+        widths: Sequence[int],
+        batch_size: int,
+        divisor: int = 1,
+        indices: Sequence[int] | None = None,
     ):
-        """Args: prompts: token ids of each, int32 [P]; widths: padded lengths, ascending; the rest as EvalBatches."""
-        self._prompts, self._layout = prompts, layout
-        lengths_N = np.asarray([len(prompt) for prompt in prompts], int)
+        """Args: prompts: int32 [P] each; widths: padded lengths, ascending; indices: their numbers, from 0 where None.
+
+        The rest as EvalBatches.
+        """
+        self._layout = layout
+        self._prompts = dict(zip(range(len(prompts)) if indices is None else indices, prompts, strict=True))
+        lengths_N, last = np.asarray([len(prompt) for prompt in prompts], int), widths[-1]
         fitting_N = np.asarray(widths)[np.minimum(np.searchsorted(widths, lengths_N), len(widths) - 1)]
-        padded_N = np.where(lengths_N > widths[-1], -(-lengths_N // widths[-1]) * widths[-1], fitting_N)
+        padded_N = np.where(lengths_N > last, -(-lengths_N // last) * last, fitting_N)
+        numbers_N = np.asarray(list(self._prompts), int)
         self._rows = {width: rows_within(batch_size, divisor, width) for width in np.unique(padded_N).tolist()}
-        self.plan = [  # each batch's padded length and numbers of prompts
-            (width, part) for width, rows in self._rows.items() for part in cut(np.flatnonzero(padded_N == width), rows)
+        self.plan = [  # each batch's padded length and the numbers of its prompts
+            (width, part) for width, rows in self._rows.items() for part in cut(numbers_N[padded_N == width], rows)
         ]
 
     def __len__(self) -> int:

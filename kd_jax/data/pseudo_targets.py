@@ -26,6 +26,8 @@ class PseudoTargets:
         teacher's probability renormalised over them. "interpolated": the one closest to the reference
         (Seq-Inter, eq. 9), by the task's own measure.
       beam: width of the teacher's beam search, and the number of hypotheses.
+      of: whose: "train": of the training examples, in place of their references. "unlabelled": of the examples
+        that have none, beside the training examples as they are. "both": of all.
 
     References:
       Kim and Rush 2016, arXiv 1606.07947, sections 3.2 and 3.3.
@@ -39,11 +41,17 @@ class PseudoTargets:
 
     rule: Literal["best", "nbest", "interpolated"] = "best"
     beam: int = 4
+    of: Literal["train", "unlabelled", "both"] = "train"
 
     @property
     def name(self) -> str:
         """Names the folder of the split that it makes."""
-        return f"{self.rule}_beam{self.beam}"
+        return f"{self.rule}_beam{self.beam}" + ("" if self.of == "train" else f"_{self.of}")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the teacher writes targets for."""
+        return ("train", "unlabelled") if self.of == "both" else (self.of,)
 
     def check(self) -> None:
         """Raises KdError for an unknown rule or a beam below 1."""
@@ -51,6 +59,12 @@ class PseudoTargets:
             raise KdError(f"targets.rule: {self.rule!r}; wanted best, nbest or interpolated")
         if self.beam < 1:
             raise KdError(f"targets.beam: {self.beam}; wanted at least 1")
+        if self.of not in ("train", "unlabelled", "both"):
+            raise KdError(f"targets.of: {self.of!r}; wanted train, unlabelled or both")
+        if self.rule == "interpolated" and self.of != "train":
+            raise KdError(
+                "targets.rule: interpolated chooses by the reference, and unlabelled text has none; wanted best"
+            )
 
     def choose(
         self, hypotheses: Sequence[np.ndarray], logp: np.ndarray, closeness: Callable[[np.ndarray], float]

@@ -2,12 +2,14 @@
 
 import codecs
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kd_jax.errors import KdError
 
 JSON_SUFFIXES = (".jsonl", ".json")
+UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's controls, marks such as U+200B, and blanks
 
 
 def read_files(paths: Sequence[str], fields: Sequence[str], where: str) -> list[dict[str, str]]:
@@ -102,8 +104,18 @@ def _json_example(line: str, fields: Sequence[str], where: str) -> dict[str, str
     return {field: row[field] for field in fields}
 
 
+def is_blank(text: str) -> bool:
+    r"""Whether no character of a text can be seen, so that no tokeniser makes a token of it.
+
+    Examples:
+      >>> [is_blank(text) for text in ("", " \u2028\t", "\u200b\ufeff", "\x00", "a", ".")]
+      [True, True, True, True, False, False]
+    """
+    return all(unicodedata.category(character) in UNSEEN for character in text)
+
+
 def _check_text(text: str, where: str) -> None:
-    if not text.strip():
+    if is_blank(text):
         raise KdError(f"{where}: empty; wanted a text, or leave the example out")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise KdError(f"{where}: half a character (a lone surrogate); wanted text that UTF-8 can hold")

@@ -12,12 +12,15 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from tensorflow_datasets.core.download.extractor import ExtractError
 from tensorflow_datasets.core.download.util import DownloadError
 
+from kd_jax.artifacts import runlog
+from kd_jax.data.text_files import is_blank
 from kd_jax.errors import KdError
 
 # TFDS registers its older builders by importing these folders in a fixed order, and stops at the first that
 # needs TensorFlow, before it comes to the text.
 TEXT_FOLDERS = ("question_answering", "summarization", "text", "text_simplification", "translate")
 NEAREST = 20
+CHUNK = 1024  # examples read at a time
 ELSEWHERE = "prepare it where it can be, with `tfds build --file_format=array_record`, and name that source.data_dir"
 
 
@@ -106,7 +109,7 @@ def check_fields(builder: tfds.core.DatasetBuilder, fields: Mapping[str, str]) -
 
 
 def read(builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """The examples of a prepared split, in the order of its files.
+    """The examples of a prepared split, in the order of its files; those with an empty text are left out, and said.
 
     Args:
       split: in TFDS's slicing syntax, such as "train[:10%]".
@@ -122,8 +125,28 @@ def read(builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str, str
     except (KeyError, ValueError, AssertionError) as error:
         there = ", ".join(builder.info.splits)
         raise KdError(f"source: {name} has no split {split!r}; it has {there}, also in slices: train[:10%]") from error
-    rows = builder.as_data_source(split=split)
-    return ({ours: _text_at(row, path.split("/")) for ours, path in fields.items()} for row in rows)
+    rows = _rows(builder.as_data_source(split=split))
+    examples = ({ours: _text_at(row, path.split("/")) for ours, path in fields.items()} for row in rows)
+    return _without_empty(examples, f"{name}, {split}")
+
+
+def _rows(source: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
+    """All rows, many read at a time: twice as fast as one by one."""
+    for start in range(0, len(source), CHUNK):
+        yield from source.__getitems__(range(start, min(start + CHUNK, len(source))))
+
+
+def _without_empty(examples: Iterator[dict[str, str]], where: str) -> Iterator[dict[str, str]]:
+    empty = 0
+    try:
+        for example in examples:
+            if any(map(is_blank, example.values())):
+                empty += 1
+            else:
+                yield example
+    finally:  # also where somebody stops at the number that is wanted
+        if empty:
+            runlog.say(f"data: {where}: examples left out for an empty text: {empty:,}")
 
 
 def _text_at(row: Mapping[str, Any], path: Sequence[str]) -> str:

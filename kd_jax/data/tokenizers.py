@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -49,8 +49,13 @@ class SentencePiece:
         if not 0.98 <= self.character_coverage <= 1:
             raise KdError(f"tokenizer.character_coverage: {self.character_coverage}; wanted 0.98 to 1")
 
-    def train(self, texts: Iterable[str], path: Path) -> None:
+    def train(self, texts: Iterable[str], path: Path, symbols: Sequence[str] = ()) -> None:
         """Trains on `texts` and writes the model to `path`, by rename.
+
+        Args:
+          texts: of the training split.
+          path: of the model.
+          symbols: texts that become one piece each, such as language tags; they count in vocab_size.
 
         Raises:
           KdError: if the texts cannot fill the vocabulary.
@@ -68,6 +73,7 @@ class SentencePiece:
                 bos_id=START,
                 eos_id=EOS,
                 unk_id=UNKNOWN,
+                user_defined_symbols=list(symbols),
                 max_sentence_length=LONGEST,
                 num_threads=1,  # the pieces must not depend on the machine
                 minloglevel=2,

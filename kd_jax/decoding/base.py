@@ -1,11 +1,19 @@
-"""What every way of decoding shares."""
+"""What every way of decoding shares, and the loop of those that write token by token."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
 import jax
 import jax.numpy as jnp
 
-from kd_jax.types import Array, Inputs
+from kd_jax.models.base import Cache, Model
+from kd_jax.types import Array, Inputs, Params
 
 PAD = 0
+
+# (logits_BV, tokens written so far, memory) -> (token_B, memory)
+Choose = Callable[[Array, Array, chex.ArrayTree], tuple[Array, chex.ArrayTree]]
 
 
 def likeliest(logits_NV: Array) -> Array:
@@ -23,3 +31,57 @@ def likeliest(logits_NV: Array) -> Array:
 def first_tokens(inputs: Inputs) -> tuple[Array, Array]:
     """(the token that each row goes on from, int32 [B]; whether the row is real or only fills up, bool [B])."""
     return inputs.decoder.ids_BT[:, -1], inputs.decoder.segment_BT[:, -1] > 0
+
+
+class Loop(NamedTuple):
+    """One text per row, in the making."""
+
+    written: Array
+    token_B: Array
+    ended_B: Array
+    ids_BT: Array
+    cache: Cache
+    memory: chex.ArrayTree
+
+
+def token_by_token(
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    *,
+    eos: int,
+    length: int,
+    choose: Choose,
+    memory: chex.ArrayTree = (),
+) -> Array:
+    """Writes what `choose` says until every row has ended: one `lax.while_loop`.
+
+    Args:
+      model, params: the network.
+      inputs: prompts, as a layout's `prompts` makes them; rows that only fill up a batch end at once.
+      eos: id that ends a text.
+      length: most tokens written, static.
+      choose: (logits_BV, tokens written so far, memory) -> (token_B, memory).
+      memory: what `choose` remembers from token to token.
+
+    Returns:
+      int32 [B, T], the end included, zeros behind it.
+    """
+
+    def step(loop: Loop) -> Loop:
+        logits_BV, cache = model.step(params, loop.cache, loop.token_B)
+        chosen_B, memory = choose(logits_BV, loop.written, loop.memory)
+        token_B = jnp.where(loop.ended_B, PAD, chosen_B)
+        ids_BT = jax.lax.dynamic_update_slice_in_dim(loop.ids_BT, token_B[:, None], loop.written, 1)
+        return Loop(loop.written + 1, token_B, loop.ended_B | (token_B == eos), ids_BT, cache, memory)
+
+    token_B, real_B = first_tokens(inputs)
+    first = Loop(
+        written=jnp.int32(0),
+        token_B=token_B,
+        ended_B=~real_B,
+        ids_BT=jnp.full((len(token_B), length), PAD, jnp.int32),
+        cache=model.prefill(params, inputs, length),
+        memory=memory,
+    )
+    return jax.lax.while_loop(lambda loop: (loop.written < length) & ~loop.ended_B.all(), step, first).ids_BT

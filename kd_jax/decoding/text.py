@@ -1,30 +1,62 @@
 """From prompts to text: what evaluation, generation and pseudo-targets share."""
 
+from collections.abc import Callable
+
 import numpy as np
 
+from kd_jax.data.pipeline import PromptBatches
 from kd_jax.data.tokenizers import EOS, Tokenizer
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
-from kd_jax.experiment import Evaluation
-from kd_jax.models.base import Model
+from kd_jax.decoding.sampling import sample
+from kd_jax.models.base import Architecture, Model
+from kd_jax.tasks.base import Decoding
 from kd_jax.types import Array, Inputs, Params
 
 
-def output_length(evaluation: Evaluation, inputs: Inputs) -> int:
-    """The most tokens written for prompts of this padded length."""
-    prompt = inputs.decoder if inputs.encoder is None else inputs.encoder
-    return int(evaluation.length_ratio * prompt.ids_BT.shape[1]) + 8
+def output_length(decoding: Decoding, architecture: Architecture, inputs: Inputs) -> int:
+    """The most tokens written for prompts of this padded length: what decoding allows, and the model's positions."""
+    before = inputs.decoder.ids_BT.shape[1] - 1
+    most = decoding.most(before if inputs.encoder is None else inputs.encoder.ids_BT.shape[1])
+    return min(most, architecture.context - before) if architecture.context else most
 
 
-def write(params: Params, inputs: Inputs, *, model: Model, beam: int, evaluation: Evaluation) -> Array:
-    """The best hypothesis of every row, int32 [B, T]; greedy where beam is 1."""
-    ends = {"eos": EOS, "length": output_length(evaluation, inputs)}
-    if beam == 1:
+def write(
+    params: Params, inputs: Inputs, *, model: Model, architecture: Architecture, way: str, decoding: Decoding
+) -> Array:
+    """What a model writes, int32 [B, T].
+
+    Args:
+      params, inputs: the model's parameters, and prompts.
+      model, architecture: the network.
+      way: "beam" for the best hypothesis of the beam search; else token by token.
+      decoding: the settings.
+    """
+    ends = {"eos": EOS, "length": output_length(decoding, architecture, inputs)}
+    if way == "beam":
+        search = {"beam": decoding.beam, "alpha": decoding.length_penalty}
+        return beam_search(model, params, inputs, **search, **ends).ids_BKT[:, 0]
+    if not decoding.sampling.temperature and decoding.sampling.repetition_penalty == 1:
         return greedy(model, params, inputs, **ends)
-    return beam_search(model, params, inputs, beam=beam, alpha=evaluation.length_penalty, **ends).ids_BKT[:, 0]
+    return sample(model, params, inputs, sampling=decoding.sampling, **ends)
 
 
 def to_text(ids_T: np.ndarray, tokenizer: Tokenizer) -> str:
     """The text before the end id."""
     ids = ids_T.tolist()
     return tokenizer.decode(ids[: ids.index(EOS)] if EOS in ids else ids)
+
+
+def texts(batches: PromptBatches, write_batch: Callable[[Inputs], np.ndarray], tokenizer: Tokenizer) -> dict[int, str]:
+    """Number of each prompt -> what was written.
+
+    Args:
+      batches: the prompts.
+      write_batch: prompts -> token ids, int32 [B, T], on the host.
+      tokenizer: the run's.
+    """
+    written = {}
+    for (_, numbers), prompts in zip(batches.plan, batches, strict=True):
+        ids_BT = write_batch(prompts)
+        written |= {int(n): to_text(ids_T, tokenizer) for n, ids_T in zip(numbers, ids_BT, strict=False)}
+    return written

@@ -11,7 +11,7 @@ from kd_jax.decoding.base import likeliest
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl, total_variation
 from kd_jax.models.base import Model
-from kd_jax.objective.fused_head import chunk_tokens
+from kd_jax.objective.fused_head import chunk_tokens, map_head
 from kd_jax.signals.topk import TopK
 from kd_jax.types import Array, Batch, Params, Payload, Sum
 
@@ -142,6 +142,14 @@ def compare_cached_step(
         return compare_cached(signal, row["payload"], logits_NV, row["targets"], row["mask"])
 
     return all_sum(_over_chunks(sums, rows | {"payload": payload}, head.kernel_DV.shape[1]))
+
+
+def likelihood(params: Params, batch: Batch, *, model: Model) -> Array:
+    """How unlikely each row's targets are that count, float32 [B] in nats: - sum log p."""
+    rows = {"hidden": model.apply(params, batch.inputs), "targets": batch.targets_BT}
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+    nll_N = map_head(cross_entropy, flat["hidden"], model.head(params), flat["targets"])
+    return jnp.where(batch.mask_BT, nll_N.reshape(batch.mask_BT.shape), 0.0).sum(-1)
 
 
 def _over_chunks(sums: Callable[[Any], Sums], rows: Any, vocab_size: int) -> Sums:

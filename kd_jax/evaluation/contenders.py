@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.decoding import text
-from kd_jax.evaluation.closeness import compare_cached_step, compare_step
-from kd_jax.experiment import Evaluation, Experiment
+from kd_jax.evaluation.closeness import compare_cached_step, compare_step, likelihood
+from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture, Model
 from kd_jax.parallel.base import Devices
 from kd_jax.signals.topk import TopK
+from kd_jax.tasks.base import Decoding
 from kd_jax.training.model import trained
 from kd_jax.types import Params
 
@@ -41,10 +42,11 @@ def contenders(experiment: Experiment, workdir: Workdir) -> list[Contender]:
 class Programs:
     """Compiled functions, one for each shape of network: models of one shape share them."""
 
-    def __init__(self, evaluation: Evaluation, teacher: Contender, vocab_size: int):
-        self._evaluation, self._teacher, self._vocab_size = evaluation, teacher, vocab_size
+    def __init__(self, decoding: Decoding, teacher: Contender, vocab_size: int):
+        self._decoding, self._teacher, self._vocab_size = decoding, teacher, vocab_size
         self.compare = functools.cache(self._compare)
         self.compare_cached = functools.cache(self._compare_cached)
+        self.likelihood = functools.cache(self._likelihood)
         self.write = functools.cache(self._write)
 
     def _compare(self, architecture: Architecture, devices: Devices) -> Callable:
@@ -55,9 +57,12 @@ class Programs:
         student = architecture.build(self._vocab_size)
         return devices.compile_sums(functools.partial(compare_cached_step, student=student, signal=signal))
 
-    def _write(self, architecture: Architecture, beam: int, devices: Devices) -> Callable:
-        model = architecture.build(self._vocab_size)
-        return devices.compile(functools.partial(text.write, model=model, beam=beam, evaluation=self._evaluation))
+    def _likelihood(self, architecture: Architecture, devices: Devices) -> Callable:
+        return devices.compile(functools.partial(likelihood, model=architecture.build(self._vocab_size)))
+
+    def _write(self, architecture: Architecture, way: str, devices: Devices) -> Callable:
+        parts = {"model": architecture.build(self._vocab_size), "architecture": architecture, "way": way}
+        return devices.compile(functools.partial(text.write, **parts, decoding=self._decoding))
 
 
 def teacher_of(models: list[Contender]) -> Contender:

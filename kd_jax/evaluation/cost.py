@@ -14,6 +14,7 @@ import numpy as np
 from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.data import pipeline, store
+from kd_jax.data.buckets import place
 from kd_jax.experiment import Experiment, Recipe
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
@@ -84,7 +85,8 @@ def signal_costs(teacher: Teacher, folder: Path) -> list[SignalCost]:
     whole = pipeline.Split(teacher.workdir.data, "train")
     places = np.linspace(0, len(whole) - 1, min(SAMPLE, len(whole))).astype(int)
     lengths = whole.lengths[places]
-    fitting = places[pipeline.place(lengths, teacher.experiment.shapes) < len(teacher.experiment.shapes)]
+    shapes = teacher.experiment.shapes
+    fitting = places[place(lengths, shapes, teacher.layout) < len(shapes)]
     sample = _sample(whole, fitting, Folder(folder / "sample", "plan"))
     tokens = int(sample.lengths[:, 1].sum()) * len(whole) / len(sample)
     signals = candidates(teacher.data["vocab_size"])
@@ -196,9 +198,10 @@ def step_costs(experiment: Experiment, teacher: Teacher, recipe: Recipe) -> list
 def _batch(experiment: Experiment, teacher: Teacher, recipe: Recipe, signal: TopK) -> Batch:
     """A batch of the longest bucket, with a payload of the right shape."""
     split, bucket = pipeline.Split(teacher.workdir.data, "train"), experiment.shapes[-1]
-    rows = max(1, recipe.training.tokens_per_batch // bucket.completion)
-    fitting = np.flatnonzero(pipeline.place(split.lengths, [bucket]) == 0)[:rows]
-    batch = split.batch(recipe.model.layout, np.resize(fitting, rows), rows, bucket)
+    layout = recipe.model.layout
+    rows = max(1, recipe.training.tokens_per_batch // int(layout.sizes(np.asarray(bucket))[-1]))
+    fitting = np.flatnonzero(place(split.lengths, [bucket], layout) == 0)[:rows]
+    batch = split.batch(layout, np.resize(fitting, rows)[:, None], rows, bucket)
     schema = signal.schema(teacher.data["vocab_size"])
     payload = {name: np.zeros((*batch.targets_BT.shape, *field.shape), field.dtype) for name, field in schema.items()}
     payload["ids"] += np.arange(signal.k).astype(payload["ids"].dtype)

@@ -78,7 +78,7 @@ def markdown(document: Document) -> str:
     lines += [*_markdown_table(document.summary), ""]
     lines += [line for note in document.notes for line in (text(note), "")]
     lines += ["## The other figures", "", *_markdown_table(document.details), ""]
-    lines += ["## Time", "", *_markdown_table(document.times), "", "## Samples, greedy", ""]
+    lines += ["## Time", "", *_markdown_table(document.times), "", "## Samples", ""]
     lines += ["Bold: words that the teacher did not write.", ""]
     for number, sample in enumerate(document.samples, 1):
         shown = _marked(sample, document.models, text, "**{}**")
@@ -181,7 +181,7 @@ pre {{ overflow-x: auto; font-size: .78rem; overflow-wrap: normal; }}
 <div class="note">{notes}</div>
 <h2>Plots</h2><div class="plots">{plots}</div>
 <h2>The other figures</h2>{details}
-<h2>Samples, greedy</h2><p class="note">Marked: words that the teacher did not write.</p>{samples}
+<h2>Samples</h2><p class="note">Marked: words that the teacher did not write.</p>{samples}
 <h2>Time</h2>{times}
 <h2>Experiment</h2><details><summary>every field, resolved</summary><pre>{resolved}</pre></details>
 <footer><p>{versions}</p></footer>

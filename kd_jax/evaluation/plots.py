@@ -44,10 +44,13 @@ def trade_off(report: Mapping[str, Any]) -> Figure:
             if interval is not None:
                 axes.vlines(speed, *interval, color=style["color"], alpha=0.5, linewidth=2)
             axes.plot(speed, score, linestyle="", label=name, **style)
+        for name, figures in report["baselines"].items():
+            if figures[metric["name"]] is not None:
+                axes.axhline(figures[metric["name"]], linestyle=":", color=INK, alpha=0.6, linewidth=1.2, label=name)
         axes.set_xlim(0, 1.1 * max(model["decode_tokens_per_second"] for model in models.values()))
 
     interval = "" if all(m[f"{metric['name']}_ci"] is None for m in models.values()) else ", 95% interval"
-    return _figure(draw, list(models), "greedy decoding, tokens a second", f"{metric['label']}{interval}")
+    return _figure(draw, [*models, *report["baselines"]], "decoding, tokens a second", f"{metric['label']}{interval}")
 
 
 def curve(curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, label: str, models: Iterable[str]) -> Figure:

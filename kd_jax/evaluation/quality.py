@@ -1,65 +1,138 @@
-"""What a model writes, and how good it is by the task's metrics."""
+"""What a model writes, how likely it holds the true texts, and how good that is by the task's metrics."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from kd_jax.artifacts import runlog
-from kd_jax.data.pipeline import EvalBatches
+from kd_jax.artifacts.manifest import Folder, read_lines
+from kd_jax.data.pipeline import EvalBatches, PromptBatches
 from kd_jax.data.tokenizers import Tokenizer
 from kd_jax.decoding.text import to_text
 from kd_jax.evaluation.contenders import Contender, Programs
-from kd_jax.experiment import Evaluation
 from kd_jax.parallel.base import Devices
 from kd_jax.tasks.base import Example, Task
+from kd_jax.tasks.metrics import Metric, Outcome
 from kd_jax.types import Params
+
+Texts = Mapping[str, Sequence[str]]  # way of writing -> a text of every written example
+
+
+class Measured(NamedTuple):
+    """A split's examples, and those of them that texts are written for.
+
+    Attributes:
+      examples: the split's, as text.
+      written: the numbers of those that texts are written for.
+    """
+
+    examples: Sequence[Example]
+    written: Sequence[int]
+
+    @classmethod
+    def of(cls, folder: Folder, split: str, count: int) -> "Measured":
+        """A prepared split's, `count` of them evenly spread; 0 for all."""
+        examples = read_lines(folder.file(f"{split}.jsonl"))
+        chosen = np.linspace(0, len(examples) - 1, min(count or len(examples), len(examples))).astype(int)
+        return cls(examples, sorted(set(chosen.tolist())))
+
+    def outcome(self, task: Task, texts: Sequence[str]) -> Outcome:
+        """Of texts that were written, one for each of `written`."""
+        examples = [self.examples[i] for i in self.written]
+        return Outcome(examples, texts, [task.references_of(example) for example in examples])
 
 
 def texts(
     contender: Contender,
     params: Params,
     programs: Programs,
-    batches: EvalBatches,
-    beams: Sequence[int],
+    batches: PromptBatches,
+    ways: Sequence[str],
     tokenizer: Tokenizer,
     devices: Devices,
-) -> dict[int, list[str]]:
-    """Beam width -> the text that the model writes for every example, in their order.
+) -> dict[str, list[str]]:
+    """Way of writing -> the text that the model writes for every prompt, in their order.
 
     Args:
       contender, params: the model, and its parameters on the devices.
       programs: compiled functions.
-      batches: the examples.
-      beams: widths; 1 for greedy.
+      batches: the prompts.
+      ways: such as ("greedy", "beam").
       tokenizer, devices: the run's.
     """
-    written: dict[int, dict[int, str]] = {beam: {} for beam in beams}
+    written: dict[str, dict[int, str]] = {way: {} for way in ways}
     with runlog.progress(f"write {contender.name}", len(batches)) as bar:
-        for number, (bucket, indices) in enumerate(batches.plan()):
-            prompts = devices.cut(batches.prompts(number))
-            with bar.meeting(bucket):
-                for beam, by_index in written.items():
-                    ids_BT = devices.gather(programs.write(contender.architecture, beam, devices)(params, prompts))
-                    by_index |= {int(i): to_text(ids_BT[b], tokenizer) for b, i in enumerate(indices)}
+        for (width, numbers), batch in zip(batches.plan, batches, strict=True):
+            prompts = devices.cut(batch)
+            with bar.meeting(width):
+                for way, by_number in written.items():
+                    ids_BT = devices.gather(programs.write(contender.architecture, way, devices)(params, prompts))
+                    by_number |= {int(n): to_text(ids_BT[b], tokenizer) for b, n in enumerate(numbers)}
             bar.advance(1)
-    return {beam: [by_index[i] for i in sorted(by_index)] for beam, by_index in written.items()}
+    return {way: [by_number[n] for n in sorted(by_number)] for way, by_number in written.items()}
 
 
-def scores(task: Task, greedy: list[str], beam: list[str], references: list[str], resamples: int) -> dict[str, Any]:
-    """The task's metrics of greedy texts, "NAME" and "NAME_ci"; the headline of beam texts too, as "NAME_beam"."""
+def likelihoods(
+    contender: Contender,
+    params: Params,
+    programs: Programs,
+    batches: EvalBatches,
+    owners: np.ndarray,
+    devices: Devices,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(nats, tokens) of every text example's targets that count: float64 and int64 [text examples].
+
+    Args:
+      contender, params, programs, devices: as `texts`.
+      batches: the encoded examples.
+      owners: int [encoded examples], the text example that each is a part of.
+    """
+    nll, tokens = np.zeros(owners.max() + 1), np.zeros(owners.max() + 1, np.int64)
+    with runlog.progress(f"likelihood {contender.name}", len(batches)) as bar:
+        for (bucket, indices), batch in zip(batches.plan, batches, strict=True):
+            with bar.meeting(bucket):
+                nll_B = devices.gather(programs.likelihood(contender.architecture, devices)(params, devices.cut(batch)))
+            np.add.at(nll, owners[indices], nll_B[: len(indices)])
+            np.add.at(tokens, owners[indices], batch.mask_BT[: len(indices)].sum(-1))
+            bar.advance(1)
+    return nll, tokens
+
+
+def of_tokens(task: Task, measured: Measured, nll_N: np.ndarray, tokens_N: np.ndarray) -> Outcome:
+    """The likelihoods of all examples; no texts."""
+    references = [task.references_of(example) for example in measured.examples]
+    return Outcome(measured.examples, [], references, nll_N, tokens_N)
+
+
+def scores(
+    metrics: Sequence[Metric], written: Mapping[str, Outcome], tokens: Outcome | None, resamples: int
+) -> dict[str, Any]:
+    """The task's metrics, "NAME" and "NAME_ci"; of each further way of writing "NAME_WAY", for the first text metric.
+
+    Args:
+      metrics: the task's.
+      written: way of writing -> what was written; the first is what the metrics are about.
+      tokens: the same examples with their likelihoods; None for what has none: metrics that read them are None.
+      resamples: for the intervals.
+    """
+    first, *others = written
     figures: dict[str, Any] = {}
-    for metric in task.metrics:
-        score = metric.score(greedy, references, resamples)
-        figures |= {metric.name: score.value, f"{metric.name}_ci": score.interval and list(score.interval)}
-        figures.setdefault("signature", score.signature)
-    headline = task.metrics[0]
-    return figures | {f"{headline.name}_beam": headline.score(beam, references, 0).value}
+    for metric in metrics:
+        outcome = written[first] if metric.reads == "texts" else tokens
+        score = outcome and metric.score(outcome, resamples)
+        figures |= {metric.name: score and score.value, f"{metric.name}_ci": score and list(score.interval)}
+    beside = next((metric for metric in metrics if metric.reads == "texts"), None)
+    if beside:
+        figures |= {f"{beside.name}_{way}": beside.score(written[way], 0).value for way in others}
+    return figures
 
 
-def side_by_side(
-    task: Task, examples: Sequence[Example], evaluation: Evaluation, written: Mapping[int, list[str]]
-) -> list[dict[str, str]]:
-    """One row per example: source, reference, and what was written."""
-    return [
-        {"source": task.prompt(example), "reference": task.reference(example), "greedy": greedy, "beam": beam}
-        for example, greedy, beam in zip(examples, written[1], written[evaluation.beam], strict=True)
-    ]
+def side_by_side(task: Task, measured: Measured, written: Texts) -> list[dict[str, Any]]:
+    """One row for each written example: its number, source, reference, and what was written each way."""
+    rows = []
+    for place, number in enumerate(measured.written):
+        example = measured.examples[number]
+        row = {"number": number, "source": task.prompt(example), "reference": task.references_of(example)[0]}
+        rows.append(row | {way: texts[place] for way, texts in written.items()})
+    return rows

@@ -1,16 +1,15 @@
-"""How fast models write: greedy tokens a second, the models in turn on the same prompts."""
+"""How fast models write: tokens a second, the models in turn on the same prompts."""
 
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from kd_jax.artifacts import runlog
-from kd_jax.data.layouts import Bucket
-from kd_jax.data.pipeline import EvalBatches, Split, place
+from kd_jax.data.pipeline import PromptBatches
 from kd_jax.decoding.base import PAD
 from kd_jax.evaluation.contenders import Contender, Programs
 from kd_jax.experiment import Evaluation
@@ -25,32 +24,42 @@ def decoding_speeds(
     evaluation: Evaluation,
     contenders: list[Contender],
     programs: Programs,
-    split: Split,
-    shapes: tuple[Bucket, ...],
+    prompts: Sequence[np.ndarray],
+    widths: Sequence[int],
+    way: str,
     devices: Devices,
 ) -> dict[str, dict[str, float]]:
-    """Greedy tokens a second of every model, in batches and one prompt at a time.
+    """Tokens a second of every model, in batches and one prompt at a time.
 
-    The models take turns on the same prompts, those of the fullest bucket, after a first round that
+    The models take turns on the same prompts, those of the commonest padded length, after a first round that
     compiles; medians over the repeats. The end of the text counts as a token.
+
+    Args:
+      evaluation: how many prompts.
+      contenders, programs: the models, and their compiled functions.
+      prompts: token ids of each, int32 [P].
+      widths: padded lengths, ascending.
+      way: how they are written.
+      devices: for batches; one prompt at a time runs on one.
     """
-    places = place(split.lengths, shapes)
-    members = np.flatnonzero(places == np.bincount(places, minlength=len(shapes))[: len(shapes)].argmax())
+    places = np.searchsorted(widths, [len(prompt) for prompt in prompts])
+    commonest = np.bincount(places, minlength=len(widths))[: len(widths)].argmax()
+    members = np.flatnonzero(places == commonest)
     figures: dict[str, dict[str, float]] = {contender.name: {} for contender in contenders}
     for suffix, where, size, count in (
         ("", devices, evaluation.batch_size, 4 * evaluation.batch_size),
-        ("_single", devices_of("jit"), 1, evaluation.speed_sentences),
+        ("_single", devices_of("jit"), 1, evaluation.speed_texts),
     ):
         chosen = members[:count]
         calls = {}
         for contender in contenders:
-            batches = EvalBatches(split, contender.architecture.layout, shapes, size, where.count, chosen)
-            prompts = [where.cut(batches.prompts(i)) for i in range(len(batches))]
-            write = programs.write(contender.architecture, 1, where)
-            calls[contender.name] = functools.partial(_timed, write, where.put(contender.params), prompts, where)
+            layout = contender.architecture.layout
+            batches = PromptBatches([prompts[i] for i in chosen], layout, widths, size, where.count, chosen)
+            write, params = programs.write(contender.architecture, way, where), where.put(contender.params)
+            calls[contender.name] = functools.partial(_timed, write, params, list(map(where.cut, batches)), where)
         for name, (seconds, tokens) in _medians(calls, f"time{suffix.replace('_', ' ')} decoding").items():
             figures[name][f"decode_tokens_per_second{suffix}"] = tokens / seconds
-            figures[name][f"decode_sentences_per_second{suffix}"] = len(chosen) / seconds
+            figures[name][f"decode_texts_per_second{suffix}"] = len(chosen) / seconds
     return figures
 
 

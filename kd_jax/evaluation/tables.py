@@ -14,28 +14,34 @@ ABSENT = "–"
 
 
 class Column(NamedTuple):
-    """A heading, its short form for a terminal, and how a model's figure is shown under it."""
+    """A heading, its short form for a terminal, the figure's key, and how it is shown beside all of a model's."""
 
     heading: str
     short: str
+    key: str
     show: Callable[[Model], str]
 
+    def cell(self, figures: Model) -> str:
+        """A baseline has few figures, and no model has all."""
+        return ABSENT if figures[self.key] is None else self.show(figures)
 
-def plain(key: str, pattern: str, heading: str, short: str = "") -> Column:
-    """A figure that may be None, through a format pattern."""
-    return Column(heading, short, lambda model: ABSENT if model[key] is None else format(model[key], pattern))
+
+def plain(key: str, pattern: str | Callable[[Any], str], heading: str, short: str = "") -> Column:
+    """A figure through a format pattern, or a function."""
+    show = pattern if callable(pattern) else lambda value: format(value, pattern)
+    return Column(heading, short, key, lambda figures: show(figures[key]))
 
 
 def scored(metric: Mapping[str, Any]) -> Column:
     """A metric with its interval, where it has one."""
     name, digits, coarse = metric["name"], metric["digits"], max(0, metric["digits"] - 1)
 
-    def show(model: Model) -> str:
-        interval = model[f"{name}_ci"]
+    def show(figures: Model) -> str:
+        interval = figures[f"{name}_ci"]
         shown = "" if interval is None else f" [{interval[0]:.{coarse}f}, {interval[1]:.{coarse}f}]"
-        return f"{model[name]:.{digits}f}{shown}"
+        return f"{figures[name]:.{digits}f}{shown}"
 
-    return Column(f"{metric['label']} [95%]", f"{metric['label']} [95%]", show)
+    return Column(f"{metric['label']} [95%]", f"{metric['label']} [95%]", name, show)
 
 
 def summary_columns(report: Report) -> list[Column]:
@@ -43,13 +49,13 @@ def summary_columns(report: Report) -> list[Column]:
     first, *others = report["metrics"]
     count = EngFormatter(places=1)
     return [
-        Column("parameters outside embeddings", "params", lambda m: count(m["parameters_outside_embeddings"])),
+        plain("parameters_outside_embeddings", count, "parameters outside embeddings", "params"),
         scored(first),
         *(plain(m["name"], f".{m['digits']}f", m["label"], m["label"]) for m in others[:1]),
         plain("kl_to_teacher", ".3f", "KL to teacher", "KL"),
         plain("decode_tokens_per_second", ",.0f", "decode tok/s", "tok/s"),
         plain("decode_tokens_per_second_single", ",.0f", "tok/s at batch 1", "batch 1"),
-        Column("training time", "training", lambda m: runlog.clock(m["seconds"])),
+        plain("seconds", runlog.clock, "training time", "training"),
     ]
 
 
@@ -58,18 +64,18 @@ def detail_columns(report: Report) -> list[Column]:
     first, *others = report["metrics"]
     count, size = EngFormatter(places=1), EngFormatter(unit="B", places=1)
     beam = f"{first['name']}_beam"
-    beams = any(beam in model for model in report["models"].values())  # a task without texts has no beam
+    beams = any(beam in model for model in report["models"].values())  # not every task has one
     return [
-        Column("parameters", "", lambda m: count(m["parameters"])),
-        Column("on disk", "", lambda m: size(m["bytes"])),
+        plain("parameters", count, "parameters"),
+        plain("bytes", size, "on disk"),
         *([plain(beam, f".{first['digits']}f", f"{first['label']} beam")] if beams else []),
         *map(scored, others),
         plain("cross_entropy", ".3f", "cross-entropy"),
         plain("agreement", ".1%", "agreement"),
         plain("acceptance", ".1%", "acceptance"),
         plain("calibration_error", ".3f", "calibration error"),
-        plain("decode_sentences_per_second", ",.0f", "texts/s"),
-        plain("decode_sentences_per_second_single", ",.0f", "texts/s at batch 1"),
+        plain("decode_texts_per_second", ",.0f", "texts/s"),
+        plain("decode_texts_per_second_single", ",.0f", "texts/s at batch 1"),
         plain("train_tokens_per_second", ",.0f", "train tok/s"),
         plain("loss_before_first_step", ".3f", "loss before first step"),
     ]
@@ -121,20 +127,24 @@ def notes(report: Report) -> list[str]:
         f"cache {name}: {one['target_tokens']:,} target tokens at {one['bytes_per_target_token']:.0f} bytes"
         for name, one in report["caches"].items()
     ]
+    signature = f", {report['headline']['signature']}" if report["headline"]["signature"] else ""
     return [
-        f"Examples: {', '.join(splits)}. Measured on {teacher['sentences']:,} "
-        f"({teacher['over_long']:,} beyond the longest bucket), {teacher['signature']}; seed {report['seed']}.",
+        f"Examples: {', '.join(splits)}. Measured on {teacher['examples']:,} "
+        f"({teacher['over_long']:,} beyond the longest bucket){signature}; seed {report['seed']}.",
         "Two models are told apart where their 95% intervals do not overlap, which misses small differences.",
         "KL in nats a token; agreement: share of target positions where student and teacher hold the same token for "
         "the likeliest; acceptance: 1 - total variation, the share of the student's draft tokens that the teacher "
-        "would take; calibration error: expected, 15 bins; speeds: greedy, models in turn on the same texts, medians.",
+        "would take; calibration error: expected, 15 bins; speeds: models in turn on the same prompts, medians.",
         *([f"{'; '.join(caches)}."] if caches else []),
     ]
 
 
 def _table(report: Report, columns: Sequence[Column]) -> Table:
     head = ["model", *(column.heading for column in columns)]
-    return [head, *([name, *(column.show(m) for column in columns)] for name, m in report["models"].items())]
+    models = report["models"]
+    nothing = dict.fromkeys(key for figures in models.values() for key in figures)
+    rows = models | {name: nothing | figures for name, figures in report["baselines"].items()}
+    return [head, *([name, *(column.cell(figures) for column in columns)] for name, figures in rows.items())]
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -3,14 +3,16 @@
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from kd_jax import config
 from kd_jax.artifacts import manifest, runlog
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data.pipeline import EvalBatches, Split, place
+from kd_jax.data.buckets import place
+from kd_jax.data.pipeline import EvalBatches, PromptBatches, Split
 from kd_jax.data.store import Store
 from kd_jax.data.tokenizers import Tokenizer
 from kd_jax.errors import KdError
@@ -23,56 +25,114 @@ from kd_jax.parallel.base import Devices
 from kd_jax.signals.topk import TopK
 from kd_jax.types import Batch, Params
 
-FROM_TRAINING = ("parameters", "parameters_outside_embeddings", "bytes", "loss_before_first_step")
+FROM_TRAINING = (
+    "parameters",
+    "parameters_outside_embeddings",
+    "bytes",
+    "loss_before_first_step",
+    "train_tokens_per_second",
+)
+
+
+class Setting(NamedTuple):
+    """What every model is measured with: the run, its compiled functions, the split as ids and as text."""
+
+    experiment: Experiment
+    workdir: Workdir
+    programs: Programs
+    split: Split
+    measured: quality.Measured
+    prompts: list[np.ndarray]
+    tokenizer: Tokenizer
+    devices: Devices
 
 
 def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
-    """Leaves MODEL.json with each model's figures, and MODEL.jsonl with its texts.
+    """Leaves MODEL.json with each model's figures, MODEL.jsonl with its texts, and the baselines' figures.
 
     Raises:
       KdError: if a model is not trained yet.
     """
-    folder, data, evaluation = workdir.evaluation, workdir.data, experiment.evaluation
+    folder, evaluation, task = workdir.evaluation, experiment.evaluation, experiment.task
     if not folder.begin(_inputs(experiment, workdir), force):
         runlog.say(f"evaluation: already done, {folder.path}")
         return
     began = time.perf_counter()
-    spread = devices(experiment.backend)
     models = contenders(experiment, workdir)
-    programs = Programs(evaluation, teacher_of(models), data.outputs()["vocab_size"])
-    split, tokenizer = Split(data, evaluation.split), Tokenizer(data.file("tokenizer.model"))
-    examples = manifest.read_lines(data.file(f"{evaluation.split}.jsonl"))
-    references = [experiment.task.reference(example) for example in examples]
-    over_long = int((place(split.lengths, experiment.shapes) == len(experiment.shapes)).sum())
-    if over_long:
-        runlog.say(f"evaluation: {over_long} examples beyond the longest bucket are taken whole, in longer ones")
-    figures: dict[str, dict[str, Any]] = {}
+    setting = _setting(experiment, workdir, models)
+    spread = setting.devices
     on_devices = {contender.name: spread.put(contender.params) for contender in models}
+    figures: dict[str, dict[str, Any]] = {}
     for contender in models:
-        name, params = contender.name, on_devices[contender.name]
-        batches = EvalBatches(
-            split, contender.architecture.layout, experiment.shapes, evaluation.batch_size, spread.count
-        )
-        written = quality.texts(contender, params, programs, batches, sorted({1, evaluation.beam}), tokenizer, spread)
-        figures[name] = quality.scores(
-            experiment.task, written[1], written[evaluation.beam], references, evaluation.bootstrap
-        )
-        figures[name] |= _closeness(programs, contender, on_devices[TEACHER], params, batches, spread)
-        if name != TEACHER and evaluation.cached_k:
-            figures[name]["offline"] = _offline(experiment, workdir, programs, contender, params, spread)
-        trained = workdir.model(name).manifest()
-        figures[name] |= {key: trained["outputs"][key] for key in FROM_TRAINING}
-        figures[name]["train_tokens_per_second"] = trained["outputs"]["train_tokens_per_second"]
-        figures[name] |= {"seconds": trained["seconds"], "sentences": len(examples), "over_long": over_long}
-        rows = quality.side_by_side(experiment.task, examples, evaluation, written)
-        manifest.write_lines(folder.path / f"{name}.jsonl", rows)
-        said = (f"{metric.label} {figures[name][metric.name]:.{metric.digits}f}" for metric in experiment.task.metrics)
-        runlog.say(f"{name}: {', '.join(said)}")
-    speeds = decoding_speeds(evaluation, models, programs, split, experiment.shapes, spread)
+        params = on_devices[contender.name]
+        figures[contender.name] = _quality(setting, contender, params)
+        figures[contender.name] |= _closeness(setting, contender, on_devices[TEACHER], params)
+        figures[contender.name] |= _from_training(workdir, contender.name)
+        said = [f"{m.label} {figures[contender.name][m.name]:.{m.digits}f}" for m in task.metrics]
+        runlog.say(f"{contender.name}: {', '.join(said)}")
+    speeds = decoding_speeds(
+        evaluation, models, setting.programs, setting.prompts, experiment.prompt_widths, task.decoding.ways[0], spread
+    )
     for name in figures:
         manifest.write_json(folder.path / f"{name}.json", figures[name] | speeds[name])
         runlog.say(f"{name}: {speeds[name]['decode_tokens_per_second']:.0f} tokens a second in batches")
+    manifest.write_json(folder.path / "baselines.json", _baselines(setting))
     folder.finish({"models": list(figures)}, time.perf_counter() - began)
+
+
+def _setting(experiment: Experiment, workdir: Workdir, models: list[Contender]) -> Setting:
+    data, evaluation, task = workdir.data, experiment.evaluation, experiment.task
+    split, tokenizer = Split(data, evaluation.split), Tokenizer(data.file("tokenizer.model"))
+    measured = quality.Measured.of(data, evaluation.split, evaluation.texts)
+    prompts = [task.encode_prompt(task.prompt(measured.examples[i]), tokenizer) for i in measured.written]
+    programs = Programs(task.decoding, teacher_of(models), data.outputs()["vocab_size"])
+    return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, devices(experiment.backend))
+
+
+def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str, Any]:
+    """A model's texts and likelihoods, left in files, and what the task's metrics make of them."""
+    experiment, programs, spread = setting.experiment, setting.programs, setting.devices
+    task, path, layout = experiment.task, setting.workdir.evaluation.path, contender.architecture.layout
+    batches = PromptBatches(
+        setting.prompts, layout, experiment.prompt_widths, experiment.evaluation.batch_size, spread.count
+    )
+    ways = task.decoding.ways
+    written = quality.texts(contender, params, programs, batches, ways, setting.tokenizer, spread)
+    manifest.write_lines(path / f"{contender.name}.jsonl", quality.side_by_side(task, setting.measured, written))
+    outcomes = {way: setting.measured.outcome(task, texts) for way, texts in written.items()}
+    tokens = None
+    if any(metric.reads == "tokens" for metric in task.metrics):
+        owners = np.load(setting.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
+        measured = quality.likelihoods(contender, params, programs, _batches(setting, contender), owners, spread)
+        rows = [{"nll": nll, "tokens": count} for nll, count in zip(*(x.tolist() for x in measured), strict=True)]
+        (path / "likelihood").mkdir(exist_ok=True)
+        manifest.write_lines(path / "likelihood" / f"{contender.name}.jsonl", rows)
+        tokens = quality.of_tokens(task, setting.measured, *measured)
+    return quality.scores(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
+
+
+def _baselines(setting: Setting) -> dict[str, dict[str, Any]]:
+    """Figures of what needs no model, on the examples that the models wrote."""
+    task, measured = setting.experiment.task, setting.measured
+    figures = {}
+    for name, text_of in task.baselines.items():
+        outcome = measured.outcome(task, [text_of(measured.examples[i]) for i in measured.written])
+        resamples = setting.experiment.evaluation.bootstrap
+        figures[name] = quality.scores(task.metrics, {task.decoding.ways[0]: outcome}, None, resamples)
+    return figures
+
+
+def _from_training(workdir: Workdir, name: str) -> dict[str, Any]:
+    """What the report repeats of a model's training."""
+    trained = workdir.model(name).manifest()
+    return {key: trained["outputs"][key] for key in FROM_TRAINING} | {"seconds": trained["seconds"]}
+
+
+def _batches(setting: Setting, contender: Contender) -> EvalBatches:
+    """The split in rows of the model's layout."""
+    experiment, layout = setting.experiment, contender.architecture.layout
+    size, count = experiment.evaluation.batch_size, setting.devices.count
+    return EvalBatches(setting.split, layout, experiment.shapes, size, count)
 
 
 def _inputs(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
@@ -87,54 +147,41 @@ def _inputs(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
             raise KdError("cache validation_topk: made by another teacher than this run's; do `cache --force`")
         consumed["validation_topk"] = cache["outputs"]["digest"]
     inputs = config.flatten(evaluation, "evaluation") | config.flatten(experiment.task, "task")
-    inputs |= {"buckets": [list(bucket) for bucket in experiment.shapes]}
+    inputs |= {"buckets": [list(bucket) for bucket in experiment.shapes], "prompts": list(experiment.prompt_widths)}
     return inputs | {f"consumed.{name}": digest for name, digest in consumed.items()}
 
 
-def _closeness(
-    programs: Programs,
-    contender: Contender,
-    teacher_params: Params,
-    params: Params,
-    batches: EvalBatches,
-    spread: Devices,
-) -> dict[str, float]:
-    """A model's closeness to the teacher on the evaluated split."""
-    step = programs.compare(contender.architecture, spread)
-    both = functools.partial(step, (teacher_params, params))
-    return closeness.means(_added(both, batches, spread, f"compare {contender.name}"))
+def _closeness(setting: Setting, contender: Contender, teacher_params: Params, params: Params) -> dict[str, Any]:
+    """A model's closeness to the teacher on the evaluated split; a student's also, "offline", from the cache."""
+    architecture, batches = contender.architecture, _batches(setting, contender)
+    shapes, layout = setting.experiment.shapes, architecture.layout
+    over_long = int((place(setting.split.lengths, shapes, layout) == len(shapes)).sum())
+    if over_long:
+        runlog.say(f"{contender.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones")
+    step = functools.partial(setting.programs.compare(architecture, setting.devices), (teacher_params, params))
+    sums = _added(step, batches, setting.devices, f"compare {contender.name}")
+    figures = closeness.means(sums) | {"examples": len(setting.measured.examples), "over_long": over_long}
+    if contender.name != TEACHER and setting.experiment.evaluation.cached_k:
+        figures["offline"] = _offline(setting, contender, params)
+    return figures
 
 
-def _offline(
-    experiment: Experiment,
-    workdir: Workdir,
-    programs: Programs,
-    contender: Contender,
-    params: Params,
-    spread: Devices,
-) -> dict[str, float]:
+def _offline(setting: Setting, contender: Contender, params: Params) -> dict[str, float]:
     """A student's closeness to the teacher on the validation split, from the cache: no teacher runs."""
-    cache = Store(workdir.validation_cache.path, "records")
+    cache = Store(setting.workdir.validation_cache.path, "records")
     signal = TopK(k=cache.schema["ids"].shape[0])
-    split = Split(workdir.data, "validation", {signal.name: cache})
-    batches = EvalBatches(
-        split,
-        contender.architecture.layout,
-        experiment.shapes,
-        experiment.evaluation.batch_size,
-        spread.count,
-    )
-    step = programs.compare_cached(contender.architecture, signal, spread)
-    return closeness.means(
-        _added(functools.partial(step, params), batches, spread, f"compare {contender.name} offline")
-    )
+    split = Split(setting.workdir.data, "validation", {signal.name: cache})
+    step = setting.programs.compare_cached(contender.architecture, signal, setting.devices)
+    batches = _batches(setting._replace(split=split), contender)
+    title = f"compare {contender.name} offline"
+    return closeness.means(_added(functools.partial(step, params), batches, setting.devices, title))
 
 
 def _added(step: Callable[[Batch], Any], batches: EvalBatches, spread: Devices, title: str) -> closeness.Sums:
     """What a step measures of each batch, added up."""
     parts = []
     with runlog.progress(title, len(batches)) as bar:
-        for (bucket, _), batch in zip(batches.plan(), batches, strict=True):
+        for (bucket, _), batch in zip(batches.plan, batches, strict=True):
             with bar.meeting(bucket):
                 parts.append(jax.device_get(spread.first(step(spread.cut(batch)))))
             bar.advance(1)

@@ -1,73 +1,100 @@
 """Answer standard input with a trained model, line by line, on standard output."""
 
+import dataclasses
 import difflib
 import functools
 import itertools
+import re
 import sys
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data.layouts import Bucket
-from kd_jax.data.pipeline import LONGEST, padded_lengths, rows_within
+from kd_jax.data.buckets import LONGEST
+from kd_jax.data.pipeline import PromptBatches
 from kd_jax.data.tokenizers import Tokenizer
-from kd_jax.decoding.text import to_text, write
+from kd_jax.decoding import text
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 from kd_jax.parallel import devices
+from kd_jax.tasks.base import Decoding, Task
 
 BATCH = 64
 
 
-def run(experiment: Experiment, workdir: Workdir, model: str = "", beam: int = 1) -> None:
+def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapping[str, Any] | None = None) -> None:
     """Writes one line for every line read, in order; an empty line stays empty.
 
     Args:
       experiment: as the workdir keeps it.
       workdir: of a run with trained models.
       model: "teacher" or a student's name; "" for the distilled student.
-      beam: width of the beam search; 1 for greedy.
+      changes: fields of Decoding and of Sampling that differ from the task's, such as {"beam": 4}.
 
     Raises:
-      KdError: if there is no such model, or a line cannot be read.
+      KdError: if there is no such model, an option is out of its range, or a line cannot be read.
     """
     name = model or default_model(experiment)
     if name not in experiment.recipes:
         near = difflib.get_close_matches(name, experiment.recipes, 1, 0.0)
         raise KdError(f"--model {name}: no such model; did you mean {near[0]}?")
-    if beam < 1:
-        raise KdError(f"--beam {beam}: wanted at least 1")
+    decoding = changed(experiment.task.decoding, changes or {})
     folder, tokenizer = workdir.model(name), Tokenizer(workdir.model(name).file("tokenizer.model"))
     if tokenizer.digest() != folder.inputs()["consumed.tokenizer"]:
         raise KdError(f"{folder.path}/tokenizer.model is not the tokeniser that {name} was trained with")
     architecture, spread = experiment.recipes[name].model, devices("jit")
     network = architecture.build(tokenizer.vocab_size)
     params = spread.put(checkpoint.load_params(folder, network.init))
-    step = spread.compile(functools.partial(write, model=network, beam=beam, evaluation=experiment.evaluation))
+    parts = {"model": network, "architecture": architecture, "way": decoding.ways[-1], "decoding": decoding}
+    step = spread.compile(functools.partial(text.write, **parts))
+    most = min(architecture.context or LONGEST, LONGEST)
     for numbered in waiting_lines(sys.stdin.buffer, f"{name}> "):
-        encoded = [experiment.task.encode_prompt(line, tokenizer) for _, line in numbered]
-        lengths = np.asarray([(len(ids), 1) for ids in encoded])
-        if lengths.max() > LONGEST:
-            worst = int(lengths.max(-1).argmax())
-            raise KdError(
-                f"standard input, line {numbered[worst][0]}: {lengths[worst][0]} tokens; wanted at most {LONGEST}"
-            )
-        padded = padded_lengths(lengths, experiment.shapes)
-        written = [""] * len(numbered)
-        for bucket in sorted({Bucket(*map(int, one)) for one in padded}):
-            places = [i for i in np.flatnonzero((padded == bucket).all(-1)) if numbered[i][1].strip()]
-            rows = 1 if len(numbered) == 1 else rows_within(BATCH, 1, bucket)  # so that few shapes are compiled
-            for start in range(0, len(places), rows):
-                some = places[start : start + rows]
-                prompts = architecture.layout.prompts([encoded[i] for i in some], rows, bucket)
-                ids_BT = spread.gather(step(params, spread.cut(prompts)))
-                for i, ids in zip(some, ids_BT, strict=False):
-                    written[i] = to_text(ids, tokenizer)
-        sys.stdout.write("".join(line + "\n" for line in written))
+        lines = [(number, line) for number, line in numbered if line.strip()]
+        prompts = [_encoded(experiment.task, tokenizer, number, line, most) for number, line in lines]
+        size = 1 if len(numbered) == 1 else BATCH  # a person waits for one line: few shapes are compiled
+        indices = [number for number, _ in lines]
+        batches = PromptBatches(prompts, architecture.layout, experiment.prompt_widths, size, 1, indices)
+        write = lambda inputs: spread.gather(step(params, spread.cut(inputs)))  # noqa: E731
+        written = text.texts(batches, write, tokenizer) if lines else {}
+        sys.stdout.write("".join((written[number] if number in written else "") + "\n" for number, _ in numbered))
         sys.stdout.flush()
+
+
+def changed(decoding: Decoding, changes: Mapping[str, Any]) -> Decoding:
+    """The task's settings with others in their place; drawing needs no beam.
+
+    Raises:
+      KdError: names the option that is out of its range.
+    """
+    drawn = {key: value for key, value in changes.items() if key in vars(decoding.sampling)}
+    settings = {key: value for key, value in changes.items() if key not in drawn}
+    sampling = dataclasses.replace(decoding.sampling, **drawn)
+    if "beam" not in settings:
+        settings["beam"] = 1
+    if "length" in settings:
+        settings["length_ratio"] = 0.0
+    decoding = dataclasses.replace(decoding, sampling=sampling, **settings)
+    try:
+        decoding.check()
+    except KdError as error:
+        raise KdError(re.sub(r"task\.decoding\.(sampling\.)?", "--", str(error)).replace("_", "-")) from error
+    if decoding.beam > 1 and drawn:
+        raise KdError(f"--beam {decoding.beam}: beside --{next(iter(drawn)).replace('_', '-')}; wanted one of the two")
+    return decoding
+
+
+def _encoded(task: Task, tokenizer: Tokenizer, number: int, line: str, most: int) -> np.ndarray:
+    """A line's token ids; raises KdError naming the line that cannot be a prompt."""
+    try:
+        ids = task.encode_prompt(line, tokenizer)
+    except KdError as error:
+        raise KdError(f"standard input, line {number}: {error}") from error
+    if len(ids) >= most:
+        raise KdError(f"standard input, line {number}: {len(ids)} tokens; wanted fewer than {most}: shorten it")
+    return ids
 
 
 def default_model(experiment: Experiment) -> str:

@@ -9,12 +9,14 @@ import numpy as np
 from kd_jax import config
 from kd_jax.artifacts import manifest, runlog
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.data import pipeline, store
-from kd_jax.data.held_out import SPLITS, leak_sentence, without_leaks
+from kd_jax.data import store
+from kd_jax.data.buckets import LONGEST
+from kd_jax.data.held_out import SPLITS, UNLABELLED, Splits, leak_sentence, without_leaks
 from kd_jax.data.tokenizers import Tokenizer
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
-from kd_jax.tasks.base import ENCODED, Example
+from kd_jax.models.base import Architecture
+from kd_jax.tasks.base import ENCODED, Encoded, Example, Task
 
 
 def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
@@ -30,14 +32,14 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     folder.begin(inputs(experiment), force=True)  # what a kill left half-way is quickly made again
     began = time.perf_counter()
     runlog.say(f"data: reading {experiment.source.name}")
-    splits, leaked = without_leaks(experiment.source.splits(task.fields()), task.fields()[0])
+    splits = experiment.source.splits(task.fields(), task.held_out_fields(), task.prompt_fields())
+    splits, leaked = without_leaks(splits, task.fields()[0])
     for split, examples in splits.items():
         if not examples:
             raise KdError(f"source: no examples in the split {split!r} of {experiment.source.name}; give it some")
-    texts = (example[field] for example in splits["train"] for field in task.fields())
-    experiment.tokenizer.train(texts, folder.path / "tokenizer.model")
+    experiment.tokenizer.train(training_texts(task, splits), folder.path / "tokenizer.model", task.symbols())
     tokenizer = Tokenizer(folder.path / "tokenizer.model")
-    digests = {split: encode(experiment, workdir, splits[split], tokenizer, split) for split in SPLITS}
+    digests = {split: encode(experiment, workdir, examples, tokenizer, split) for split, examples in splits.items()}
     counts = {split: len(examples) for split, examples in splits.items()}
     outputs = {
         "dataset": experiment.source.name,
@@ -58,36 +60,63 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
     """What decides the prepared data."""
     parts = {"source": experiment.source, "task": experiment.task, "tokenizer": experiment.tokenizer}
     flat = {key: value for name, part in parts.items() for key, value in config.flatten(part, name).items()}
+    flat = {
+        key: x for key, x in flat.items() if not key.startswith(tuple(f"task.{f}" for f in experiment.task.measuring))
+    }
     return flat | {f"consumed.{path}": manifest.file_digest(path) for path in experiment.source.files()}
 
 
+def training_texts(task: Task, splits: Splits) -> Iterator[str]:
+    """What the tokeniser is trained on: the texts of the training examples, and of those without references."""
+    for example in splits["train"]:
+        yield from (example[field] for field in task.text_fields())
+    if UNLABELLED in splits:
+        prompted = [field for field in task.text_fields() if field in task.prompt_fields()]
+        for example in splits[UNLABELLED]:
+            yield from (example[field] for field in prompted)
+
+
 def encode(experiment: Experiment, workdir: Workdir, examples: list[Example], tokenizer: Tokenizer, split: str) -> str:
-    """Writes one encoded split, its lengths and, but for training, its text; returns the split's digest."""
+    """Writes one encoded split, its lengths, the example that each belongs to and, of held-out ones, the text.
+
+    Returns:
+      The split's digest.
+    """
     task, path = experiment.task, workdir.data.path
-
+    encoded: list[Encoded] = []
+    owners: list[int] = []  # several where a long text is cut
     with runlog.progress(f"encode {split}", len(examples)) as bar:
-
-        def records(start: int, stop: int) -> Iterator[dict[str, Any]]:
-            for example in examples[start:stop]:
-                bar.advance(1)
-                yield task.encode(example, tokenizer)._asdict()
-
-        digest = store.write(path, split, ENCODED, len(examples), records)
-    encoded = store.Store(path, split)
-    lengths = pipeline.lengths_of([encoded[i] for i in range(len(encoded))])
+        for number, example in enumerate(examples):
+            parts = [_unlabelled(task, example, tokenizer)] if split == UNLABELLED else task.encode(example, tokenizer)
+            for part in parts:
+                encoded.append(part)
+                owners.append(number)
+            bar.advance(1)
+    records = lambda start, stop: (one._asdict() for one in encoded[start:stop])  # noqa: E731
+    digest = store.write(path, split, ENCODED, len(encoded), records)
+    lengths = np.asarray([(len(one.prompt), len(one.completion)) for one in encoded], np.int32)
     np.save(path / f"{split}.lengths.npy", lengths)
-    if split != "train":
-        refuse_endless(lengths, examples, task, split)
-        rows = [{field: example[field] for field in task.fields()} for example in examples]
-        manifest.write_lines(path / f"{split}.jsonl", rows)
+    np.save(path / f"{split}.owners.npy", np.asarray(owners, np.int32))
+    if split in SPLITS[1:]:
+        for name, recipe in experiment.recipes.items():
+            refuse_endless(lengths, recipe.model, f"{name}: source: {split}", [examples[i] for i in owners], task)
+        fields = (*task.fields(), *task.held_out_fields())
+        manifest.write_lines(path / f"{split}.jsonl", [{f: example[f] for f in fields} for example in examples])
     return digest
 
 
-def refuse_endless(lengths: np.ndarray, examples: list[Example], task: Any, split: str) -> None:
-    """Raises KdError, before any training, for a held-out example that no machine here could take whole."""
-    worst = int(lengths.max(-1).argmax())
-    if lengths[worst].max() > pipeline.LONGEST:
+def _unlabelled(task: Task, example: Example, tokenizer: Tokenizer) -> Encoded:
+    """An example with nothing to learn yet: the teacher will write it."""
+    prompt = task.encode_prompt(task.prompt(example), tokenizer)
+    return Encoded(prompt, np.zeros(0, np.int32), np.zeros(len(prompt), bool))
+
+
+def refuse_endless(lengths: np.ndarray, model: Architecture, where: str, examples: list[Example], task: Task) -> None:
+    """Raises KdError, before any training, for a held-out example that a model could not take whole."""
+    sizes_N = model.layout.sizes(lengths).max(-1)
+    worst, most = int(sizes_N.argmax()), min(model.context or LONGEST, LONGEST)
+    if sizes_N[worst] > most:
         raise KdError(
-            f"source: {split} example {worst} ({task.prompt(examples[worst])[:40]!r}...) has {lengths[worst].max()} "
-            f"tokens; held-out examples are taken whole, wanted at most {pipeline.LONGEST}; split or remove it"
+            f"{where} example {task.prompt(examples[worst])[:40]!r}... has {sizes_N[worst]} tokens; held-out examples "
+            f"are taken whole, wanted at most {most}; split or remove it"
         )

@@ -24,7 +24,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     texts = {name: manifest.read_lines(workdir.evaluation.file(f"{name}.jsonl")) for name in names}
     report = read(experiment, workdir, finished_phases(experiment, workdir), texts)
     curves = {name: runlog.read(workdir.model(name).file("metrics.jsonl")) for name in names}
-    shown = samples(texts, experiment.evaluation.samples)
+    shown = samples(texts, experiment.task.decoding.ways[0], experiment.evaluation.samples)
     folder.begin({}, force=folder.finished())
     write(folder, report, document(report, shown, curves, config.to_text(experiment)))
     folder.finish({"models": names}, time.perf_counter() - began)
@@ -42,17 +42,15 @@ def read(
 
     Args:
       phases: as `finished_phases`.
-      texts: model -> its rows of "reference" and "greedy".
+      texts: model -> its rows of "reference" and what was written.
     """
-    models = {}
+    models, way = {}, experiment.task.decoding.ways[0]
     for name, rows in texts.items():
-        greedy, references = [row["greedy"] for row in rows], [row["reference"] for row in rows]
+        written, references = [row[way] for row in rows], [row["reference"] for row in rows]
         figures = manifest.read_json(workdir.evaluation.file(f"{name}.json"))
-        models[name] = figures | {"warnings": degeneration.warnings(greedy, references)}
-    metrics = [
-        {"name": m.name, "label": m.label, "higher_is_better": m.higher_is_better, "digits": m.digits}
-        for m in experiment.task.metrics
-    ]
+        models[name] = figures | {"warnings": degeneration.warnings(written, references)}
+    shown = ("name", "label", "higher_is_better", "digits", "signature")
+    metrics = [{key: value for key, value in m._asdict().items() if key in shown} for m in experiment.task.metrics]
     comparison = experiment.comparison and vars(experiment.comparison)
     data = phases["prepare"]["outputs"]
     return {
@@ -64,6 +62,7 @@ def read(
         "metrics": metrics,
         "comparison": comparison,
         "models": models,
+        "baselines": manifest.read_json(workdir.evaluation.file("baselines.json")),
         "gap_recovered": verdict.gap_recovered(models, comparison, metrics[0]),
         "caches": {
             name.removeprefix("cache."): phase["outputs"] | {"seconds": phase["seconds"]}
@@ -77,11 +76,11 @@ def read(
     }
 
 
-def samples(texts: Mapping[str, Sequence[Mapping[str, str]]], count: int) -> list[dict[str, str]]:
-    """At most `count` examples, evenly spread: "source", "reference", and each model's greedy text."""
+def samples(texts: Mapping[str, Sequence[Mapping[str, str]]], way: str, count: int) -> list[dict[str, str]]:
+    """At most `count` examples, evenly spread: "source", "reference", and what each model wrote that way."""
     rows = next(iter(texts.values()))
     return [
-        {key: rows[i][key] for key in ("source", "reference")} | {name: one[i]["greedy"] for name, one in texts.items()}
+        {key: rows[i][key] for key in ("source", "reference")} | {name: one[i][way] for name, one in texts.items()}
         for i in range(0, len(rows), max(1, len(rows) // count))[:count]
     ]
 

@@ -189,7 +189,11 @@ class Task(Protocol):
         ...
 
     def fields(self) -> tuple[str, ...]:
-        """The text fields that every example must have, those of the prompt first."""
+        """The fields that every example must have, those of the prompt first; all are text."""
+        ...
+
+    def text_fields(self) -> tuple[str, ...]:
+        """Those of `fields` that are text to be tokenised."""
         ...
 
     def held_out_fields(self) -> tuple[str, ...]:

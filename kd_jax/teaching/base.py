@@ -1,7 +1,7 @@
 """The trained teacher on the devices, and records of what it says, made shard by shard."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from kd_jax.artifacts import checkpoint, runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data import pipeline, store
-from kd_jax.data.layouts import Bucket, Layout, Row
+from kd_jax.data.layouts import Layout, Segment
 from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.experiment import Experiment, targets_name
 from kd_jax.parallel import devices
@@ -63,33 +63,32 @@ def begin_store(folder: Folder, name: str, inputs: Mapping[str, Any], force: boo
 
 
 def records(
-    teacher: Teacher,
     split: pipeline.Split,
-    shapes: Sequence[Bucket],
-    say: Callable[[pipeline.EvalBatches, int], Record],
-    record: Callable[[Row, int, Record], Record],
+    batches_of: Callable[[range], Any],
+    say: Callable[[Any], Record],
+    record: Callable[[Segment, int, Record], Record],
     bar: Any,
 ) -> Callable[[int, int], Iterator[Record]]:
     """(start, stop) -> the records of those examples, for store.write.
 
     Args:
-      teacher, split: who speaks, and of what.
-      shapes: padded lengths.
-      say: (batches, number of a batch) -> what the teacher says of its rows, host arrays [B, ...].
+      split: what the teacher speaks of.
+      batches_of: example numbers -> their batches, with a `plan` of (padded length, example numbers).
+      say: batch -> what the teacher says of its rows, host arrays [B, ...].
       record: (example, its row in the batch, those arrays) -> the example's record.
       bar: advanced by the examples done.
     """
 
     def make(start: int, stop: int) -> Iterator[Record]:
         by_index = {}  # in the order that the length buckets come in
-        batches = pipeline.EvalBatches(split, teacher.layout, shapes, BATCH, teacher.devices.count, range(start, stop))
-        for number, (bucket, indices) in enumerate(batches.plan()):
-            with bar.meeting(bucket):
-                said = say(batches, number)
+        batches = batches_of(range(start, stop))
+        for (length, indices), batch in zip(batches.plan, batches, strict=True):
+            with bar.meeting(length):
+                said = say(batch)
             for b, i in enumerate(indices):
-                row = split.read(i)
-                digest = {"digest": pipeline.example_digest(row.encoded)}
-                by_index[row.index] = record(row, b, said) | digest
+                example = split.read(i)
+                digest = {"digest": pipeline.example_digest(example.encoded)}
+                by_index[example.index] = record(example, b, said) | digest
             bar.advance(len(indices))
         yield from (by_index[i] for i in range(start, stop))
 

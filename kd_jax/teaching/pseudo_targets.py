@@ -1,4 +1,4 @@
-"""What the teacher writes of the training split, and the splits made of it (Kim & Rush 2016, arXiv 1606.07947)."""
+"""What the teacher writes of a split, and the training splits made of it (Kim & Rush 2016, arXiv 1606.07947)."""
 
 import functools
 import time
@@ -10,40 +10,48 @@ from kd_jax import config
 from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.data import pipeline, pseudo_targets, store
-from kd_jax.data.layouts import Row
+from kd_jax.data.layouts import Segment
 from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.data.tokenizers import EOS, Tokenizer
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.text import output_length
 from kd_jax.errors import KdError
-from kd_jax.models.base import Model
-from kd_jax.tasks.base import ENCODED
+from kd_jax.models.base import Architecture, Model
+from kd_jax.tasks.base import ENCODED, Decoding, Encoded
 from kd_jax.teaching import base
 from kd_jax.teaching.base import Record, Teacher
 from kd_jax.types import Inputs, Params, Payload
 
+Target = tuple[Encoded, float]  # an example and its weight
 
-def write_hypotheses(teacher: Teacher, beam: int, force: bool) -> Folder:
-    """Writes the teacher's beam of every training example, whatever will be chosen of it."""
-    folder, evaluation = teacher.workdir.hypotheses(beam), teacher.experiment.evaluation
-    decoding = {"length_penalty": evaluation.length_penalty, "length_ratio": evaluation.length_ratio, "beam": beam}
-    if not base.begin_store(folder, "nbest", teacher.consumed(None, "train") | decoding, force):
+
+def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) -> Folder:
+    """Writes the teacher's beam of every example of a split, whatever will be chosen of it."""
+    folder, decoding = teacher.workdir.hypotheses(split_name, beam), teacher.experiment.task.decoding
+    settings = {"length_penalty": decoding.length_penalty, "length_ratio": decoding.length_ratio}
+    settings |= {"length": decoding.length, "beam": beam, "prompts": list(teacher.experiment.prompt_widths)}
+    if not base.begin_store(folder, "nbest", teacher.consumed(None, split_name) | settings, force):
         return folder
     began = time.perf_counter()
-    split = pipeline.Split(teacher.workdir.data, "train")
-    step = functools.partial(nbest_step, model=teacher.model, beam=beam, evaluation=evaluation)
-    compiled = teacher.devices.compile(step)
+    split = pipeline.Split(teacher.workdir.data, split_name)
+    architecture = teacher.experiment.teacher.model
+    parts = {"model": teacher.model, "architecture": architecture, "beam": beam, "decoding": decoding}
+    compiled = teacher.devices.compile(functools.partial(nbest_step, **parts))
 
-    def say(batches: pipeline.EvalBatches, number: int) -> Record:
-        prompts = teacher.devices.cut(batches.prompts(number))
-        return teacher.devices.gather(compiled(teacher.params, prompts))
+    def batches_of(indices: range) -> pipeline.PromptBatches:
+        prompts = [split.read(i).encoded.prompt for i in indices]
+        widths, devices = teacher.experiment.prompt_widths, teacher.devices.count
+        return pipeline.PromptBatches(prompts, teacher.layout, widths, base.BATCH, devices, indices)
 
-    def record(row: Row, b: int, said: Record) -> Record:
+    def say(prompts: Inputs) -> Record:
+        return teacher.devices.gather(compiled(teacher.params, teacher.devices.cut(prompts)))
+
+    def record(example: Segment, b: int, said: Record) -> Record:
         return pseudo_targets.pack_hypotheses(said["ids"][b], said["logp"][b], EOS)
 
     schema = pseudo_targets.NBEST | pipeline.DIGEST
-    with runlog.progress(f"write train, beam {beam}", len(split)) as bar:
-        make = base.records(teacher, split, teacher.experiment.shapes, say, record, bar)
+    with runlog.progress(f"write {split_name}, beam {beam}", len(split)) as bar:
+        make = base.records(split, batches_of, say, record, bar)
         digest = store.write(folder.path, "nbest", schema, len(split), make, base.RECORDS_PER_SHARD, teacher.writer)
     if digest is None:
         raise KdError(
@@ -53,47 +61,69 @@ def write_hypotheses(teacher: Teacher, beam: int, force: bool) -> Folder:
     return folder
 
 
-def nbest_step(params: Params, inputs: Inputs, *, model: Model, beam: int, evaluation: Any) -> Payload:
+def nbest_step(
+    params: Params, inputs: Inputs, *, model: Model, architecture: Architecture, beam: int, decoding: Decoding
+) -> Payload:
     """{"ids" [B, K, T], "logp" [B, K]}: hypotheses, best first, and their log-probabilities."""
-    ends = {"eos": EOS, "length": output_length(evaluation, inputs), "alpha": evaluation.length_penalty}
+    ends = {"eos": EOS, "length": output_length(decoding, architecture, inputs), "alpha": decoding.length_penalty}
     hypotheses = beam_search(model, params, inputs, beam=beam, **ends)
     return {"ids": hypotheses.ids_BKT, "logp": hypotheses.logp_BK}
 
 
 def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None:
     """Writes the training split with what the rule chooses of the hypotheses."""
-    folder, experiment = teacher.workdir.split(targets.name), teacher.experiment
-    beams = write_hypotheses(teacher, targets.beam, force)
+    folder, data = teacher.workdir.split(targets.name), teacher.data
+    if "unlabelled" in targets.splits and "unlabelled" not in data["splits"]:
+        raise KdError(f"targets.of: {targets.of!r}; the source has no unlabelled text: give it some, or wanted train")
+    beams = {split: write_hypotheses(teacher, split, targets.beam, force) for split in targets.splits}
     inputs = config.flatten(targets, "targets") | teacher.consumed(None, "train")
-    if not folder.begin(inputs | {"consumed.nbest": beams.outputs()["digest"]}, force):
+    inputs |= {f"consumed.nbest.{split}": beam.outputs()["digest"] for split, beam in beams.items()}
+    if not folder.begin(inputs, force):
         runlog.say(f"pseudo-targets: already written, {folder.path}")
         return
     began = time.perf_counter()
-    split = pipeline.Split(teacher.workdir.data, "train", {"nbest": store.Store(beams.path, "nbest")})
-    tokenizer = Tokenizer(teacher.workdir.data.file("tokenizer.model"))
-    examples, references = [], 0
-    with runlog.progress(f"choose {targets.name}", len(split)) as bar:
-        for i in range(len(split)):
-            row = split.read(i)
-            hypotheses = pseudo_targets.unpack_hypotheses(row.records["nbest"])
-            references += not hypotheses
-            reference = tokenizer.decode(row.encoded.completion[row.encoded.counts][:-1].tolist())
-            closeness = functools.partial(_closeness, experiment.task, tokenizer, reference)
-            # Where no hypothesis ended, the reference stays.
-            chosen = targets.choose(hypotheses, row.records["nbest"]["logp"], closeness) if hypotheses else []
-            written = [(row.encoded._replace(completion=ids, counts=np.ones(len(ids), bool)), w) for ids, w in chosen]
-            for encoded, weight in written or [(row.encoded, 1.0)]:
-                examples.append(encoded._asdict() | {"weight": np.asarray([weight], np.float32)})
-            bar.advance(1)
+    examples: list[Target] = []
+    if "train" not in targets.splits:
+        references = pipeline.Split(teacher.workdir.data, "train")
+        examples = [(references.read(i).encoded, 1.0) for i in range(len(references))]
+    without = 0  # examples that no hypothesis ended for
+    for split, beam in beams.items():
+        chosen, unended = _chosen(teacher, targets, split, beam)
+        examples, without = examples + chosen, without + unended
+    records = [encoded._asdict() | {"weight": np.asarray([weight], np.float32)} for encoded, weight in examples]
     schema = ENCODED | pseudo_targets.WEIGHT
-    digest = store.write(folder.path, "train", schema, len(examples), lambda start, stop: examples[start:stop])
-    np.save(folder.path / "train.lengths.npy", pipeline.lengths_of(examples))
-    outputs = {"digest": digest, "examples": len(examples), "references_kept": references}
+    digest = store.write(folder.path, "train", schema, len(records), lambda start, stop: records[start:stop])
+    np.save(folder.path / "train.lengths.npy", pipeline.lengths_of(records))
+    outputs = {"digest": digest, "examples": len(records), "unended": without}
     folder.finish(outputs, time.perf_counter() - began)
     runlog.say(
-        f"pseudo-targets: {len(examples)} examples, {references} of them references (no hypothesis ended); "
-        f"{folder.path}"
+        f"pseudo-targets: {len(records)} examples; of {without} no hypothesis ended, so their references stay, "
+        f"or, where they have none, they are left out; {folder.path}"
     )
+
+
+def _chosen(teacher: Teacher, targets: PseudoTargets, split_name: str, beam: Folder) -> tuple[list[Target], int]:
+    """(examples with targets of the teacher's and their weights, how many have no ended hypothesis) of a split."""
+    task, tokenizer = teacher.experiment.task, Tokenizer(teacher.workdir.data.file("tokenizer.model"))
+    split = pipeline.Split(teacher.workdir.data, split_name, {"nbest": store.Store(beam.path, "nbest")})
+    chosen: list[Target] = []
+    unended = 0
+    with runlog.progress(f"choose {targets.name}", len(split)) as bar:
+        for i in range(len(split)):
+            example = split.read(i)
+            encoded, prompt = example.encoded, example.encoded.prompt
+            hypotheses = pseudo_targets.unpack_hypotheses(example.records["nbest"])
+            if hypotheses:
+                reference = tokenizer.decode(encoded.completion[:-1].tolist())
+                closeness = functools.partial(_closeness, task, tokenizer, reference)
+                for ids, weight in targets.choose(hypotheses, example.records["nbest"]["logp"], closeness):
+                    counts = np.concatenate([encoded.counts[: len(prompt)], np.ones(len(ids), bool)])
+                    chosen.append((Encoded(prompt, ids, counts), weight))
+            elif len(encoded.completion):
+                chosen.append((encoded, 1.0))
+            unended += not hypotheses
+            bar.advance(1)
+    return chosen, unended
 
 
 def _closeness(task: Any, tokenizer: Tokenizer, reference: str, ids_T: np.ndarray) -> float:

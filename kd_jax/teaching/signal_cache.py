@@ -13,7 +13,7 @@ from kd_jax import config
 from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.data import pipeline, store
-from kd_jax.data.layouts import Bucket, Row
+from kd_jax.data.layouts import Bucket, Segment
 from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.experiment import targets_name
 from kd_jax.models.base import Model
@@ -63,15 +63,17 @@ def signal_records(
     parts = {"model": teacher.model, "signal": signal, "seed": teacher.experiment.seed}
     step = teacher.devices.compile(functools.partial(signal_step, **parts))
 
-    def say(batches: pipeline.EvalBatches, number: int) -> Record:
-        batch = batches[number]
+    def batches_of(indices: range) -> pipeline.EvalBatches:
+        return pipeline.EvalBatches(split, teacher.layout, shapes, base.BATCH, teacher.devices.count, indices)
+
+    def say(batch: Batch) -> Record:
         said = teacher.devices.gather(step(teacher.params, teacher.devices.cut(batch)))
         return said | {"mask": batch.mask_BT}
 
-    def record(row: Row, b: int, said: Record) -> Record:
+    def record(example: Segment, b: int, said: Record) -> Record:
         return {name: values[b][said["mask"][b]] for name, values in said.items() if name != "mask"}
 
-    return base.records(teacher, split, shapes, say, record, bar)
+    return base.records(split, batches_of, say, record, bar)
 
 
 def _stored_signal(inputs: Mapping[str, Any], wanted: Signal) -> Signal | None:

@@ -13,6 +13,7 @@ from kd_jax.artifacts import checkpoint, runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data import pipeline
+from kd_jax.data.buckets import place
 from kd_jax.data.store import Store
 from kd_jax.data.tokenizers import Tokenizer, first_difference
 from kd_jax.errors import KdError
@@ -91,13 +92,14 @@ def batches(
         layout,
         shapes,
         tokens_per_batch=recipe.training.tokens_per_batch,
+        packed=recipe.training.packed,
         divisor=spread.count * hosts * recipe.training.microbatches,
         seed=experiment.seed,
         shard=(this_host, hosts),
     )
     validation = pipeline.Split(workdir.data, "validation")
     valid = pipeline.EvalBatches(validation, layout, shapes, VALID_BATCH, divisor=spread.count)
-    return train, list(valid), int((pipeline.place(split.lengths, shapes) == len(shapes)).sum())
+    return train, list(valid), int((place(split.lengths, shapes, layout) == len(shapes)).sum())
 
 
 def trained(experiment: Experiment, workdir: Workdir, name: str) -> tuple[Model, Params]:

@@ -134,9 +134,16 @@ def _feature_losses(terms: Terms, batch: Batch, taps: Any, teacher_taps: Any, ad
         flat = [x.reshape(-1, x.shape[-1]) for x in (teacher_PBTX, student_PBTX)]
         loss_PBT = term.loss(*flat, **term.options).reshape(teacher_PBTX.shape[:-1])
         loss_BT = loss_PBT.sum(0) / loss_PBT.shape[0]
-        weight_BT = batch.weight_BT[:, :1] if source else batch.weight_BT
+        weight_BT = _source_weight(batch) if source else batch.weight_BT
         losses[name] = Sum.over(weight_BT * loss_BT, segment_BT > 0), "encoder" if source else "decoder"
     return losses
+
+
+def _source_weight(batch: Batch) -> Array:
+    """The weight of each source token's example, float32 [B, S]: that of its targets."""
+    source_BS, target_BT = batch.inputs.encoder.segment_BT, batch.inputs.decoder.segment_BT
+    same_BST = source_BS[:, :, None] == target_BT[:, None, :]
+    return jnp.where(same_BST, batch.weight_BT[:, None, :], 0.0).max(-1)
 
 
 def train_step(

@@ -1,8 +1,10 @@
 """The Debian builder on index files that the test writes; no network."""
 
+from collections import Counter
+
 import pytest
 
-from kd_jax.data import debian
+from kd_jax.data import apt, debian, debian_texts
 from kd_jax.data.sources import Debian
 from kd_jax.errors import KdError
 
@@ -43,7 +45,9 @@ Package: bar
 Description-md5: 3
 Description-fr: un outil
 """
-PACKAGES = "Package: foo\nVersion: 1\n\nPackage: foo-doc\nSource: foo (1.2)\n\nPackage: bar\n"
+PACKAGES = (
+    "Package: foo\nVersion: 1\nSection: libs\n\nPackage: foo-doc\nSource: foo (1.2)\nSection: doc\n\nPackage: bar\n"
+)
 
 
 @pytest.fixture
@@ -53,12 +57,12 @@ def lists(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     for name, text in (("x_Translation-en", ENGLISH), ("x_Translation-fr", FRENCH), ("x_Packages", PACKAGES)):
         (folder / name).write_text(text)
-    monkeypatch.setattr(debian, "read_file", lambda path: path.read_text())
+    monkeypatch.setattr(apt, "read_file", lambda path: path.read_text())
     return tmp_path / "apt"
 
 
 def test_pairs_are_joined_on_the_digest_and_carry_their_source_package(lists):
-    rows = list(debian.rows(lists, "en-fr"))
+    rows = list(debian_texts.rows(lists, "en-fr"))
     assert [(row["kind"], row["en"], row["fr"]) for row in rows] == [
         ("synopsis", "a library of foo", "une bibliothèque de foo"),
         ("paragraph", "First paragraph that goes on over two lines.", "Premier paragraphe qui continue."),
@@ -70,12 +74,39 @@ def test_pairs_are_joined_on_the_digest_and_carry_their_source_package(lists):
 
 
 def test_summaries_and_plain_english(lists):
-    assert [row["synopsis"] for row in debian.rows(lists, "summaries")] == ["a library of foo", "a tool"]
-    assert [row["text"] for row in debian.rows(lists, "english")][-1] == "Only here."
+    assert [row["synopsis"] for row in debian_texts.rows(lists, "summaries")] == ["a library of foo", "a tool"]
+    documents = [(row["package"], row["text"]) for row in debian_texts.rows(lists, "english")]
+    assert documents == [("foo", "First paragraph that goes on over two lines.\nLast one."), ("bar", "Only here.")]
+
+
+def test_questions_are_answered_by_the_index(lists):
+    rows = list(debian_texts.rows(lists, "index"))
+    answers = {"foo": ("a library of foo", "foo", "libs"), "foo-doc": ("documentation", "foo-doc", "doc")}
+    answers["bar"] = ("a tool", "bar", "")
+    kinds = ("synopsis", "package", "section")
+    for row in rows:
+        synopsis, package, _ = answers[row["package"]]
+        assert row["response"] == answers[package][kinds.index(row["kind"])] != ""
+        assert (synopsis if row["kind"] == "package" else package) in row["prompt"]
+    assert {row["package"] for row in rows} | {"bar"} == set(answers)  # bar is in no section
+
+
+def test_questions_of_every_kind_are_as_many_and_none_has_two_answers():
+    names = [f"package{i}" for i in range(3000)]
+    packages = {name: debian_texts.Package(name, "libs") for name in names}
+    own = Counter(kind for _, kind, _ in debian_texts.questions({name: f"text of {name}" for name in names}, packages))
+    assert own.total() == 3000 and all(900 < count < 1100 for count in own.values())  # 1,000 of each, 4 deviations
+    shared = Counter(kind for _, kind, _ in debian_texts.questions(dict.fromkeys(names, "same"), packages))
+    assert shared == {"synopsis": own["synopsis"], "section": own["section"]}
+    prompts = Counter(
+        texts["prompt"].replace(name, "")
+        for name, _, texts in debian_texts.questions(dict.fromkeys(names, "x"), packages)
+    )
+    assert len(prompts) == 6  # three wordings of two kinds
 
 
 def test_untranslated_and_repeated_pairs_are_dropped_and_counted(lists):
-    rows = [*debian.rows(lists, "en-fr"), *debian.rows(lists, "en-fr")]
+    rows = [*debian_texts.rows(lists, "en-fr"), *debian_texts.rows(lists, "en-fr")]
     splits, dropped = debian.clean_splits(iter(rows), ("en", "fr"))
     assert sum(map(len, splits.values())) == 4
     assert dropped["untranslated"] == 2 and dropped["repeated"] == 4
@@ -100,7 +131,7 @@ def test_a_source_package_is_in_one_split_and_test_sources_are_not_trained_on():
 
 
 def test_without_apt_the_alternatives_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(debian.shutil, "which", lambda _: None)
+    monkeypatch.setattr(apt.shutil, "which", lambda _: None)
     with pytest.raises(KdError, match="no apt-get.*Files.*Tfds"):
         Debian(data_dir=str(tmp_path)).splits(("en", "fr"))
     assert not (tmp_path / "apt").exists()
@@ -121,5 +152,7 @@ def test_the_builder_prepares_and_reads_without_tensorflow(lists, tmp_path):
     assert len(rows) == 120 and all(splits.values())
     assert all(row["en"].split()[-1] == row["fr"].split()[-1] for row in rows)
     assert "tensorflow" not in sys.modules
+    questions = Debian("index", data_dir=str(tmp_path), kinds=("synopsis",)).splits(("prompt", "response"))
+    assert all(row["response"].startswith("tool number") for rows in questions.values() for row in rows)
     with pytest.raises(KdError, match="source.fields.de.* is no field; wanted one of its texts: .*en, fr"):
         Debian(data_dir=str(tmp_path)).splits(("en", "de"))

@@ -8,7 +8,6 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
-from kd_jax.data import sources
 from kd_jax.data import tfds as catalogue
 from kd_jax.data.sources import Tfds
 from kd_jax.errors import KdError
@@ -204,5 +203,37 @@ def test_a_dataset_in_another_format_is_told(tmp_path):
         splits(tmp_path, "tiny_pairs", {"en": "a"})
 
 
-def test_the_name_that_configurations_use():
-    assert f"{sources.Tfds.__module__}.{sources.Tfds.__qualname__}" == "kd_jax.data.sources.Tfds"
+class TinyUnsupervised(TinyBuilder):
+    """A split of text that has no use as an example, as imdb_reviews has; every tenth text is empty."""
+
+    parts = ("train", "validation", "test", "unsupervised")
+
+    def row(self, part, i):
+        return {"a": f"{part} {i}", "b": "" if part == "unsupervised" or not i % 10 else f"b {i}"}
+
+
+def test_a_split_without_references_and_examples_without_text(tmp_path, capsys):
+    source = Tfds("tiny_unsupervised", {"en": "a", "fr": "b"}, unlabelled="unsupervised", data_dir=str(tmp_path))
+    examples = source.splits(("en", "fr"), (), ("en",))
+    assert {row["en"] for row in examples["unlabelled"]} == {f"unsupervised {i}" for i in range(SIZE)}
+    assert all(row.keys() == {"en"} for row in examples["unlabelled"])
+    assert {row["fr"] for row in examples["train"]} == {f"b {i}" for i in range(SIZE) if i % 10}
+    assert "tiny_unsupervised/1.0.0, test: examples left out for an empty text: 20\n" in capsys.readouterr().err
+    with pytest.raises(KdError, match="source.unlabelled: 'unsupervised'; this task"):
+        source.splits(("en", "fr"))
+
+
+def test_further_references_are_read_where_they_are_measured(tmp_path):
+    fields = {"en": "translation/en", "de": "translation/de", "other": "id"}
+    source = Tfds("tiny_nested", fields, data_dir=str(tmp_path), labelled=50)
+    examples = source.splits(("en", "de"), ("other",), ("en",))
+    assert all(row.keys() == set(fields) for split in ("validation", "test") for row in examples[split])
+    assert all(row.keys() == {"en", "de"} for row in examples["train"])
+    assert len(examples["train"]) == 50 and len(examples["unlabelled"]) == SIZE - 50
+    with pytest.raises(KdError, match="source.fields: en, de; the task reads en, de, other: name them"):
+        Tfds("tiny_nested", {"en": "id", "de": "id"}).splits(("en", "de"), ("other",))
+
+
+def test_sources_are_known_without_tfds():
+    command = "import sys; from kd_jax.data import sources; print('tensorflow_datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "False\n"
