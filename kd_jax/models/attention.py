@@ -35,8 +35,8 @@ def attend(
 ) -> Array:
     """softmax(cap(scale q k') + bias) v per head, heads side by side again.
 
-    Examples and heads are one batch axis of both products: on CPU their gradient is a quarter faster so. Queries of
-    the heads that share keys stand below each other, so that no key is repeated.
+    Queries of the heads that share keys stand below each other, so that no key is repeated. Batch and heads stay two
+    axes: flattened into one, XLA on CPU copies the whole decoding cache three times a step.
 
     Args:
       q_BHTd: queries.
