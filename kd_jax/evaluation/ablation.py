@@ -13,7 +13,12 @@ from kd_jax.tasks.metrics import Metric
 
 Result = Mapping[str, Any]  # as phases/ablate.py leaves it in ablation.json
 Table = list[list[str]]
-RELATIONS = {BETTER: "better than", WORSE: "worse than", SAME: "not seen to differ from", UNDIRECTED: "to be read beside"}
+RELATIONS = {
+    BETTER: "better than",
+    WORSE: "worse than",
+    SAME: "not seen to differ from",
+    UNDIRECTED: "to be read beside",
+}
 
 
 def chosen_metrics(task: Task, name: str) -> tuple[Metric, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from kd_jax.tasks.metrics import Metric, Outcome, resampled_sums
 
@@ -95,7 +95,7 @@ def interval(each_S: np.ndarray, over_examples: float, examples: int) -> tuple[f
       examples: N.
 
     References:
-      Satterthwaite 1946; Owen 2007, The Pigeonhole Bootstrap, arXiv 0712.1111, section 4 (the two-way variance).
+      Satterthwaite 1946; Owen 2007, The Pigeonhole Bootstrap, arXiv 0712.1111 (two-way variances).
 
     Examples:
       >>> [round(x, 2) for x in interval(np.array([1.0, 2.0, 3.0]), 0.0, examples=100)]  # 2 -+ 4.303 / sqrt(3)
@@ -109,7 +109,7 @@ def interval(each_S: np.ndarray, over_examples: float, examples: int) -> tuple[f
     if not total > 0:
         return mean, mean
     freedom = total**2 / sum(variance**2 / free for variance, free in parts if variance)
-    half = float(stats.t.ppf(0.975, freedom)) * total**0.5
+    half = float(stdtrit(freedom, 0.975)) * total**0.5
     return mean - half, mean + half
 
 

@@ -138,7 +138,9 @@ def side_by_side(task: Task, measured: Measured, written: Texts) -> list[dict[st
     return rows
 
 
-def read_outcome(task: Task, measured: Measured, folder: Folder, name: str, reads: Literal["texts", "tokens"]) -> Outcome:
+def read_outcome(
+    task: Task, measured: Measured, folder: Folder, name: str, reads: Literal["texts", "tokens"]
+) -> Outcome:
     """What a finished evaluation left of a model: the texts of its first way of writing, or the likelihoods.
 
     Raises:

@@ -1,25 +1,27 @@
 """One experiment with several seeds, and every student held against the controls: what does distillation add?"""
 
 import dataclasses
+import itertools
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from kd_jax import config
 from kd_jax.artifacts import manifest, runlog
-from kd_jax.artifacts.workdir import Workdir
+from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
-from kd_jax.evaluation import ablation, page, paired, plots, quality
+from kd_jax.evaluation import ablation, page, paired, plots
 from kd_jax.evaluation import verdict as words
+from kd_jax.evaluation.paired import Scores
+from kd_jax.evaluation.quality import Measured, read_outcome
 from kd_jax.experiment import Experiment
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
 from kd_jax.tasks.metrics import Metric
 
-FIGURES = ("name", "label", "higher_is_better", "digits", "signature")
+SHOWN = ("name", "label", "higher_is_better", "digits", "signature")
 
 
 def run(
@@ -73,36 +75,106 @@ def read(
 ) -> dict[str, Any]:
     """Figures, and differences from the controls, from what the runs left."""
     reports = [manifest.read_json(workdir.report.file("report.json")) for workdir in workdirs]
-    task, names = experiment.task, list(experiment.recipes)
-    shown = [{key: value for key, value in m._asdict().items() if key in FIGURES} for m in task.metrics]
-    figures = [*(metric.name for metric in task.metrics), "kl_to_teacher"]
-    differences, examples = {}, 0
-    with runlog.progress("compare", len(metrics) * len(names)) as bar:
-        for metric in metrics:
-            scores = {}
-            for name in names:
-                scores[name] = paired.scores(metric, outcomes(experiment, workdirs, name, metric), experiment.evaluation.bootstrap)
-                bar.advance(1)
-            examples = examples or scores[names[0]].examples
-            differences[metric.name] = against_controls(scores, experiment.comparison.controls, metric)
+    task, compared = experiment.task, experiment.comparison
+    shown = {m.name: {key: value for key, value in m._asdict().items() if key in SHOWN} for m in task.metrics}
+    scores = all_scores(experiment, workdirs, metrics)
+    first = scores[metrics[0].name][TEACHER]
     return {
         "name": experiment.name,
         "task": task.name,
         "dataset": reports[0]["dataset"],
         "split": experiment.evaluation.split,
-        "examples": examples,
+        "examples": first.examples,
         "resamples": experiment.evaluation.bootstrap,
         "seeds": list(seeds),
-        "metrics": [one for metric in metrics for one in shown if one["name"] == metric.name],
-        "all_metrics": shown,
-        "distilled": experiment.comparison.distilled,
-        "controls": list(experiment.comparison.controls),
-        "models": {n: {key: [one["models"][n][key] for one in reports] for key in figures} for n in names},
-        "baselines": {
-            n: {m.name: [one["baselines"][n][m.name] for one in reports] for m in task.metrics} for n in task.baselines
-        },
-        "differences": differences,
-        "warnings": [f"seed {seed}, {w}" for seed, one in zip(seeds, reports, strict=True) for w in words.warnings(one)],
+        "metrics": [shown[metric.name] for metric in metrics],
+        "all_metrics": list(shown.values()),
+        "distilled": compared.distilled,
+        "controls": list(compared.controls),
+        "models": {name: by_seed(reports, "models", name, [*shown, "kl_to_teacher"]) for name in experiment.recipes},
+        "baselines": {name: by_seed(reports, "baselines", name, shown) for name in task.baselines},
+        "differences": {m.name: against_controls(scores[m.name], compared.controls, m) for m in metrics},
+        "warnings": [
+            f"seed {seed}, {w}" for seed, one in zip(seeds, reports, strict=True) for w in words.warnings(one)
+        ],
         "wall_seconds": {str(seed): one["wall_seconds"] for seed, one in zip(seeds, reports, strict=True)},
         "versions": reports[-1]["versions"],
     }
+
+
+def by_seed(reports: Sequence[Mapping[str, Any]], kind: str, name: str, keys: Iterable[str]) -> dict[str, list[Any]]:
+    """A model's or a baseline's figures: key -> one of each seed."""
+    return {key: [report[kind][name][key] for report in reports] for key in keys}
+
+
+def all_scores(
+    experiment: Experiment, workdirs: Sequence[Workdir], metrics: Sequence[Metric]
+) -> dict[str, dict[str, Scores]]:
+    """Metric -> model -> its scores, from the texts and the likelihoods that the evaluations left."""
+    task, evaluation = experiment.task, experiment.evaluation
+    splits = [Measured.of(workdir.data, evaluation.split, evaluation.texts) for workdir in workdirs]
+    scores: dict[str, dict[str, Scores]] = {metric.name: {} for metric in metrics}
+    with runlog.progress("compare", len(metrics) * len(experiment.recipes)) as bar:
+        for metric, name in itertools.product(metrics, experiment.recipes):
+            outcomes = [
+                read_outcome(task, split, workdir.evaluation, name, metric.reads)
+                for split, workdir in zip(splits, workdirs, strict=True)
+            ]
+            scores[metric.name][name] = paired.scores(metric, outcomes, evaluation.bootstrap)
+            bar.advance(1)
+    return scores
+
+
+def against_controls(
+    scores: Mapping[str, Scores], controls: Sequence[str], metric: Metric
+) -> dict[str, dict[str, Any]]:
+    """Control -> every other model -> its difference from it."""
+    return {
+        control: {
+            name: paired.difference(ours, scores[control], metric.higher_is_better)._asdict()
+            for name, ours in scores.items()
+            if name != control
+        }
+        for control in controls
+    }
+
+
+def document(result: ablation.Result, resolved: str) -> page.Document:
+    """The result in words, tables and plots.
+
+    Args:
+      result: as `read`.
+      resolved: the experiment's text.
+    """
+    sections: dict[str, list[page.Block]] = {}
+    for metric, control in itertools.product(result["metrics"], result["controls"]):
+        title, differences = f"{metric['label']} against {control}", result["differences"][metric["name"]][control]
+        figure = plots.forest(differences, f"{metric['label']}, difference from {control}")
+        svg = plots.to_svg(figure, f"{metric['name']}-{control}")
+        sections[title] = [
+            page.Table(ablation.paired(result, metric, control)),
+            page.Plots({f"{title}: 95% intervals, a stroke for each seed": svg}),
+        ]
+    sections |= {
+        "How it was measured": [page.Notes(ablation.notes(result))],
+        "All figures, the mean of the seeds and each": [page.Table(ablation.figures(result))],
+        "Time": [page.Table(ablation.times(result))],
+    }
+    return page.Document(
+        title=f"Ablation of {result['name']}: {result['task']}, {result['dataset']}",
+        lead=ablation.lead(result),
+        warnings=result["warnings"],
+        sections=sections,
+        versions=result["versions"],
+        resolved=resolved,
+    )
+
+
+def closing(result: ablation.Result) -> str:
+    """What a terminal shows at the end, 80 columns wide: without each seed's differences."""
+    warnings = [textwrap.fill(f"warning: {warning}", 80) for warning in result["warnings"]]
+    lines = ["", textwrap.fill(ablation.lead(result), 80), *warnings]
+    for metric, control in itertools.product(result["metrics"], result["controls"]):
+        head, *rows = [row[:-1] for row in ablation.paired(result, metric, control)]
+        lines += ["", runlog.table([f"against {control}", *head[1:]], rows, fits=80)]
+    return "\n".join(lines)
