@@ -42,7 +42,7 @@ ce_and_kd = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weigh
 experiment = Experiment(
     name="debian_summaries",
     source=Debian("summaries"),
-    task=Summarization(document_tokens=191),
+    task=Summarization(document="description", summary="synopsis", document_tokens=191),
     tokenizer=SentencePiece(vocab_size=4000),
     buckets=(20, 32, 44),
     prompt_buckets=(64, 112, 192),
