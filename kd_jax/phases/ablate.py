@@ -171,9 +171,10 @@ def document(result: ablation.Result, resolved: str) -> page.Document:
 
 
 def closing(result: ablation.Result) -> str:
-    """What a terminal shows at the end, 80 columns wide: without each seed's differences."""
-    warnings = [textwrap.fill(f"warning: {warning}", 80) for warning in result["warnings"]]
-    lines = ["", textwrap.fill(ablation.lead(result), 80), *warnings]
+    """What a terminal shows at the end, 80 columns wide: without each seed's differences, which the pages have."""
+    lines = ["", textwrap.fill(ablation.lead(result), 80)]
+    if result["warnings"]:
+        lines.append(f"Warnings of single seeds: {len(result['warnings'])}; they stand in the report.")
     for metric, control in itertools.product(result["metrics"], result["controls"]):
         head, *rows = [row[:-1] for row in ablation.paired(result, metric, control)]
         lines += ["", runlog.table([f"against {control}", *head[1:]], rows, fits=80)]
