@@ -108,7 +108,7 @@ def interval(each_S: np.ndarray, over_examples: float, examples: int) -> tuple[f
     total = sum(variance for variance, _ in parts)
     if not total > 0:
         return mean, mean
-    freedom = total**2 / sum(variance**2 / free for variance, free in parts if variance)
+    freedom = 1 / sum((variance / total) ** 2 / free for variance, free in parts if variance)
     half = float(stdtrit(freedom, 0.975)) * total**0.5
     return mean - half, mean + half
 
