@@ -5,7 +5,7 @@ python -m kd_jax run experiments/configs/smoke_lm.py --workdir runs/smoke_lm
 
 import dataclasses
 
-from kd_jax import Generation, Toy, load
+from kd_jax import Generation, Term, Toy, cross_entropy, load
 
 smoke = load(__file__.replace("smoke_lm", "smoke_summaries"))
 
@@ -16,4 +16,5 @@ experiment = dataclasses.replace(
     task=Generation(window=64, context=16, prompt_words=3, compared_words=12),
     buckets=(64,),
     prompt_buckets=(16,),
+    teacher=dataclasses.replace(smoke.teacher, terms={"ce": Term(cross_entropy)}),
 )

@@ -5,7 +5,7 @@ python -m kd_jax run experiments/configs/smoke_summaries.py --workdir runs/smoke
 
 import dataclasses
 
-from kd_jax import DecoderOnly, Decoding, Summarization, Toy, load
+from kd_jax import DecoderOnly, Decoding, SentencePiece, Summarization, Toy, load
 
 smoke = load(__file__.replace("smoke_summaries", "smoke"))
 
@@ -22,6 +22,7 @@ experiment = dataclasses.replace(
     name="smoke_summaries",
     source=Toy(kind="summaries", examples=400),
     task=Summarization(decoding=Decoding(beam=2, length_ratio=0.0, length=16)),
+    tokenizer=SentencePiece(vocab_size=45),
     buckets=(12, 24),
     prompt_buckets=(36, 72),
     teacher=decoder_only(smoke.teacher, layers=3),
