@@ -1,5 +1,8 @@
-"""One small architecture of each family over one vocabulary, and what such a student is trained on."""
+"""One small architecture of each family over one vocabulary, and an objective of every kind of term."""
 
+import functools
+
+import jax
 import pytest
 
 from kd_jax.losses.cross_entropy import cross_entropy
@@ -19,19 +22,26 @@ FAMILIES = {
     "decoder_only": DecoderOnly(1, d_model=16, heads=2, kv_heads=1, d_ff=16, dropout=0.2),
 }
 SIGNAL = TopK(k=4)
-OBJECTIVES = ("cached", "beside the teacher")
 each_family = pytest.mark.parametrize("architecture", FAMILIES.values(), ids=FAMILIES)
-each_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 
 
-def terms_of(architecture: Architecture, objective: str) -> Terms:
-    """From a cache, or from the teacher beside the student, with the insides of every stack."""
-    if objective == "cached":
-        smoothed = Term(cross_entropy, weight=0.3, options={"label_smoothing": 0.1})
-        return {"ce": smoothed, "kd": Term(forward_kl, weight=0.7, signal=SIGNAL)}
-    terms = {"ce": Term(cross_entropy, weight=0.3), "kd": Term(forward_kl, weight=0.2, signal=Online())}
+@functools.cache
+def network(architecture: Architecture):
+    """(model, its parameters, a teacher's)."""
+    model = architecture.build(V)
+    init = jax.jit(model.init)
+    return model, init(jax.random.key(0)), init(jax.random.key(9))
+
+
+def every_term(architecture: Architecture) -> Terms:
+    """From the data, from a cache, from the teacher beside the student, and from the insides of every stack."""
+    terms = {
+        "ce": Term(cross_entropy, weight=0.3),
+        "kd": Term(forward_kl, weight=0.7, signal=SIGNAL),
+        "online": Term(forward_kl, weight=0.2, signal=Online()),
+    }
     for stack in architecture.stacks():
         terms[stack] = Term(mse, weight=0.5, signal=HiddenStates(layers=((0, 0),), stack=stack))
         relations = AttentionRelations(layers=((0, 0),), stack=stack, heads=2, kinds=("q",))
-        terms[f"{stack}_relations"] = Term(forward_kl, weight=0.7, signal=relations)
+        terms[f"{stack}_relations"] = Term(forward_kl, weight=0.4, signal=relations)
     return terms

@@ -12,44 +12,35 @@ from kd_jax.models.base import Architecture
 from kd_jax.training.step import count_tokens, loss_fn
 from kd_jax.types import Batch
 from tests.batches import rows_of, taught_segments
-from tests.families import SIGNAL, V, each_family, each_objective, terms_of
+from tests.families import SIGNAL, V, each_family, every_term, network
 
 S, T, EXAMPLES = 5, 6, 9
 SEPARATE, PACKED = (1,) * EXAMPLES, (3, 1, 3, 2)  # examples in each row
 
 
-def batch_of(architecture: Architecture, sizes: tuple[int, ...], room: int = 0) -> Batch:
-    """The same examples every time, so many in each row; `room` more than the fullest row can need."""
+def batch_of(architecture: Architecture, sizes: tuple[int, ...], more: int = 0) -> Batch:
+    """The same examples every time, so many in each row; `more` room than the fullest row can need, and more rows."""
     segments = taught_segments(0, (S, T), EXAMPLES, SIGNAL, V)
-    bucket = Bucket(max(sizes) * S + room, max(sizes) * T + room)
-    return architecture.layout.batch(rows_of(segments, sizes), len(sizes), bucket, {SIGNAL.name: SIGNAL.schema(V)})
+    bucket, count = Bucket(max(sizes) * S + more, max(sizes) * T + more), len(sizes) + more
+    return architecture.layout.batch(rows_of(segments, sizes), count, bucket, {SIGNAL.name: SIGNAL.schema(V)})
 
 
 @functools.cache
-def network(architecture: Architecture):
-    """(model, its parameters, a teacher's)."""
-    model = architecture.build(V)
-    init = jax.jit(model.init)
-    return model, init(jax.random.key(0)), init(jax.random.key(9))
-
-
-@functools.cache
-def learned(architecture: Architecture, objective: str):
+def learned(architecture: Architecture):
     """batch -> (loss, Sums by name) and its gradient, compiled once for each shape of batch."""
     model, params, teacher_params = network(architecture)
-    share = functools.partial(loss_fn, model=model, teacher=model, terms=terms_of(architecture, objective))
+    share = functools.partial(loss_fn, model=model, teacher=model, terms=every_term(architecture))
     loss = lambda params, batch: share((params, {}), batch, count_tokens(batch), None, teacher_params)  # noqa: E731
     return functools.partial(jax.jit(jax.value_and_grad(loss, has_aux=True)), params)
 
 
 @each_family
-@each_objective
-def test_packed_equals_separate(architecture, objective):
+def test_packed_equals_separate(architecture):
     """Loss, every term and gradients, each example with its own weight, source features included."""
     separate, packed = (batch_of(architecture, sizes) for sizes in (SEPARATE, PACKED))
     assert packed.inputs.decoder.segment_BT.max() == 3 and len(np.unique(separate.weight_BT)) == 5
     chex.assert_trees_all_equal(count_tokens(separate), count_tokens(packed))
-    got, want = (learned(architecture, objective)(batch) for batch in (packed, separate))
+    got, want = (learned(architecture)(batch) for batch in (packed, separate))
     chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
 
 
@@ -108,9 +99,9 @@ def rolled(batch: Batch) -> Batch:
 
 @each_family
 def test_padding_on_either_side_changes_nothing(architecture):
-    """More of it on the right, or all of it on the left."""
+    """More of it on the right, with rows that only fill up; or all of it on the left."""
     batch = batch_of(architecture, PACKED)
-    want = learned(architecture, "beside the teacher")(batch)
-    for other in (batch_of(architecture, PACKED, room=4), rolled(batch)):
-        got = learned(architecture, "beside the teacher")(other)
+    want = learned(architecture)(batch)
+    for other in (batch_of(architecture, PACKED, more=4), rolled(batch)):
+        got = learned(architecture)(other)
         chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
