@@ -78,7 +78,7 @@ class DebianDescriptions(tfds.core.GeneratorBasedBuilder):
         "1.1.0": "english: whole descriptions, no longer paragraphs; index: questions about packages.",
     }
     BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=name, description=texts.description) for name, texts in CONFIGS.items()
+        tfds.core.BuilderConfig(name=name, description=made.description) for name, made in CONFIGS.items()
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:

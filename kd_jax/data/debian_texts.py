@@ -1,4 +1,4 @@
-"""Examples made of Debian's package descriptions: one stream of them for each configuration, nothing dropped yet.
+"""Examples made of Debian's package descriptions: one stream of them for each configuration, none cleaned away yet.
 
 Descriptions are joined on Description-md5. Each example carries its source package, by which it falls into a split.
 """
@@ -13,10 +13,12 @@ from typing import NamedTuple
 from kd_jax.data.apt import read_index
 
 Row = dict[str, str]
+Descriptions = Mapping[str, tuple[str, list[str]]]  # Description-md5 -> package, lines
+Examples = Iterator[tuple[str, str, Row]]  # package, kind, texts
 
 
-class Texts(NamedTuple):
-    """A configuration.
+class Configuration(NamedTuple):
+    """What examples are made of the descriptions.
 
     Attributes:
       description: in words.
@@ -30,11 +32,13 @@ class Texts(NamedTuple):
 
 
 CONFIGS = {
-    "en-fr": Texts("English and French, synopses and paragraphs", ("en", "fr"), ("synopsis", "paragraph")),
-    "en-de": Texts("English and German, synopses and paragraphs", ("en", "de"), ("synopsis", "paragraph")),
-    "summaries": Texts("English description and its one-line synopsis", ("description", "synopsis"), ("summary",)),
-    "english": Texts("Long descriptions in English", ("text",), ("document",)),
-    "index": Texts(
+    "en-fr": Configuration("English and French, synopses and paragraphs", ("en", "fr"), ("synopsis", "paragraph")),
+    "en-de": Configuration("English and German, synopses and paragraphs", ("en", "de"), ("synopsis", "paragraph")),
+    "summaries": Configuration(
+        "English description and its one-line synopsis", ("description", "synopsis"), ("summary",)
+    ),
+    "english": Configuration("Long descriptions in English", ("text",), ("document",)),
+    "index": Configuration(
         "Questions about packages: their synopsis, name or section",
         ("prompt", "response"),
         ("synopsis", "package", "section"),
@@ -84,10 +88,6 @@ def rows(folder: Path, config: str) -> Iterator[Row]:
     for package, kind, texts in examples:
         source = packages[package].source if package in packages else package
         yield {"package": package, "source_package": source, "kind": kind} | texts
-
-
-Descriptions = Mapping[str, tuple[str, list[str]]]
-Examples = Iterator[tuple[str, str, Row]]  # package, kind, texts
 
 
 def translations(english: Descriptions, other: Descriptions, language: str) -> Examples:
@@ -166,7 +166,7 @@ def paragraphs(description: list[str]) -> list[str]:
     ]
 
 
-def descriptions(folder: Path, language: str) -> dict[str, tuple[str, list[str]]]:
+def descriptions(folder: Path, language: str) -> Descriptions:
     """Description-md5 -> (package, the description's lines)."""
     texts = {}
     for stanza in read_index(folder, f"*_Translation-{language}*"):

@@ -34,6 +34,7 @@ from kd_jax.errors import KdError
 
 __all__ = ["Debian", "Directions", "Files", "Source", "Tfds", "Toy"]
 TOYS = {"pairs": toy.pairs, "summaries": toy.summaries, "documents": toy.documents}
+DIRECTION = ("source", "target", "direction")  # the fields of Directions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +74,8 @@ class Files:
     @property
     def _paths(self) -> dict[str, tuple[str, ...]]:
         """Split -> its files."""
-        return {
-            "train": self.train,
-            "validation": self.validation,
-            "test": self.test,
-            UNLABELLED: self.unlabelled,
-        }
+        given = {"train": self.train, "validation": self.validation, "test": self.test}
+        return given | {UNLABELLED: self.unlabelled}
 
     def files(self) -> list[Path]:
         """Local files that decide the examples, to be digested."""
@@ -101,9 +98,14 @@ class Files:
         refuse_unlabelled({"unlabelled": self.unlabelled, "labelled": self.labelled}, prompt_fields)
         missing = [split for split in SPLITS[1:] if not self._paths[split]]
         complete = (*fields, *held_out_fields)
-        read = {"train": complete if missing else fields, "validation": complete, "test": complete}
+        fields_of = {
+            "train": complete if missing else fields,
+            "validation": complete,
+            "test": complete,
+            UNLABELLED: prompt_fields,
+        }
         examples = {
-            split: read_files(paths, (read | {UNLABELLED: prompt_fields})[split], f"source.{split}")
+            split: read_files(paths, fields_of[split], f"source.{split}")
             for split, paths in self._paths.items()
             if paths
         }
@@ -158,7 +160,7 @@ class Toy:
         texts = TOYS[self.kind](self.examples + 2 * held, self.seed)
         if len(fields) != len(texts[0]) or held_out_fields:
             raise KdError(
-                f"source.kind: {self.kind!r} has {len(texts[0])} field{'s'[: len(texts[0]) - 1]}; the task reads "
+                f"source.kind: {self.kind!r}, texts in an example: {len(texts[0])}; the task reads "
                 f"{', '.join((*fields, *held_out_fields))}: take another kind or source"
             )
         rows = [dict(zip(fields, row, strict=True)) for row in texts]
@@ -225,9 +227,6 @@ class Directions:
         if sentence := leak_sentence({split: len(rows) for split, rows in in_turn.items()}, leaked):
             runlog.say(f"data: {sentence}, in whatever direction")
         return splits
-
-
-DIRECTION = ("source", "target", "direction")
 
 
 def _directed(row: Example, source: str, target: str) -> Example:

@@ -81,10 +81,11 @@ def beam_search(
     Examples:
       >>> from kd_jax import Tokens
       >>> likely = [[0, 0.6, 0.4, 0], [0, 0.5, 0, 0.5], [0, 0, 0, 1], [0, 0, 0, 1]]  # each token behind each
-      >>> empty = Cache(jnp.int32(0), jnp.zeros(1, jnp.int32), (), (), jnp.ones((1, 1), bool))
+      >>> one = jnp.ones((1, 1), jnp.int32)
+      >>> memoryless = {"slots_BT": one > 0, "self_kv": (), "cross_kv": (), "source_BS": one > 0}
+      >>> empty = Cache(slot=jnp.int32(0), position_B=one[0], **memoryless)
       >>> bigrams = Model(*[None] * 4, prefill=lambda *_: empty, step=lambda table, cache, ids: (table[ids], cache))
-      >>> zero, one = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32)
-      >>> prompts = Inputs(zero[0], Tokens(zero, zero, one), None)  # token 0 begins, token 3 ends
+      >>> prompts = Inputs(one[0], Tokens(0 * one, 0 * one, one), None)  # token 0 begins, token 3 ends
       >>> search = jax.jit(functools.partial(beam_search, bigrams, eos=3, length=3, beam=2, alpha=0.0))
       >>> best = search(jnp.log(jnp.array(likely)), prompts)
       >>> for ids, logp in zip(best.ids_BKT[0].tolist(), best.logp_BK[0]):

@@ -34,8 +34,8 @@ def rotation(position_BT: Array, head_dim: int, theta: float) -> tuple[Array, Ar
 
     Examples:
       >>> cosine, sine = rotation(jnp.array([[0, 1]]), head_dim=2, theta=10_000.0)
-      >>> print(cosine.ravel(), sine.ravel())
-      [1.        0.5403023] [0.        0.8414709]
+      >>> cosine.shape, bool(jnp.allclose(sine[0, 0, :, 0], jnp.sin(jnp.array([0.0, 1.0]))))
+      ((1, 1, 2, 1), True)
     """
     rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = position_BT[:, None, :, None].astype(jnp.float32) * rates[None, None, None]

@@ -1,11 +1,12 @@
 """Machine translation, one way or several at once: scored by BLEU and chrF."""
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from sacrebleu import sentence_bleu
 from sacrebleu.metrics import BLEU, CHRF
 
 from kd_jax.errors import KdError
@@ -62,17 +63,22 @@ class Translation:
 
     def check(self) -> None:
         """Raises KdError naming the field that does not fit, or the tokeniser that is not installed."""
-        if self.source == self.target:
-            raise KdError(f"task.target: {self.target!r}, as task.source; wanted two fields")
+        names = (*self.fields(), *self.references)
+        if len(set(names)) < len(names):
+            raise KdError(
+                f"task: source, target, direction and references are {', '.join(names)}; wanted no name twice"
+            )
         if bool(self.direction) != bool(self.directions):
             raise KdError("task.directions: wanted beside task.direction, such as ('en-fr', 'fr-en'); or neither")
         for direction in self.directions:
-            if len(direction.split("-")) != 2:
+            if not re.fullmatch(r"[^\s-]+-[^\s-]+", direction):
                 raise KdError(f"task.directions: {direction!r}; wanted two languages, such as 'en-fr'")
+        if len(set(self.directions)) < len(self.directions):
+            raise KdError(f"task.directions: {', '.join(self.directions)}; wanted each once")
         check_counted(self.counted)
         self.decoding.check()
         for language in self.languages:
-            self._bleu(language)
+            bleu(language, self.tokenize)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -125,8 +131,9 @@ class Translation:
         return [example[field] for field in (self.target, *self.references)]
 
     def closeness(self, hypothesis: str, reference: str) -> float:
-        """Sentence BLEU with exponential smoothing (sacreBLEU), 0 to 100."""
-        return sentence_bleu(hypothesis, [reference]).score
+        """Sentence BLEU with exponential smoothing (sacreBLEU), 0 to 100; of several languages' tokenisers 13a."""
+        language = self.languages[0] if len(self.languages) == 1 else ""
+        return sentence_bleu(language, self.tokenize).sentence_score(hypothesis, [reference]).score
 
     @property
     def baselines(self) -> Mapping[str, Callable[[Example], str]]:
@@ -139,41 +146,64 @@ class Translation:
         references = 1 + len(self.references)
         chrf = sacrebleu_metric("chrf", "chrF", CHRF(), references)
         if not self.directions:
-            return sacrebleu_metric("bleu", "BLEU", self._bleu(self.target), references), chrf
+            return sacrebleu_metric("bleu", "BLEU", bleu(self.target, self.tokenize), references), chrf
         each = tuple(self._of_direction(direction) for direction in self.directions)
 
         def statistics(outcome: Outcome) -> np.ndarray:
             return np.concatenate([metric.statistics(outcome) for metric in each], axis=1)
 
         def mean(sums_S: np.ndarray) -> float:
-            parts = np.split(sums_S, len(each))
-            return float(np.mean([metric.value(part) for metric, part in zip(each, parts, strict=True)]))
+            parts = zip(each, np.split(sums_S, len(each)), strict=True)
+            scores = [metric.value(part) for metric, part in parts if part.any()]  # those that have examples
+            return float(np.mean(scores)) if scores else 0.0
 
         return Metric("bleu", "mean BLEU", True, 2, "texts", statistics, mean, each[0].signature), *each, chrf
 
-    def _bleu(self, language: str) -> BLEU:
-        """sacreBLEU with the tokeniser of that language; raises KdError if it is not there."""
-        tokenize = self.tokenize or ("flores200" if language in UNSPACED else None)
-        if tokenize not in (None, *BLEU.TOKENIZERS):
-            raise KdError(f"task.tokenize: {tokenize!r}; wanted one of {', '.join(BLEU.TOKENIZERS)}, or '' for its own")
-        try:
-            return BLEU(tokenize=tokenize, trg_lang=language)
-        except (RuntimeError, OSError, ImportError) as error:  # mecab's or sentencepiece's part of it is lacking
-            reason = " ".join(str(error).split())
-            raise KdError(
-                f"task.tokenize: BLEU's tokeniser for {language!r} cannot be had: {reason}; or --task.tokenize char"
-            ) from error
-
     def _of_direction(self, direction: str) -> Metric:
         """BLEU over the examples of one direction."""
-        name, bleu = f"bleu_{direction.replace('-', '_')}", self._bleu(direction.split("-")[1])
-        metric = sacrebleu_metric(name, f"BLEU {direction}", bleu, 1 + len(self.references))
+        source, target = direction.split("-")
+        scorer = bleu(target, self.tokenize)
+        metric = sacrebleu_metric(f"bleu_{source}_{target}", f"BLEU {direction}", scorer, 1 + len(self.references))
 
         def statistics(outcome: Outcome) -> np.ndarray:
             here_N = np.asarray([example[self.direction] == direction for example in outcome.examples])
             return metric.statistics(outcome) * here_N[:, None]
 
         return metric._replace(statistics=statistics)
+
+
+def bleu(language: str, tokenize: str, **options: Any) -> BLEU:
+    """sacreBLEU with a language's tokeniser.
+
+    Args:
+      language: such as "zh" or "zh_Hant"; what sacreBLEU has no tokeniser for gets 13a, and without blanks flores200.
+      tokenize: one of sacreBLEU's instead; "" for the language's.
+      **options: BLEU's.
+
+    Raises:
+      KdError: if there is no such tokeniser, or its library or model is lacking.
+
+    Examples:
+      >>> bleu("zh_Hant", "").tokenizer_signature, bleu("fr", "").tokenizer_signature
+      ('zh', '13a')
+    """
+    language = language.partition("_")[0].lower()
+    name = tokenize or ("flores200" if language in UNSPACED else None)
+    if name not in (None, *BLEU.TOKENIZERS):
+        raise KdError(f"task.tokenize: {name!r}; wanted one of {', '.join(BLEU.TOKENIZERS)}, or '' for the language's")
+    try:
+        return BLEU(tokenize=name, trg_lang=language, **options)
+    except (RuntimeError, OSError, ImportError) as error:  # mecab's or sentencepiece's part of it is lacking
+        reason = " ".join(str(error).split())
+        raise KdError(
+            f"task.tokenize: BLEU's tokeniser for {language!r} cannot be had: {reason}; or --task.tokenize char"
+        ) from error
+
+
+@functools.cache
+def sentence_bleu(language: str, tokenize: str) -> BLEU:
+    """As `bleu`, for single sentences: orders of n-grams that are longer than the sentence are left out."""
+    return bleu(language, tokenize, effective_order=True)
 
 
 def sacrebleu_metric(name: str, label: str, metric: BLEU | CHRF, references: int = 1) -> Metric:

@@ -150,8 +150,12 @@ def test_good_sources_pass_and_are_the_same_from_a_workdir(source):
 @pytest.mark.parametrize(
     "kind, fields, message",
     [
-        ("pairs", ("text",), "source.kind: 'pairs' has 2 fields; the task reads text: take another"),
-        ("documents", ("en", "fr"), "source.kind: 'documents' has 1 field; the task reads en, fr: take another"),
+        ("pairs", ("text",), "source.kind: 'pairs', texts in an example: 2; the task reads text: take another"),
+        (
+            "documents",
+            ("en", "fr"),
+            "source.kind: 'documents', texts in an example: 1; the task reads en, fr: take another",
+        ),
     ],
 )
 def test_made_up_text_of_another_number_of_fields_is_refused(kind, fields, message):

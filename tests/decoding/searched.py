@@ -15,7 +15,7 @@ EOS, V, LENGTH = 2, 6, 4
 ROWS = (0, 1, 2, 3)  # of PROMPTS, whose last row only fills up
 ENDS = {"eos": EOS, "length": LENGTH}
 SOURCES = [example.prompt for example in random_examples(0, [(4, 0), (2, 0), (3, 0), (1, 0)], V)]
-PROMPTS = EncoderDecoderLayout().prompts(SOURCES, 5, Bucket(4, LENGTH))._replace(index_B=np.arange(5))
+PROMPTS = EncoderDecoderLayout().prompts(SOURCES, 5, 4)._replace(index_B=np.arange(5))
 ARCHITECTURE = EncoderDecoder(encoder_layers=1, decoder_layers=2, d_model=16, heads=2, d_ff=16, dropout=0.0)
 MODEL = ARCHITECTURE.build(V)
 PARAMS = jax.tree.map(lambda p: 3.0 * p, MODEL.init(jax.random.key(3)))
@@ -23,7 +23,7 @@ PARAMS = jax.tree.map(lambda p: 3.0 * p, MODEL.init(jax.random.key(3)))
 
 def logits_of(source, completions, params=PARAMS, model=MODEL):
     """Teacher-forced logits of each completion after one source, [B, T, V]; completions are of one length."""
-    encoded = [Encoded(source, np.asarray(ids), np.ones(len(ids), bool)) for ids in completions]
+    encoded = [Encoded(source, np.asarray(ids), np.ones(len(source) + len(ids), bool)) for ids in completions]
     inputs = to_batch(encoded, Bucket(4, len(completions[0]))).inputs
     return model.head(params).logits(model.apply(params, inputs))
 

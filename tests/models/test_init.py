@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import KdError
+from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.init import FromTeacher, count_parameters, shrink, spaced
 from tests.batches import random_examples, to_batch
@@ -57,6 +58,8 @@ def test_a_teacher_whose_dropped_layer_adds_nothing_loses_nothing():
         (FromTeacher(encoder=(0,)), {"encoder_layers": 2}, "1 entries"),
         (FromTeacher(), {"decoder_layers": 4}, "name a teacher layer"),
         (FromTeacher(), {"d_model": 16}, "d_model"),
+        (FromTeacher(), {"norm_epsilon": 1e-3}, "norm_epsilon"),
+        (FromTeacher(), {"soft_cap": 30.0}, "soft_cap"),
     ],
 )
 def test_what_does_not_fit_is_refused(init, layers, message):
@@ -64,9 +67,27 @@ def test_what_does_not_fit_is_refused(init, layers, message):
         shrink(init, TEACHER, student(**layers), PARAMS, V)
 
 
+def test_a_decoder_only_student_has_its_teachers_layers():
+    teacher, small = (DecoderOnly(layers, d_model=8, heads=2, d_ff=8, dropout=0.0) for layers in (4, 2))
+    params = jax.eval_shape(teacher.build(V).init, jax.random.key(0))
+    params = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), params)
+    layers = shrink(FromTeacher(decoder=(3, 1)), teacher, small, params, V)
+    assert layers == {name: params[name] for name in ("embedding", "decoder_norm")} | {
+        "decoder_0": params["decoder_3"],
+        "decoder_1": params["decoder_1"],
+    }
+    with pytest.raises(KdError, match=r"init\.encoder: \(0,\); a decoder_only model has no encoder"):
+        FromTeacher(encoder=(0,)).check(teacher, small)
+    with pytest.raises(KdError, match="wants one family"):
+        FromTeacher().check(teacher, student())
+
+
 def test_parameters_are_counted_outside_the_embeddings():
     total, outside = count_parameters(PARAMS)
     assert total - outside == V * 8
+    learned = DecoderOnly(2, d_model=8, heads=2, d_ff=8, positions="learned", context=5, tied=False, head_bias=True)
+    total, outside = count_parameters(jax.eval_shape(learned.build(V).init, jax.random.key(0)))
+    assert total - outside == 2 * V * 8 + V + 5 * 8
 
 
 def test_teacher_and_student_may_pad_the_vocabulary_to_different_multiples():

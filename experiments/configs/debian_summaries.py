@@ -1,0 +1,57 @@
+"""Synopses of Debian's packages from their descriptions: a teacher of 4+4 layers, students of 2+1.
+
+    python -m kd_jax run experiments/configs/debian_summaries.py --workdir runs/debian_summaries
+"""
+
+import dataclasses
+
+from kd_jax import (
+    Comparison,
+    Debian,
+    EncoderDecoder,
+    Evaluation,
+    Experiment,
+    FromTeacher,
+    Optimizer,
+    Recipe,
+    SentencePiece,
+    Summarization,
+    Term,
+    TopK,
+    Training,
+    cross_entropy,
+    forward_kl,
+)
+
+teacher = Recipe(
+    model=EncoderDecoder(encoder_layers=4, decoder_layers=4, d_model=192, heads=6, d_ff=768, dropout=0.1),
+    terms={"ce": Term(cross_entropy, options={"label_smoothing": 0.1})},
+    training=Training(
+        steps=4000, tokens_per_batch=512, packed=True, eval_every=1000, optimizer=Optimizer(learning_rate=2e-3)
+    ),
+)
+ce_alone = Recipe(
+    model=dataclasses.replace(teacher.model, encoder_layers=2, decoder_layers=1, dropout=0.0),
+    terms={"ce": Term(cross_entropy)},
+    training=Training(
+        steps=1500, tokens_per_batch=512, packed=True, eval_every=500, optimizer=Optimizer(learning_rate=2e-3)
+    ),
+)
+ce_and_kd = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weight=0.5, signal=TopK(k=32))}
+
+experiment = Experiment(
+    name="debian_summaries",
+    source=Debian("summaries"),
+    task=Summarization(document="description", summary="synopsis", document_tokens=191),
+    tokenizer=SentencePiece(vocab_size=4000),
+    buckets=(20, 32, 44),
+    prompt_buckets=(64, 112, 192),
+    teacher=teacher,
+    students={
+        "student_scratch": ce_alone,
+        "student_init": dataclasses.replace(ce_alone, init=FromTeacher()),
+        "student_kd": dataclasses.replace(ce_alone, init=FromTeacher(), terms=ce_and_kd),
+    },
+    comparison=Comparison(baseline="student_scratch", distilled="student_kd"),
+    evaluation=Evaluation(texts=1000),
+)

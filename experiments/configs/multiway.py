@@ -1,0 +1,29 @@
+"""English, French and German in all directions of English: one model that a tag tells what to write.
+
+    python -m kd_jax run experiments/configs/multiway.py --workdir runs/multiway
+    echo "<2de> library for reading and writing images" | python -m kd_jax generate --workdir runs/multiway
+"""
+
+import dataclasses
+
+from kd_jax import Debian, Directions, Evaluation, SentencePiece, Translation, load
+
+quickstart = load(__file__.replace("multiway", "quickstart"))
+
+
+def trained(recipe, steps):
+    """The quickstart's recipe for more steps: four directions share them."""
+    training = dataclasses.replace(recipe.training, steps=steps, eval_every=steps // 4)
+    return dataclasses.replace(recipe, training=training)
+
+
+experiment = dataclasses.replace(
+    quickstart,
+    name="multiway",
+    source=Directions({pair: Debian(pair, kinds=("synopsis",)) for pair in ("en-fr", "en-de")}),
+    task=Translation("source", "target", direction="direction", directions=("en-fr", "fr-en", "en-de", "de-en")),
+    tokenizer=SentencePiece(vocab_size=6000),
+    teacher=trained(quickstart.teacher, 4000),
+    students={name: trained(recipe, 1400) for name, recipe in quickstart.students.items()},
+    evaluation=Evaluation(texts=1600),
+)

@@ -1,0 +1,19 @@
+"""The whole pipeline of text generation in under a minute, on made-up documents.
+
+python -m kd_jax run experiments/configs/smoke_lm.py --workdir runs/smoke_lm
+"""
+
+import dataclasses
+
+from kd_jax import Generation, Toy, load
+
+smoke = load(__file__.replace("smoke_lm", "smoke_summaries"))
+
+experiment = dataclasses.replace(
+    smoke,
+    name="smoke_lm",
+    source=Toy(kind="documents", examples=400),
+    task=Generation(window=64, context=16, prompt_words=3, compared_words=12),
+    buckets=(64,),
+    prompt_buckets=(16,),
+)

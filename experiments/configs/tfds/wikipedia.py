@@ -1,0 +1,19 @@
+"""The English Wikipedia: articles in rows of 1,024 tokens, with the models and students of lm1b.py.
+
+    python -m kd_jax run experiments/configs/tfds/wikipedia.py --workdir runs/wikipedia
+
+Preparing it takes Apache Beam: prepare it where that is, with `tfds build --file_format=array_record`, and name the
+folder with `--source.data-dir`. It has one split; half a per cent of the articles is held out for each of the others.
+"""
+
+import dataclasses
+
+from kd_jax import Generation, Tfds, load
+
+experiment = dataclasses.replace(
+    load(__file__.replace("wikipedia", "lm1b")),
+    name="wikipedia",
+    source=Tfds("wikipedia/20230601.en", fields={"text": "text"}, held_out=0.005, limit=500_000),
+    task=Generation(text="text", window=1024, context=256),
+    buckets=(1024,),
+)

@@ -1,0 +1,19 @@
+"""XSum: a BBC article of up to 500 tokens and its one sentence, with the models and students of cnn_dailymail.py.
+
+    python -m kd_jax run experiments/configs/tfds/xsum.py --workdir runs/xsum
+
+The files must be fetched by hand; TFDS says from where and to which folder.
+"""
+
+import dataclasses
+
+from kd_jax import Decoding, Summarization, Tfds, load
+
+experiment = dataclasses.replace(
+    load(__file__.replace("xsum", "cnn_dailymail")),
+    name="xsum",
+    source=Tfds("xsum", fields={"document": "document", "summary": "summary"}),
+    task=Summarization(document_tokens=500, decoding=Decoding(beam=4, length_ratio=0.0, length=48)),
+    buckets=(32, 64),
+    prompt_buckets=(256, 512),
+)

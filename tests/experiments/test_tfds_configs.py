@@ -1,0 +1,98 @@
+"""The experiments on the TFDS catalogue, on made-up text in the catalogue's own features: nothing is downloaded."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from kd_jax import config
+from kd_jax.artifacts.manifest import read_lines
+from kd_jax.artifacts.workdir import Workdir
+from kd_jax.cli.check import check
+from kd_jax.data.store import Store
+from kd_jax.data.tfds import builder_of
+from kd_jax.data.tokenizers import SentencePiece
+from kd_jax.phases import prepare
+
+CONFIGS = sorted((Path(__file__).parents[2] / "experiments/configs/tfds").glob("*.py"))
+SPLITS = {  # as the catalogue says that the dataset has them
+    "c4_realnewslike": ("train", "validation"),
+    "cnn_dailymail": ("train", "validation", "test"),
+    "gsm8k": ("train", "test", "train_socratic", "test_socratic"),
+    "lm1b": ("train", "test"),
+    "samsum": ("train", "validation", "test"),
+    "wikipedia": ("train",),
+    "wmt14_translate": ("train", "validation", "test"),
+    "wmt19_translate": ("train", "validation"),
+    "xsum": ("train", "validation", "test"),
+}
+SIZE = 800  # of each split, so that a share of half a per cent is not empty
+WORDS = (
+    "the",
+    "a",
+    "house",
+    "boat",
+    "bird",
+    "stone",
+    "is",
+    "was",
+    "near",
+    "over",
+    "red",
+    "green",
+    "small",
+    "and",
+    "then",
+)
+
+
+def text(rng):
+    """Two or three made-up sentences."""
+    sentences = (" ".join(rng.choice(WORDS, rng.integers(4, 12))) for _ in range(rng.integers(2, 4)))
+    return " ".join(f"{sentence.capitalize()}." for sentence in sentences)
+
+
+def prepare_mock(dataset, splits, folder, monkeypatch):
+    """Leaves a prepared dataset of that name, of its own features, with made-up text in each."""
+    builder = builder_of(dataset, str(folder))
+    features = builder.info.features
+    assert all(feature.np_dtype == np.object_ and feature.shape == () for feature in features.values())
+    rng = np.random.default_rng(0)
+
+    def examples():
+        return {split: ((i, {name: text(rng) for name in features}) for i in range(SIZE)) for split in splits}
+
+    monkeypatch.setattr(builder, "_split_generators", lambda *_, **__: examples())
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+
+
+def small(path, folder):
+    """The file's experiment, read from `folder`, with a tokeniser that trains in a moment."""
+    experiment = config.load(path)
+    return dataclasses.replace(
+        experiment,
+        source=dataclasses.replace(experiment.source, data_dir=str(folder)),
+        tokenizer=SentencePiece(vocab_size=48),
+    )
+
+
+def test_every_file_has_its_splits_here():
+    assert [path.stem for path in CONFIGS] == sorted(SPLITS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_experiment_is_whole_and_its_data_are_encoded(path, tmp_path, monkeypatch):
+    check(config.load(path))
+    experiment = small(path, tmp_path / "tfds")
+    assert experiment.name == path.stem
+    prepare_mock(experiment.source.dataset, SPLITS[path.stem], tmp_path / "tfds", monkeypatch)
+    workdir = Workdir(tmp_path / "run")
+    prepare.run(experiment, workdir)
+    task, folder = experiment.task, workdir.data.path
+    for split in ("train", "validation", "test"):
+        encoded = Store(folder, split)
+        assert len(encoded) and all(len(encoded[i]["completion"]) for i in range(len(encoded)))
+    for row in read_lines(folder / "test.jsonl"):
+        assert row.keys() == set(task.fields()) and all(row.values())

@@ -1,0 +1,38 @@
+"""Attention against the softmax written out."""
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_jax.models.attention import MASKED, attend, mask_bias, same_segment
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    groups=st.sampled_from([1, 2, 4]),
+    scale=st.sampled_from([0.0, 1.0]),
+    soft_cap=st.sampled_from([0.0, 0.5]),
+    per_head=st.booleans(),
+)
+def test_attend_is_the_softmax_of_each_head_over_the_keys_of_its_group(groups, scale, soft_cap, per_head):
+    """One group: multi-query; as many as heads: multi-head."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, heads, length, 3)) for heads, length in ((4, 5), (groups, 6), (groups, 6)))
+    bias = np.where(rng.random((2, 4 if per_head else 1, 5, 6)) < 0.3, MASKED, 0.0)
+    want = np.zeros((2, 5, 4, 3))
+    for b, h in np.ndindex(2, 4):
+        scores = q[b, h] @ k[b, h * groups // 4].T * (scale or 3**-0.5)
+        if soft_cap:
+            scores = soft_cap * np.tanh(scores / soft_cap)
+        weights = np.exp(scores + bias[b, h if per_head else 0])
+        want[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, h * groups // 4]
+    got = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v, bias)), scale, soft_cap)
+    np.testing.assert_allclose(got, want.reshape(2, 5, 12), atol=1e-5)
+
+
+def test_who_sees_whom():
+    query, key = jnp.array([[1, 2, 0]]), jnp.array([[1, 1, 0, 2]])
+    seen = same_segment(query, key)
+    assert seen[0, 0].tolist() == [[True, True, False, False], [False, False, False, True], [False, False, True, False]]
+    np.testing.assert_array_equal(mask_bias(seen) == 0, seen)

@@ -1,0 +1,53 @@
+"""What hyper-parameters are refused, and what they mean together."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from kd_jax.errors import KdError
+from kd_jax.models.decoder_only import DecoderOnly
+from kd_jax.models.encoder_decoder import EncoderDecoder
+
+WRONG = [
+    (DecoderOnly, {"layers": 0}, "layers"),
+    (EncoderDecoder, {"encoder_layers": 1.5}, "encoder_layers"),
+    (EncoderDecoder, {"decoder_layers": 0}, "decoder_layers"),
+    (DecoderOnly, {"d_model": True}, "d_model"),
+    (EncoderDecoder, {"heads": 3}, "heads"),
+    (DecoderOnly, {"kv_heads": 3}, "kv_heads"),
+    (DecoderOnly, {"kv_heads": 8}, "kv_heads"),
+    (DecoderOnly, {"head_dim": 5}, "head_dim"),
+    (DecoderOnly, {"d_model": 12}, "head_dim"),
+    (EncoderDecoder, {"positions": "learned"}, "context"),
+    (EncoderDecoder, {"context": 512}, "context"),
+    (EncoderDecoder, {"positions": "alibi"}, "positions"),
+    (EncoderDecoder, {"norm": "batch"}, "norm"),
+    (EncoderDecoder, {"norm_position": "between"}, "norm_position"),
+    (EncoderDecoder, {"norm_epsilon": 0.0}, "norm_epsilon"),
+    (DecoderOnly, {"activation": "tanh"}, "activation"),
+    (DecoderOnly, {"rope_theta": -1.0}, "rope_theta"),
+    (DecoderOnly, {"attention_scale": -1.0}, "attention_scale"),
+    (DecoderOnly, {"attention_soft_cap": float("inf")}, "attention_soft_cap"),
+    (EncoderDecoder, {"soft_cap": "30"}, "soft_cap"),
+    (EncoderDecoder, {"dropout": 1.0}, "dropout"),
+    (EncoderDecoder, {"biases": 1}, "biases"),
+    (EncoderDecoder, {"vocab_multiple": 0}, "vocab_multiple"),
+]
+
+
+@pytest.mark.parametrize("family, fields, field", WRONG)
+def test_what_does_not_fit_is_refused_by_name(family, fields, field):
+    with pytest.raises(KdError, match=rf"^model\.{field}: .*(wanted|need)"):
+        family(**fields).build(10)
+
+
+@pytest.mark.parametrize("config", [EncoderDecoder(), DecoderOnly()], ids=["encoder_decoder", "decoder_only"])
+def test_the_defaults_are_a_published_shape(config):
+    """A bias of a norm, as in Pegasus; none at all in Llama; no projection of either has one."""
+    config.check()
+    params = jax.eval_shape(dataclasses.replace(config, d_model=8, d_ff=8).build(10).init, jax.random.key(0))
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    pegasus, llama = {"embedding", "kernel", "kv", "scale", "bias"}, {"embedding", "kernel", "scale"}
+    assert names == (pegasus if config.family == "encoder_decoder" else llama)
+    assert "bias" not in params["decoder_0"]["self_attention"]["qkv"]
