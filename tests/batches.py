@@ -34,7 +34,7 @@ def to_batch(
 def taught_segments(seed: int, longest: tuple[int, int], count: int, signal: TopK, vocab_size: int) -> list[Segment]:
     """Uneven examples beside a random teacher's words.
 
-    The first targets of two in three completions do not count, and none of one; weights are 0.5, 1 and 1.5.
+    The first targets of two in three completions do not count, and none of one; weights go from 0.5 to 1.5.
     """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, np.add(longest, 1), (count, 2)).tolist()

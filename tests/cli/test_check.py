@@ -55,13 +55,10 @@ def test_fields_of_the_experiment(smoke, change, message):
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("length_penalty", float("nan")),
-        ("length_penalty", -1.0),
-        ("length_ratio", float("inf")),
-        ("beam", 0),
         ("batch_size", 0),
+        ("texts", -1),
         ("bootstrap", 1),
-        ("speed_sentences", 0),
+        ("speed_texts", 0),
         ("samples", 2.5),
         ("cached_k", -1),
         ("split", "train"),
@@ -71,6 +68,32 @@ def test_fields_of_the_evaluation(smoke, field, value):
     evaluation = dataclasses.replace(smoke.evaluation, **{field: value})
     with pytest.raises(KdError, match=f"evaluation.{field}: "):
         check(dataclasses.replace(smoke, evaluation=evaluation))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("length_penalty", float("nan")),
+        ("length_penalty", -1.0),
+        ("length_ratio", float("inf")),
+        ("length", -1),
+        ("beam", 0),
+        ("sampling.temperature", -1.0),
+        ("sampling.top_k", 2.5),
+        ("sampling.top_p", 0.0),
+        ("sampling.min_p", 1.0),
+        ("sampling.repetition_penalty", 0.0),
+        ("sampling.seed", -1),
+    ],
+)
+def test_fields_of_decoding(smoke, field, value):
+    decoding, (*part, name) = smoke.task.decoding, field.split(".")
+    if part:
+        decoding = dataclasses.replace(decoding, sampling=dataclasses.replace(decoding.sampling, **{name: value}))
+    else:
+        decoding = dataclasses.replace(decoding, **{name: value})
+    with pytest.raises(KdError, match=f"task.decoding.{field}: "):
+        check(dataclasses.replace(smoke, task=dataclasses.replace(smoke.task, decoding=decoding)))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from kd_jax.errors import KdError
 SMOKE = "experiments/configs/smoke.py"
 SHORT = (
     "--source.examples 120 --tokenizer.vocab-size 60 --teacher.training.steps 8 --teacher.training.eval-every 4 "
-    "--teacher.training.optimizer.warmup 2 --backend jit --evaluation.bootstrap 10 --evaluation.speed-sentences 1 "
+    "--teacher.training.optimizer.warmup 2 --backend jit --evaluation.bootstrap 10 --evaluation.speed-texts 1 "
     + " ".join(
         f"--students.{name}.training.steps 4 --students.{name}.training.optimizer.warmup 2"
         for name in ("student_scratch", "student_init", "student_kd")

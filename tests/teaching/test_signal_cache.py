@@ -52,8 +52,8 @@ class Continued(Translation):
     """A translation whose first two tokens are given: they exist and do not count."""
 
     def encode(self, example, tokenizer):
-        encoded = super().encode(example, tokenizer)
-        return encoded._replace(counts=np.arange(len(encoded.counts)) >= 2)
+        (encoded,) = super().encode(example, tokenizer)
+        yield encoded._replace(counts=np.arange(len(encoded.counts)) >= len(encoded.prompt) + 2)
 
 
 def test_a_record_has_one_entry_per_target_that_counts(experiment, workdir, tmp_path):
@@ -68,7 +68,7 @@ def test_a_record_has_one_entry_per_target_that_counts(experiment, workdir, tmp_
         row = split.read(i)
         assert len(row.records["topk"]["ids"]) == row.encoded.counts.sum() == len(plain[i]["completion"]) - 2
     signal, (model, params) = TopK(k=8), trained(experiment, workdir, TEACHER)
-    batch = split.batch(experiment.teacher.model.layout, range(8), 8, experiment.shapes[-1])
+    batch = split.batch(experiment.teacher.model.layout, np.arange(8)[:, None], 8, experiment.shapes[-1])
     assert not batch.mask_BT[:, :2].any() and batch.mask_BT[:, 2].all()
     logits_NV = model.head(params).logits(model.apply(params, batch.inputs))[batch.mask_BT]
     cached = {name: x[batch.mask_BT] for name, x in batch.payload["topk"].items()}
