@@ -31,12 +31,12 @@ def test_summary_and_details_show_every_figure():
 
 
 def test_another_task_brings_its_own_metric():
-    nll = {"name": "nll", "label": "bits a byte", "higher_is_better": False, "digits": 3}
+    nll = {"name": "nll", "label": "bits a byte", "higher_is_better": False, "digits": 3, "signature": ""}
     figures = {"nll": 1.25, "nll_ci": None}
     models = {name: one | figures for name, one in students(small=1).items()}
     for one in models.values():
         del one["bleu"], one["bleu_ci"], one["bleu_beam"], one["chrf"], one["chrf_ci"]
-    figures = report(models=models, metrics=[nll], headline=nll, comparison=None)
+    figures = report(models=models, metrics=[nll], headline=nll, comparison=None, baselines={})
     assert tables.summary(figures)[1][2] == "1.250" and tables.summary(figures)[0][2] == "bits a byte [95%]"
     assert not re.search("BLEU|chrF", str([tables.summary(figures), tables.details(figures), tables.notes(figures)]))
 
@@ -47,7 +47,7 @@ def test_the_terminal_is_eighty_columns_wide():
     lines = tables.text_table(figures).split("\n")
     assert max(map(len, lines)) <= 80 and len(set(map(len, lines))) == 1
     assert all(word in lines[0] for word in ("params", "BLEU", "chrF", "KL", "tok/s"))
-    assert [line.split()[0] for line in lines[2:]] == list(figures["models"])
+    assert [line.split()[0] for line in lines[2:]] == [*figures["models"], "copy"]
 
 
 def test_long_names_push_columns_out_not_lines_over():
@@ -69,4 +69,4 @@ def test_times_add_up():
 
 
 def test_a_figure_that_was_not_taken_is_a_dash():
-    assert tables.plain("kl_to_teacher", ".3f", "KL").show(model(1, kl_to_teacher=None)) == tables.ABSENT
+    assert tables.plain("kl_to_teacher", ".3f", "KL").cell(model(1, kl_to_teacher=None)) == tables.ABSENT
