@@ -24,7 +24,7 @@ def test_pseudo_targets_train_a_student_with_the_signals_along_them(experiment, 
     wanted, run = dataclasses.replace(experiment, students={"it": recipe}), beside(workdir, tmp_path, "data", "teacher")
     cache.run(wanted, run)
     split = Split(run.split(targets.name), "train", {"topk": Store(run.cache(targets.name, "topk").path, "records")})
-    options = {"tokens_per_batch": 512, "divisor": 1, "seed": 0}
+    options = {"tokens_per_batch": 512, "divisor": 1, "seed": 0, "packed": False}
     batch = TrainBatches(split, recipe.model.layout, experiment.shapes, **options)[0]
     assert batch.mask_BT.any() and batch.payload["topk"]["ids"].shape[-1] == 4
     rows = [split.read(i) for i in range(len(split))]

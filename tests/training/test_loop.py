@@ -25,6 +25,7 @@ SHORT = """
 --teacher.training.optimizer.warmup 2 --students.student_kd.training.steps 8
 --students.student_kd.training.eval-every 4 --students.student_kd.training.optimizer.warmup 2
 """
+OPTIONS = {"tokens_per_batch": 512, "divisor": 1, "seed": 0, "packed": False}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_the_log_counts_the_tokens_that_trained(experiment, workdir, tmp_path):
         teacher.run(wanted, run)
         logs.append([row for row in log_of(run, TEACHER) if "loss" in row])
     split, recipe = Split(workdir.data, "train"), experiment.teacher
-    source = TrainBatches(split, recipe.model.layout, experiment.shapes, tokens_per_batch=512, divisor=1, seed=0)
+    source = TrainBatches(split, recipe.model.layout, experiment.shapes, **OPTIONS)
     tokens = [int(source[i].mask_BT.sum()) for i in range(4)]
     assert len(set(tokens)) > 1
     losses = [row["loss"] for row in logs[0]]
@@ -163,7 +164,7 @@ def test_the_cache_says_of_every_token_what_the_teacher_says(experiment, workdir
     signal = experiment.students["student_kd"].terms["kd"].signal
     split = Split(workdir.data, "train", {signal.name: Store(workdir.cache("", signal.name).path, "records")})
     layout = experiment.teacher.model.layout
-    source = TrainBatches(split, layout, experiment.shapes, tokens_per_batch=256, divisor=1, seed=7)
+    source = TrainBatches(split, layout, experiment.shapes, **OPTIONS | {"seed": 7})
     model, params = trained(experiment, workdir, TEACHER)
     for number in (0, 5):
         batch = source[number]
