@@ -1,4 +1,4 @@
-"""What an ablation says: every student against every control, in words and tables."""
+"""What an ablation says: students against their controls, in words and tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,7 +63,7 @@ def shown(one: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
 
 
 def paired(result: Result, metric: Mapping[str, Any], control: str) -> Table:
-    """Every other model against a control, heading row first."""
+    """The students that a control is compared with, heading row first."""
     digits, rows = metric["digits"], []
     for name, one in result["differences"][metric["name"]][control].items():
         low, high = one["interval"]
@@ -114,7 +114,8 @@ def notes(result: Result) -> list[str]:
     tests = sum(len(by_name) for controls in result["differences"].values() for by_name in controls.values())
     signatures = [f"{m['label']}: {m['signature']}" for m in result["metrics"] if m["signature"]]
     return [
-        "Differences are model minus control in the metric's own sign, on the same examples with the same seed. "
+        "A control is compared with the students that have its network and its training. Differences are student minus "
+        "control in the metric's own sign, on the same examples with the same seed. "
         f"Intervals: the variance over {result['resamples']:,} resamples of the examples, drawn alike for all models "
         f"and seeds. {spread}",
         "Better or worse: the interval lies beyond 0 and every seed agrees. Where nothing differs, one in forty is "

@@ -1,4 +1,4 @@
-"""One experiment with several seeds, and every student held against the controls: what does distillation add?"""
+"""One experiment with several seeds, and students held against their controls: what does distillation add?"""
 
 import dataclasses
 import itertools
@@ -93,7 +93,7 @@ def read(
         "controls": list(compared.controls),
         "models": {name: by_seed(reports, "models", name, [*shown, "kl_to_teacher"]) for name in experiment.recipes},
         "baselines": {name: by_seed(reports, "baselines", name, shown) for name in task.baselines},
-        "differences": {m.name: against_controls(scores[m.name], compared.controls, m) for m in metrics},
+        "differences": {m.name: against_controls(experiment, scores[m.name], m) for m in metrics},
         "warnings": [
             f"seed {seed}, {w}" for seed, one in zip(seeds, reports, strict=True) for w in words.warnings(one)
         ],
@@ -125,17 +125,22 @@ def all_scores(
     return scores
 
 
-def against_controls(
-    scores: Mapping[str, Scores], controls: Sequence[str], metric: Metric
-) -> dict[str, dict[str, Any]]:
-    """Control -> every other model -> its difference from it."""
+def against_controls(experiment: Experiment, scores: Mapping[str, Scores], metric: Metric) -> dict[str, dict[str, Any]]:
+    """Control -> every other student that is its equal in network and training -> the difference from it."""
+    equals = {
+        control: [
+            name
+            for name, recipe in experiment.students.items()
+            if name != control and (recipe.model, recipe.training) == (of_control.model, of_control.training)
+        ]
+        for control, of_control in experiment.students.items()
+        if control in experiment.comparison.controls
+    }
     return {
         control: {
-            name: paired.difference(ours, scores[control], metric.higher_is_better)._asdict()
-            for name, ours in scores.items()
-            if name != control
+            name: paired.difference(scores[name], scores[control], metric.higher_is_better)._asdict() for name in names
         }
-        for control in controls
+        for control, names in equals.items()
     }
 
 
