@@ -158,7 +158,7 @@ def document(result: ablation.Result, resolved: str) -> page.Document:
         svg = plots.to_svg(figure, f"{metric['name']}-{control}")
         sections[title] = [
             page.Table(ablation.paired(result, metric, control)),
-            page.Plots({f"{title}: 95% intervals, a stroke for each seed": svg}),
+            page.Plots({"95% intervals, and a stroke for each seed": svg}),
         ]
     sections |= {
         "How it was measured": [page.Notes(ablation.notes(result))],
