@@ -15,7 +15,7 @@ from kd_jax.objective.terms import feature_terms, needs_teacher
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 # Beside a student's files and texts.
-TAKEN = {"teacher", "manifest", "inputs", "baselines", "likelihood", "number", "source", "reference"}
+TAKEN = {"teacher", "manifest", "inputs", "baselines", "number", "source", "reference"}
 
 
 def check(experiment: Experiment) -> None:

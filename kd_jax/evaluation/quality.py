@@ -150,6 +150,5 @@ def read_outcome(
         rows = read_lines(folder.file(f"{name}.jsonl"))
         written = measured._replace(written=[row["number"] for row in rows])
         return written.outcome(task, [row[task.decoding.ways[0]] for row in rows])
-    rows = read_lines(folder.path / "likelihood" / f"{name}.jsonl")
-    nll_N, tokens_N = (np.asarray([row[key] for row in rows]) for key in ("nll", "tokens"))
-    return of_tokens(task, measured, nll_N, tokens_N)
+    with np.load(folder.file(f"{name}.npz")) as arrays:
+        return of_tokens(task, measured, arrays["nll"], arrays["tokens"])

@@ -104,11 +104,9 @@ def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str
     tokens = None
     if any(metric.reads == "tokens" for metric in task.metrics):
         owners = np.load(setting.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
-        measured = quality.likelihoods(contender, params, programs, _batches(setting, layout), owners, spread)
-        rows = [{"nll": nll, "tokens": count} for nll, count in zip(*(x.tolist() for x in measured), strict=True)]
-        (path / "likelihood").mkdir(exist_ok=True)
-        manifest.write_lines(path / "likelihood" / f"{contender.name}.jsonl", rows)
-        tokens = quality.of_tokens(task, setting.measured, *measured)
+        nll_N, tokens_N = quality.likelihoods(contender, params, programs, _batches(setting, layout), owners, spread)
+        np.savez(path / f"{contender.name}.npz", nll=nll_N, tokens=tokens_N)
+        tokens = quality.of_tokens(task, setting.measured, nll_N, tokens_N)
     return quality.scores(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
 
 
