@@ -1,14 +1,18 @@
-"""The quickstart's teacher step against a PyTorch (transformers' Marian) model of the same shape, batch and precision.
+"""A teacher's step of each family against a PyTorch model (of transformers) of the same shape, batch and precision.
 
     pip install torch==2.13.0 transformers
     python experiments/benchmarks/train_step.py --json train_step.json
 
-Both: float32, all cores, the same random token ids, dropout and label smoothing as configured, clipping at norm 1,
-AdamW (PyTorch's fused one). Marian is post-norm with biases, the quickstart pre-norm RMSNorm without: a little less
-work. The steps are timed in turn, in blocks, in one process; medians.
+encoder_decoder: the quickstart's teacher against Marian, which is post-norm with biases: a little more work.
+decoder_only: debian_lm's teacher against Llama, without dropout, which Llama lacks; its attention is PyTorch's faster
+one, eager or scaled_dot_product_attention.
+
+Both sides: float32, all cores, the same random token ids, label smoothing as configured, clipping at norm 1, AdamW
+(PyTorch's fused one). The steps are timed in turn, in blocks, in one process; medians.
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -18,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -25,23 +30,25 @@ import jax
 import numpy as np
 
 from kd_jax import Batch, Experiment, init_state, load, train_step
-from kd_jax.data.layouts import Bucket, Row
+from kd_jax.data.layouts import Bucket, Segment
 from kd_jax.parallel import devices
 from kd_jax.tasks.base import Encoded
 
-CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
-LENGTH, BLOCK = 16, 5
+CONFIGS = Path(__file__).parents[1] / "configs"
+BLOCK = 5
+Step = Callable[[], None]
 
 
-def random_batch(experiment: Experiment) -> Batch:
-    """One batch of random ids, every sentence of LENGTH tokens."""
-    count = experiment.teacher.training.tokens_per_batch // LENGTH
-    ids = np.random.default_rng(0).integers(4, experiment.tokenizer.vocab_size, (count, 2, LENGTH)).astype(np.int32)
-    rows = [Row(i, Encoded(*pair, np.ones(LENGTH, bool)), 1.0, {}) for i, pair in enumerate(ids)]
-    return experiment.teacher.model.layout.batch(rows, count, Bucket(LENGTH, LENGTH), {})
+def random_batch(experiment: Experiment, count: int, bucket: Bucket) -> Batch:
+    """`count` rows of random ids, every one full; all targets count."""
+    ids = np.random.default_rng(0).integers(4, experiment.tokenizer.vocab_size, (count, sum(bucket))).astype(np.int32)
+    counts = np.ones(sum(bucket), bool)
+    examples = [Encoded(row[: bucket.prompt], row[bucket.prompt :], counts) for row in ids]
+    rows = [[Segment(i, encoded, 1.0, {})] for i, encoded in enumerate(examples)]
+    return experiment.teacher.model.layout.batch(rows, count, bucket, {})
 
 
-def jax_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
+def jax_step(experiment: Experiment, batch: Batch) -> Step:
     """() -> one update, finished."""
     recipe, spread = experiment.teacher, devices("jit")
     model = recipe.model.build(experiment.tokenizer.vocab_size)
@@ -58,48 +65,74 @@ def jax_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
     return run
 
 
-def torch_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
-    """The same with transformers' Marian."""
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        sys.exit("error: torch or transformers is missing; pip install torch==2.13.0 transformers")
-    import torch
+def marian(experiment: Experiment) -> Any:
+    """transformers' Marian in the teacher's shape."""
     from transformers import MarianConfig, MarianMTModel
 
-    shape, optimizer = experiment.teacher.model, experiment.teacher.training.optimizer
+    shape = experiment.teacher.model
+    config = MarianConfig(
+        vocab_size=experiment.tokenizer.vocab_size,
+        d_model=shape.d_model,
+        encoder_layers=shape.encoder_layers,
+        decoder_layers=shape.decoder_layers,
+        encoder_attention_heads=shape.heads,
+        decoder_attention_heads=shape.heads,
+        encoder_ffn_dim=shape.d_ff,
+        decoder_ffn_dim=shape.d_ff,
+        activation_function="relu",
+        dropout=shape.dropout,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        scale_embedding=True,
+        pad_token_id=0,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        forced_eos_token_id=None,
+    )
+    return MarianMTModel(config)
+
+
+def llama(experiment: Experiment, attention: str) -> Any:
+    """transformers' Llama in the teacher's shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = experiment.teacher.model
+    config = LlamaConfig(
+        vocab_size=experiment.tokenizer.vocab_size,
+        hidden_size=shape.d_model,
+        intermediate_size=shape.d_ff,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        tie_word_embeddings=shape.tied,
+        rms_norm_eps=shape.norm_epsilon,
+        attn_implementation=attention,
+    )
+    return LlamaForCausalLM(config)
+
+
+def torch_step(experiment: Experiment, batch: Batch, build: Callable[[Experiment], Any]) -> Step:
+    """The same with a model of transformers."""
+    import torch
+
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count())
-    model = MarianMTModel(
-        MarianConfig(
-            vocab_size=experiment.tokenizer.vocab_size,
-            d_model=shape.d_model,
-            encoder_layers=shape.encoder_layers,
-            decoder_layers=shape.decoder_layers,
-            encoder_attention_heads=shape.heads,
-            decoder_attention_heads=shape.heads,
-            encoder_ffn_dim=shape.d_ff,
-            decoder_ffn_dim=shape.d_ff,
-            activation_function="relu",
-            dropout=shape.dropout,
-            attention_dropout=0.0,
-            activation_dropout=0.0,
-            scale_embedding=True,
-            pad_token_id=0,
-            eos_token_id=2,
-            decoder_start_token_id=1,
-            forced_eos_token_id=None,
-        )
-    ).train()
+    model, optimizer = build(experiment).train(), experiment.teacher.training.optimizer
     adamw = torch.optim.AdamW(
         model.parameters(), optimizer.learning_rate, (optimizer.beta1, optimizer.beta2), weight_decay=0.0, fused=True
     )
-    ids = batch.inputs.encoder.ids_BT, batch.inputs.decoder.ids_BT, batch.targets_BT
-    source, inputs, targets = (torch.from_numpy(ids_BT.astype(np.int64)) for ids_BT in ids)
-    mask = torch.ones_like(source)
-    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=experiment.teacher.terms["ce"].options["label_smoothing"])
+    as_torch = lambda ids_BT: torch.from_numpy(ids_BT.astype(np.int64))  # noqa: E731
+    decoder, targets = as_torch(batch.inputs.decoder.ids_BT), as_torch(batch.targets_BT)
+    given = {"input_ids": decoder}
+    if batch.inputs.encoder is not None:
+        source = as_torch(batch.inputs.encoder.ids_BT)
+        given = {"input_ids": source, "attention_mask": torch.ones_like(source), "decoder_input_ids": decoder}
+    options = experiment.teacher.terms["ce"].options
+    smoothing = options["label_smoothing"] if "label_smoothing" in options else 0.0
+    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
 
     def run() -> None:
-        logits = model(input_ids=source, attention_mask=mask, decoder_input_ids=inputs, use_cache=False).logits
-        loss = loss_of(logits.flatten(0, 1), targets.flatten())
+        loss = loss_of(model(**given, use_cache=False).logits.flatten(0, 1), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
         adamw.step()
@@ -109,37 +142,63 @@ def torch_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
     return run
 
 
+def in_turn(steps: dict[str, Step], blocks: int) -> dict[str, float]:
+    """Name -> median seconds of a step."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    for _ in range(blocks):
+        for name, step in steps.items():
+            for _ in range(BLOCK):
+                began = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def measure(family: str, blocks: int) -> list[dict[str, Any]]:
+    """A row for each side."""
+    if family == "encoder_decoder":
+        experiment, bucket = load(CONFIGS / "quickstart.py"), Bucket(16, 16)
+        count = experiment.teacher.training.tokens_per_batch // bucket.completion
+        builders = {"torch": marian}
+    else:
+        experiment, bucket, count = load(CONFIGS / "debian_lm.py"), Bucket(0, 256), 8
+        teacher = experiment.teacher
+        teacher = dataclasses.replace(teacher, model=dataclasses.replace(teacher.model, dropout=0.0))
+        experiment = dataclasses.replace(experiment, teacher=teacher)
+        builders = {name: functools.partial(llama, attention=name) for name in ("sdpa", "eager")}
+    batch = random_batch(experiment, count, bucket)
+    steps = {name: torch_step(experiment, batch, build) for name, build in builders.items()}
+    medians = in_turn({"kd_jax": jax_step(experiment, batch)} | steps, blocks)
+    medians = {"kd_jax": medians["kd_jax"], "torch": min(medians[name] for name in builders)}
+    return [
+        {"family": family, "who": who, "tokens_per_second": batch.targets_BT.size / median, "seconds": median}
+        for who, median in medians.items()
+    ]
+
+
 def main() -> None:
     """Prints the table; writes it to --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the rows are written")
     parser.add_argument("--blocks", type=int, default=12, help=f"of {BLOCK} steps of each, in turn")
+    parser.add_argument("--families", nargs="+", default=["encoder_decoder", "decoder_only"])
     arguments = parser.parse_args()
-    experiment = load(CONFIG)
-    batch = random_batch(experiment)
-    cases = {"kd_jax": jax_step(experiment, batch), "torch_marian": torch_step(experiment, batch)}
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for step in cases.values():
-        for _ in range(3):
-            step()
-    for _ in range(arguments.blocks):
-        for name, step in cases.items():
-            for _ in range(BLOCK):
-                began = time.perf_counter()
-                step()
-                seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    rows = [
-        {"case": name, "seconds": median, "target_tokens_per_second": batch.targets_BT.size / median}
-        for name, median in medians.items()
-    ]
-    ratio = medians["torch_marian"] / medians["kd_jax"]
-    for row in rows:
-        rate = row["target_tokens_per_second"]
-        print(f"{row['case']:14s} {1e3 * row['seconds']:7.1f} ms a step {rate:8.0f} tokens a second")
-    print(f"tokens a second, kd_jax over PyTorch: {ratio:.2f}")
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        sys.exit("error: torch or transformers is missing; pip install torch==2.13.0 transformers")
+    rows, ratios = [], {}
+    for family in arguments.families:
+        ours, theirs = measure(family, arguments.blocks)
+        rows += [ours, theirs]
+        ratios[family] = ours["tokens_per_second"] / theirs["tokens_per_second"]
+        for row in (ours, theirs):
+            rate = row["tokens_per_second"]
+            print(f"{family:15s} {row['who']:6s} {1e3 * row['seconds']:7.1f} ms a step {rate:8.0f} tokens a second")
+        print(f"{family:15s} tokens a second, kd_jax over PyTorch: {ratios[family]:.2f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": rows, "ratio": ratio}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"rows": rows, "ratios": ratios}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Attention: who sees whom, and the layers that look. In names, G is the heads of keys and values, d a head's width."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,26 @@ from kd_jax.types import Array
 
 MASKED = -1e9
 
+# Causal attention in at most so many blocks of queries, none of them smaller.
+BLOCKS, SMALLEST_BLOCK = 4, 64
+
 KeyValue = tuple[Array, Array]
+
+
+class Sight(NamedTuple):
+    """What all layers of a stack share: who sees whom, from where.
+
+    Attributes:
+      self_bias: float [B or 1, H or 1, T, S].
+      turn: (cosine, sine) of the positions' angles; None where positions are not rotary.
+      causal: whether queries and keys are of the same tokens, and none sees one behind it; the bias says so too.
+      cross_bias: float [B, 1, T or 1, S]; None where there is no source.
+    """
+
+    self_bias: Array
+    turn: tuple[Array, Array] | None
+    causal: bool = False
+    cross_bias: Array | None = None
 
 
 def mask_bias(mask: Array) -> Array:
@@ -64,6 +85,24 @@ def attend(
     return out_BGRd.reshape(q_BHTd.shape).swapaxes(1, 2).reshape(batch, length, heads * width)
 
 
+def attend_causal(
+    q_BHTd: Array, k_BGTd: Array, v_BGTd: Array, bias: Array, scale: float = 0.0, soft_cap: float = 0.0
+) -> Array:
+    """`attend` where no query sees a key behind it: blocks of queries, each with the keys up to its end.
+
+    At 256 tokens the gradient takes less than half the time on CPU: three eighths of the products are left out, and
+    what is left stays in the caches.
+    """
+    length, parts = q_BHTd.shape[2], []
+    block = max(SMALLEST_BLOCK, -(-length // BLOCKS))
+    for start in range(0, max(length, 1), block):
+        end = min(start + block, length)
+        k_BGSd, v_BGSd = k_BGTd[:, :, :end], v_BGTd[:, :, :end]
+        bias_here = bias[:, :, start:end, :end]
+        parts.append(attend(q_BHTd[:, :, start:end], k_BGSd, v_BGSd, bias_here, scale, soft_cap))
+    return jnp.concatenate(parts, axis=1)
+
+
 class SelfAttention(nn.Module):
     """Queries, keys and values from one product."""
 
@@ -77,12 +116,7 @@ class SelfAttention(nn.Module):
             self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=c.norm_epsilon) for _ in "qk")
 
     def __call__(
-        self,
-        x_BTD: Array,
-        bias: Array,
-        turn: tuple[Array, Array] | None,
-        earlier: KeyValue | None = None,
-        slot: Array | None = None,
+        self, x_BTD: Array, sight: Sight, earlier: KeyValue | None = None, slot: Array | None = None
     ) -> tuple[Array, KeyValue]:
         """(what was seen [B, T, D], keys and values [B, G, S, d]).
 
@@ -92,12 +126,13 @@ class SelfAttention(nn.Module):
         q_BHTd, *kv = self.split(x_BTD)
         if c.qk_norm:
             q_BHTd, kv[0] = self.q_norm(q_BHTd), self.k_norm(kv[0])
-        if turn is not None:
-            q_BHTd, kv[0] = rotate(q_BHTd, turn), rotate(kv[0], turn)
+        if sight.turn is not None:
+            q_BHTd, kv[0] = rotate(q_BHTd, sight.turn), rotate(kv[0], sight.turn)
         if earlier is not None:
             update = jax.lax.dynamic_update_slice_in_dim
             kv = [update(before, now, slot, 2) for before, now in zip(earlier, kv, strict=True)]
-        return self.out(attend(q_BHTd, *kv, bias, c.attention_scale, c.attention_soft_cap)), tuple(kv)
+        look = attend_causal if sight.causal else attend
+        return self.out(look(q_BHTd, *kv, sight.self_bias, c.attention_scale, c.attention_soft_cap)), tuple(kv)
 
     def split(self, x_BTD: Array) -> list[Array]:
         """Queries [B, H, T, d], keys and values [B, G, T, d]; tapped as they leave the product."""

@@ -2,33 +2,19 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import KdError
-from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, mask_bias, same_segment
+from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, Sight, mask_bias, same_segment
 from kd_jax.models.base import Cache, Head, Model
 from kd_jax.models.layers import Dropout, FeedForward, new_norm
 from kd_jax.models.positions import BUCKETS, relative_buckets, rotation, sinusoids
 from kd_jax.models.transformer import Transformer
 from kd_jax.types import Array, Inputs, Params, Tokens
-
-
-class Sight(NamedTuple):
-    """What all layers of a stack share: who sees whom, from where.
-
-    Attributes:
-      self_bias: float [B or 1, H or 1, T, S].
-      turn: (cosine, sine) of the positions' angles; None where positions are not rotary.
-      cross_bias: float [B, 1, T or 1, S]; None where there is no source.
-    """
-
-    self_bias: Array
-    turn: tuple[Array, Array] | None
-    cross_bias: Array | None = None
 
 
 class Block(nn.Module):
@@ -58,7 +44,7 @@ class Block(nn.Module):
         slot: Array | None = None,
     ) -> tuple[Array, KeyValue]:
         """(x_BTD, the self-attention's keys and values); see SelfAttention."""
-        seen_BTD, kv = self.self_attention(self.enter("self", x_BTD), *sight[:2], earlier, slot)
+        seen_BTD, kv = self.self_attention(self.enter("self", x_BTD), sight, earlier, slot)
         x_BTD = self.leave("self", x_BTD, seen_BTD, index_B)
         if self.cross:
             seen_BTD = self.cross_attention(self.enter("cross", x_BTD), source, sight.cross_bias)
@@ -187,7 +173,7 @@ class Network(nn.Module):
         causal = jnp.tri(length, dtype=bool)[None, None]
         seen = causal & same_segment(segment_BT, segment_BT)
         sight = self.sight(seen, position_BT, jnp.arange(length), self.decoder_table)
-        sight = sight._replace(cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
+        sight = sight._replace(causal=True, cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
         x_BTD, kv = through(self.decoder, x_BTD, index_B, sight, source_kv)
         return self.decoder_norm(x_BTD), kv
 

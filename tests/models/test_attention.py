@@ -1,11 +1,14 @@
 """Attention against the softmax written out."""
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.models.attention import MASKED, attend, mask_bias, same_segment
+from kd_jax.models.attention import MASKED, attend, attend_causal, mask_bias, same_segment
 
 
 @settings(max_examples=20, deadline=None)
@@ -29,6 +32,18 @@ def test_attend_is_the_softmax_of_each_head_over_the_keys_of_its_group(groups, s
         want[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, h * groups // 4]
     got = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v, bias)), scale, soft_cap)
     np.testing.assert_allclose(got, want.reshape(2, 5, 12), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [0, 3, 64, 65, 130, 300])
+def test_causal_attention_in_blocks_is_attention_with_a_causal_mask(length):
+    """Values and gradients; some of the keys are another segment's."""
+    q, k, v, g = (jax.random.normal(jax.random.key(i), (2, 2, length, 4)) for i in range(4))
+    segment_BT = jnp.arange(2 * length).reshape(2, length) // 50
+    bias = mask_bias(same_segment(segment_BT, segment_BT) & jnp.tri(length, dtype=bool)[None, None])
+    sides = [jax.vjp(lambda q, k, v, look=look: look(q, k, v, bias), q, k, v) for look in (attend, attend_causal)]
+    cotangent = g.swapaxes(1, 2).reshape(2, length, 8)
+    (want, want_back), (got, back) = sides
+    chex.assert_trees_all_close((got, back(cotangent)), (want, want_back(cotangent)), atol=1e-5)
 
 
 def test_who_sees_whom():
