@@ -20,7 +20,7 @@ experiment = dataclasses.replace(
 )
 """
 SHORT = """
---tokenizer.vocab-size 36 --backend jit --teacher.training.steps 3 --teacher.training.optimizer.warmup 1
+--tokenizer.vocab-size 36 --backend jit --buckets 32 --teacher.training.steps 3 --teacher.training.optimizer.warmup 1
 --students.it.training.steps 3 --students.it.training.optimizer.warmup 1 --evaluation.bootstrap 10
 --evaluation.speed-texts 1 --task.decoding.beam 1 --task.decoding.length-ratio 0.02 --evaluation.samples 50
 --evaluation.cached-k 0

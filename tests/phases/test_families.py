@@ -194,13 +194,13 @@ def test_generate_draws_by_its_seed_and_searches(run, monkeypatch, capsys):
 
 
 def test_a_prompt_longer_than_the_models_positions_is_refused_by_its_line(run, family, monkeypatch, capsys):
+    if family == "encoder_decoder":
+        pytest.skip("its positions have no bound")
     text = "one red houses\n" + "seven white clouds and " * 40
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    refused = main(["generate", "--workdir", str(run.path), "--model", "packed", "--length", "2"]) == 2
-    assert refused == (family == "decoder_only")
-    if refused:
-        said = capsys.readouterr().err.strip()
-        assert "standard input, line 2: " in said and said.endswith("wanted fewer than 256: shorten it")
+    assert main(["generate", "--workdir", str(run.path), "--model", "packed"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "standard input, line 2: " in said and said.endswith("wanted fewer than 256: shorten it")
 
 
 def test_the_prompt_may_count_too_in_a_decoder_only_model(experiment, run, family, tmp_path):
