@@ -15,7 +15,7 @@ endef
 .PHONY: help install quickstart smoke test lint
 help:
 	@echo "make quickstart   install, then distil a translator: about ten minutes on two cores"
-	@echo "make smoke        install, then the same pipeline on a made-up language: about a minute"
+	@echo "make smoke        install, then the pipelines of three tasks on made-up text: about two minutes"
 	@echo "make test         install, then the tests"
 	@echo "make install      only that, into .venv or the active environment; PYTHON=python3.13 chooses another Python"
 	@echo "make lint         ruff"
@@ -37,6 +37,8 @@ quickstart: install
 
 smoke: install
 	$(PY) -m kd_jax run experiments/configs/smoke.py --workdir runs/smoke
+	$(PY) -m kd_jax run experiments/configs/smoke_summaries.py --workdir runs/smoke_summaries
+	$(PY) -m kd_jax run experiments/configs/smoke_lm.py --workdir runs/smoke_lm
 
 test: install
 	$(PY) -m pytest -q

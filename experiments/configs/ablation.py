@@ -1,10 +1,10 @@
 """The quickstart's corpus and teacher, eleven students of equal steps: what does each kind of knowledge add?
 
-    python experiments/scripts/ablation.py --workdir runs/ablation
+    python -m kd_jax ablate experiments/configs/ablation.py --workdir runs/ablation --seeds 0 1 2
 
 All students but `ce_scratch` start from the teacher's layers, so `shrink_finetune` and `ce_smoothed` are the controls
-that papers forget: the same student, start, data order and steps, with cross-entropy alone, plain and smoothed.
-The figures stand in experiments/benchmarks/RESULTS.md.
+that papers forget, which `ablate` would add if they were not here: the same student, start, data order and steps, with
+cross-entropy alone, plain and smoothed. The figures stand in experiments/benchmarks/RESULTS.md.
 """
 
 import dataclasses
@@ -58,6 +58,6 @@ experiment = dataclasses.replace(
         "pseudo_topk": student(PseudoTargets("best"), kd=topk()),
         "features_topk": student(kd=topk(), **features),
     },
-    comparison=Comparison(baseline="ce_scratch", distilled="topk_bucket"),
+    comparison=Comparison(baseline="ce_scratch", distilled="topk_bucket", controls=("shrink_finetune", "ce_smoothed")),
     evaluation=Evaluation(bootstrap=200, speed_texts=4),
 )

@@ -1,6 +1,6 @@
 """English-German package descriptions of Debian, synopses and paragraphs, with the quickstart's models.
 
-    python -m kd_jax run experiments/configs/debian_en_de.py --workdir runs/debian_en_de
+python -m kd_jax run experiments/configs/debian_en_de.py --workdir runs/debian_en_de
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """English package descriptions of Debian as a language model: a teacher of 6 layers, students of 2.
 
-    python -m kd_jax run experiments/configs/debian_lm.py --workdir runs/debian_lm
+python -m kd_jax run experiments/configs/debian_lm.py --workdir runs/debian_lm
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Synopses of Debian's packages from their descriptions: a teacher of 4+4 layers, students of 2+1.
 
-    python -m kd_jax run experiments/configs/debian_summaries.py --workdir runs/debian_summaries
+python -m kd_jax run experiments/configs/debian_summaries.py --workdir runs/debian_summaries
 """
 
 import dataclasses

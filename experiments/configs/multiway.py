@@ -1,7 +1,7 @@
 """English, French and German in all directions of English: one model that a tag tells what to write.
 
-    python -m kd_jax run experiments/configs/multiway.py --workdir runs/multiway
-    echo "<2de> library for reading and writing images" | python -m kd_jax generate --workdir runs/multiway
+python -m kd_jax run experiments/configs/multiway.py --workdir runs/multiway
+echo "<2de> library for reading and writing images" | python -m kd_jax generate --workdir runs/multiway
 """
 
 import dataclasses

@@ -66,6 +66,15 @@ class Workdir:
         """report.json, report.md, report.html."""
         return Folder(self.path / "report", "report")
 
+    def seed(self, seed: int) -> "Workdir":
+        """An ablation's run with this seed."""
+        return Workdir(self.path / f"seed{seed}")
+
+    @property
+    def ablation(self) -> Folder:
+        """ablation.json, report.md, report.html: what the runs of all seeds say together."""
+        return Folder(self.path / "ablation", "ablate")
+
     @property
     def config(self) -> Path:
         """The resolved experiment, as data."""

@@ -11,11 +11,11 @@ from kd_jax.errors import KdError
 from kd_jax.experiment import Evaluation, Experiment, Recipe
 from kd_jax.models.base import Architecture
 from kd_jax.objective import check as objective
-from kd_jax.objective.terms import feature_terms
+from kd_jax.objective.terms import feature_terms, needs_teacher
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 # Beside a student's files and texts.
-TAKEN = {"teacher", "manifest", "inputs", "baselines", "likelihood", "number", "source", "reference"}
+TAKEN = {"teacher", "manifest", "inputs", "baselines", "number", "source", "reference"}
 
 
 def check(experiment: Experiment) -> None:
@@ -90,6 +90,11 @@ def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
     check_served(recipe.model, experiment)
     training.optimizer.check(training.steps)
     objective.check(recipe.terms, experiment.tokenizer.vocab_size)
+    if recipe.model.family != teacher.model.family and needs_teacher(recipe.terms):
+        raise KdError(
+            f"model: {recipe.model.family}, beside a teacher that is {teacher.model.family} in the step; "
+            "wanted one family, or terms with cached signals alone, such as TopK"
+        )
     for name, term in feature_terms(recipe.terms).items():
         try:
             term.signal.check_layers(recipe.model.stacks(), teacher.model.stacks())

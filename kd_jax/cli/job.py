@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from kd_jax.artifacts import manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.resolve import resolve
 from kd_jax.errors import KdError
+from kd_jax.evaluation.ablation import chosen_metrics
+from kd_jax.evaluation.controls import with_controls
 from kd_jax.experiment import Experiment
 
 Call = tuple[str, dict[str, Any]]  # a phase, and what its `run` is given
@@ -32,6 +36,9 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         given = {"experiment": recall(workdir), "workdir": workdir, "model": words.model, "changes": words.changes}
         yield [("generate", given)]
         return
+    if words.command == "new":
+        yield [("new", {"path": words.config, "task": words.task, "family": words.family, "train": words.train})]
+        return
     for option, command in (("only", "student"), ("writer", "cache")):
         if vars(words)[option] and words.command != command:
             raise KdError(f"--{option}: goes with the command {command} alone")
@@ -40,16 +47,59 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     experiment = resolve(words.config, words.overrides)
     if words.command == "plan":
         yield [("plan", {"experiment": experiment, "workdir": words.workdir and _workdir(words.workdir)})]
-        return
-    workdir = _workdir(words.workdir)
-    given = {"experiment": experiment, "workdir": workdir, "force": words.force}
-    given |= {option: vars(words)[option] for option in ("only", "writer") if vars(words)[option]}
-    with workdir.lock(words.writer):
+    elif words.command == "ablate":
+        with _ablation(experiment, words) as given:
+            yield [("ablate", given)]
+    else:
+        workdir = _workdir(words.workdir)
+        given = {"experiment": experiment, "workdir": workdir, "force": words.force}
+        given |= {option: vars(words)[option] for option in ("only", "writer") if vars(words)[option]}
+        with occupied(workdir, experiment, words.writer):
+            yield [(phase, given) for phase in words.phases]
+
+
+@contextlib.contextmanager
+def _ablation(experiment: Experiment, words: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What `ablate` is given; the workdir and those of all seeds are this process's until the block ends."""
+    metrics = chosen_metrics(experiment.task, words.metric)
+    experiment, workdir, seeds = with_controls(experiment), _workdir(words.workdir), _seeds(words)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir.lock())
+        for seed in seeds:
+            stack.enter_context(occupied(workdir.seed(seed), dataclasses.replace(experiment, seed=seed)))
+        given = {"experiment": experiment, "workdir": workdir, "force": words.force}
+        yield given | {"seeds": seeds, "metrics": metrics}
+
+
+def _seeds(words: argparse.Namespace) -> tuple[int, ...]:
+    """Different whole numbers; raises KdError for others."""
+    given = words.seeds
+    if not given:
+        raise KdError("--seeds: missing; wanted whole numbers, such as --seeds 0 1 2")
+    if "--seed" in words.overrides:
+        raise KdError("--seed: ablate takes its seeds from --seeds; leave it out")
+    for word in given:
+        if not re.fullmatch(r"[0-9]+", word) or int(word) >= 2**32:
+            raise KdError(f"--seeds {word}: wanted whole numbers from 0 to {2**32 - 1}, such as --seeds 0 1 2")
+    seeds = tuple(map(int, given))
+    if len(set(seeds)) < len(seeds):
+        raise KdError(f"--seeds {' '.join(given)}: one of them twice; wanted each once")
+    return seeds
+
+
+@contextlib.contextmanager
+def occupied(workdir: Workdir, experiment: Experiment, writer: tuple[int, int] | None = None) -> Iterator[None]:
+    """The workdir is this process's until the block ends; it remembers the experiment.
+
+    Raises:
+      KdError: if another process works there, or its experiment.json is not as kd_jax writes it.
+    """
+    with workdir.lock(writer):
         if workdir.config.exists():
             recall(workdir)  # a file of somebody else's is refused, not written over
         else:
             remember(workdir, experiment)
-        yield [(phase, given) for phase in words.phases]
+        yield
         # Only now: a configuration that a phase refused must not take the place of the one that made what is there.
         remember(workdir, experiment)
 

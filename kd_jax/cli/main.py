@@ -15,13 +15,22 @@ PHASES = ("prepare", "teacher", "cache", "student", "evaluate", "report")
 # How texts are written, where it differs from the task's own way.
 GENERATE = {"beam": int, "length": int, "temperature": float, "top-k": int, "top-p": float, "min-p": float}
 GENERATE |= {"repetition-penalty": float, "seed": int}
+OPTIONS = {  # of the commands that take no field of an experiment
+    "generate": ("workdir", "model", *GENERATE),
+    "new": ("task", "family", "train"),
+}
 HELP = """\
 kd_jax makes a large language-generation model small without losing what it writes.
 
 usage:
   kd-jax run CONFIG --workdir DIR [--any.field VALUE ...]     all phases, one after the other
   kd-jax PHASE CONFIG --workdir DIR [--any.field VALUE ...]   one of them
+  kd-jax new CONFIG --task T --family F [--train FILE]        a config to start from, for JSON lines of your own:
+                                                              T: translation, summarization, instructions, generation;
+                                                              F: encoder_decoder, decoder_only
   kd-jax plan CONFIG [--workdir DIR]                          what a cache would cost and keep
+  kd-jax ablate CONFIG --workdir DIR --seeds 0 1 2            what distillation adds: a run for each seed, and every
+         [--metric NAME|all] [--any.field VALUE ...]          student against controls, with intervals and verdicts
   kd-jax generate --workdir DIR [--model NAME] [OPTIONS]      answer standard input, line by line: --beam N, --length N,
                                                               --temperature T, --top-k K, --top-p P, --min-p P,
                                                               --repetition-penalty R, --seed N
@@ -44,7 +53,7 @@ phases:
 options:
   --workdir DIR         where the run is kept; the same command goes on where a run was stopped
   --any.field VALUE     replaces a field of the experiment, such as --teacher.training.steps 500
-  --force               does a finished phase again, from nothing
+  --force               does a finished phase again, from nothing (ablate: the measuring alone)
   --help                this text; after a CONFIG, all of its fields
   --version             the version
 
@@ -110,34 +119,49 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
 
         print(__version__)
         return None
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--workdir", type=Path)
-    if command == "generate":
-        parser.add_argument("--model", default="")
-        for option, kind in GENERATE.items():
-            parser.add_argument(f"--{option}", type=kind, default=argparse.SUPPRESS)
-    elif command in ("run", "plan", *PHASES):
-        parser.add_argument("config", nargs="?" if {"-h", "--help"} & set(rest) else None)
-        parser.add_argument("--force", action="store_true")
-        parser.add_argument("--only", default="")
-        parser.add_argument("--writer", type=_writer)
-    else:
-        raise KdError(f"unknown command {command!r}; wanted run, plan, {', '.join(PHASES)} or generate")
+    wants_help = bool({"-h", "--help"} & set(rest))
     try:
-        words, overrides = parser.parse_known_args(rest)
+        words, overrides = _parser(command, wants_help).parse_known_args(rest)
     except (argparse.ArgumentError, SystemExit) as error:
         raise KdError(f"{command}: {error}; see `python -m kd_jax --help`") from error
-    if command == "generate" and {"-h", "--help"} & set(rest) or command != "generate" and words.config is None:
+    if wants_help and (command in OPTIONS or words.config is None):
         print(HELP)
         return None
+    if command in OPTIONS and overrides:
+        wanted = ", ".join(f"--{option}" for option in OPTIONS[command])
+        raise KdError(f"{command}: unknown option {overrides[0]}; wanted {wanted}")
     if command == "generate":
-        if overrides:
-            wanted = ", ".join(f"--{option}" for option in GENERATE)
-            raise KdError(f"generate: unknown option {overrides[0]}; wanted --workdir, --model, {wanted}")
         options = {option.replace("-", "_") for option in GENERATE}
         words.changes = {option: value for option, value in vars(words).items() if option in options}
     phases = PHASES if command == "run" else (command,)
     return argparse.Namespace(command=command, phases=phases, overrides=overrides, **vars(words))
+
+
+def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
+    """Of a command's words; raises KdError for an unknown command."""
+    if command not in ("run", "plan", "ablate", *PHASES, *OPTIONS):
+        raise KdError(f"unknown command {command!r}; wanted run, plan, {', '.join(PHASES)}, ablate, generate or new")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    if command != "new":
+        parser.add_argument("--workdir", type=Path)
+    if command != "generate":
+        parser.add_argument("config", nargs="?" if wants_help else None)
+    if command == "generate":
+        parser.add_argument("--model", default="")
+        for option, kind in GENERATE.items():
+            parser.add_argument(f"--{option}", type=kind, default=argparse.SUPPRESS)
+    elif command == "new":
+        parser.add_argument("--task", default="")
+        parser.add_argument("--family", default="")
+        parser.add_argument("--train", default="train.jsonl")
+    else:
+        parser.add_argument("--force", action="store_true")
+        parser.add_argument("--only", default="")
+        parser.add_argument("--writer", type=_writer)
+    if command == "ablate":
+        parser.add_argument("--seeds", nargs="*", default=[])
+        parser.add_argument("--metric", default="")
+    return parser
 
 
 def _writer(given: str) -> tuple[int, int]:

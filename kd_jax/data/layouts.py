@@ -126,6 +126,30 @@ class DecoderOnlyLayout:
         return Inputs(np.full(count, -1, np.int32), decoder, None)
 
 
+@dataclasses.dataclass(frozen=True)
+class EachLayout:
+    """The same examples in the same rows of several layouts, such as the teacher's and the student's.
+
+    Attributes:
+      layouts: what makes each of the Batches.
+
+    Examples:
+      >>> both = EachLayout((EncoderDecoderLayout(), DecoderOnlyLayout()))
+      >>> both.sizes(np.array([3, 5])).tolist()  # room is needed in all of them
+      [3, 5, 8]
+    """
+
+    layouts: tuple[Layout, ...]
+
+    def sizes(self, lengths: np.ndarray) -> np.ndarray:
+        """As Layout.sizes: the sides of all layouts."""
+        return np.concatenate([layout.sizes(lengths) for layout in self.layouts], axis=-1)
+
+    def batch(self, rows: Rows, count: int, bucket: Bucket, schemas: Schemas) -> tuple[Batch, ...]:
+        """As Layout.batch, of each layout; their targets that count are the same, in the same order."""
+        return tuple(layout.batch(rows, count, bucket, schemas) for layout in self.layouts)
+
+
 def side_by_side(rows: Sequence[Sequence[Sequence[int]]], shape: tuple[int, int]) -> Tokens:
     """Rows of examples one behind another, from the left; positions restart with each.
 

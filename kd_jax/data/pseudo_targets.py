@@ -4,7 +4,7 @@ Kim & Rush 2016, arXiv 1606.07947, sections 3.2 and 3.3.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -65,6 +65,12 @@ class PseudoTargets:
             raise KdError(
                 "targets.rule: interpolated chooses by the reference, and unlabelled text has none; wanted best"
             )
+
+    def check_splits(self, splits: Collection[str]) -> None:
+        """Raises KdError where the source has no text without references."""
+        for split in self.splits:
+            if split not in splits:
+                raise KdError(f"targets.of: {self.of!r}; the source has no {split} text: give it some, or wanted train")
 
     def choose(
         self, hypotheses: Sequence[np.ndarray], logp: np.ndarray, closeness: Callable[[np.ndarray], float]

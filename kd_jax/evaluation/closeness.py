@@ -112,22 +112,42 @@ def compare_cached(signal: TopK, payload: Payload, student_logits_NV: Array, tar
 
 
 def compare_step(
-    params: tuple[Params, Params], batch: Batch, *, teacher: Model, student: Model, all_sum: Callable[[Any], Any]
+    params: tuple[Params, Params],
+    batches: tuple[Batch, Batch],
+    *,
+    teacher: Model,
+    student: Model,
+    all_sum: Callable[[Any], Any],
 ) -> Sums:
-    """`compare` over the batch's targets; params: the teacher's and the student's."""
+    """`compare` over the targets that count.
+
+    Args:
+      params: the teacher's and the student's.
+      batches: the same rows in the teacher's and in the student's layout.
+      teacher, student, all_sum: networks; adds over devices.
+    """
     heads = teacher.head(params[0]), student.head(params[1])
-    rows = {
-        "teacher": teacher.apply(params[0], batch.inputs),
-        "student": student.apply(params[1], batch.inputs),
-        "targets": batch.targets_BT,
-        "mask": batch.mask_BT,
-    }
+    width = min(batch.mask_BT.shape[1] for batch in batches)  # which holds all that counts
+    teacher_BTD, student_BTD = (
+        _counted_first(model.apply(p, batch.inputs), batch.mask_BT)[:, :width]
+        for model, p, batch in zip((teacher, student), params, batches, strict=True)
+    )
+    targets_BT, mask_BT = (
+        _counted_first(x_BT, batches[1].mask_BT)[:, :width] for x_BT in (batches[1].targets_BT, batches[1].mask_BT)
+    )
+    rows = {"teacher": teacher_BTD, "student": student_BTD, "targets": targets_BT, "mask": mask_BT}
 
     def sums(row: Mapping[str, Array]) -> Sums:
         logits = (head.logits(row[who]) for who, head in zip(("teacher", "student"), heads, strict=True))
         return compare(*logits, row["targets"], row["mask"])
 
     return all_sum(_over_chunks(sums, rows, heads[1].kernel_DV.shape[1]))
+
+
+def _counted_first(x_BTX: Array, mask_BT: Array) -> Array:
+    """Each row's entries that count, in their order, and then the others."""
+    order_BT = jnp.argsort(~mask_BT, axis=1, stable=True)
+    return jnp.take_along_axis(x_BTX, order_BT.reshape(*order_BT.shape, *[1] * (x_BTX.ndim - 2)), axis=1)
 
 
 def compare_cached_step(

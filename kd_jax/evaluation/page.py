@@ -4,11 +4,22 @@ import difflib
 import html as escaping
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 Sample = Mapping[str, str]
-Table = Sequence[Sequence[str]]
 NOTHING = "–"
+
+
+class Block(Protocol):
+    """A part of a section, from plain text to markup."""
+
+    def html(self) -> str:
+        """As HTML."""
+        ...
+
+    def markdown(self) -> list[str]:
+        """As lines of Markdown, [] where it has no place there."""
+        ...
 
 
 class Document(NamedTuple):
@@ -17,11 +28,7 @@ class Document(NamedTuple):
     Attributes:
       title, lead: the experiment, and its outcome in a paragraph.
       warnings: what a reader must know before believing the figures.
-      summary, details, times: tables, heading row first.
-      notes: paragraphs on how the figures were measured.
-      samples: "source", "reference" or other fields -> text, and a text for each model.
-      models: names, the teacher first: samples mark where the others differ from its text.
-      plots: caption -> SVG element, the only markup taken as it is.
+      sections: heading -> blocks, in order; the heading "" is not shown.
       versions: library -> version.
       resolved: the experiment, every field.
     """
@@ -29,15 +36,98 @@ class Document(NamedTuple):
     title: str
     lead: str
     warnings: Sequence[str]
-    summary: Table
-    details: Table
-    times: Table
-    notes: Sequence[str]
-    samples: Sequence[Sample]
-    models: Sequence[str]
-    plots: Mapping[str, str]
+    sections: Mapping[str, Sequence[Block]]
     versions: Mapping[str, str]
     resolved: str
+
+
+class Table(NamedTuple):
+    """Rows of cells, the heading row first.
+
+    Examples:
+      >>> Table([["model", "BLEU"], ["teacher", "22.4"]]).markdown()
+      ['| model | BLEU |', '| --- | ---: |', '| teacher | 22.4 |', '']
+    """
+
+    rows: Sequence[Sequence[str]]
+
+    def html(self) -> str:
+        """A table that scrolls inside its own box."""
+        esc = escaping.escape
+        head, *body = self.rows
+        headings = "".join(f'<th scope="col">{esc(cell)}</th>' for cell in head)
+        rows = "".join(
+            f'<tr><th scope="row">{esc(name)}</th>' + "".join(f"<td>{esc(cell)}</td>" for cell in cells) + "</tr>"
+            for name, *cells in body
+        )
+        return f'<div class="scroll"><table><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+    def markdown(self) -> list[str]:
+        """The first column to the left, the others to the right."""
+        head, *body = [[escape_markdown(cell) for cell in row] for row in self.rows]
+        ruled = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+        return [*("| " + " | ".join(row) + " |" for row in ruled), ""]
+
+
+class Notes(NamedTuple):
+    """Paragraphs in small print."""
+
+    paragraphs: Sequence[str]
+
+    def html(self) -> str:
+        """One paragraph each."""
+        return '<div class="note">' + "".join(f"<p>{escaping.escape(one)}</p>" for one in self.paragraphs) + "</div>"
+
+    def markdown(self) -> list[str]:
+        """The same."""
+        return [line for one in self.paragraphs for line in (escape_markdown(one), "")]
+
+
+class Plots(NamedTuple):
+    """Caption -> SVG element, the only markup taken as it is; for HTML alone."""
+
+    captioned: Mapping[str, str]
+
+    def html(self) -> str:
+        """Side by side where there is room."""
+        figures = (
+            f"<figure><figcaption>{escaping.escape(caption)}</figcaption>{svg}</figure>"
+            for caption, svg in self.captioned.items()
+        )
+        return f'<div class="plots">{"".join(figures)}</div>'
+
+    def markdown(self) -> list[str]:
+        """Nothing."""
+        return []
+
+
+class Samples(NamedTuple):
+    """Texts side by side.
+
+    Attributes:
+      samples: "source", "reference" or other fields -> text, and a text for each model.
+      models: names, the teacher first: where the others differ from its text is marked.
+    """
+
+    samples: Sequence[Sample]
+    models: Sequence[str]
+
+    def html(self) -> str:
+        """A list for each example."""
+        shown = [_marked(one, self.models, escaping.escape, "<mark>{}</mark>") for one in self.samples]
+        lists = ("".join(f"<dt>{escaping.escape(k)}</dt><dd>{text}</dd>" for k, text in one.items()) for one in shown)
+        return '<p class="note">Marked: words that the teacher did not write.</p>' + "".join(
+            f"<dl>{rows}</dl>" for rows in lists
+        )
+
+    def markdown(self) -> list[str]:
+        """A numbered heading and a list for each example."""
+        lines = ["Bold: words that the teacher did not write.", ""]
+        for number, sample in enumerate(self.samples, 1):
+            shown = _marked(sample, self.models, escape_markdown, "**{}**")
+            rows = (f"- {escape_markdown(name)}: {words}" for name, words in shown.items())
+            lines += [f"### {number}", "", *rows, ""]
+        return lines
 
 
 def runs_beside(text: str, other: str) -> list[tuple[str, bool]]:
@@ -72,37 +162,28 @@ def escape_markdown(text: str) -> str:
 
 def markdown(document: Document) -> str:
     """The report as Markdown."""
-    text = escape_markdown
-    lines = [f"# {text(document.title)}", "", text(document.lead), ""]
-    lines += [line for warning in document.warnings for line in (f"> **Warning**: {text(warning)}", "")]
-    lines += [*_markdown_table(document.summary), ""]
-    lines += [line for note in document.notes for line in (text(note), "")]
-    lines += ["## The other figures", "", *_markdown_table(document.details), ""]
-    lines += ["## Time", "", *_markdown_table(document.times), "", "## Samples", ""]
-    lines += ["Bold: words that the teacher did not write.", ""]
-    for number, sample in enumerate(document.samples, 1):
-        shown = _marked(sample, document.models, text, "**{}**")
-        lines += [f"### {number}", "", *(f"- {text(name)}: {words}" for name, words in shown.items()), ""]
+    lines = [f"# {escape_markdown(document.title)}", "", escape_markdown(document.lead), ""]
+    lines += [line for one in document.warnings for line in (f"> **Warning**: {escape_markdown(one)}", "")]
+    for heading, blocks in document.sections.items():
+        body = [line for block in blocks for line in block.markdown()]
+        if heading and body:
+            lines += [f"## {escape_markdown(heading)}", ""]
+        lines += body
     return "\n".join(lines)
 
 
 def html(document: Document) -> str:
     """The report as one self-contained page, without scripts."""
     esc = escaping.escape
+    sections = (
+        (f"<h2>{esc(heading)}</h2>" if heading else "") + "".join(block.html() for block in blocks)
+        for heading, blocks in document.sections.items()
+    )
     return PAGE.format(
         title=esc(document.title),
         lead=esc(document.lead),
         warnings="".join(f'<p class="warning">{esc(warning)}</p>' for warning in document.warnings),
-        summary=_html_table(document.summary),
-        details=_html_table(document.details),
-        times=_html_table(document.times),
-        notes="".join(f"<p>{esc(note)}</p>" for note in document.notes),
-        plots="".join(
-            f"<figure><figcaption>{esc(caption)}</figcaption>{svg}</figure>" for caption, svg in document.plots.items()
-        ),
-        samples="".join(
-            _html_sample(_marked(one, document.models, esc, "<mark>{}</mark>")) for one in document.samples
-        ),
+        sections="\n".join(sections),
         versions=esc(", ".join(f"{name} {version}" for name, version in document.versions.items())),
         resolved=esc(document.resolved),
     )
@@ -119,29 +200,6 @@ def _marked(sample: Sample, models: Sequence[str], escape: Callable[[str], str],
         else:
             shown[name] = escape(text)
     return {name: text or NOTHING for name, text in shown.items()}
-
-
-def _markdown_table(table: Table) -> list[str]:
-    head, *body = table
-    rows = [[escape_markdown(cell) for cell in row] for row in (head, *body)]
-    ruled = [rows[0], ["---", *["---:"] * (len(head) - 1)], *rows[1:]]
-    return ["| " + " | ".join(row) + " |" for row in ruled]
-
-
-def _html_table(table: Table) -> str:
-    esc = escaping.escape
-    head, *body = table
-    headings = "".join(f'<th scope="col">{esc(cell)}</th>' for cell in head)
-    rows = "".join(
-        f'<tr><th scope="row">{esc(name)}</th>' + "".join(f"<td>{esc(cell)}</td>" for cell in cells) + "</tr>"
-        for name, *cells in body
-    )
-    return f'<div class="scroll"><table><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _html_sample(shown: Mapping[str, str]) -> str:
-    rows = "".join(f"<dt>{escaping.escape(name)}</dt><dd>{text}</dd>" for name, text in shown.items())
-    return f"<dl>{rows}</dl>"
 
 
 PAGE = """<!doctype html>
@@ -177,12 +235,7 @@ pre {{ overflow-x: auto; font-size: .78rem; overflow-wrap: normal; }}
 <h1>{title}</h1>
 <p class="lead">{lead}</p>
 {warnings}
-{summary}
-<div class="note">{notes}</div>
-<h2>Plots</h2><div class="plots">{plots}</div>
-<h2>The other figures</h2>{details}
-<h2>Samples</h2><p class="note">Marked: words that the teacher did not write.</p>{samples}
-<h2>Time</h2>{times}
+{sections}
 <h2>Experiment</h2><details><summary>every field, resolved</summary><pre>{resolved}</pre></details>
 <footer><p>{versions}</p></footer>
 </body></html>

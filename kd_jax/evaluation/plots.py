@@ -10,6 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kd_jax.evaluation.paired import BETTER, WORSE
+
 INK = "#010203"  # stands for the page's text colour: `to_svg` makes it currentColor
 # At least 3:1 against white and against the dark page's #0f172a (WCAG 2.2, 1.4.11).
 COLOURS = ("#d97706", "#0d9488", "#8b5cf6", "#ef4444", "#3b82f6", "#65a30d", "#ec4899")
@@ -20,6 +22,7 @@ CURVES = {  # caption -> value of the metrics logs
     "Cross-entropy on the validation split": "valid_cross_entropy",
     "Training loss, each model's own terms": "loss",
 }
+VERDICTS = {BETTER: {"color": COLOURS[1], "marker": "^"}, WORSE: {"color": COLOURS[3], "marker": "v"}}
 LONG_NAME = 22  # characters: two such names fit side by side under a plot
 
 
@@ -74,6 +77,31 @@ def curve(curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, label: st
     return _figure(draw, list(curves), "step", label)
 
 
+def forest(differences: Mapping[str, Mapping[str, Any]], label: str) -> Figure:
+    """Differences with their 95% intervals, a row for each model, and each seed's as a stroke.
+
+    Args:
+      differences: model -> "mean", "interval", "seeds", "verdict".
+      label: of the horizontal axis.
+    """
+    verdicts = dict.fromkeys(one["verdict"] for one in differences.values())
+    marks = {verdict: {"color": INK, "marker": "o"} for verdict in verdicts} | VERDICTS
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=INK, linestyle=":", linewidth=1.2)
+        for row, one in enumerate(differences.values()):
+            mark = marks[one["verdict"]]
+            axes.hlines(row, *one["interval"], color=mark["color"], alpha=0.5, linewidth=2)
+            axes.plot(one["seeds"], [row] * len(one["seeds"]), "|", color=mark["color"], markersize=9)
+            axes.plot(one["mean"], row, linestyle="", **mark)
+        for verdict in verdicts:
+            axes.plot([], [], linestyle="", label=verdict, **marks[verdict])
+        axes.set_yticks(range(len(differences)), list(differences))
+        axes.set_ylim(len(differences) - 0.5, -0.5)
+
+    return _figure(draw, list(verdicts), label, "", height=1.6 + 0.3 * len(differences))
+
+
 def figures(report: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
     """Caption -> SVG, in the order of the page; no curves where no log has them."""
     svgs = {"Quality against speed": to_svg(trade_off(report), "speed")}
@@ -100,10 +128,12 @@ def to_svg(figure: Figure, name: str) -> str:
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
 
 
-def _figure(draw: Callable[[Axes], None], names: Sequence[str], x_label: str, y_label: str) -> Figure:
+def _figure(
+    draw: Callable[[Axes], None], names: Sequence[str], x_label: str, y_label: str, height: float = SIZE[1]
+) -> Figure:
     """One panel, its legend below it: names beside the points would overlap where models are alike."""
     with matplotlib.rc_context(dict.fromkeys(INKED, INK)):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=(SIZE[0], height), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)

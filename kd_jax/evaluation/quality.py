@@ -1,7 +1,7 @@
 """What a model writes, how likely it holds the true texts, and how good that is by the task's metrics."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -136,3 +136,19 @@ def side_by_side(task: Task, measured: Measured, written: Texts) -> list[dict[st
         row = {"number": number, "source": task.prompt(example), "reference": task.references_of(example)[0]}
         rows.append(row | {way: texts[place] for way, texts in written.items()})
     return rows
+
+
+def read_outcome(
+    task: Task, measured: Measured, folder: Folder, name: str, reads: Literal["texts", "tokens"]
+) -> Outcome:
+    """What a finished evaluation left of a model: the texts of its first way of writing, or the likelihoods.
+
+    Raises:
+      KdError: if a file is missing or is not as it was written.
+    """
+    if reads == "texts":
+        rows = read_lines(folder.file(f"{name}.jsonl"))
+        written = measured._replace(written=[row["number"] for row in rows])
+        return written.outcome(task, [row[task.decoding.ways[0]] for row in rows])
+    with np.load(folder.file(f"{name}.npz")) as arrays:
+        return of_tokens(task, measured, arrays["nll"], arrays["tokens"])

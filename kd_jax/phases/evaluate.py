@@ -12,6 +12,7 @@ from kd_jax import config
 from kd_jax.artifacts import manifest, runlog
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data.buckets import place
+from kd_jax.data.layouts import EachLayout, Layout
 from kd_jax.data.pipeline import EvalBatches, PromptBatches, Split
 from kd_jax.data.store import Store
 from kd_jax.data.tokenizers import Tokenizer
@@ -103,11 +104,9 @@ def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str
     tokens = None
     if any(metric.reads == "tokens" for metric in task.metrics):
         owners = np.load(setting.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
-        measured = quality.likelihoods(contender, params, programs, _batches(setting, contender), owners, spread)
-        rows = [{"nll": nll, "tokens": count} for nll, count in zip(*(x.tolist() for x in measured), strict=True)]
-        (path / "likelihood").mkdir(exist_ok=True)
-        manifest.write_lines(path / "likelihood" / f"{contender.name}.jsonl", rows)
-        tokens = quality.of_tokens(task, setting.measured, *measured)
+        nll_N, tokens_N = quality.likelihoods(contender, params, programs, _batches(setting, layout), owners, spread)
+        np.savez(path / f"{contender.name}.npz", nll=nll_N, tokens=tokens_N)
+        tokens = quality.of_tokens(task, setting.measured, nll_N, tokens_N)
     return quality.scores(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
 
 
@@ -128,9 +127,9 @@ def _from_training(workdir: Workdir, name: str) -> dict[str, Any]:
     return {key: trained["outputs"][key] for key in FROM_TRAINING} | {"seconds": trained["seconds"]}
 
 
-def _batches(setting: Setting, contender: Contender) -> EvalBatches:
-    """The split in rows of the model's layout."""
-    experiment, layout = setting.experiment, contender.architecture.layout
+def _batches(setting: Setting, layout: Layout | EachLayout) -> EvalBatches:
+    """The split in rows of a layout."""
+    experiment = setting.experiment
     size, count = experiment.evaluation.batch_size, setting.devices.count
     return EvalBatches(setting.split, layout, experiment.shapes, size, count)
 
@@ -153,8 +152,9 @@ def _inputs(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
 
 def _closeness(setting: Setting, contender: Contender, teacher_params: Params, params: Params) -> dict[str, Any]:
     """A model's closeness to the teacher on the evaluated split; a student's also, "offline", from the cache."""
-    architecture, batches = contender.architecture, _batches(setting, contender)
-    shapes, layout = setting.experiment.shapes, architecture.layout
+    architecture, shapes = contender.architecture, setting.experiment.shapes
+    layout = architecture.layout
+    batches = _batches(setting, EachLayout((setting.experiment.teacher.model.layout, layout)))
     over_long = int((place(setting.split.lengths, shapes, layout) == len(shapes)).sum())
     if over_long:
         runlog.say(f"{contender.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones")
@@ -172,7 +172,7 @@ def _offline(setting: Setting, contender: Contender, params: Params) -> dict[str
     signal = TopK(k=cache.schema["ids"].shape[0])
     split = Split(setting.workdir.data, "validation", {signal.name: cache})
     step = setting.programs.compare_cached(contender.architecture, signal, setting.devices)
-    batches = _batches(setting._replace(split=split), contender)
+    batches = _batches(setting._replace(split=split), contender.architecture.layout)
     title = f"compare {contender.name} offline"
     return closeness.means(_added(functools.partial(step, params), batches, setting.devices, title))
 

@@ -34,6 +34,12 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     runlog.say(f"data: reading {experiment.source.name}")
     splits = experiment.source.splits(task.fields(), task.held_out_fields(), task.prompt_fields())
     splits, leaked = without_leaks(splits, task.fields()[0])
+    for name, recipe in experiment.students.items():
+        if recipe.targets:
+            try:
+                recipe.targets.check_splits(splits)
+            except KdError as error:
+                raise KdError(f"{name}: {error}") from error
     for split, examples in splits.items():
         if not examples:
             raise KdError(f"source: no examples in the split {split!r} of {experiment.source.name}; give it some")

@@ -73,8 +73,7 @@ def nbest_step(
 def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None:
     """Writes the training split with what the rule chooses of the hypotheses."""
     folder, data = teacher.workdir.split(targets.name), teacher.data
-    if "unlabelled" in targets.splits and "unlabelled" not in data["splits"]:
-        raise KdError(f"targets.of: {targets.of!r}; the source has no unlabelled text: give it some, or wanted train")
+    targets.check_splits(data["splits"])
     beams = {split: write_hypotheses(teacher, split, targets.beam, force) for split in targets.splits}
     inputs = config.flatten(targets, "targets") | teacher.consumed(None, "train")
     inputs |= {f"consumed.nbest.{split}": beam.outputs()["digest"] for split, beam in beams.items()}

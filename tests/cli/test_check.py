@@ -4,7 +4,20 @@ import dataclasses
 
 import pytest
 
-from kd_jax import Comparison, FromCheckpoint, FromTeacher, KdError, Term, TopK, forward_kl, load
+from kd_jax import (
+    Comparison,
+    DecoderOnly,
+    FromCheckpoint,
+    FromTeacher,
+    Generation,
+    KdError,
+    Online,
+    PseudoTargets,
+    Term,
+    TopK,
+    forward_kl,
+    load,
+)
 from kd_jax.cli.check import check
 
 
@@ -55,13 +68,10 @@ def test_fields_of_the_experiment(smoke, change, message):
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("length_penalty", float("nan")),
-        ("length_penalty", -1.0),
-        ("length_ratio", float("inf")),
-        ("beam", 0),
         ("batch_size", 0),
+        ("texts", -1),
         ("bootstrap", 1),
-        ("speed_sentences", 0),
+        ("speed_texts", 0),
         ("samples", 2.5),
         ("cached_k", -1),
         ("split", "train"),
@@ -71,6 +81,32 @@ def test_fields_of_the_evaluation(smoke, field, value):
     evaluation = dataclasses.replace(smoke.evaluation, **{field: value})
     with pytest.raises(KdError, match=f"evaluation.{field}: "):
         check(dataclasses.replace(smoke, evaluation=evaluation))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("length_penalty", float("nan")),
+        ("length_penalty", -1.0),
+        ("length_ratio", float("inf")),
+        ("length", -1),
+        ("beam", 0),
+        ("sampling.temperature", -1.0),
+        ("sampling.top_k", 2.5),
+        ("sampling.top_p", 0.0),
+        ("sampling.min_p", 1.0),
+        ("sampling.repetition_penalty", 0.0),
+        ("sampling.seed", -1),
+    ],
+)
+def test_fields_of_decoding(smoke, field, value):
+    decoding, (*part, name) = smoke.task.decoding, field.split(".")
+    if part:
+        decoding = dataclasses.replace(decoding, sampling=dataclasses.replace(decoding.sampling, **{name: value}))
+    else:
+        decoding = dataclasses.replace(decoding, **{name: value})
+    with pytest.raises(KdError, match=f"task.decoding.{field}: "):
+        check(dataclasses.replace(smoke, task=dataclasses.replace(smoke.task, decoding=decoding)))
 
 
 @pytest.mark.parametrize(
@@ -122,3 +158,48 @@ def test_recipes(smoke, change, message):
 def test_a_teacher_has_no_teacher(smoke, change):
     with pytest.raises(KdError, match="teacher: .*no teacher of its own"):
         check(dataclasses.replace(smoke, teacher=dataclasses.replace(smoke.teacher, **change)))
+
+
+def all_of(experiment, model, **changes):
+    """The experiment with one architecture for all, students by chance."""
+    recipe = dataclasses.replace(experiment.teacher, model=model)
+    return dataclasses.replace(experiment, teacher=recipe, students={"it": recipe}, comparison=None, **changes)
+
+
+def test_a_family_that_cannot_serve_the_task(smoke):
+    with pytest.raises(KdError, match="teacher: model: encoder_decoder cannot serve generation; wanted decoder_only"):
+        check(dataclasses.replace(smoke, task=Generation()))
+
+
+@pytest.mark.parametrize("context, wanted", [(63, "63 positions for rows of 64; wanted at least 64"), (64, "")])
+def test_a_row_has_a_place_for_each_of_its_tokens(smoke, context, wanted):
+    """A decoder-only row holds prompt and completion, 32 each."""
+    experiment = all_of(smoke, DecoderOnly(2, positions="learned", context=context))
+    if wanted:
+        with pytest.raises(KdError, match=f"teacher: model.context: {wanted}"):
+            check(experiment)
+    else:
+        check(experiment)
+
+
+def test_a_task_without_prompts_has_no_pseudo_targets(smoke):
+    experiment = all_of(smoke, DecoderOnly(2), task=Generation())
+    check(experiment)
+    student = dataclasses.replace(experiment.teacher, targets=PseudoTargets())
+    with pytest.raises(KdError, match="it: targets: generation has no prompts"):
+        check(dataclasses.replace(experiment, students={"it": student}))
+
+
+def test_a_teacher_of_another_family_speaks_from_a_cache_alone(smoke):
+    for signal, refused in ((TopK(k=8), False), (Online(), True)):
+        terms = smoke.teacher.terms | {"kd": Term(forward_kl, signal=signal)}
+        student = dataclasses.replace(smoke.teacher, model=DecoderOnly(2), terms=terms)
+        experiment = dataclasses.replace(smoke, students={"it": student}, comparison=None)
+        if refused:
+            with pytest.raises(KdError, match="it: model: decoder_only, beside a teacher that is encoder_decoder"):
+                check(experiment)
+        else:
+            check(experiment)
+    student = dataclasses.replace(smoke.teacher, model=DecoderOnly(2), init=FromTeacher())
+    with pytest.raises(KdError, match="it: model: decoder_only, the teacher's is encoder_decoder; init=FromTeacher"):
+        check(dataclasses.replace(smoke, students={"it": student}, comparison=None))

@@ -17,7 +17,7 @@ from kd_jax.errors import KdError
 SMOKE = "experiments/configs/smoke.py"
 SHORT = (
     "--source.examples 120 --tokenizer.vocab-size 60 --teacher.training.steps 8 --teacher.training.eval-every 4 "
-    "--teacher.training.optimizer.warmup 2 --backend jit --evaluation.bootstrap 10 --evaluation.speed-sentences 1 "
+    "--teacher.training.optimizer.warmup 2 --backend jit --evaluation.bootstrap 10 --evaluation.speed-texts 1 "
     + " ".join(
         f"--students.{name}.training.steps 4 --students.{name}.training.optimizer.warmup 2"
         for name in ("student_scratch", "student_init", "student_kd")
@@ -57,7 +57,7 @@ def test_the_report_has_what_scripts_rely_on(finished):
     page = (finished / "report/report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
     assert (finished / "report/report.md").read_text().startswith("# smoke: translation, toy")
-    assert report["comparison"] == {"baseline": "student_scratch", "distilled": "student_kd"}
+    assert report["comparison"] == {"baseline": "student_scratch", "distilled": "student_kd", "controls": []}
     assert report["dropped_as_seen_in_training"] == {"train": 0, "validation": 0, "test": 0}
 
 
@@ -125,7 +125,11 @@ def test_bad_fields_are_one_line_and_exit_code_2(words, message, root, tmp_path,
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["nonsense"], "unknown command"),
+        (["nonsense"], "unknown command 'nonsense'; wanted run, plan, prepare"),
+        (["run", SMOKE, "--workdir", "w", "--seeds", "0"], "--seeds"),
+        (["ablate", SMOKE, "--seeds", "0"], "--workdir: missing"),
+        (["ablate"], "config"),
+        (["new"], "config"),
         (["run", "no/such.py", "--workdir", "w"], "no such file"),
         (["run", SMOKE], "--workdir: missing"),
         (["run"], "config"),
@@ -315,6 +319,15 @@ def test_a_person_at_a_terminal_is_asked(finished, root):
     os.write(ours, b"one red houses\n\x04")
     out, err = process.communicate(timeout=120)
     assert out.count(b"\n") == 1 and err.count(b"student_kd> ") == 2 and process.returncode == 0
+
+
+@pytest.mark.parametrize("words", [["--help"], ["ablate", "--help"], ["new", "mine.py", "--help"], ["generate", "-h"]])
+def test_help_shows_every_command(words, capsys):
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for command in ("run CONFIG", "new CONFIG", "plan CONFIG", "ablate CONFIG", "generate --workdir"):
+        assert f"kd-jax {command}" in said
+    assert max(map(len, said.split("\n"))) <= 120
 
 
 @pytest.mark.parametrize("words", [["--help"], ["generate"]])

@@ -1,4 +1,4 @@
-"""Batches: pure functions of (seed, number); buckets of two lengths; trap 9 (cache and data out of step)."""
+"""Batches: pure functions of (seed, number); buckets of two lengths; packed rows; trap 9 (cache and data in step)."""
 
 import itertools
 
@@ -9,17 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.artifacts.manifest import Folder
+from kd_jax.data import buckets as arithmetic
 from kd_jax.data import pipeline, store
-from kd_jax.data.layouts import Bucket, EncoderDecoderLayout
+from kd_jax.data.layouts import Bucket, DecoderOnlyLayout, EncoderDecoderLayout
 from kd_jax.data.pipeline import (
     EvalBatches,
+    PromptBatches,
     Split,
     TrainBatches,
     example_digest,
     lengths_of,
-    padded_lengths,
-    place,
-    rows_within,
     train_batches,
 )
 from kd_jax.data.store import Store
@@ -28,7 +27,8 @@ from kd_jax.errors import KdError
 from kd_jax.tasks.base import ENCODED, Encoded
 from kd_jax.types import Field
 
-LAYOUT = EncoderDecoderLayout()
+LAYOUT, DECODER_ONLY = EncoderDecoderLayout(), DecoderOnlyLayout()
+each_layout = pytest.mark.parametrize("layout", [LAYOUT, DECODER_ONLY], ids=["encoder_decoder", "decoder_only"])
 BUCKETS = (Bucket(6, 4), Bucket(9, 8), Bucket(12, 12))
 EXAMPLES = 150
 SIGNAL = {"value": Field((2,), "float32")} | pipeline.DIGEST
@@ -38,12 +38,12 @@ def example(i):
     """Lengths up to 12; the first i % 3 targets of a completion do not count."""
     rng = np.random.default_rng(i)
     prompt, completion = (rng.integers(4, 50, rng.integers(1, 13)).astype(np.int32) for _ in range(2))
-    return Encoded(prompt, completion, np.arange(len(completion)) >= i % 3)
+    return Encoded(prompt, completion, np.arange(len(prompt) + len(completion)) >= len(prompt) + i % 3)
 
 
 def signal_record(i):
     """One entry per target that counts: (example, place in the completion)."""
-    places = np.flatnonzero(example(i).counts)
+    places = np.flatnonzero(example(i).counts) - len(example(i).prompt)
     value = np.stack([np.full(len(places), i), places], 1).astype(np.float32)
     return {"value": value, "digest": example_digest(example(i))}
 
@@ -60,16 +60,25 @@ def data(tmp_path_factory):
     return folder
 
 
-def batches(data, buckets=BUCKETS, **changed):
-    options = {"tokens_per_batch": 32, "divisor": 2, "seed": 0} | changed
-    return TrainBatches(Split(data, "train", {"s": Store(data.path, "signal")}), LAYOUT, buckets, **options)
+def batches(data, buckets=BUCKETS, layout=LAYOUT, **changed):
+    options = {"tokens_per_batch": 32, "divisor": 2, "seed": 0, "packed": False} | changed
+    return TrainBatches(Split(data, "train", {"s": Store(data.path, "signal")}), layout, buckets, **options)
 
 
-def test_an_example_is_met_at_most_once_in_an_epoch_and_nearly_all_are(data):
-    source = batches(data)
+def examples_of(batch):
+    """The examples that a batch holds, by what their records say."""
+    return batch.payload["s"]["value"][batch.mask_BT][:, 0].astype(int).tolist()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@each_layout
+def test_an_example_is_met_at_most_once_in_an_epoch_and_nearly_all_are(data, layout, packed):
+    """Those that have anything that counts: each of their records is met whole, and once."""
+    source = batches(data, layout=layout, packed=packed)
     for epoch in range(3):
-        seen = np.concatenate([source[epoch * source.per_epoch + i].inputs.index_B for i in range(source.per_epoch)])
-        assert len(set(seen)) == len(seen) > 0.9 * EXAMPLES
+        seen = sum((examples_of(source[epoch * source.per_epoch + i]) for i in range(source.per_epoch)), [])
+        assert len(set(seen)) > 0.85 * EXAMPLES
+        assert all(seen.count(i) == example(i).counts.sum() for i in set(seen))
 
 
 def test_rows_hold_their_example_and_its_record(data):
@@ -87,31 +96,57 @@ def test_rows_hold_their_example_and_its_record(data):
             assert batch.payload["s"]["value"][b][places].tolist() == [[i, place] for place in places]
 
 
-@given(st.integers(0, 2**30), st.integers(0, 5))
+def test_packed_rows_hold_their_examples_and_their_records(data):
+    """Rows of 24 for examples of up to 24 tokens: each segment is one example, beside what its record says of it."""
+    source = batches(data, layout=DECODER_ONLY, packed=True, tokens_per_batch=96)
+    fullness = []
+    for batch in (source[i] for i in range(source.per_epoch)):
+        decoder = batch.inputs.decoder
+        assert decoder.ids_BT.shape == (4, 24)
+        fullness.append((decoder.segment_BT > 0).mean())
+        for b, segment_T in enumerate(decoder.segment_BT):
+            for number in range(1, segment_T.max() + 1):
+                targets, counts = (x_BT[b][segment_T == number] for x_BT in (batch.targets_BT, batch.mask_BT))
+                values = batch.payload["s"]["value"][b][segment_T == number][counts]
+                if not len(values):
+                    continue
+                want = example(int(values[0, 0]))
+                assert targets.tolist() == [*want.prompt, *want.completion]
+                assert counts.tolist() == want.counts.tolist()
+                places = np.flatnonzero(want.counts) - len(want.prompt)
+                assert values.tolist() == [[values[0, 0], place] for place in places]
+    assert np.mean(fullness) > 0.9
+
+
+@given(st.integers(0, 2**30), st.integers(0, 5), st.booleans())
 @settings(max_examples=10, deadline=None)
-def test_a_batch_depends_on_seed_and_number_alone(data, number, seed):
-    chex.assert_trees_all_equal(batches(data, seed=seed)[number], batches(data, seed=seed)[number])
+def test_a_batch_depends_on_seed_and_number_alone(data, number, seed, packed):
+    one, other = (batches(data, seed=seed, packed=packed)[number] for _ in range(2))
+    chex.assert_trees_all_equal(one, other)
 
 
-def test_other_seeds_and_epochs_have_other_orders(data):
-    one, two = batches(data), batches(data, seed=1)
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_seeds_and_epochs_have_other_orders(data, packed):
+    one, two = batches(data, packed=packed), batches(data, seed=1, packed=packed)
     assert any(one[i].inputs.index_B.tolist() != two[i].inputs.index_B.tolist() for i in range(4))
     assert one[0].inputs.index_B.tolist() != one[one.per_epoch].inputs.index_B.tolist()
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_read_slices_of_the_same_batches(data, hosts):
-    whole = batches(data, divisor=4)
-    parts = [batches(data, divisor=4, shard=(host, hosts)) for host in range(hosts)]
+@pytest.mark.parametrize("hosts, packed", [(2, False), (4, False), (2, True)])
+def test_hosts_read_slices_of_the_same_batches(data, hosts, packed):
+    whole = batches(data, divisor=4, packed=packed)
+    parts = [batches(data, divisor=4, packed=packed, shard=(host, hosts)) for host in range(hosts)]
     for i in (0, 5, 100):
         joined = [(part[i].inputs.index_B, part[i].payload["s"]["value"]) for part in parts]
         want = whole[i].inputs.index_B, whole[i].payload["s"]["value"]
         chex.assert_trees_all_equal(tuple(map(np.concatenate, zip(*joined, strict=True))), want)
 
 
-def test_an_iterator_goes_on_where_its_state_was_saved(data):
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_iterator_goes_on_where_its_state_was_saved(data, packed):
     def fresh():
-        return iter(train_batches(Split(data, "train"), LAYOUT, BUCKETS, tokens_per_batch=32, divisor=1, seed=0))
+        options = {"tokens_per_batch": 32, "divisor": 1, "seed": 0, "packed": packed}
+        return iter(train_batches(Split(data, "train"), DECODER_ONLY, BUCKETS, **options))
 
     never_stopped = list(itertools.islice(fresh(), 12))
     first = fresh()
@@ -142,24 +177,47 @@ def test_one_flipped_token_changes_the_digest(side):
     assert example_digest(example(0)).tolist() != example_digest(other).tolist()
 
 
-def test_a_token_that_changes_sides_changes_the_digest():
-    one, other = (Encoded(np.int32(p), np.int32(c), np.ones(len(c), bool)) for p, c in (([5, 6], [7]), ([5], [6, 7])))
+def test_what_counts_is_part_of_the_digest():
+    one = Encoded(np.int32([5, 6]), np.int32([7]), np.asarray([False, False, True]))
+    other = one._replace(counts=np.asarray([False, True, True]))
     assert example_digest(one).tolist() != example_digest(other).tolist()
 
 
-def test_evaluation_meets_every_example_once_and_cuts_none(data):
-    plan = EvalBatches(Split(data, "train"), LAYOUT, BUCKETS[:2], 16, divisor=3)
-    indices = np.concatenate([batch.inputs.index_B for batch in plan])
+def test_a_token_that_changes_sides_changes_the_digest():
+    one, other = (Encoded(np.int32(p), np.int32(c), np.ones(3, bool)) for p, c in (([5, 6], [7]), ([5], [6, 7])))
+    assert example_digest(one).tolist() != example_digest(other).tolist()
+
+
+@each_layout
+def test_evaluation_meets_every_example_once_and_cuts_none(data, layout):
+    source = EvalBatches(Split(data, "train"), layout, BUCKETS[:2], 16, divisor=3)
+    indices = np.concatenate([batch.inputs.index_B for batch in source])
     assert sorted(indices[indices >= 0]) == list(range(EXAMPLES))
-    for number, batch in enumerate(plan):
-        assert len(batch.inputs.index_B) == 18
-        prompts = plan.prompts(number)
-        chex.assert_trees_all_equal(prompts.encoder, batch.inputs.encoder)
-        np.testing.assert_array_equal(prompts.index_B, batch.inputs.index_B)
+    for batch, (_, planned) in zip(source, source.plan, strict=True):
+        assert batch.inputs.index_B.tolist() == [*planned, *[-1] * (18 - len(planned))]
         for b, i in enumerate(batch.inputs.index_B):
-            lengths = [(tokens.segment_BT[b] > 0).sum() for tokens in (batch.inputs.encoder, batch.inputs.decoder)]
-            assert lengths == ([len(example(i).prompt), len(example(i).completion)] if i >= 0 else [0, 0])
+            sides = [tokens for tokens in (batch.inputs.encoder, batch.inputs.decoder) if tokens]
+            lengths = [(tokens.segment_BT[b] > 0).sum() for tokens in sides]
+            whole = [len(example(i).prompt), len(example(i).completion)] if i >= 0 else [0, 0]
+            assert lengths == (whole if len(sides) == 2 else [sum(whole)])
             assert batch.mask_BT[b].sum() == (example(i).counts.sum() if i >= 0 else 0)
+
+
+@each_layout
+def test_every_prompt_is_written_from_once_in_its_own_width(layout):
+    """Widths 6 and 9, and 18 for a prompt of 10 to 12; numbers are those that were given."""
+    prompts, numbers = [example(i).prompt for i in range(40)], [100 + i for i in range(40)]
+    source = PromptBatches(prompts, layout, (6, 9), 4, divisor=3, indices=numbers)
+    assert sorted(n for _, planned in source.plan for n in planned.tolist()) == numbers
+    for (width, planned), inputs in zip(source.plan, source, strict=True):
+        tokens = inputs.encoder or inputs.decoder
+        assert inputs.index_B.tolist() == [*planned, *[-1] * (6 - len(planned))]
+        assert tokens.ids_BT.shape == (6, width if inputs.encoder else width + 1)
+        for b, number in enumerate(planned):
+            prompt = prompts[number - 100].tolist()
+            assert width == next(w for w in (6, 9, 18) if len(prompt) <= w)
+            ids = tokens.ids_BT[b][tokens.segment_BT[b] > 0].tolist()
+            assert ids == (prompt if inputs.encoder else [START, *prompt])
 
 
 def test_each_side_is_padded_to_its_own_bucket_and_completions_fill_a_batch(data):
@@ -175,54 +233,17 @@ def test_long_examples_are_left_out_of_training_only(data):
         assert all(len(example(i).prompt) <= 6 and len(example(i).completion) <= 4 for i in batch.inputs.index_B)
 
 
-lengths_lists = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=8)
-ascending = st.lists(st.integers(1, 15), min_size=1, max_size=3, unique=True).map(sorted)
-
-
-@given(lengths_lists, ascending, ascending)
-def test_place_and_padded_lengths(lengths, prompts, completions):
-    """The first bucket that holds both sides; beyond the last one the fewest whole copies of it that do."""
-    buckets = list(map(Bucket, prompts, completions))
-    fits = lambda length, bucket: length[0] <= bucket[0] and length[1] <= bucket[1]  # noqa: E731
-    places, padded = place(np.asarray(lengths), buckets), padded_lengths(np.asarray(lengths), buckets)
-    for length, at, shape in zip(lengths, places, padded.tolist(), strict=True):
-        holding = [i for i, bucket in enumerate(buckets) if fits(length, bucket)]
-        assert at == (holding[0] if holding else len(buckets))
-        if holding:
-            assert tuple(shape) == buckets[holding[0]]
-        else:
-            times = next(n for n in itertools.count(2) if fits(length, [n * size for size in buckets[-1]]))
-            assert shape == [times * size for size in buckets[-1]]
-
-
-def test_long_examples_go_in_batches_of_fewer_rows():
-    """One head's float32 scores stay within 256 MiB: 4 of 4096 x 4096; a divisor's multiple, one row at least."""
-    assert rows_within(64, 1, Bucket(64, 4096)) == rows_within(64, 1, Bucket(4096, 64)) == 4
-    assert rows_within(64, 1, Bucket(8192, 8)) == rows_within(64, 1, Bucket(8, 9000)) == 1
-    assert rows_within(64, 3, Bucket(4096, 64)) == 3
-    assert rows_within(64, 8, Bucket(8192, 8)) == 8
-    assert rows_within(64, 1, Bucket(1024, 1024)) == rows_within(64, 1, Bucket(12, 12)) == 64
-    assert rows_within(16, 3, Bucket(12, 12)) == 18
-
-
-@given(st.integers(1, 128), st.integers(1, 8), st.integers(1, 9000), st.integers(1, 9000))
-def test_rows_keep_within_the_bytes_or_are_as_few_as_can_be(batch_size, divisor, prompt, completion):
-    rows = rows_within(batch_size, divisor, Bucket(prompt, completion))
-    assert rows % divisor == 0 and rows < batch_size + divisor
-    assert rows == divisor or 4 * rows * max(prompt, completion) ** 2 <= 256 * 2**20
-
-
 def test_evaluation_takes_fewer_rows_of_long_examples(data, monkeypatch):
     """Scores of 3 rows of 12 tokens: 3 rows of 12, 5 of 9 (3 x 144 / 81), 12 of 6."""
-    monkeypatch.setattr(pipeline, "SCORES_BYTES", 4 * 3 * 12**2)
+    monkeypatch.setattr(arithmetic, "SCORES_BYTES", 4 * 3 * 12**2)
     plan = EvalBatches(Split(data, "train"), LAYOUT, BUCKETS, 16)
     rows = {batch.inputs.encoder.ids_BT.shape[::-1] for batch in plan}
     assert rows == {(6, 12), (9, 5), (12, 3)}
-    assert sorted(np.concatenate([indices for _, indices in plan.plan()])) == list(range(EXAMPLES))
+    assert sorted(np.concatenate([indices for _, indices in plan.plan])) == list(range(EXAMPLES))
 
 
 def test_buckets_that_hold_nothing_are_refused(data):
     with pytest.raises(KdError, match="no training example is that short"):
         split = Split(data, "train")
         split.lengths = split.lengths + 100
-        TrainBatches(split, LAYOUT, BUCKETS, tokens_per_batch=32, divisor=1, seed=0)
+        TrainBatches(split, LAYOUT, BUCKETS, tokens_per_batch=32, divisor=1, seed=0, packed=False)

@@ -20,6 +20,7 @@ from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.signals.topk import TopK
 from kd_jax.types import Sum
 from tests.batches import random_examples, to_batch
+from tests.families import FAMILIES
 
 RNG = np.random.default_rng(0)
 TEACHER, STUDENT = (jnp.asarray(RNG.normal(size=(9, 7)), jnp.float32) for _ in range(2))
@@ -94,17 +95,41 @@ V = 60
 SMALL = EncoderDecoder(encoder_layers=1, decoder_layers=1, d_model=8, heads=2, d_ff=8, dropout=0.0)
 
 
+def counted_examples():
+    """Two whose first two targets do not count."""
+    examples = random_examples(0, [(4, 6), (2, 3)], V)
+    return [e._replace(counts=np.arange(len(e.counts)) > len(e.prompt) + 1) for e in examples]
+
+
+def test_models_of_two_families_are_compared_target_by_target():
+    """Each in rows of its own layout; either may be the teacher."""
+    models = [architecture.build(V) for architecture in FAMILIES.values()]
+    params = [jax.jit(model.init)(jax.random.key(0)) for model in models]
+    batches = [to_batch(counted_examples(), layout=architecture.layout) for architecture in FAMILIES.values()]
+    counted = [
+        model.head(p).logits(jax.jit(model.apply)(p, batch.inputs))[batch.mask_BT]
+        for model, p, batch in zip(models, params, batches, strict=True)
+    ]
+    targets_N = batches[0].targets_BT[batches[0].mask_BT]
+    for order in (slice(None), slice(None, None, -1)):
+        networks = dict(zip(("teacher", "student"), models[order], strict=True))
+        step = jax.jit(functools.partial(compare_step, **networks, all_sum=same))
+        got = step(tuple(params[order]), tuple(batches[order]))
+        for name, one in compare(*counted[order], targets_N, np.ones(5, bool)).items():
+            np.testing.assert_allclose(got[name].value, one.value, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(got[name].weight, one.weight)
+
+
 def test_steps_compare_the_targets_that_count():
     """As `compare` on the whole logits, junk in targets that do not count; the chunks add up."""
     model = SMALL.build(V)
     params = [model.init(jax.random.key(seed)) for seed in (0, 1)]
-    examples = [e._replace(counts=np.arange(len(e.counts)) > 1) for e in random_examples(0, [(4, 6), (2, 3)], V)]
-    batch = to_batch(examples)
+    batch = to_batch(counted_examples())
     batch = batch._replace(targets_BT=np.where(batch.mask_BT, batch.targets_BT, 1).astype(np.int32))
     step = functools.partial(compare_step, teacher=model, student=model, all_sum=same)
     counted = [model.head(p).logits(model.apply(p, batch.inputs))[batch.mask_BT] for p in params]
     want = compare(*counted, batch.targets_BT[batch.mask_BT], np.ones(5, bool))
-    got = step(tuple(params), batch)
+    got = step(tuple(params), (batch, batch))
     for name, one in want.items():
         np.testing.assert_allclose(got[name].value, one.value, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(got[name].weight, one.weight)
@@ -148,5 +173,5 @@ def test_a_long_batch_is_compared_without_all_its_logits():
     params = jax.eval_shape(model.init, jax.random.key(0))
     batch = to_batch(random_examples(0, [(8, tokens)], vocab_size))
     step = jax.jit(functools.partial(compare_step, teacher=model, student=model, all_sum=same))
-    used = step.lower((params, params), batch).compile().memory_analysis().temp_size_in_bytes
+    used = step.lower((params, params), (batch, batch)).compile().memory_analysis().temp_size_in_bytes
     assert used < 2 * 4 * tokens * vocab_size

@@ -14,24 +14,14 @@ FLAT = " ".join(NASTY.split())
 RENDER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
-def document(**changed):
-    return page.Document(
-        **{
-            "title": "t",
-            "lead": "l",
-            "warnings": [],
-            "summary": [["model", "x"], ["teacher", "1"]],
-            "details": [["model", "y"], ["teacher", "2"]],
-            "times": [["phase", "time"], ["all", "0:01"]],
-            "notes": ["n"],
-            "samples": [],
-            "models": ["teacher", "kd"],
-            "plots": {"speed": "<svg></svg>"},
-            "versions": {"jax": "1"},
-            "resolved": "seed = 0",
-        }
-        | changed
-    )
+def document(samples=(), **changed):
+    sections = {
+        "": [page.Table([["model", "x"], ["teacher", "1"]]), page.Notes(["n"])],
+        "Plots": [page.Plots({"speed": "<svg></svg>"})],
+        "Samples": [page.Samples(samples, ["teacher", "kd"])],
+    }
+    parts = {"title": "t", "lead": "l", "warnings": [], "versions": {"jax": "1"}, "resolved": "seed = 0"}
+    return page.Document(**parts | {"sections": sections} | changed)
 
 
 class Reader(HTMLParser):
@@ -57,19 +47,13 @@ class Reader(HTMLParser):
 
 def nasty(text=NASTY):
     sample = {"source": text, "reference": text, "teacher": text, "kd": text}
-    table = [["model", text], ["teacher", text]]
-    return document(
-        title=text,
-        lead=text,
-        warnings=[text],
-        summary=table,
-        details=table,
-        times=table,
-        notes=[text],
-        samples=[sample],
-        resolved=text,
-        versions={text: text},
-    )
+    table = page.Table([["model", text], ["teacher", text]])
+    sections = {
+        "": [table, page.Notes([text])],
+        text: [table, page.Plots({text: "<svg></svg>"})],
+        "Samples": [page.Samples([sample], ["teacher", "kd"])],
+    }
+    return document(title=text, lead=text, warnings=[text], sections=sections, resolved=text, versions={text: text})
 
 
 def test_markdown_shows_nasty_texts_literally():
@@ -77,7 +61,8 @@ def test_markdown_shows_nasty_texts_literally():
     nasty_html, plain_html = (RENDER.render(page.markdown(nasty(text))) for text in (NASTY, "harmless"))
     assert "<script" not in page.markdown(nasty()) and "<script" not in nasty_html
     assert Reader(nasty_html).tags == Reader(plain_html).tags
-    assert Reader(nasty_html).texts["h1"] == FLAT and Reader(nasty_html).texts["td"].count(FLAT) == 3
+    assert Reader(nasty_html).texts["h1"] == FLAT and Reader(nasty_html).texts["td"].count(FLAT) == 2
+    assert Reader(nasty_html).texts["h2"].count(FLAT) == 1
     assert Reader(nasty_html).texts["ul"].count(FLAT) == 4
 
 
@@ -136,7 +121,12 @@ def test_warnings_stand_between_lead_and_table():
         assert text.index("LEAD") < text.index("WARN") < text.index("model")
 
 
+def test_a_section_that_markdown_cannot_show_has_no_heading_there():
+    assert "## Plots" not in page.markdown(document()) and "<h2>Plots</h2>" in page.html(document())
+    assert "## \n" not in page.markdown(document()) and "<h2></h2>" not in page.html(document())
+
+
 def test_tables_scroll_inside_their_own_box():
     text = page.html(document())
-    assert text.count('<div class="scroll"><table>') == text.count("<table>") == 3
+    assert text.count('<div class="scroll"><table>') == text.count("<table>") == 1
     assert ".scroll { overflow-x: auto;" in text

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from kd_jax.evaluation import plots
+from tests.evaluation.ablations import result
 from tests.evaluation.reports import model, report
 
 CURVES = {
@@ -67,7 +68,7 @@ def test_labels_do_not_overlap_and_stay_inside(figures):
     ]
     texts = [*legend.get_texts(), *ticks, axes.xaxis.label, axes.yaxis.label]
     boxes = [text.get_window_extent() for text in texts]
-    assert {text.get_text() for text in legend.get_texts()} == set(figures["models"])
+    assert {text.get_text() for text in legend.get_texts()} == {*figures["models"], "copy"}
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in boxes)
 
@@ -95,3 +96,21 @@ def test_a_metric_without_intervals_is_drawn_without_them():
         one["bleu_ci"] = None
     axes = plots.trade_off(figures).axes[0]
     assert not axes.collections and "interval" not in axes.get_ylabel()
+
+
+def test_a_forest_shows_each_difference_its_interval_and_its_seeds():
+    differences = result()["differences"]["bleu"]["control_smoothed"]
+    axes = plots.forest(differences, "BLEU, difference").axes[0]
+    spans = [lines.get_segments()[0][:, 0].tolist() for lines in axes.collections]
+    assert spans == [one["interval"] for one in differences.values()]
+    points = [line.get_xdata().tolist() for line in axes.lines if len(line.get_xdata()) in (1, 3)]
+    assert points == [x for one in differences.values() for x in (one["seeds"], [one["mean"]])]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(differences)
+    low, high = axes.get_ylim()
+    assert low > high  # the first row is the uppermost
+
+
+def test_verdicts_differ_in_shape_as_in_colour():
+    assert len({one["marker"] for one in plots.VERDICTS.values()} | {"o"}) == 3
+    legend = plots.forest(result()["differences"]["bleu"]["control_smoothed"], "x").legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["better", "no difference seen"]

@@ -19,23 +19,24 @@ def test_the_summary_holds_what_is_compared_first():
         "training time",
     ]
     assert teacher == ["teacher", "1.3 M", "22.09 [20.6, 23.6]", "51.88", "0.340", "4,000", "3,000", "5:36"]
-    assert [row[0] for row in others] == ["student_scratch", "student_init", "student_kd"]
+    assert [row[0] for row in others] == ["student_scratch", "student_init", "student_kd", "copy"]
+    assert others[-1] == ["copy", "–", "3.21 [2.6, 3.8]", "17.05", "–", "–", "–", "–"]
 
 
 def test_summary_and_details_show_every_figure():
     figures = report()
     shown = {row[0] for row in tables.details(figures)} | set(tables.summary(figures)[0])
     assert {"parameters", "on disk", "BLEU beam", "chrF [95%]", "cross-entropy", "acceptance", "train tok/s"} <= shown
-    assert ["train tok/s", "–", "–", "–", "–"] in tables.details(figures)
+    assert ["train tok/s", *"–––––"] in tables.details(figures)
 
 
 def test_another_task_brings_its_own_metric():
-    nll = {"name": "nll", "label": "bits a byte", "higher_is_better": False, "digits": 3}
+    nll = {"name": "nll", "label": "bits a byte", "higher_is_better": False, "digits": 3, "signature": ""}
     figures = {"nll": 1.25, "nll_ci": None}
     models = {name: one | figures for name, one in students(small=1).items()}
     for one in models.values():
         del one["bleu"], one["bleu_ci"], one["bleu_beam"], one["chrf"], one["chrf_ci"]
-    figures = report(models=models, metrics=[nll], headline=nll, comparison=None)
+    figures = report(models=models, metrics=[nll], headline=nll, comparison=None, baselines={})
     assert tables.summary(figures)[1][2] == "1.250" and tables.summary(figures)[0][2] == "bits a byte [95%]"
     assert not re.search("BLEU|chrF", str([tables.summary(figures), tables.details(figures), tables.notes(figures)]))
 
@@ -46,7 +47,7 @@ def test_the_terminal_is_eighty_columns_wide():
     lines = tables.text_table(figures).split("\n")
     assert max(map(len, lines)) <= 80 and len(set(map(len, lines))) == 1
     assert all(word in lines[0] for word in ("params", "BLEU", "chrF", "KL", "tok/s"))
-    assert [line.split()[0] for line in lines[2:]] == list(figures["models"])
+    assert [line.split()[0] for line in lines[2:]] == [*figures["models"], "copy"]
 
 
 def test_long_names_push_columns_out_not_lines_over():
@@ -68,4 +69,4 @@ def test_times_add_up():
 
 
 def test_a_figure_that_was_not_taken_is_a_dash():
-    assert tables.plain("kl_to_teacher", ".3f", "KL").show(model(1, kl_to_teacher=None)) == tables.ABSENT
+    assert tables.plain("kl_to_teacher", ".3f", "KL").cell(model(1, kl_to_teacher=None)) == tables.ABSENT

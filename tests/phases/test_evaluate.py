@@ -20,9 +20,9 @@ experiment = dataclasses.replace(
 )
 """
 SHORT = """
---tokenizer.vocab-size 36 --backend jit --teacher.training.steps 3 --teacher.training.optimizer.warmup 1
+--tokenizer.vocab-size 36 --backend jit --buckets 32 --teacher.training.steps 3 --teacher.training.optimizer.warmup 1
 --students.it.training.steps 3 --students.it.training.optimizer.warmup 1 --evaluation.bootstrap 10
---evaluation.speed-sentences 1 --evaluation.beam 1 --evaluation.length-ratio 0.02 --evaluation.samples 50
+--evaluation.speed-texts 1 --task.decoding.beam 1 --task.decoding.length-ratio 0.02 --evaluation.samples 50
 --evaluation.cached-k 0
 """
 ODD = ["one\u2028red", "two\x85blue", "three\u2029\x0b green", "<script>alert(1)</script> | `four`"]
@@ -49,7 +49,7 @@ def config(root, tmp_path):
 
 
 def test_odd_texts_and_a_long_one_are_evaluated_and_reported(config, tmp_path, monkeypatch, capsys, lax_promotion):
-    monkeypatch.setattr("kd_jax.data.pipeline.SCORES_BYTES", 2**19)  # so that the long line's batch has fewer rows
+    monkeypatch.setattr("kd_jax.data.buckets.SCORES_BYTES", 2**19)  # so that the long line's batch has fewer rows
     assert main(["run", str(config), "--workdir", str(tmp_path / "w"), *SHORT.split()]) == 0
     rows = (tmp_path / "w/evaluation/it.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     sources = [json.loads(row)["source"] for row in rows]
@@ -60,7 +60,8 @@ def test_odd_texts_and_a_long_one_are_evaluated_and_reported(config, tmp_path, m
 
 
 def test_a_held_out_text_that_no_machine_takes_is_refused_before_training(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kd_jax.data.pipeline.LONGEST", 100)
+    monkeypatch.setattr("kd_jax.phases.prepare.LONGEST", 100)
     assert main(["run", str(config), "--workdir", str(tmp_path / "w"), *SHORT.split()]) == 2
-    assert "test example 14" in capsys.readouterr().err
+    last = capsys.readouterr().err.strip().split("\n")[-1]
+    assert "test example 'one two three" in last and "wanted at most 100; split or remove it" in last
     assert not (tmp_path / "w/teacher").exists()

@@ -38,6 +38,7 @@ def figures(tmp_path):
     workdir.evaluation.begin({})
     for name in TEXTS:
         manifest.write_json(workdir.evaluation.path / f"{name}.json", model(20.0, seconds=2.0))
+    manifest.write_json(workdir.evaluation.path / "baselines.json", {"copy": {"bleu": 1.5, "bleu_ci": [1.0, 2.0]}})
     workdir.evaluation.finish({}, 4.0)
     experiment = types.SimpleNamespace(name="mine", seed=3, task=Translation(), comparison=None)
     return phase.read(experiment, workdir, PHASES, TEXTS)
@@ -48,11 +49,15 @@ def test_costs_are_read_from_the_phases(figures):
     assert figures["caches"]["topk"] == PHASES["cache.topk"]["outputs"] | {"seconds": 3.0}
     assert figures["wall_seconds"] == {"prepare": 1, "teacher": 5, "cache": 3, "student": 2, "evaluate": 4}
     assert figures["comparison"] is None and figures["gap_recovered"] is None
-    assert figures["headline"] == {"name": "bleu", "label": "BLEU", "higher_is_better": True, "digits": 2}
+    headline = figures["headline"]
+    assert headline.pop("signature").startswith("nrefs:1|case:mixed")
+    assert headline == {"name": "bleu", "label": "BLEU", "higher_is_better": True, "digits": 2}
+    assert figures["baselines"]["copy"]["bleu"] == 1.5
 
 
 def test_rubbish_is_warned_of_in_files_and_terminal(figures, tmp_path):
-    phase.write(Folder(tmp_path, "report"), figures, phase.document(figures, phase.samples(TEXTS, 2), {}, "seed = 3"))
+    document = phase.document(figures, phase.samples(TEXTS, "greedy", 2), {}, "seed = 3")
+    phase.write(Folder(tmp_path, "report"), figures, document)
     for text in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text(), phase.closing(figures)):
         assert "student: 7 of 7 texts are empty" in text
     assert json.loads((tmp_path / "report.json").read_text())["models"]["teacher"]["warnings"] == []
@@ -66,7 +71,7 @@ def test_a_shrunken_test_split_is_told_in_both_pages(figures, tmp_path):
 
 @pytest.mark.parametrize("count, rows", [(2, [0, 3]), (7, range(7)), (20, range(7))])
 def test_samples_are_spread_over_the_split(count, rows):
-    chosen = phase.samples(TEXTS, count)
+    chosen = phase.samples(TEXTS, "greedy", count)
     assert [sample["source"] for sample in chosen] == [f"s{i}" for i in rows]
     assert list(chosen[0]) == ["source", "reference", "teacher", "student"]
 

@@ -5,7 +5,7 @@ import pytest
 from tests.runs import smoke, taught
 
 SHORT = """
---evaluation.cached-k 12
+--evaluation.cached-k 12 --buckets 36
 --teacher.training.steps 12 --teacher.training.eval-every 12 --teacher.training.optimizer.warmup 2
 --students.student_kd.training.steps 6 --students.student_kd.training.eval-every 3
 --students.student_kd.training.optimizer.warmup 2

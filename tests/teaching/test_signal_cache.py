@@ -9,17 +9,16 @@ import pytest
 
 from kd_jax.artifacts import checkpoint, runlog
 from kd_jax.artifacts.workdir import TEACHER
-from kd_jax.data.pipeline import EvalBatches, Split
+from kd_jax.data.pipeline import Split
 from kd_jax.data.store import Store, shard_path
 from kd_jax.errors import KdError
-from kd_jax.evaluation.contenders import Programs, contenders
+from kd_jax.evaluation.contenders import contenders
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl, jensen_shannon
 from kd_jax.losses.features import mse
 from kd_jax.models.init import FromTeacher, Random
 from kd_jax.objective.terms import Term
 from kd_jax.optim.ramp import Ramp
-from kd_jax.parallel import devices
 from kd_jax.phases import cache, evaluate, prepare, student, teacher
 from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online
@@ -52,8 +51,8 @@ class Continued(Translation):
     """A translation whose first two tokens are given: they exist and do not count."""
 
     def encode(self, example, tokenizer):
-        encoded = super().encode(example, tokenizer)
-        return encoded._replace(counts=np.arange(len(encoded.counts)) >= 2)
+        (encoded,) = super().encode(example, tokenizer)
+        yield encoded._replace(counts=np.arange(len(encoded.counts)) >= len(encoded.prompt) + 2)
 
 
 def test_a_record_has_one_entry_per_target_that_counts(experiment, workdir, tmp_path):
@@ -68,7 +67,7 @@ def test_a_record_has_one_entry_per_target_that_counts(experiment, workdir, tmp_
         row = split.read(i)
         assert len(row.records["topk"]["ids"]) == row.encoded.counts.sum() == len(plain[i]["completion"]) - 2
     signal, (model, params) = TopK(k=8), trained(experiment, workdir, TEACHER)
-    batch = split.batch(experiment.teacher.model.layout, range(8), 8, experiment.shapes[-1])
+    batch = split.batch(experiment.teacher.model.layout, np.arange(8)[:, None], 8, experiment.shapes[-1])
     assert not batch.mask_BT[:, :2].any() and batch.mask_BT[:, 2].all()
     logits_NV = model.head(params).logits(model.apply(params, batch.inputs))[batch.mask_BT]
     cached = {name: x[batch.mask_BT] for name, x in batch.payload["topk"].items()}
@@ -196,12 +195,11 @@ def test_the_teacher_as_student_has_no_loss_beside_itself(experiment, workdir, t
 
 def test_closeness_from_the_cache_equals_that_beside_the_teacher_within_its_error(experiment, workdir, tmp_path):
     run, only = beside(workdir, tmp_path, "data", TEACHER, "cache"), with_student(experiment)
+    only = dataclasses.replace(only, evaluation=dataclasses.replace(only.evaluation, split="validation"))
     student.run(only, run)
-    spread, (first, second) = devices("jit"), contenders(only, run)
-    programs = Programs(only.evaluation, first, 60)
-    batches = EvalBatches(Split(run.data, "validation"), second.architecture.layout, experiment.shapes, 64)
-    online = evaluate._closeness(programs, second, first.params, second.params, batches, spread)
-    offline = evaluate._offline(only, run, programs, second, second.params, spread)
+    first, second = contenders(only, run)
+    online = evaluate._closeness(evaluate._setting(only, run, [first, second]), second, first.params, second.params)
+    offline = online["offline"]
     assert offline["kl_error"] > 0 and 0 < offline["acceptance_error"] < 1
     assert -1e-3 <= online["kl_to_teacher"] - offline["kl_to_teacher"] <= offline["kl_error"] + 1e-3
     assert -1e-3 <= offline["acceptance"] - online["acceptance"] <= offline["acceptance_error"] + 1e-3

@@ -25,6 +25,7 @@ SHORT = """
 --teacher.training.optimizer.warmup 2 --students.student_kd.training.steps 8
 --students.student_kd.training.eval-every 4 --students.student_kd.training.optimizer.warmup 2
 """
+OPTIONS = {"tokens_per_batch": 512, "divisor": 1, "seed": 0, "packed": False}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_the_log_counts_the_tokens_that_trained(experiment, workdir, tmp_path):
         teacher.run(wanted, run)
         logs.append([row for row in log_of(run, TEACHER) if "loss" in row])
     split, recipe = Split(workdir.data, "train"), experiment.teacher
-    source = TrainBatches(split, recipe.model.layout, experiment.shapes, tokens_per_batch=512, divisor=1, seed=0)
+    source = TrainBatches(split, recipe.model.layout, experiment.shapes, **OPTIONS)
     tokens = [int(source[i].mask_BT.sum()) for i in range(4)]
     assert len(set(tokens)) > 1
     losses = [row["loss"] for row in logs[0]]
@@ -99,11 +100,11 @@ def test_the_log_counts_the_tokens_that_trained(experiment, workdir, tmp_path):
 
 
 def test_one_and_eight_devices_train_to_the_same_model(experiment, workdir, tmp_path):
-    """Batches of both buckets are whole multiples of eight, so both backends see the same ones."""
-    recipe, losses = recipe_with(experiment.teacher, tokens_per_batch=768, microbatches=1), []
+    """A batch is a whole multiple of eight rows, so both backends see the same ones."""
+    recipe, losses = recipe_with(experiment.teacher, tokens_per_batch=768, steps=4), []
     for backend in ("jit", "pmap"):
         run = beside(workdir, tmp_path / backend, "data")
-        teacher.run(dataclasses.replace(experiment, teacher=recipe, backend=backend), run)
+        teacher.run(dataclasses.replace(experiment, teacher=recipe, backend=backend, buckets=(32,)), run)
         losses.append(run.model(TEACHER).outputs()["valid_cross_entropy"])
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
@@ -149,7 +150,7 @@ def test_damage_is_found(experiment, workdir, tmp_path):
 def test_a_student_without_its_teacher_or_cache_says_which_phase_to_run(experiment, workdir, tmp_path):
     run = beside(workdir, tmp_path, "data")
     with pytest.raises(KdError, match="run the phase `teacher` first"):
-        student.run(experiment, run)
+        student.run(experiment, run, only="student_init")
     with pytest.raises(KdError, match="did you mean student_kd"):
         student.run(experiment, run, only="student_dk")
 
@@ -163,7 +164,7 @@ def test_the_cache_says_of_every_token_what_the_teacher_says(experiment, workdir
     signal = experiment.students["student_kd"].terms["kd"].signal
     split = Split(workdir.data, "train", {signal.name: Store(workdir.cache("", signal.name).path, "records")})
     layout = experiment.teacher.model.layout
-    source = TrainBatches(split, layout, experiment.shapes, tokens_per_batch=256, divisor=1, seed=7)
+    source = TrainBatches(split, layout, experiment.shapes, **OPTIONS | {"seed": 7})
     model, params = trained(experiment, workdir, TEACHER)
     for number in (0, 5):
         batch = source[number]

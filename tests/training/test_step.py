@@ -9,73 +9,56 @@ import numpy as np
 import optax
 import pytest
 
-from kd_jax.data.layouts import Bucket, EncoderDecoderLayout, Row
+from kd_jax.data.layouts import Bucket
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
-from kd_jax.losses.features import mse
-from kd_jax.models.base import Head
-from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.base import Architecture, Head
 from kd_jax.objective.fused_head import fused_head
-from kd_jax.objective.terms import Term, total_loss
+from kd_jax.objective.terms import Term, Terms, total_loss
 from kd_jax.parallel import devices
-from kd_jax.parallel.base import Devices
-from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
 from kd_jax.training.step import count_tokens, eval_step, init_state, loss_fn, train_step
 from kd_jax.types import Batch
-from tests.batches import random_examples
+from tests.batches import rows_of, taught_segments
+from tests.families import FAMILIES, SIGNAL, V, each_family, every_term, network
 
-B, S, T, V = 16, 5, 6, 19
-MODEL = EncoderDecoder(encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_ff=16, dropout=0.2).build(V)
-SIGNAL = TopK(k=4)
-TERMS = {
-    "ce": Term(cross_entropy, weight=0.3, options={"label_smoothing": 0.1}),
-    "kd": Term(forward_kl, weight=0.7, signal=SIGNAL),
-}
-FEATURES = {
-    "ce": Term(cross_entropy, weight=0.3),
-    "kd": Term(forward_kl, weight=0.2, signal=Online()),
-    "encoder": Term(mse, weight=0.5, signal=HiddenStates(layers=((0, 0),), stack="encoder")),
-    "decoder": Term(mse, weight=0.7, signal=HiddenStates(layers=((0, 0),))),
-    "relations": Term(forward_kl, signal=AttentionRelations(layers=((0, 0),), heads=2)),
-}
+B, S, T = 16, 5, 6
 TX = optax.sgd(1.0)
-TEACHER_PARAMS = MODEL.init(jax.random.key(9))
-each_objective = pytest.mark.parametrize("terms", [TERMS, FEATURES], ids=["cached", "beside the teacher"])
 
 
-def make_batch(seed: int = 0) -> Batch:
-    """Uneven rows, whose first targets do not count in two of three; one counts nothing; a random teacher."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, (S + 1, T + 1), (B, 2)).tolist()
-    rows = []
-    for i, example in enumerate(random_examples(seed, lengths, V)):
-        counts = (np.arange(len(example.completion)) >= i % 3) & (i != 3)
-        record = SIGNAL.reduce(jnp.asarray(rng.normal(size=(counts.sum(), V)), jnp.float32))
-        rows.append(Row(i, example._replace(counts=counts), 1.0, {SIGNAL.name: record}))
-    return EncoderDecoderLayout().batch(rows, B, Bucket(S, T), {SIGNAL.name: SIGNAL.schema(V)})
+def make_batch(architecture: Architecture, in_a_row: int = 1) -> Batch:
+    """Rows of uneven examples, so many in each, beside a random teacher's words."""
+    segments = taught_segments(0, (S, T), in_a_row * B, SIGNAL, V)
+    bucket, schemas = Bucket(in_a_row * S, in_a_row * T), {SIGNAL.name: SIGNAL.schema(V)}
+    return architecture.layout.batch(rows_of(segments, [in_a_row] * B), B, bucket, schemas)
 
 
-def after_one_step(spread: Devices, batch: Batch, microbatches: int = 1, terms=TERMS):
+@functools.cache
+def compiled_step(architecture: Architecture, backend: str, microbatches: int):
+    model = network(architecture)[0]
+    parts = {"model": model, "teacher": model, "terms": every_term(architecture), "tx": TX}
+    return devices(backend).compile_sums(functools.partial(train_step, **parts, microbatches=microbatches))
+
+
+def after_one_step(architecture: Architecture, batch: Batch, backend: str = "jit", microbatches: int = 1):
     """(parameters, mean of every Sum) after one step of plain gradient descent."""
-    params = MODEL.init(jax.random.key(0))
-    parts = {"model": MODEL, "teacher": MODEL, "terms": terms, "tx": TX, "microbatches": microbatches}
-    step = spread.compile_sums(functools.partial(train_step, **parts))
-    state, said = spread.put((init_state(jax.random.key(1), params, TX), TEACHER_PARAMS))
-    state, sums = step(state, spread.cut(batch), said)
+    (_, params, teacher_params), spread = network(architecture), devices(backend)
+    state, said = spread.put((init_state(jax.random.key(1), params, TX), teacher_params))
+    state, sums = compiled_step(architecture, backend, microbatches)(state, spread.cut(batch), said)
     host = jax.device_get(spread.first((state.params, sums)))
     return host[0], {name: one.mean() for name, one in host[1].items()}
 
 
-@each_objective
-def test_one_and_eight_devices_one_and_four_microbatches_agree(terms):
-    """Encoder's, decoder's and targets' tokens are each counted over all portions (trap 3)."""
-    batch = make_batch()
-    want = after_one_step(devices("jit"), batch, terms=terms)
+@pytest.mark.parametrize("family, in_a_row", [("encoder_decoder", 1), ("decoder_only", 2)])
+def test_one_and_eight_devices_one_and_several_microbatches_agree(family, in_a_row):
+    """Encoder's, decoder's and targets' tokens are each counted over all portions (trap 3); packed rows too."""
+    architecture = FAMILIES[family]
+    batch = make_batch(architecture, in_a_row)
+    want = after_one_step(architecture, batch)
     assert devices("pmap").count == 8
-    for backend, microbatches in (("pmap", 1), ("jit", 4), ("pmap", 2)):
-        got = after_one_step(devices(backend), batch, microbatches, terms)
+    for backend, microbatches in (("jit", 4), ("pmap", 2)):
+        got = after_one_step(architecture, batch, backend, microbatches)
         chex.assert_trees_all_close(got, want, atol=1e-6, rtol=1e-5)
 
 
@@ -91,88 +74,85 @@ def junk_payload(batch, mask_BT):
     return {SIGNAL.name: {name: where(mask_BT, x, junk[name]) for name, x in said.items()}}
 
 
-@each_objective
-def test_junk_in_padding_changes_no_bit(terms):
+@each_family
+def test_junk_in_padding_changes_no_bit(architecture):
     """Segment 0 does not exist: neither its ids, targets and payload nor rows that only fill up (trap 12)."""
-    batch = make_batch()
+    batch = make_batch(architecture)
     inputs, there_BT = batch.inputs, batch.inputs.decoder.segment_BT > 0
+    junk = lambda tokens, ids: tokens._replace(ids_BT=where(tokens.segment_BT > 0, tokens.ids_BT, ids))  # noqa: E731
     changed = batch._replace(
-        inputs=inputs._replace(
-            decoder=inputs.decoder._replace(ids_BT=where(there_BT, inputs.decoder.ids_BT, 7)),
-            encoder=inputs.encoder._replace(ids_BT=where(inputs.encoder.segment_BT > 0, inputs.encoder.ids_BT, 11)),
-        ),
+        inputs=inputs._replace(decoder=junk(inputs.decoder, 7), encoder=inputs.encoder and junk(inputs.encoder, 11)),
         targets_BT=where(there_BT, batch.targets_BT, 5),
         payload=junk_payload(batch, there_BT),
     )
-    want, got = (after_one_step(devices("jit"), x, terms=terms) for x in (batch, changed))
+    want, got = (after_one_step(architecture, x) for x in (batch, changed))
     chex.assert_trees_all_equal(got, want)
 
 
-def test_junk_in_targets_that_do_not_count_changes_no_bit():
+@each_family
+def test_junk_in_targets_that_do_not_count_changes_no_bit(architecture):
     """What they are and what the teacher says of them; that they were read as the next input is another matter."""
-    batch = make_batch()
+    batch = make_batch(architecture)
     junk = {"targets_BT": where(batch.mask_BT, batch.targets_BT, 7), "payload": junk_payload(batch, batch.mask_BT)}
-    changed = batch._replace(**junk)
-    chex.assert_trees_all_equal(after_one_step(devices("jit"), changed), after_one_step(devices("jit"), batch))
+    want, got = (after_one_step(architecture, x) for x in (batch, batch._replace(**junk)))
+    chex.assert_trees_all_equal(got, want)
 
 
-def test_what_does_not_count_is_still_attended_to():
+@each_family
+def test_what_does_not_count_is_still_attended_to(architecture):
     """A decoder token before the first target that counts moves the loss, one in padding does not."""
-    batch = make_batch()
+    batch = make_batch(architecture)
     row = int(np.flatnonzero((np.arange(B) % 3 == 2) & (batch.mask_BT.sum(1) > 0))[0])
     read = batch.inputs.decoder.ids_BT.copy()
     read[row, 1] = 5 if read[row, 1] != 5 else 6
     assert not batch.mask_BT[row, :2].any() and batch.inputs.decoder.segment_BT[row, 1] == 1
     changed = batch._replace(inputs=batch.inputs._replace(decoder=batch.inputs.decoder._replace(ids_BT=read)))
-    losses = [share_of(x, TERMS, MODEL.init(jax.random.key(0)))[0] for x in (batch, changed)]
+    losses = [after_one_step(architecture, x)[1]["loss"] for x in (batch, changed)]
     assert abs(losses[0] - losses[1]) > 1e-5
 
 
-def share_of(batch, terms, params):
-    """loss_fn without dropout, the whole batch being all there is; compiled, which is quicker than step by step."""
-    share = functools.partial(loss_fn, model=MODEL, teacher=MODEL, terms=terms)
-    return jax.jit(lambda params: share((params, {}), batch, count_tokens(batch), None, TEACHER_PARAMS))(params)
+def share_of(architecture: Architecture, batch: Batch, terms: Terms):
+    """loss_fn without dropout, the whole batch being all there is, and its gradient; compiled, which is quicker."""
+    model, params, teacher_params = network(architecture)
+    share = functools.partial(loss_fn, model=model, teacher=model, terms=terms, teacher_params=teacher_params)
+    loss = lambda params, batch: share((params, {}), batch, count_tokens(batch), None)  # noqa: E731
+    (total, sums), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
+    return total, gradient, sums
 
 
 def test_each_stack_is_a_mean_over_its_own_tokens():
     """Closed form with unequal counts: encoder's, decoder's and targets' tokens each divide their own terms."""
-    batch, params = make_batch(), MODEL.init(jax.random.key(0))
+    architecture = FAMILIES["encoder_decoder"]
+    batch, (model, params, teacher_params) = make_batch(architecture), network(architecture)
+    batch = batch._replace(weight_BT=np.ones_like(batch.weight_BT))
     counts = {name: int(count) for name, count in count_tokens(batch).items()}
     stacks = {"encoder": batch.inputs.encoder, "decoder": batch.inputs.decoder}
     assert counts == {name: int((tokens.segment_BT > 0).sum()) for name, tokens in stacks.items()} | {
         "target": int(batch.mask_BT.sum())
     }
     assert len(set(counts.values())) == 3
-    terms = {name: FEATURES[name] for name in ("ce", "encoder", "decoder")}
-    total, sums = share_of(batch, terms, params)
-    hidden, ours = MODEL.taps(params, batch.inputs)
-    _, theirs = MODEL.taps(TEACHER_PARAMS, batch.inputs)
-    logp = np.asarray(jax.nn.log_softmax(MODEL.head(params).logits(hidden)), np.float64)
-    each_BT = -np.take_along_axis(logp, batch.targets_BT[..., None], -1)[..., 0]
+    terms = every_term(architecture)
+    total, _, sums = share_of(architecture, batch, terms)
+    taps = jax.jit(model.taps)
+    (hidden_BTD, ours), (_, theirs) = taps(params, batch.inputs), taps(teacher_params, batch.inputs)
+    logp_BTV = np.asarray(jax.nn.log_softmax(model.head(params).logits(hidden_BTD)), np.float64)
+    each_BT = -np.take_along_axis(logp_BTV, batch.targets_BT[..., None], -1)[..., 0]
     means = {"ce": each_BT[batch.mask_BT].mean()}
     for stack, tokens in stacks.items():
         x, y = (np.asarray(taps[f"{stack}_0.hidden"], np.float64) for taps in (ours, theirs))
         means[stack] = ((x - y) ** 2).mean(-1)[tokens.segment_BT > 0].mean()
-    want = sum(terms[name].weight * mean for name, mean in means.items())
-    np.testing.assert_allclose(total, want, rtol=1e-5)
     np.testing.assert_allclose([float(sums[name].mean()) for name in means], list(means.values()), rtol=1e-5)
-    np.testing.assert_allclose(float(sums["loss"].mean()), want, rtol=1e-5)
-
-
-def test_rows_that_only_fill_up_change_nothing():
-    batch = make_batch()
-    more = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:3])]), batch)
-    index_B = np.concatenate([batch.inputs.index_B, np.full(3, -1, np.int32)])
-    more = more._replace(inputs=more.inputs._replace(index_B=index_B))
-    gradient = jax.grad(lambda params, batch: share_of(batch, FEATURES, params)[0])
-    chex.assert_trees_all_close(*(gradient(MODEL.init(jax.random.key(0)), x) for x in (batch, more)), atol=1e-6)
+    want = sum(term.weight * float(sums[name].mean()) for name, term in terms.items())
+    np.testing.assert_allclose([total, float(sums["loss"].mean())], want, rtol=1e-5)
 
 
 def test_evaluation_reports_the_mean_over_targets_that_count():
-    batch, params = make_batch(), MODEL.init(jax.random.key(0))
-    sums = eval_step(params, batch, model=MODEL, terms={"ce": Term(cross_entropy)})
-    logp = jax.nn.log_softmax(MODEL.head(params).logits(MODEL.apply(params, batch.inputs)))
-    each_BT = -np.take_along_axis(np.asarray(logp), batch.targets_BT[..., None], -1)[..., 0]
+    architecture = FAMILIES["decoder_only"]
+    batch, (model, params, _) = make_batch(architecture), network(architecture)
+    batch = batch._replace(weight_BT=np.ones_like(batch.weight_BT))
+    sums = jax.jit(functools.partial(eval_step, model=model, terms={"ce": Term(cross_entropy)}))(params, batch)
+    logp_BTV = jax.nn.log_softmax(model.head(params).logits(jax.jit(model.apply)(params, batch.inputs)))
+    each_BT = -np.take_along_axis(np.asarray(logp_BTV), batch.targets_BT[..., None], -1)[..., 0]
     np.testing.assert_allclose(float(sums["ce"].mean()), each_BT[batch.mask_BT].mean(), rtol=1e-5)
     assert int(sums["ce"].weight) == batch.mask_BT.sum()
 
@@ -201,44 +181,51 @@ def test_1e4_in_masked_logits_changes_no_bit_and_the_end_is_learnt(signal):
     assert np.abs(want[1][last]).max() > 1e-3 and not np.any(want[1][last + 1 :])
 
 
-def test_all_masked_batch_gives_zero_and_finite_gradients():
-    batch = make_batch()
-    batch = batch._replace(mask_BT=np.zeros_like(batch.mask_BT))
-    params, means = after_one_step(devices("jit"), batch)
-    chex.assert_trees_all_equal(params, jax.device_get(MODEL.init(jax.random.key(0))))
+@each_family
+def test_a_batch_of_which_nothing_counts_or_weighs_changes_nothing(architecture):
+    """Features are compared wherever a position exists, so it is the weight that leaves them out."""
+    batch = make_batch(architecture)
+    nothing = {name: np.zeros_like(batch._asdict()[name]) for name in ("mask_BT", "weight_BT")}
+    params, means = after_one_step(architecture, batch._replace(**nothing))
+    chex.assert_trees_all_equal(params, jax.device_get(network(architecture)[1]))
     assert means["loss"] == 0
 
 
-def test_dropout_follows_the_example_not_its_place():
-    batch = make_batch()
+@each_family
+def test_dropout_follows_the_example_not_its_place(architecture):
+    batch = make_batch(architecture)
     order = np.random.default_rng(1).permutation(B)
     shuffled = jax.tree.map(lambda x: x[order], batch)
-    chex.assert_trees_all_close(
-        after_one_step(devices("jit"), shuffled), after_one_step(devices("jit"), batch), atol=1e-6, rtol=1e-5
-    )
+    got, want = (after_one_step(architecture, x) for x in (shuffled, batch))
+    chex.assert_trees_all_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 def test_student_equal_to_teacher_has_no_kd_loss():
-    batch, params = make_batch(), MODEL.init(jax.random.key(0))
-    logits = MODEL.head(params).logits(MODEL.apply(params, batch.inputs))
+    architecture = FAMILIES["encoder_decoder"]
+    batch, (model, params, _) = make_batch(architecture), network(architecture)
+    logits_BTV = model.head(params).logits(jax.jit(model.apply)(params, batch.inputs))
     signal = TopK(k=V)
-    payload = {k: v.reshape(B, T, *v.shape[1:]) for k, v in signal.reduce(logits.reshape(-1, V)).items()}
+    payload = {k: v.reshape(B, T, *v.shape[1:]) for k, v in signal.reduce(logits_BTV.reshape(-1, V)).items()}
     batch = batch._replace(payload={signal.name: payload})
-    terms = {"kd": Term(forward_kl, signal=signal)}
-    loss, gradient = jax.value_and_grad(lambda p: share_of(batch, terms, p)[0])(params)
+    loss, gradient, _ = share_of(architecture, batch, {"kd": Term(forward_kl, signal=signal)})
     assert abs(loss) < 1e-6
     assert optax.tree.norm(gradient) < 1e-2  # the stored logits are float16
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_the_reported_terms_add_up_to_the_loss(microbatches):
-    _, means = after_one_step(devices("jit"), make_batch(), microbatches)
-    want = sum(term.weight * means[name] for name, term in TERMS.items())
+    architecture = FAMILIES["encoder_decoder"]
+    batch = make_batch(architecture)
+    batch = batch._replace(weight_BT=np.ones_like(batch.weight_BT))
+    _, means = after_one_step(architecture, batch, microbatches=microbatches)
+    want = sum(term.weight * means[name] for name, term in every_term(architecture).items())
     np.testing.assert_allclose(means["loss"], want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_the_step_lowers_for_every_platform(platform):
-    state = init_state(jax.random.key(1), MODEL.init(jax.random.key(0)), TX)
-    step = jax.jit(functools.partial(train_step, model=MODEL, terms=TERMS, tx=TX))
-    assert jax.export.export(step, platforms=[platform])(state, make_batch()).platforms == (platform,)
+@each_family
+def test_the_step_lowers_for_every_platform(architecture):
+    model, params, teacher_params = network(architecture)
+    parts = {"model": model, "teacher": model, "terms": every_term(architecture), "tx": TX}
+    lowered = jax.export.export(jax.jit(functools.partial(train_step, **parts)), platforms=["cpu", "cuda", "tpu"])
+    state = init_state(jax.random.key(1), params, TX)
+    assert lowered(state, make_batch(architecture), teacher_params).platforms == ("cpu", "cuda", "tpu")

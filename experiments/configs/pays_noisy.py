@@ -1,0 +1,30 @@
+"""Noisy references: three in ten training sentences have another sentence's translation, for the teacher too.
+
+    python -m kd_jax ablate experiments/configs/pays_noisy.py --workdir runs/pays_noisy --seeds 0 1 2
+
+Validation and test are as they were. The figures stand in experiments/benchmarks/RESULTS.md.
+"""
+
+import dataclasses
+
+from extra.noise import WrongReferences
+
+from kd_jax import Comparison, Debian, Decoding, PseudoTargets, Translation, load
+
+quickstart = load(__file__.replace("pays_noisy", "quickstart"))
+ce, kd = quickstart.students["student_init"], quickstart.students["student_kd"]
+kd_alone = {"kd": dataclasses.replace(kd.terms["kd"], weight=1.0)}
+
+experiment = dataclasses.replace(
+    quickstart,
+    name="pays_noisy",
+    source=WrongReferences(Debian("en-fr", kinds=("synopsis",))),
+    task=Translation(source="en", target="fr", decoding=Decoding(beam=1)),
+    students={
+        "ce": ce,
+        "kd": kd,
+        "kd_alone": dataclasses.replace(kd, terms=kd_alone),
+        "pseudo": dataclasses.replace(ce, targets=PseudoTargets("best")),
+    },
+    comparison=Comparison("ce", "kd", controls=("ce",)),
+)

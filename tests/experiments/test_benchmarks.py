@@ -1,0 +1,48 @@
+"""Benchmarks find all that they use: a name that was changed breaks here, not in a run of an hour."""
+
+import ast
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+FILES = sorted((EXPERIMENTS / "benchmarks").glob("*.py"))
+
+
+@pytest.fixture
+def imported(monkeypatch):
+    """A file to its module, whose `main` is not run; the import leaves no trace."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # they put the repository first
+
+    def module_of(path: Path) -> types.ModuleType:
+        spec = importlib.util.spec_from_file_location(f"imported_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look up their annotations
+        spec.loader.exec_module(module)
+        return module
+
+    return module_of
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_all_names_are_there(path, imported):
+    """Those that it imports, and those that its functions take from the modules it imports."""
+    module = imported(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = vars(module)[node.value.id] if node.value.id in vars(module) else None
+            if isinstance(owner, types.ModuleType) and owner.__name__.startswith("kd_jax"):
+                assert node.attr in dir(owner), f"{path.name}:{node.lineno}: {owner.__name__} has no {node.attr}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_says_how_it_is_called(path, imported, monkeypatch, capsys):
+    module = imported(path)
+    monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+    with pytest.raises(SystemExit, match="^0$"):
+        module.main()
+    assert "--json" in capsys.readouterr().out
+    assert f"python experiments/{path.parent.name}/{path.name}" in module.__doc__
