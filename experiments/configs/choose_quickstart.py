@@ -16,13 +16,12 @@ student = quickstart.students["student_kd"]
 def changed(rate=3e-3, weight=0.5, temperature=1.0, k=32):
     """The distilled student with other settings."""
     signal = TopK(k=k, temperature=temperature)
-    terms = {
-        "ce": Term(cross_entropy, weight=1 - weight),
-        "kd": Term(forward_kl, weight=weight, signal=signal),
-    }
+    terms = {"ce": Term(cross_entropy, weight=1 - weight), "kd": Term(forward_kl, weight=weight, signal=signal)}
+    if weight in (0.0, 1.0):  # one of the two alone
+        terms = {"ce": Term(cross_entropy)} if weight == 0.0 else {"kd": terms["kd"]}
     optimizer = dataclasses.replace(student.training.optimizer, learning_rate=rate)
     training = dataclasses.replace(student.training, optimizer=optimizer)
-    return dataclasses.replace(student, terms=terms if weight else {"ce": Term(cross_entropy)}, training=training)
+    return dataclasses.replace(student, terms=terms, training=training)
 
 
 experiment = dataclasses.replace(
