@@ -32,7 +32,7 @@ def make(n, d, v, seed=0):
 
 
 @given(st.integers(1, 50), st.integers(1, 9), st.integers(2, 40))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_equals_plain(n, d, v):
     hidden, head, rows = make(n, d, v)
     with pytest.MonkeyPatch.context() as patch:

@@ -62,7 +62,7 @@ def problem(n, d, v, biased, padded, seed):
     st.booleans(),
     st.integers(0, 3),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_fused_head_equals_the_plain_path(combination, n, chunk, v, biased, padded, seed):
     signal, loss = combination
     hidden, head, said, teacher_head, targets, mask, weight = problem(n, 4, v, biased, padded, seed)
