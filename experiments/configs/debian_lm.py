@@ -27,21 +27,21 @@ teacher = Recipe(
     model=DecoderOnly(layers=6, d_model=192, heads=6, d_ff=512, dropout=0.1),
     terms={"ce": Term(cross_entropy)},
     training=Training(
-        steps=2400, tokens_per_batch=2048, packed=True, eval_every=600, optimizer=Optimizer(learning_rate=3e-3)
+        steps=2400, tokens_per_batch=1024, packed=True, eval_every=600, optimizer=Optimizer(learning_rate=3e-3)
     ),
 )
 ce_alone = Recipe(
     model=dataclasses.replace(teacher.model, layers=2, dropout=0.0),
     terms={"ce": Term(cross_entropy)},
     training=Training(
-        steps=1200, tokens_per_batch=2048, packed=True, eval_every=600, optimizer=Optimizer(learning_rate=3e-3)
+        steps=1000, tokens_per_batch=1024, packed=True, eval_every=500, optimizer=Optimizer(learning_rate=3e-3)
     ),
 )
 ce_and_kd = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weight=0.5, signal=TopK(k=32))}
 
 experiment = Experiment(
     name="debian_lm",
-    source=Debian("english"),
+    source=Debian("english", limit=30_000),
     task=Generation(window=256, context=64),
     tokenizer=SentencePiece(vocab_size=4000),
     buckets=(96, 256),

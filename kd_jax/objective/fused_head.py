@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from kd_jax.models.base import Head
 from kd_jax.types import Array
 
-# A chunk's logits are kept near this size: large enough for the matrix product, small enough for the caches.
-CHUNK_BYTES = 64 * 2**20
+# A chunk has tokens enough for the matrix product, and few enough for the caches, where its logits are no larger than this.
+CHUNK_TOKENS, CHUNK_BYTES = 512, 64 * 2**20
 # A chunk's share of the matrix's gradient is a product that XLA makes before it adds it. Where that is larger than the
 # chunk's logits it is made and added in strips of columns of this size, or it would be most of the memory and traffic.
 STRIP_BYTES = 32 * 2**20
@@ -25,8 +25,8 @@ Objective = Callable[[Array, Any, Any], tuple[Array, Any]]
 
 
 def chunk_tokens(tokens: int, vocab_size: int) -> int:
-    """Tokens in a chunk: CHUNK_BYTES of float32 logits, in equal chunks of whole 8s."""
-    most = max(8, CHUNK_BYTES // (4 * vocab_size))
+    """Tokens in a chunk: CHUNK_TOKENS, or CHUNK_BYTES of float32 logits, in equal chunks of whole 8s."""
+    most = max(8, min(CHUNK_TOKENS, CHUNK_BYTES // (4 * vocab_size)))
     chunks = -(-tokens // most)
     return min(tokens, -(-tokens // (8 * chunks)) * 8)
 
