@@ -24,7 +24,7 @@ from kd_jax import (
 )
 
 teacher = Recipe(
-    model=DecoderOnly(layers=6, d_model=256, heads=4, d_ff=704, dropout=0.1),
+    model=DecoderOnly(layers=6, d_model=192, heads=6, d_ff=512, dropout=0.1),
     terms={"ce": Term(cross_entropy)},
     training=Training(
         steps=2400, tokens_per_batch=2048, packed=True, eval_every=600, optimizer=Optimizer(learning_rate=3e-3)

@@ -25,36 +25,39 @@ def sinusoids(length: int, d_model: int) -> Array:
 
 
 def rotation(position_BT: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """(cosine, sine) of every position's angles, each float32 [B, 1, T, head_dim / 2].
+    """(cosine, sine) of every position's angles, each float32 [B, 1, T, head_dim], for `rotate`.
 
-    Angle i of position t is t theta^(-2i / head_dim).
+    Angle i of position t is t theta^(-2i / head_dim). Both halves of a head have the same angles; the first half's
+    sines are negative.
 
     References:
       Su et al. 2021, arXiv 2104.09864, section 3.2.
 
     Examples:
       >>> cosine, sine = rotation(jnp.array([[0, 1]]), head_dim=2, theta=10_000.0)
-      >>> cosine.shape, bool(jnp.allclose(sine[0, 0, :, 0], jnp.sin(jnp.array([0.0, 1.0]))))
-      ((1, 1, 2, 1), True)
+      >>> cosine.shape, bool(jnp.allclose(sine[0, 0, 1], jnp.sin(jnp.array([-1.0, 1.0]))))
+      ((1, 1, 2, 2), True)
     """
     rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = position_BT[:, None, :, None].astype(jnp.float32) * rates[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
+    cosine, sine = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cosine, cosine], axis=-1), jnp.concatenate([-sine, sine], axis=-1)
 
 
 def rotate(x_BHTd: Array, turn: tuple[Array, Array]) -> Array:
     """Turns the pairs (i, i + d/2) of each head by their position's angles, as transformers' Llama does.
 
-    So q k' depends on the distance of query and key alone.
+    So q k' depends on the distance of query and key alone. The halves are exchanged by a flip: on CPU a concatenation
+    makes the step a tenth slower.
 
     Examples:
-      >>> quarter = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))
-      >>> print(rotate(jnp.array([[[[1.0, 2.0]]]]), quarter).ravel())
+      >>> quarter = rotation(jnp.full((1, 1), jnp.pi / 2), head_dim=2, theta=10_000.0)
+      >>> print(rotate(jnp.array([[[[1.0, 2.0]]]]), quarter).ravel().round(5))
       [-2.  1.]
     """
     cosine, sine = turn
-    a, b = jnp.split(x_BHTd, 2, axis=-1)
-    return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], axis=-1)
+    halves = x_BHTd.reshape(*x_BHTd.shape[:-1], 2, x_BHTd.shape[-1] // 2)
+    return x_BHTd * cosine + jnp.flip(halves, axis=-2).reshape(x_BHTd.shape) * sine
 
 
 def relative_buckets(distance: Array, two_sided: bool) -> Array:
