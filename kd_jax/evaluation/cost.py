@@ -88,7 +88,7 @@ def signal_costs(teacher: Teacher, folder: Path) -> list[SignalCost]:
     shapes = teacher.experiment.shapes
     fitting = places[place(lengths, shapes, teacher.layout) < len(shapes)]
     sample = _sample(whole, fitting, Folder(folder / "sample", "plan"))
-    tokens = int(sample.lengths[:, 1].sum()) * len(whole) / len(sample)
+    tokens = _counted(sample) * len(whole) / len(sample)
     signals = candidates(teacher.data["vocab_size"])
     with runlog.progress("plan: signals", 3 * len(sample) * len(signals)) as bar:
         return [
@@ -107,6 +107,11 @@ def _sample(whole: pipeline.Split, places: np.ndarray, folder: Folder) -> pipeli
     return pipeline.Split(folder, "train")
 
 
+def _counted(split: pipeline.Split) -> int:
+    """Target tokens that count, of which a cache holds a record each."""
+    return sum(int(split.examples[i]["counts"].sum()) for i in range(len(split)))
+
+
 def _signal_cost(
     teacher: Teacher, sample: pipeline.Split, title: str, signal: Signal, folder: Path, tokens: float, bar: Any
 ) -> SignalCost:
@@ -118,7 +123,7 @@ def _signal_cost(
     began = time.perf_counter()
     store.write(folder, "records", schema, len(sample), records)
     seconds = time.perf_counter() - began
-    seen = int(sample.lengths[:, 1].sum())
+    seen = _counted(sample)
     size = store.Store(folder, "records").bytes() / seen
     covered, lost = _knowledge(teacher, sample, signal)
     bar.advance(len(sample))

@@ -49,6 +49,7 @@ MODELS = {  # of teacher and student
 OTHER = {"encoder_decoder": "decoder_only", "decoder_only": "encoder_decoder"}
 CE = {"ce": Term(cross_entropy)}
 TOPK = CE | {"kd": Term(forward_kl, signal=TopK(k=8))}
+DRAWN = {"kd": Term(forward_kl, signal=Sampled(draws=9))}
 INSIDE = CE | {
     "kd": Term(forward_kl, signal=Online()),
     "hidden": Term(mse, signal=HiddenStates(layers=((0, 1),))),
@@ -69,19 +70,19 @@ def experiment_of(root, family):
     long = dataclasses.replace(TRAINING, steps=24, eval_every=24)
     teacher = dataclasses.replace(base.teacher, model=whole, training=long)
     plain = dataclasses.replace(base.students["student_scratch"], model=small, training=TRAINING, init=FromTeacher())
-    students = {
-        "start": plain,
-        "inside": dataclasses.replace(plain, terms=INSIDE),
-        "packed": dataclasses.replace(plain, terms=TOPK, training=dataclasses.replace(TRAINING, packed=True)),
-        "sampled": dataclasses.replace(plain, terms={"kd": Term(forward_kl, signal=Sampled(draws=9))}),
-        "other": dataclasses.replace(plain, model=MODELS[OTHER[family]][1], terms=TOPK, init=Random()),
-        **{name: dataclasses.replace(plain, targets=targets) for name, targets in TARGETS.items()},
+    changes = {
+        "inside": {"terms": INSIDE},
+        "packed": {"terms": TOPK, "training": dataclasses.replace(TRAINING, packed=True)},
+        "other": {"terms": TOPK, "model": MODELS[OTHER[family]][1], "init": Random()},
+        "best": {"terms": TOPK, "targets": TARGETS["best"]},
+        "nbest": {"targets": TARGETS["nbest"]},
+        "unlabelled": {"terms": DRAWN, "targets": TARGETS["unlabelled"]},
     }
-    students["best"] = dataclasses.replace(students["best"], terms=TOPK)
+    students = {name: dataclasses.replace(plain, **fields) for name, fields in changes.items()}
     decoding = Decoding(beam=2, length_ratio=0.0, length=40, sampling=Sampling(temperature=0.5, top_p=0.9))
     measured = dataclasses.replace(base.evaluation, texts=6, batch_size=4, speed_texts=1, bootstrap=10)
-    changes = {"task": Translation(decoding=decoding), "comparison": None, "evaluation": measured}
-    return dataclasses.replace(base, teacher=teacher, students=students, **changes)
+    parts = {"task": Translation(decoding=decoding), "comparison": None, "evaluation": measured}
+    return dataclasses.replace(base, teacher=teacher, students=students, **parts)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -118,12 +119,13 @@ def test_every_model_is_trained_measured_and_reported(experiment, run):
 
 
 def test_a_student_starts_as_its_teachers_layers(experiment, run):
-    first, theirs = initial_params(experiment, run, experiment.students["start"]), trained(experiment, run, TEACHER)[1]
+    first, theirs = initial_params(experiment, run, experiment.students["packed"]), trained(experiment, run, TEACHER)[1]
     chex.assert_trees_all_equal(*jax.device_get(({name: theirs[name] for name in first}, first)))
 
 
-@pytest.mark.parametrize("name, terms", [("inside", INSIDE), ("packed", TOPK), ("best", TOPK), ("other", TOPK)])
-def test_every_term_is_in_the_log(run, name, terms):
+@pytest.mark.parametrize("name", ["inside", "packed", "other", "best", "unlabelled"])
+def test_every_term_is_in_the_log(experiment, run, name):
+    terms = experiment.students[name].terms
     (row,) = (row for row in runlog.read(run.model(name).path / "metrics.jsonl") if "loss" in row)
     assert row.keys() >= terms.keys() and np.isfinite([row[term] for term in terms]).all()
 
@@ -210,7 +212,7 @@ def test_the_prompt_may_count_too_in_a_decoder_only_model(experiment, run, famil
         with pytest.raises(KdError, match="teacher: task.counted: all; an encoder-decoder predicts"):
             check(wanted)
         return
-    wanted = dataclasses.replace(wanted, students={"start": experiment.students["start"]})
+    wanted = dataclasses.replace(wanted, students={"packed": experiment.students["packed"]})
     check(wanted)
     workdir = beside(run, tmp_path)
     prepare.run(wanted, workdir)
