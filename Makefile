@@ -41,7 +41,7 @@ smoke: install
 	$(PY) -m kd_jax run experiments/configs/smoke_lm.py --workdir runs/smoke_lm
 
 test: install
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q --numprocesses 2 --dist loadfile
 
 lint: install
 	$(PY) -m ruff check .
