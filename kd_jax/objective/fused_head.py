@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from kd_jax.models.base import Head
 from kd_jax.types import Array
 
-# Tokens in a chunk: enough for the matrix product, few enough for the caches; its logits are no larger than these bytes.
+# Tokens of a chunk: enough for the matrix product, few enough for the caches; and the most bytes of its logits.
 CHUNK_TOKENS, CHUNK_BYTES = 512, 64 * 2**20
 # A chunk's share of the matrix's gradient is a product that XLA makes before it adds it. Where that is larger than the
 # chunk's logits it is made and added in strips of columns of this size, or it would be most of the memory and traffic.
