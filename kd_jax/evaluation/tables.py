@@ -131,7 +131,8 @@ def notes(report: Report) -> list[str]:
     return [
         f"Examples: {', '.join(splits)}. Measured on {teacher['examples']:,} "
         f"({teacher['over_long']:,} beyond the longest bucket){signature}; seed {report['seed']}.",
-        "Two models are told apart where their 95% intervals do not overlap, which misses small differences.",
+        "In words, the student is held against another model by the 95% interval of their difference, paired example by "
+        "example; the table's intervals are each model's own. Another training would differ too: see `ablate`.",
         "KL in nats a token; agreement: share of target positions where student and teacher hold the same token for "
         "the likeliest; acceptance: 1 - total variation, the share of the student's draft tokens that the teacher "
         "would take; calibration error: expected, 15 bins; speeds: models in turn on the same prompts, medians.",

@@ -5,34 +5,29 @@ from typing import Any
 
 from matplotlib.ticker import EngFormatter
 
+from kd_jax.evaluation.paired import BETTER, SAME, WORSE
+
 Report = Mapping[str, Any]
 Model = Mapping[str, Any]
 Metric = Mapping[str, Any]
 
-PASSES, BEHIND, LEVEL, UNTESTED = "passes", "falls behind", "cannot be told from", "was not tested against"
+PASSES, BEHIND, LEVEL = "passes", "falls behind", "cannot be told from"
+RELATIONS = {BETTER: PASSES, WORSE: BEHIND, SAME: LEVEL}
 
 
-def relation(model: Model, other: Model, metric: Metric) -> str:
-    """How a model stands to another: told apart where their intervals do not overlap.
-
-    Args:
-      model, other: each with the metric's NAME and NAME_ci, [low, high] or None.
-      metric: "name", "higher_is_better".
-
-    Returns:
-      "passes", "falls behind", "cannot be told from", or "was not tested against" where an interval is missing.
+def leading(models: Mapping[str, Model], comparison: Mapping[str, Any] | None, headline: Metric) -> str | None:
+    """The student that a report is about: the comparison's, else the best by the headline; None without students.
 
     Examples:
-      >>> bleu = {"name": "bleu", "higher_is_better": True}
-      >>> relation({"bleu": 20, "bleu_ci": [19, 21]}, {"bleu": 9, "bleu_ci": [8, 10]}, bleu)
-      'passes'
+      >>> models = {"teacher": {"nll": 2.0}, "small": {"nll": 3.0}, "smaller": {"nll": 4.0}}
+      >>> leading(models, None, {"name": "nll", "higher_is_better": False})
+      'small'
     """
-    interval, beside = model[f"{metric['name']}_ci"], other[f"{metric['name']}_ci"]
-    if interval is None or beside is None:
-        return UNTESTED
-    if not metric["higher_is_better"]:
-        interval, beside = beside, interval
-    return PASSES if interval[0] > beside[1] else BEHIND if interval[1] < beside[0] else LEVEL
+    if comparison is not None:
+        return comparison["distilled"]
+    students = list(models)[1:]
+    best = max if headline["higher_is_better"] else min
+    return best(students, key=lambda name: models[name][headline["name"]]) if students else None
 
 
 def gap_recovered(models: Mapping[str, Model], comparison: Mapping[str, str] | None, headline: Metric) -> float | None:
@@ -68,15 +63,13 @@ def lead(report: Report) -> str:
       report: as phases/report.py builds it; its first metric decides.
     """
     models, metric, comparison = report["models"], report["metrics"][0], report["comparison"]
-    teacher, *students = models
-    if not students:
-        return f"The teacher alone was trained: {_score(models[teacher], metric)}."
-    if comparison is None:
-        best = (max if metric["higher_is_better"] else min)(students, key=lambda name: models[name][metric["name"]])
-        opening = f"The best student is {best}: {_score(models[best], metric)}."
-        return " ".join([opening, _against_teacher(report, best), _cost(report, best)])
-    name = comparison["distilled"]
-    return " ".join([_against_controls(report), *_gap(report), _against_teacher(report, name), _cost(report, name)])
+    name = leading(models, comparison, metric)
+    if name is None:
+        return f"The teacher alone was trained: {_score(models[next(iter(models))], metric)}."
+    opening = [f"The best student is {name}: {_score(models[name], metric)}."]
+    if comparison is not None:
+        opening = [_against_controls(report), *_gap(report)]
+    return " ".join([*opening, _against_teacher(report, name), _cost(report, name)])
 
 
 def warnings(report: Report) -> list[str]:
@@ -110,9 +103,9 @@ def size(count: float) -> str:
 def _against_controls(report: Report) -> str:
     models, metric, name = report["models"], report["metrics"][0], report["comparison"]["distilled"]
     controls = [control for control in list(models)[1:] if control != name]
-    standing = {control: relation(models[name], models[control], metric) for control in controls}
+    standing = {control: _relation(report, control) for control in controls}
     clauses = []
-    for verb in (PASSES, BEHIND, LEVEL, UNTESTED):
+    for verb in (PASSES, BEHIND, LEVEL):
         members = [f"{c} ({_figure(models[c], metric)})" for c in controls if standing[c] == verb]
         clauses += [f"{verb} {_listing(members)}"] if members else []
     sentence = f"The distilled student, {name} ({_score(models[name], metric)}), {_listing(clauses)}."
@@ -150,7 +143,7 @@ def _against_teacher(report: Report, name: str) -> str:
     return (
         f"Against the {teacher_name} ({_figure(teacher, metric)}), {name} has {share:.0%} of the parameters outside "
         f"the embeddings, writes {batched:.1f} times the tokens a second ({single:.1f} times at batch 1), and "
-        f"{relation(model, teacher, metric)} it ({abs(difference):.{metric['digits']}f} {metric['label']} {side})."
+        f"{_relation(report, teacher_name)} it ({abs(difference):.{metric['digits']}f} {metric['label']} {side})."
     )
 
 
@@ -167,6 +160,11 @@ def _cost(report: Report, name: str) -> str:
         + (f"; {_listing(cached)}" if cached else "")
         + f". On disk {name} is {size(models[name]['bytes'])}, the teacher {size(models[teacher]['bytes'])}."
     )
+
+
+def _relation(report: Report, other: str) -> str:
+    """How the leading student stands to another model, paired by example."""
+    return RELATIONS[report["differences"][other]["verdict"]]
 
 
 def _figure(model: Model, metric: Metric) -> str:

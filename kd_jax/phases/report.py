@@ -9,7 +9,8 @@ from kd_jax import config
 from kd_jax.artifacts import manifest, runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.evaluation import degeneration, page, plots, tables, verdict
+from kd_jax.evaluation import degeneration, page, paired, plots, tables, verdict
+from kd_jax.evaluation.quality import Measured, read_outcome
 from kd_jax.experiment import Experiment, targets_name, wanted_signals
 
 
@@ -63,6 +64,7 @@ def read(
         "comparison": comparison,
         "models": models,
         "baselines": manifest.read_json(workdir.evaluation.file("baselines.json")),
+        "differences": differences(experiment, workdir, verdict.leading(models, comparison, metrics[0])),
         "gap_recovered": verdict.gap_recovered(models, comparison, metrics[0]),
         "caches": {
             name.removeprefix("cache."): phase["outputs"] | {"seconds": phase["seconds"]}
@@ -73,6 +75,26 @@ def read(
         "counts": data["counts"],
         "dropped_as_seen_in_training": data["dropped_as_seen_in_training"],
         "versions": phases["evaluate"]["versions"],
+    }
+
+
+def differences(experiment: Experiment, workdir: Workdir, name: str | None) -> dict[str, dict[str, Any]]:
+    """Every other model -> how much more of the headline a student has, paired by example; none without a student."""
+    metric, evaluation = experiment.task.metrics[0], experiment.evaluation
+    measured = Measured.of(workdir.data, evaluation.split, evaluation.texts)
+    scores = {
+        model: paired.scores(
+            metric,
+            [read_outcome(experiment.task, measured, workdir.evaluation, model, metric.reads)],
+            evaluation.bootstrap,
+        )
+        for model in experiment.recipes
+        if name
+    }
+    return {
+        other: paired.difference(scores[name], scores[other], metric.higher_is_better)._asdict()
+        for other in scores
+        if other != name
     }
 
 

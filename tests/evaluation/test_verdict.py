@@ -1,28 +1,12 @@
-"""The lead: every control is named, by intervals; what was gained, what it cost; honest where nothing was."""
+"""The lead: every control is named, by paired differences; what was gained, what it cost; honest where nothing was."""
 
 import pytest
 
-from kd_jax.evaluation.verdict import gap_recovered, lead, relation, warnings
-from tests.evaluation.reports import BLEU, COMPARISON, model, report, students
+from kd_jax.evaluation.paired import BETTER, SAME, WORSE
+from kd_jax.evaluation.verdict import gap_recovered, lead, warnings
+from tests.evaluation.reports import BLEU, COMPARISON, differences, model, report, students
 
 NLL = {"name": "bleu", "label": "nats", "higher_is_better": False, "digits": 3}
-
-
-@pytest.mark.parametrize(
-    "one, other, higher, lower",
-    [(20, 10, "passes", "falls behind"), (10, 20, "falls behind", "passes"), (20, 19, *["cannot be told from"] * 2)],
-)
-def test_relation_is_by_intervals_in_either_direction(one, other, higher, lower):
-    assert relation(model(one), model(other), BLEU) == higher
-    assert relation(model(one), model(other), NLL) == lower
-
-
-def test_without_an_interval_nothing_is_claimed():
-    bare = model(20) | {"bleu_ci": None}
-    assert relation(bare, model(1), BLEU) == relation(model(1), bare, BLEU) == "was not tested against"
-    figures = report()
-    figures["models"]["student_kd"]["bleu_ci"] = None
-    assert "was not tested against student_scratch (8.86) and student_init (23.45)" in lead(figures)
 
 
 def test_initialisation_is_not_credited_to_distillation():
@@ -34,20 +18,26 @@ def test_initialisation_is_not_credited_to_distillation():
 
 
 @pytest.mark.parametrize(
-    "kd, phrases, absent",
+    "verdicts, phrases, absent",
     [
-        (28, ["passes a (20.00) and b (10.00)"], ["added nothing", "cost quality"]),
-        (15, ["passes b (10.00)", "falls behind a (20.00)", "Beside a, distillation cost quality"], ["added nothing"]),
+        ((BETTER, BETTER), ["passes a (20.00) and b (10.00)"], ["added nothing", "cost quality"]),
         (
-            10.5,
+            (WORSE, BETTER),
+            ["passes b (10.00)", "falls behind a (20.00)", "Beside a, distillation cost quality"],
+            ["added nothing"],
+        ),
+        (
+            (WORSE, SAME),
             ["falls behind a (20.00)", "cannot be told from b (10.00)", "nothing that this test can see over b"],
             [],
         ),
     ],
 )
-def test_every_control_has_its_verdict(kd, phrases, absent):
+def test_every_control_has_its_verdict(verdicts, phrases, absent):
     comparison = {"baseline": "b", "distilled": "kd"}
-    text = lead(report(models=students(a=20, b=10, kd=kd), comparison=comparison, gap_recovered=None))
+    told = differences(teacher=SAME, **dict(zip("ab", verdicts, strict=True)))
+    models = students(a=20, b=10, kd=15)
+    text = lead(report(models=models, comparison=comparison, differences=told, gap_recovered=None))
     assert all(phrase in text for phrase in phrases) and not any(phrase in text for phrase in absent)
 
 
@@ -62,7 +52,9 @@ def test_gain_and_cost_are_told():
 
 @pytest.mark.parametrize("metric, best", [(BLEU, "a"), (NLL, "b")])
 def test_without_a_comparison_the_best_student_in_the_metrics_direction(metric, best):
-    text = lead(report(models=students(a=20, b=10), comparison=None, gap_recovered=None, metrics=[metric], caches={}))
+    changed = {"models": students(a=20, b=10), "comparison": None, "metrics": [metric]}
+    told = differences(teacher=SAME, **{"b" if best == "a" else "a": BETTER})
+    text = lead(report(**changed, differences=told, gap_recovered=None, caches={}))
     assert text.startswith(f"The best student is {best}:") and "Against the teacher (30.00" in text
     assert "distilled" not in text and "cache" not in text
 
