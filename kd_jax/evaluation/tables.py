@@ -131,7 +131,7 @@ def notes(report: Report) -> list[str]:
     return [
         f"Examples: {', '.join(splits)}. Measured on {teacher['examples']:,} "
         f"({teacher['over_long']:,} beyond the longest bucket){signature}; seed {report['seed']}.",
-        "In words, the student is held against another model by the 95% interval of their difference, paired example by "
+        "In words, the student is held against another model by the 95% interval of their difference, paired by "
         "example; the table's intervals are each model's own. Another training would differ too: see `ablate`.",
         "KL in nats a token; agreement: share of target positions where student and teacher hold the same token for "
         "the likeliest; acceptance: 1 - total variation, the share of the student's draft tokens that the teacher "

@@ -8,13 +8,18 @@ import pytest
 from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.experiment import Evaluation
 from kd_jax.phases import report as phase
 from kd_jax.tasks.translation import Translation
 from tests.evaluation.reports import model, report
 
+EXAMPLES = [{"en": f"s{i}", "fr": "un chat noir dort"} for i in range(7)]
 TEXTS = {
-    "teacher": [{"source": f"s{i}", "reference": "un chat noir dort", "greedy": "un chat noir dort"} for i in range(7)],
-    "student": [{"source": f"s{i}", "reference": "un chat noir dort", "greedy": ""} for i in range(7)],
+    name: [
+        {"number": i, "source": example["en"], "reference": example["fr"], "greedy": written}
+        for i, example in enumerate(EXAMPLES)
+    ]
+    for name, written in (("teacher", "un chat noir dort"), ("student", ""))
 }
 PHASES = {
     "prepare": {
@@ -35,12 +40,17 @@ PHASES = {
 @pytest.fixture
 def figures(tmp_path):
     workdir = Workdir(tmp_path)
+    workdir.data.begin({})
+    manifest.write_lines(workdir.data.path / "test.jsonl", EXAMPLES)
+    workdir.data.finish({}, 1.0)
     workdir.evaluation.begin({})
-    for name in TEXTS:
+    for name, rows in TEXTS.items():
+        manifest.write_lines(workdir.evaluation.path / f"{name}.jsonl", rows)
         manifest.write_json(workdir.evaluation.path / f"{name}.json", model(20.0, seconds=2.0))
     manifest.write_json(workdir.evaluation.path / "baselines.json", {"copy": {"bleu": 1.5, "bleu_ci": [1.0, 2.0]}})
     workdir.evaluation.finish({}, 4.0)
-    experiment = types.SimpleNamespace(name="mine", seed=3, task=Translation(), comparison=None)
+    parts = {"task": Translation(), "evaluation": Evaluation(bootstrap=20), "recipes": TEXTS}
+    experiment = types.SimpleNamespace(name="mine", seed=3, comparison=None, **parts)
     return phase.read(experiment, workdir, PHASES, TEXTS)
 
 
@@ -53,6 +63,8 @@ def test_costs_are_read_from_the_phases(figures):
     assert headline.pop("signature").startswith("nrefs:1|case:mixed")
     assert headline == {"name": "bleu", "label": "BLEU", "higher_is_better": True, "digits": 2}
     assert figures["baselines"]["copy"]["bleu"] == 1.5
+    assert list(figures["differences"]) == ["teacher"]  # of the only student
+    assert figures["differences"]["teacher"]["mean"] == pytest.approx(-100)  # nothing against the reference itself
 
 
 def test_rubbish_is_warned_of_in_files_and_terminal(figures, tmp_path):
