@@ -22,8 +22,8 @@ class Tokens(NamedTuple):
     Attributes:
       ids_BT: int32, zeros where padded.
       position_BT: int32, a token's place in its example, from 0.
-      segment_BT: int32, which of the row's examples a token belongs to, from 1; 0 is padding. Attention
-        never crosses segments.
+      segment_BT: int32, the number of the example that a token belongs to, plus 1 (in a split; of prompts any number
+        will do); 0 is padding. Attention never crosses segments, and dropout follows them.
 
     Examples:
       >>> tokens = Tokens(  # two examples in one row, and one place that is padding
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
     """All that a network may see.
 
     Attributes:
-      index_B: int32, the example's number in its encoded split; -1 marks a row that only fills up.
+      index_B: int32, the number of the row's first example in its encoded split; -1 marks a row that only fills up.
       decoder: the decoder's input tokens.
       encoder: the encoder's, or None where the network has no encoder.
 

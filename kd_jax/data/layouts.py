@@ -83,13 +83,14 @@ class EncoderDecoderLayout:
         targets = [
             [(one.encoded.completion, one.encoded.counts[len(one.encoded.prompt) :]) for one in row] for row in rows
         ]
-        encoder = side_by_side([[one.encoded.prompt for one in row] for row in rows], (count, bucket.prompt))
+        prompts = [[(one.index + 1, one.encoded.prompt) for one in row] for row in rows]
+        encoder = side_by_side(prompts, (count, bucket.prompt))
         return _batch(rows, targets, encoder, (count, bucket.completion), schemas)
 
     def prompts(self, prompts: Sequence[np.ndarray], count: int, width: int) -> Inputs:
         """As Layout.prompts: the decoder begins with the start token."""
-        decoder = side_by_side([[[START]]] * len(prompts), (count, 1))
-        encoder = side_by_side([[ids] for ids in prompts], (count, width))
+        decoder = side_by_side([[(1, [START])]] * len(prompts), (count, 1))
+        encoder = side_by_side([[(1, ids)] for ids in prompts], (count, width))
         return Inputs(np.full(count, -1, np.int32), decoder, encoder)
 
 
@@ -119,7 +120,7 @@ class DecoderOnlyLayout:
 
     def prompts(self, prompts: Sequence[np.ndarray], count: int, width: int) -> Inputs:
         """As Layout.prompts: the start token and the prompt, padded on the left."""
-        tokens = side_by_side([[[START, *ids]] for ids in prompts], (count, width + 1))
+        tokens = side_by_side([[(1, [START, *ids])] for ids in prompts], (count, width + 1))
         lengths_B = (tokens.segment_BT > 0).sum(-1)
         left = (np.arange(width + 1) + lengths_B[:, None]) % (width + 1)  # column 0 goes to the first real place
         decoder = Tokens(*(np.take_along_axis(x_BT, left, axis=1) for x_BT in tokens))
@@ -150,18 +151,18 @@ class EachLayout:
         return tuple(layout.batch(rows, count, bucket, schemas) for layout in self.layouts)
 
 
-def side_by_side(rows: Sequence[Sequence[Sequence[int]]], shape: tuple[int, int]) -> Tokens:
-    """Rows of examples one behind another, from the left; positions restart with each.
+def side_by_side(rows: Sequence[Sequence[tuple[int, Sequence[int]]]], shape: tuple[int, int]) -> Tokens:
+    """Rows of (segment, token ids) one behind another, from the left; positions restart with each.
 
     Examples:
-      >>> tokens = side_by_side([[[5, 6], [7]]], (1, 4))
+      >>> tokens = side_by_side([[(8, [5, 6]), (3, [7])]], (1, 4))
       >>> tokens.ids_BT.tolist(), tokens.position_BT.tolist(), tokens.segment_BT.tolist()
-      ([[5, 6, 7, 0]], [[0, 1, 0, 0]], [[1, 1, 2, 0]])
+      ([[5, 6, 7, 0]], [[0, 1, 0, 0]], [[8, 8, 3, 0]])
     """
     tokens = Tokens(*(np.zeros(shape, np.int32) for _ in Tokens._fields))
     for b, row in enumerate(rows):
         start = 0
-        for segment, ids in enumerate(row, 1):
+        for segment, ids in row:
             here = slice(start, start + len(ids))
             tokens.ids_BT[b, here] = ids
             tokens.position_BT[b, here] = np.arange(len(ids))
@@ -194,6 +195,10 @@ def _batch(
                     payload[signal][name][b, places] = values
             start += len(ids)
     index_B = np.full(shape[0], -1, np.int32)
-    index_B[: len(rows)] = [row[0].index for row in rows]  # dropout follows a row's first example
-    decoder = side_by_side([[[START, *ids][: len(ids)] for ids, _ in row] for row in targets], shape)
+    index_B[: len(rows)] = [row[0].index for row in rows]
+    inputs = [
+        [(one.index + 1, [START, *ids][: len(ids)]) for one, (ids, _) in zip(row, of_row, strict=True)]
+        for row, of_row in zip(rows, targets, strict=True)
+    ]
+    decoder = side_by_side(inputs, shape)
     return Batch(Inputs(index_B, decoder, encoder), targets_BT, mask_BT, weight_BT, payload)

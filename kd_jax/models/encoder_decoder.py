@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from kd_jax.data.layouts import EncoderDecoderLayout
 from kd_jax.models.attention import KeyValue, cross_kv, same_segment
 from kd_jax.models.base import Model
+from kd_jax.models.layers import token_numbers
 from kd_jax.models.network import Block, Network, pure_functions, through
 from kd_jax.models.transformer import Activation, Norm, Positions, Transformer
 from kd_jax.types import Array, Inputs
@@ -64,10 +65,10 @@ class EncoderDecoderNetwork(Network):
     def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...], Array]:
         """(keys and values of the encoder's states for each decoder layer, their segments [B, S])."""
         ids_BS, position_BS, segment_BS = inputs.encoder
-        length = ids_BS.shape[1]
+        length, number_BS = ids_BS.shape[1], token_numbers(inputs.encoder)
         seen = same_segment(segment_BS, segment_BS)
         sight = self.sight(seen, position_BS, jnp.arange(length), self.encoder_table, two_sided=True)
-        x_BSD = self.drop(self.embed(ids_BS, position_BS, self.encoder_table, length), inputs.index_B)
-        x_BSD, _ = through(self.encoder, x_BSD, inputs.index_B, sight)
+        x_BSD = self.drop(self.embed(ids_BS, position_BS, self.encoder_table, length), number_BS)
+        x_BSD, _ = through(self.encoder, x_BSD, number_BS, sight)
         memory_BSD = self.encoder_norm(x_BSD)
         return cross_kv([layer.cross_attention for layer in self.decoder], memory_BSD), segment_BS

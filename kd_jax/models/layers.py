@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.transformer import Transformer
-from kd_jax.types import Array
+from kd_jax.types import Array, Tokens
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
 ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False), "gelu_tanh": nn.gelu}
 GATES = {"swiglu": nn.silu, "geglu": nn.gelu}
+FURTHEST = 8192  # places that a number for each token of an example leaves room for; beyond it the noise is shared
 
 
 def new_norm(config: Transformer) -> nn.Module:
@@ -42,25 +43,30 @@ class Dense(nn.Module):
         return project(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)) if self.bias else None)
 
 
+def token_numbers(tokens: Tokens) -> Array:
+    """One number for each token, uint32 [B, T]: of its example and its place there, whatever row they stand in."""
+    return tokens.segment_BT.astype(jnp.uint32) * FURTHEST + tokens.position_BT.astype(jnp.uint32)
+
+
 class Dropout(nn.Module):
     """Zeroes each element with probability `rate` (in 256ths) and scales the others up.
 
-    Keys are folded per example, not per device, so an example meets the same noise on any number of
-    devices and in any microbatch. Four elements share one 32-bit draw.
+    Keys are folded per token of an example, not per device or row, so an example meets the same noise on any number
+    of devices, in any microbatch, alone or packed. Four elements share one 32-bit draw.
     """
 
     rate: float
 
     @nn.compact
-    def __call__(self, x_BTD: Array, index_B: Array) -> Array:
+    def __call__(self, x_BTD: Array, number_BT: Array) -> Array:
         keep = round(256 * (1 - self.rate))
         if keep == 256 or not self.has_rng("dropout"):
             return x_BTD
-        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), index_B)
-        size = x_BTD[0].size
-        bits = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 4),), jnp.uint32))(keys_B)
-        bytes_BX = jax.lax.bitcast_convert_type(bits, jnp.uint8).reshape(x_BTD.shape[0], -1)[:, :size]
-        return jnp.where(bytes_BX.reshape(x_BTD.shape) < keep, x_BTD * (256 / keep), jnp.zeros_like(x_BTD))
+        width = x_BTD.shape[-1]
+        keys_N = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), number_BT.reshape(-1))
+        bits_NX = jax.vmap(lambda key: jax.random.bits(key, (-(-width // 4),), jnp.uint32))(keys_N)
+        bytes_ND = jax.lax.bitcast_convert_type(bits_NX, jnp.uint8).reshape(len(keys_N), -1)[:, :width]
+        return jnp.where(bytes_ND.reshape(x_BTD.shape) < keep, x_BTD * (256 / keep), jnp.zeros_like(x_BTD))
 
 
 class FeedForward(nn.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kd_jax.errors import KdError
 from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, Sight, mask_bias, same_segment
 from kd_jax.models.base import Cache, Head, Model
-from kd_jax.models.layers import Dropout, FeedForward, new_norm
+from kd_jax.models.layers import Dropout, FeedForward, new_norm, token_numbers
 from kd_jax.models.positions import BUCKETS, relative_buckets, rotation, sinusoids
 from kd_jax.models.transformer import Transformer
 from kd_jax.types import Array, Inputs, Params, Tokens
@@ -37,7 +37,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BTD: Array,
-        index_B: Array | None,
+        number_BT: Array | None,
         sight: Sight,
         source: KeyValue | None = None,
         earlier: KeyValue | None = None,
@@ -45,11 +45,11 @@ class Block(nn.Module):
     ) -> tuple[Array, KeyValue]:
         """(x_BTD, the self-attention's keys and values); see SelfAttention."""
         seen_BTD, kv = self.self_attention(self.enter("self", x_BTD), sight, earlier, slot)
-        x_BTD = self.leave("self", x_BTD, seen_BTD, index_B)
+        x_BTD = self.leave("self", x_BTD, seen_BTD, number_BT)
         if self.cross:
             seen_BTD = self.cross_attention(self.enter("cross", x_BTD), source, sight.cross_bias)
-            x_BTD = self.leave("cross", x_BTD, seen_BTD, index_B)
-        x_BTD = self.leave("ffn", x_BTD, self.ffn(self.enter("ffn", x_BTD)), index_B)
+            x_BTD = self.leave("cross", x_BTD, seen_BTD, number_BT)
+        x_BTD = self.leave("ffn", x_BTD, self.ffn(self.enter("ffn", x_BTD)), number_BT)
         self.sow("taps", "hidden", x_BTD)
         return x_BTD, kv
 
@@ -57,18 +57,18 @@ class Block(nn.Module):
         """What a sub-layer reads."""
         return x_BTD if self.config.norm_position == "after" else self.norm[sublayer](x_BTD)
 
-    def leave(self, sublayer: str, x_BTD: Array, out_BTD: Array, index_B: Array | None) -> Array:
+    def leave(self, sublayer: str, x_BTD: Array, out_BTD: Array, number_BT: Array | None) -> Array:
         """The residual sum."""
         if self.config.norm_position == "both":
             out_BTD = self.norm_out[sublayer](out_BTD)
-        x_BTD += self.drop(out_BTD, index_B)
+        x_BTD += self.drop(out_BTD, number_BT)
         return self.norm[sublayer](x_BTD) if self.config.norm_position == "after" else x_BTD
 
 
 def through(
     layers: Sequence[Block],
     x_BTD: Array,
-    index_B: Array | None,
+    number_BT: Array | None,
     sight: Sight,
     source_kv: Sequence[KeyValue] = (),
     self_kv: Sequence[KeyValue] = (),
@@ -77,7 +77,7 @@ def through(
     """(x_BTD, every layer's keys and values). A plain loop: easy to pick from, and faster on CPU than a scan."""
     kvs = []
     for layer, source, earlier in itertools.zip_longest(layers, source_kv, self_kv):
-        x_BTD, kv = layer(x_BTD, index_B, sight, source, earlier, slot)
+        x_BTD, kv = layer(x_BTD, number_BT, sight, source, earlier, slot)
         kvs.append(kv)
     return x_BTD, tuple(kvs)
 
@@ -119,7 +119,7 @@ class Network(nn.Module):
 
     def __call__(self, inputs: Inputs) -> Array:
         """Teacher-forced decoder states, hidden_BTD."""
-        hidden_BTD, _ = self.read(inputs.decoder, inputs.index_B, *self.source(inputs))
+        hidden_BTD, _ = self.read(inputs.decoder, *self.source(inputs))
         if self.is_initializing():
             self.head()
         return hidden_BTD
@@ -164,24 +164,24 @@ class Network(nn.Module):
         return Sight(bias, turn)
 
     def read(
-        self, tokens: Tokens, index_B: Array, source_kv: tuple[KeyValue, ...], source_BS: Array
+        self, tokens: Tokens, source_kv: tuple[KeyValue, ...], source_BS: Array
     ) -> tuple[Array, tuple[KeyValue, ...]]:
         """(hidden_BTD, every layer's keys and values) of whole rows."""
         ids_BT, position_BT, segment_BT = tokens
-        length = ids_BT.shape[1]
-        x_BTD = self.drop(self.embed(ids_BT, position_BT, self.decoder_table, length), index_B)
+        length, number_BT = ids_BT.shape[1], token_numbers(tokens)
+        x_BTD = self.drop(self.embed(ids_BT, position_BT, self.decoder_table, length), number_BT)
         causal = jnp.tri(length, dtype=bool)[None, None]
         seen = causal & same_segment(segment_BT, segment_BT)
         sight = self.sight(seen, position_BT, jnp.arange(length), self.decoder_table)
         sight = sight._replace(causal=True, cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
-        x_BTD, kv = through(self.decoder, x_BTD, index_B, sight, source_kv)
+        x_BTD, kv = through(self.decoder, x_BTD, number_BT, sight, source_kv)
         return self.decoder_norm(x_BTD), kv
 
     def prefill(self, inputs: Inputs, room: int) -> Cache:
         """Reads the source and all but the last decoder token, and makes room for `room` tokens."""
         source_kv, source_BS = self.source(inputs)
         prefix = Tokens(*(x_BT[:, :-1] for x_BT in inputs.decoder))
-        _, self_kv = self.read(prefix, inputs.index_B, source_kv, source_BS)
+        _, self_kv = self.read(prefix, source_kv, source_BS)
         return Cache(
             slot=jnp.int32(prefix.ids_BT.shape[1]),
             position_B=inputs.decoder.position_BT[:, -1],

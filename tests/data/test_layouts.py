@@ -1,5 +1,7 @@
 """Rows: what stands where, in both families, one example a row and several; what exists apart from what counts."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,10 +39,10 @@ def test_prompt_and_completion_are_padded_apart():
     assert batch.inputs.index_B.tolist() == [5, 3, -1]
     assert encoder.ids_BT.tolist() == [[7, 8, 9, 2, 0], [4, 2, 0, 0, 0], [0] * 5]
     assert encoder.position_BT.tolist() == [[0, 1, 2, 3, 0], [0, 1, 0, 0, 0], [0] * 5]
-    assert encoder.segment_BT.tolist() == [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0] * 5]
+    assert encoder.segment_BT.tolist() == [[6, 6, 6, 6, 0], [4, 4, 0, 0, 0], [0] * 5]  # of examples 5 and 3
     assert decoder.ids_BT.tolist() == [[START, 6, 0], [START, 5, 6], [0] * 3]
     assert decoder.position_BT.tolist() == [[0, 1, 0], [0, 1, 2], [0] * 3]
-    assert decoder.segment_BT.tolist() == [[1, 1, 0], [1, 1, 1], [0] * 3]
+    assert decoder.segment_BT.tolist() == [[6, 6, 0], [4, 4, 4], [0] * 3]
     assert batch.targets_BT.tolist() == [[6, 2, 0], [5, 6, 2], [0] * 3]
     assert batch.mask_BT.tolist() == [[True, True, False], [True] * 3, [False] * 3]
     assert batch.weight_BT[:2].tolist() == [[1.0] * 3, [0.5] * 3]
@@ -54,7 +56,7 @@ def test_prompt_and_completion_share_a_decoders_row():
     assert batch.inputs.encoder is None and batch.inputs.index_B.tolist() == [5, 3, -1]
     assert decoder.ids_BT.tolist() == [[START, 7, 8, 9, 2, 6, 0], [START, 4, 2, 5, 6, 0, 0], [0] * 7]
     assert decoder.position_BT.tolist() == [[0, 1, 2, 3, 4, 5, 0], [0, 1, 2, 3, 4, 0, 0], [0] * 7]
-    assert decoder.segment_BT.tolist() == [[1] * 6 + [0], [1] * 5 + [0] * 2, [0] * 7]
+    assert decoder.segment_BT.tolist() == [[6] * 6 + [0], [4] * 5 + [0] * 2, [0] * 7]
     assert batch.targets_BT.tolist() == [[7, 8, 9, 2, 6, 2, 0], [4, 2, 5, 6, 2, 0, 0], [0] * 7]
     assert batch.mask_BT.astype(int).tolist() == [[0, 0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 0, 0], [0] * 7]
     assert batch.weight_BT[1].tolist() == [0.5] * 5 + [1.0] * 2
@@ -67,13 +69,13 @@ def test_a_packed_row_begins_anew_with_each_example():
     assert batch.inputs.index_B.tolist() == [3]
     assert decoder.ids_BT.tolist() == [[START, 4, 2, 5, 6, START, 7, 8, 9, 2, 6, 0]]
     assert decoder.position_BT.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0]]
-    assert decoder.segment_BT.tolist() == [[1] * 5 + [2] * 6 + [0]]
+    assert decoder.segment_BT.tolist() == [[4] * 5 + [6] * 6 + [0]]
     assert batch.targets_BT.tolist() == [[4, 2, 5, 6, 2, 7, 8, 9, 2, 6, 2, 0]]
     assert batch.weight_BT.tolist() == [[0.5] * 5 + [1.0] * 7]
     both = EncoderDecoderLayout().batch([[SHORT, LONG]], 1, Bucket(6, 6), {}).inputs
-    assert both.encoder.segment_BT.tolist() == [[1, 1, 2, 2, 2, 2]]
+    assert both.encoder.segment_BT.tolist() == [[4, 4, 6, 6, 6, 6]]
     assert both.decoder.ids_BT.tolist() == [[START, 5, 6, START, 6, 0]]
-    assert both.decoder.segment_BT.tolist() == [[1, 1, 1, 2, 2, 0]]
+    assert both.decoder.segment_BT.tolist() == [[4, 4, 4, 6, 6, 0]]
 
 
 @pytest.mark.parametrize("layout, prompt", [(LAYOUTS["encoder_decoder"], 0), (LAYOUTS["decoder_only"], 2)])
@@ -105,17 +107,18 @@ examples = st.tuples(st.lists(st.integers(0, 50), min_size=1, max_size=4), compl
 @settings(max_examples=40, deadline=None)
 def test_rows_give_back_their_examples(rows, family):
     """Ids may be 0, as a pad's: segments and counts alone say what is there."""
-    segments = []
+    segments, index = [], itertools.count()
     for b, row in enumerate(rows):
         segments.append([])
         for prompt, completion in row:
             ids, counts = zip(*completion, strict=True)
             record = {"value": np.full((sum(counts), 2), b, np.float32), "ids": np.arange(sum(counts))}
-            segments[-1].append(Segment(b, encoded(prompt, ids, counts), 1.0, {"s": record}))
+            segments[-1].append(Segment(next(index), encoded(prompt, ids, counts), 1.0, {"s": record}))
     batch = LAYOUTS[family].batch(segments, len(rows) + 1, Bucket(12, 18), SCHEMAS)
     assert not batch.mask_BT[batch.inputs.decoder.segment_BT == 0].any()
     for b, row in enumerate(segments):
-        for number, one in enumerate(row, 1):
+        for one in row:
+            number = one.index + 1
             there_T = batch.inputs.decoder.segment_BT[b] == number
             targets, counts = one.encoded.completion, one.encoded.counts[len(one.encoded.prompt) :]
             if family == "encoder_decoder":
@@ -134,7 +137,7 @@ def test_decoding_begins_as_training_does():
     """Encoder-decoder: the same source, the start token alone."""
     prompts = [np.asarray([7, 8, 2]), np.asarray([9, 2])]
     inputs = EncoderDecoderLayout().prompts(prompts, 3, 4)
-    rows = [[plain(i, prompt, [5, 2])] for i, prompt in enumerate(prompts)]
+    rows = [[plain(0, prompt, [5, 2])] for prompt in prompts]
     trained = EncoderDecoderLayout().batch(rows, 3, Bucket(4, 9), {}).inputs
     for part, want in zip(inputs.encoder, trained.encoder, strict=True):
         np.testing.assert_array_equal(part, want)
@@ -146,7 +149,7 @@ def test_a_decoder_only_prompt_ends_in_the_last_column():
     """And is, padding apart, how its training row begins; a row that only fills up is all padding."""
     prompts = [np.asarray([7, 8, 2]), np.asarray([9, 2])]
     inputs = DecoderOnlyLayout().prompts(prompts, 3, 4)
-    rows = [[plain(i, prompt, [5, 2])] for i, prompt in enumerate(prompts)]
+    rows = [[plain(0, prompt, [5, 2])] for prompt in prompts]
     trained = DecoderOnlyLayout().batch(rows, 3, Bucket(4, 9), {}).inputs
     assert inputs.decoder.segment_BT.tolist() == [[0, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0] * 5]
     for b, prompt in enumerate(prompts):
