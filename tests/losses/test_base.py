@@ -17,7 +17,7 @@ KINDS = [(cross_entropy, "targets"), (mse, "vectors"), (cosine, "vectors")]
 KINDS += [(loss, "divergence") for loss in divergence.ALL]
 
 
-@pytest.mark.parametrize("loss, name", KINDS, ids=lambda x: str(x))
+@pytest.mark.parametrize("loss, name", KINDS, ids=lambda x: x if isinstance(x, str) else x.__name__)
 def test_every_loss_says_its_kind(loss, name):
     assert kind(loss) == name
 

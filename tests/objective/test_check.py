@@ -21,7 +21,7 @@ SIGNALS = [None, TopK(k=4), Sampled(), Online(), Online(k=4), HIDDEN, RELATIONS]
 PAIRINGS = [(kind, loss, signal) for kind, losses in LOSSES.items() for loss in losses for signal in SIGNALS]
 
 
-@pytest.mark.parametrize("kind, loss, signal", PAIRINGS, ids=str)
+@pytest.mark.parametrize("kind, loss, signal", PAIRINGS, ids=lambda x: x.__name__ if callable(x) else str(x))
 def test_a_loss_stands_with_signals_that_feed_its_kind_alone(kind, loss, signal):
     feeds = {None: "targets", HIDDEN: "vectors"}
     wanted = feeds[signal] if signal in feeds else "divergence"
