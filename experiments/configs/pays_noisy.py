@@ -2,7 +2,7 @@
 
     python -m kd_jax ablate experiments/configs/pays_noisy.py --workdir runs/pays_noisy --seeds 0 1 2
 
-Validation and test are as they were. The figures stand in experiments/benchmarks/RESULTS.md.
+Validation and test are as they were.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@
 
 From the teacher's layers (`init`), from chance (`scratch`), three times as long (`long`), and small: half as wide and
 one layer deep, from chance. Each with cross-entropy alone, its control, and with the teacher. Nothing was tuned for it:
-these are the quickstart's settings. The figures stand in experiments/benchmarks/RESULTS.md.
+these are the quickstart's settings.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
     python -m kd_jax ablate experiments/configs/pays_unlabelled.py --workdir runs/pays_unlabelled --seeds 0 1 2
 
 The teacher sees the 4,000 references alone; what it writes for the rest is what students can learn from besides. All
-have the same start and steps. The figures stand in experiments/benchmarks/RESULTS.md.
+have the same start and steps.
 """
 
 import dataclasses

@@ -120,5 +120,5 @@ def check_served(model: Architecture, experiment: Experiment) -> None:
     longest = int(model.layout.sizes(np.asarray(experiment.shapes)).max())
     if model.context and longest > model.context:
         raise KdError(f"model.context: {model.context} positions for rows of {longest}; wanted at least {longest}")
-    if model.family == "encoder_decoder" and "counted" in vars(task) and task.counted == "all":
+    if model.family == "encoder_decoder" and task.counted == "all":
         raise KdError("task.counted: all; an encoder-decoder predicts the completion alone: wanted completion")

@@ -29,8 +29,8 @@ usage:
                                                               T: translation, summarization, instructions, generation;
                                                               F: encoder_decoder, decoder_only
   kd-jax plan CONFIG [--workdir DIR]                          what a cache would cost and keep
-  kd-jax ablate CONFIG --workdir DIR --seeds 0 1 2            what distillation adds: a run for each seed, and every
-         [--metric NAME|all] [--any.field VALUE ...]          student against controls, with intervals and verdicts
+  kd-jax ablate CONFIG --workdir DIR --seeds 0 1 2            what distillation adds: a run for each seed, students
+         [--metric NAME|all] [--any.field VALUE ...]          against their controls, with intervals and verdicts
   kd-jax generate --workdir DIR [--model NAME] [OPTIONS]      answer standard input, line by line: --beam N, --length N,
                                                               --temperature T, --top-k K, --top-p P, --min-p P,
                                                               --repetition-penalty R, --seed N

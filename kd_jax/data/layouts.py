@@ -148,7 +148,8 @@ class EachLayout:
 
     def batch(self, rows: Rows, count: int, bucket: Bucket, schemas: Schemas) -> tuple[Batch, ...]:
         """As Layout.batch, of each layout; their targets that count are the same, in the same order."""
-        return tuple(layout.batch(rows, count, bucket, schemas) for layout in self.layouts)
+        batches = {layout: layout.batch(rows, count, bucket, schemas) for layout in set(self.layouts)}
+        return tuple(batches[layout] for layout in self.layouts)
 
 
 def side_by_side(rows: Sequence[Sequence[tuple[int, Sequence[int]]]], shape: tuple[int, int]) -> Tokens:

@@ -1,10 +1,7 @@
 """From prompts to text: what evaluation, generation and pseudo-targets share."""
 
-from collections.abc import Callable
-
 import numpy as np
 
-from kd_jax.data.pipeline import PromptBatches
 from kd_jax.data.tokenizers import EOS, Tokenizer
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
@@ -45,18 +42,3 @@ def to_text(ids_T: np.ndarray, tokenizer: Tokenizer) -> str:
     """The text before the end id."""
     ids = ids_T.tolist()
     return tokenizer.decode(ids[: ids.index(EOS)] if EOS in ids else ids)
-
-
-def texts(batches: PromptBatches, write_batch: Callable[[Inputs], np.ndarray], tokenizer: Tokenizer) -> dict[int, str]:
-    """Number of each prompt -> what was written.
-
-    Args:
-      batches: the prompts.
-      write_batch: prompts -> token ids, int32 [B, T], on the host.
-      tokenizer: the run's.
-    """
-    written = {}
-    for (_, numbers), prompts in zip(batches.plan, batches, strict=True):
-        ids_BT = write_batch(prompts)
-        written |= {int(n): to_text(ids_T, tokenizer) for n, ids_T in zip(numbers, ids_BT, strict=False)}
-    return written

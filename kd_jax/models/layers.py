@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.data.buckets import LONGEST
 from kd_jax.models.transformer import Transformer
 from kd_jax.types import Array, Tokens
 
@@ -17,7 +18,6 @@ KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
 ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False), "gelu_tanh": nn.gelu}
 GATES = {"swiglu": nn.silu, "geglu": nn.gelu}
-FURTHEST = 8192  # places that a number for each token of an example leaves room for; beyond it the noise is shared
 
 
 def new_norm(config: Transformer) -> nn.Module:
@@ -45,7 +45,7 @@ class Dense(nn.Module):
 
 def token_numbers(tokens: Tokens) -> Array:
     """One number for each token, uint32 [B, T]: of its example and its place there, whatever row they stand in."""
-    return tokens.segment_BT.astype(jnp.uint32) * FURTHEST + tokens.position_BT.astype(jnp.uint32)
+    return tokens.segment_BT.astype(jnp.uint32) * LONGEST + tokens.position_BT.astype(jnp.uint32)
 
 
 class Dropout(nn.Module):

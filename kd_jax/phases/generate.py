@@ -57,14 +57,16 @@ def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapp
         size = 1 if len(numbered) == 1 else BATCH  # a person waits for one line: few shapes are compiled
         indices = [number for number, _ in lines]
         batches = PromptBatches(prompts, architecture.layout, experiment.prompt_widths, size, 1, indices)
-        write = lambda inputs: spread.gather(step(params, spread.cut(inputs)))  # noqa: E731
-        written = text.texts(batches, write, tokenizer) if lines else {}
+        written = {}
+        for (_, numbers), inputs in zip(batches.plan, batches, strict=True):
+            ids_BT = spread.gather(step(params, spread.cut(inputs)))
+            written |= {int(n): text.to_text(ids_T, tokenizer) for n, ids_T in zip(numbers, ids_BT, strict=False)}
         sys.stdout.write("".join((written[number] if number in written else "") + "\n" for number, _ in numbered))
         sys.stdout.flush()
 
 
 def changed(decoding: Decoding, changes: Mapping[str, Any]) -> Decoding:
-    """The task's settings with others in their place; drawing needs no beam.
+    """The task's settings with others in their place: no beam unless it is asked for, and a given length alone.
 
     Raises:
       KdError: names the option that is out of its range.

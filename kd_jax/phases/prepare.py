@@ -66,9 +66,8 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
     """What decides the prepared data."""
     parts = {"source": experiment.source, "task": experiment.task, "tokenizer": experiment.tokenizer}
     flat = {key: value for name, part in parts.items() for key, value in config.flatten(part, name).items()}
-    flat = {
-        key: x for key, x in flat.items() if not key.startswith(tuple(f"task.{f}" for f in experiment.task.measuring))
-    }
+    measuring = {("task", field) for field in experiment.task.measuring}  # which decides nothing here
+    flat = {key: value for key, value in flat.items() if tuple(key.split(".")[:2]) not in measuring}
     return flat | {f"consumed.{path}": manifest.file_digest(path) for path in experiment.source.files()}
 
 
@@ -104,8 +103,9 @@ def encode(experiment: Experiment, workdir: Workdir, examples: list[Example], to
     np.save(path / f"{split}.lengths.npy", lengths)
     np.save(path / f"{split}.owners.npy", np.asarray(owners, np.int32))
     if split in SPLITS[1:]:
+        whole = [examples[i] for i in owners]
         for name, recipe in experiment.recipes.items():
-            refuse_endless(lengths, recipe.model, f"{name}: source: {split}", [examples[i] for i in owners], task)
+            refuse_endless(lengths, recipe.model, f"{name}: source: {split}", whole, task)
         fields = (*task.fields(), *task.held_out_fields())
         manifest.write_lines(path / f"{split}.jsonl", [{f: example[f] for f in fields} for example in examples])
     return digest

@@ -164,6 +164,7 @@ class Task(Protocol):
       name: of the task.
       families: of the architectures that can serve it (models/base.py's Architecture.family).
       prompted: whether examples have a prompt; else a text stands for itself.
+      counted: whether the loss is on completions alone or on prompts too.
       measuring: names of its fields that decide nothing before the evaluation.
       decoding: how texts are written.
     """
@@ -171,6 +172,7 @@ class Task(Protocol):
     name: str
     families: tuple[str, ...]
     prompted: bool
+    counted: Counted
     measuring: tuple[str, ...]
     decoding: Decoding
 

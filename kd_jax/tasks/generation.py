@@ -51,6 +51,7 @@ class Generation:
     name = "generation"
     families = ("decoder_only",)
     prompted = False
+    counted = "completion"
     measuring = ("prompt_words", "compared_words", "decoding")
 
     def check(self) -> None:
