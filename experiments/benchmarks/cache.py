@@ -62,10 +62,9 @@ def write_cache(teacher: Teacher, split: pipeline.Split, signal: TopK | Sampled,
 
 def train_batches(split: pipeline.Split, experiment: Experiment, recipe: Recipe) -> pipeline.TrainBatches:
     """The student's batches, on the host."""
-    tokens = recipe.training.tokens_per_batch
-    return pipeline.TrainBatches(
-        split, recipe.model.layout, experiment.shapes, tokens_per_batch=tokens, divisor=1, seed=0
-    )
+    training = recipe.training
+    batches = {"tokens_per_batch": training.tokens_per_batch, "packed": training.packed, "divisor": 1, "seed": 0}
+    return pipeline.TrainBatches(split, recipe.model.layout, experiment.shapes, **batches)
 
 
 def epochs(sources: dict[str, pipeline.TrainBatches]) -> dict[str, float]:

@@ -3,8 +3,9 @@
     python experiments/benchmarks/student_step.py --json student_step.json
 
 End to end: records are read from disk by the training pipeline, batches go to the device, the step updates the
-parameters. Random text and a random teacher's records of the right shapes: quickstart (top 32 of 4,000 tokens) and
-large (6+6 layers, d 512, top 32 of 32,000). The cases take turns, in blocks of steps; medians of the blocks.
+parameters. Random text and a random teacher's records of the right shapes: quickstart (top 32 of 4,000 tokens),
+large (6+6 layers, d 512, top 32 of 32,000) and debian_lm (decoder-only, packed, top 32 of 4,000). The
+cases take turns, in blocks of steps; medians of the blocks.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from kd_jax import EncoderDecoder, Online, Recipe, Term, TopK, cross_entropy, fo
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.data import pipeline, store
 from kd_jax.data.layouts import Bucket
+from kd_jax.models.base import Architecture
 from kd_jax.parallel import devices
 from kd_jax.tasks.base import ENCODED, Encoded
 
@@ -43,34 +45,46 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is timed: vocabulary, tokens of every sentence, examples on disk, steps in a block, networks, recipe."""
+    """What is timed.
+
+    Attributes:
+      vocab_size, lengths, examples: tokens there are, those of every prompt and completion, examples on disk.
+      bucket: of a row; several examples where the recipe is packed.
+      block: steps in a block.
+      teacher, student: a network, and a recipe.
+    """
 
     vocab_size: int
-    length: int
+    lengths: Bucket
     examples: int
+    bucket: Bucket
     block: int
-    teacher: EncoderDecoder
+    teacher: Architecture
     student: Recipe
 
 
 def shapes() -> dict[str, Shape]:
-    quickstart = load(ROOT / "experiments/configs/quickstart.py")
+    quickstart, lm = (load(ROOT / f"experiments/configs/{name}.py") for name in ("quickstart", "debian_lm"))
     student = quickstart.students[quickstart.comparison.distilled]
     large = EncoderDecoder(encoder_layers=6, decoder_layers=6, d_model=512, heads=8, d_ff=2048, dropout=0.0)
     # A 6-layer student; its teacher has twice the layers.
     teacher = dataclasses.replace(large, encoder_layers=12, decoder_layers=12)
+    sentence, long, text, row = Bucket(16, 16), Bucket(32, 32), Bucket(0, 64), Bucket(0, 256)
+    of_lm = lm.students[lm.comparison.distilled]
     return {
-        "quickstart": Shape(4000, 16, 2048, 20, quickstart.teacher.model, student),
-        "large": Shape(32_000, 32, 256, 1, teacher, dataclasses.replace(student, model=large)),
+        "quickstart": Shape(4000, sentence, 2048, sentence, 20, quickstart.teacher.model, student),
+        "large": Shape(32_000, long, 256, long, 1, teacher, dataclasses.replace(student, model=large)),
+        "debian_lm": Shape(4000, text, 2048, row, 8, lm.teacher.model, of_lm),
     }
 
 
 def write(folder: Folder, shape: Shape) -> None:
     """A split of random ids, and a cache of a random teacher's top k."""
     rng = np.random.default_rng(0)
-    ids = rng.integers(4, shape.vocab_size, (2, shape.examples, shape.length)).astype(np.int32)
-    counts = np.ones(shape.length, bool)
-    examples = [Encoded(prompt, completion, counts) for prompt, completion in zip(*ids, strict=True)]
+    prompt, completion = shape.lengths
+    ids = rng.integers(4, shape.vocab_size, (shape.examples, prompt + completion)).astype(np.int32)
+    counts = np.arange(prompt + completion) >= prompt
+    examples = [Encoded(row[:prompt], row[prompt:], counts) for row in ids]
     rows = [example._asdict() for example in examples]
     folder.begin({})
     store.write(folder.path, "train", ENCODED, len(rows), lambda start, stop: rows[start:stop])
@@ -80,7 +94,7 @@ def write(folder: Folder, shape: Shape) -> None:
 
     def records(start: int, stop: int) -> Any:
         for example in examples[start:stop]:
-            logits = 4 * rng.standard_normal((shape.length, shape.vocab_size), np.float32)
+            logits = 4 * rng.standard_normal((completion, shape.vocab_size), np.float32)
             yield jax.device_get(reduce(logits)) | {"digest": pipeline.example_digest(example)}
 
     schema = SIGNAL.schema(shape.vocab_size) | pipeline.DIGEST
@@ -94,8 +108,9 @@ def stepper(folder: Folder, shape: Shape, case: str) -> Callable[[], None]:
     batches = pipeline.train_batches(
         pipeline.Split(folder, "train", payloads),
         recipe.model.layout,
-        [Bucket(shape.length, shape.length)],
+        [shape.bucket],
         tokens_per_batch=recipe.training.tokens_per_batch,
+        packed=recipe.training.packed,
         divisor=1,
         seed=0,
     )

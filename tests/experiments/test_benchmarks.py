@@ -1,12 +1,17 @@
 """Benchmarks find all that they use: a name that was changed breaks here, not in a run of an hour."""
 
 import ast
+import dataclasses
 import importlib.util
 import sys
 import types
 from pathlib import Path
 
 import pytest
+
+from kd_jax.artifacts.manifest import Folder
+from kd_jax.config import load
+from kd_jax.data.pipeline import Split
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FILES = sorted((EXPERIMENTS / "benchmarks").glob("*.py"))
@@ -46,3 +51,20 @@ def test_it_says_how_it_is_called(path, imported, monkeypatch, capsys):
         module.main()
     assert "--json" in capsys.readouterr().out
     assert f"python experiments/{path.parent.name}/{path.name}" in module.__doc__
+
+
+def test_a_students_step_and_the_batches_of_the_cache_are_made(imported, tmp_path, lax_promotion):
+    """One block of the smallest step, of either family, from records on disk; and batches as `cache` reads them."""
+    step, cache = (imported(EXPERIMENTS / "benchmarks" / f"{name}.py") for name in ("student_step", "cache"))
+    tiny = {"d_model": 8, "heads": 2, "d_ff": 8, "dropout": 0.0}
+    for name, shape in step.shapes().items():
+        if name != "large":
+            model = dataclasses.replace(shape.student.model, **tiny)
+            recipe = dataclasses.replace(shape.student, model=model)
+            shape = dataclasses.replace(shape, vocab_size=64, examples=64, block=1, student=recipe)
+            folder = Folder(tmp_path / name, "benchmark")
+            step.write(folder, shape)
+            step.stepper(folder, shape, "cached_topk")()
+    split = Split(Folder(tmp_path / "quickstart", "benchmark"), "train")
+    experiment = load(EXPERIMENTS / "configs/quickstart.py")
+    assert cache.train_batches(split, experiment, experiment.students["student_kd"])[0].mask_BT.any()
