@@ -8,7 +8,8 @@ decoder_only: debian_lm's teacher against Llama, without dropout, which Llama la
 one, eager or scaled_dot_product_attention.
 
 Both sides: float32, all cores, the same random token ids, label smoothing as configured, clipping at norm 1, AdamW
-(PyTorch's fused one). The steps are timed in turn, in blocks, in one process; medians.
+(PyTorch's fused one). Each side in a process of its own, which works as it does for its users; blocks of steps in turn;
+medians.
 """
 
 import argparse
@@ -16,11 +17,14 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
+import unittest.mock
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ import jax
 import numpy as np
 
 from kd_jax import Batch, Experiment, init_state, load, train_step
+from kd_jax.cli.memory import with_large_pages
 from kd_jax.data.layouts import Bucket, Segment
 from kd_jax.parallel import devices
 from kd_jax.tasks.base import Encoded
@@ -37,6 +42,17 @@ from kd_jax.tasks.base import Encoded
 CONFIGS = Path(__file__).parents[1] / "configs"
 BLOCK = 5
 Step = Callable[[], None]
+
+
+def setting(family: str) -> tuple[Experiment, Batch]:
+    """The experiment whose teacher is timed, and a batch for it."""
+    if family == "encoder_decoder":
+        experiment, bucket = load(CONFIGS / "quickstart.py"), Bucket(16, 16)
+        return experiment, random_batch(experiment, experiment.teacher.training.tokens_per_batch // 16, bucket)
+    experiment = load(CONFIGS / "debian_lm.py")
+    model = dataclasses.replace(experiment.teacher.model, dropout=0.0)
+    experiment = dataclasses.replace(experiment, teacher=dataclasses.replace(experiment.teacher, model=model))
+    return experiment, random_batch(experiment, 8, Bucket(0, 256))
 
 
 def random_batch(experiment: Experiment, count: int, bucket: Bucket) -> Batch:
@@ -111,6 +127,12 @@ def llama(experiment: Experiment, attention: str) -> Any:
     return LlamaForCausalLM(config)
 
 
+MODELS = {
+    "encoder_decoder": {"eager": marian},
+    "decoder_only": {name: functools.partial(llama, attention=name) for name in ("sdpa", "eager")},
+}
+
+
 def torch_step(experiment: Experiment, batch: Batch, build: Callable[[Experiment], Any]) -> Step:
     """The same with a model of transformers."""
     import torch
@@ -142,39 +164,41 @@ def torch_step(experiment: Experiment, batch: Batch, build: Callable[[Experiment
     return run
 
 
-def in_turn(steps: dict[str, Step], blocks: int) -> dict[str, float]:
-    """Name -> median seconds of a step."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        for _ in range(3):
+def serve(pipe: Connection, family: str, who: str) -> None:
+    """A process of its own for one side: at every message a block of steps, answered by their seconds."""
+    experiment, batch = setting(family)
+    step = jax_step(experiment, batch) if who == "kd_jax" else torch_step(experiment, batch, MODELS[family][who])
+    for _ in range(3):
+        step()
+    pipe.send(batch.targets_BT.size)
+    while pipe.recv():
+        seconds = []
+        for _ in range(BLOCK):
+            began = time.perf_counter()
             step()
-    for _ in range(blocks):
-        for name, step in steps.items():
-            for _ in range(BLOCK):
-                began = time.perf_counter()
-                step()
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+            seconds.append(time.perf_counter() - began)
+        pipe.send(seconds)
 
 
 def measure(family: str, blocks: int) -> list[dict[str, Any]]:
-    """A row for each side."""
-    if family == "encoder_decoder":
-        experiment, bucket = load(CONFIGS / "quickstart.py"), Bucket(16, 16)
-        count = experiment.teacher.training.tokens_per_batch // bucket.completion
-        builders = {"torch": marian}
-    else:
-        experiment, bucket, count = load(CONFIGS / "debian_lm.py"), Bucket(0, 256), 8
-        teacher = experiment.teacher
-        teacher = dataclasses.replace(teacher, model=dataclasses.replace(teacher.model, dropout=0.0))
-        experiment = dataclasses.replace(experiment, teacher=teacher)
-        builders = {name: functools.partial(llama, attention=name) for name in ("sdpa", "eager")}
-    batch = random_batch(experiment, count, bucket)
-    steps = {name: torch_step(experiment, batch, build) for name, build in builders.items()}
-    medians = in_turn({"kd_jax": jax_step(experiment, batch)} | steps, blocks)
-    medians = {"kd_jax": medians["kd_jax"], "torch": min(medians[name] for name in builders)}
+    """A row for each side; of PyTorch's models the faster one."""
+    spawn = multiprocessing.get_context("spawn")
+    pipes, seconds = {}, {}
+    for who in ("kd_jax", *MODELS[family]):
+        pipes[who], theirs = spawn.Pipe()
+        with unittest.mock.patch.dict(os.environ, with_large_pages(os.environ) if who == "kd_jax" else {}):
+            spawn.Process(target=serve, args=(theirs, family, who), daemon=True).start()
+        tokens, seconds[who] = pipes[who].recv(), []
+    for _ in range(blocks):
+        for who, pipe in pipes.items():
+            pipe.send(True)
+            seconds[who] += pipe.recv()
+    for pipe in pipes.values():
+        pipe.send(False)
+    medians = {who: statistics.median(times) for who, times in seconds.items()}
+    medians = {"kd_jax": medians["kd_jax"], "torch": min(medians[who] for who in MODELS[family])}
     return [
-        {"family": family, "who": who, "tokens_per_second": batch.targets_BT.size / median, "seconds": median}
+        {"family": family, "who": who, "tokens_per_second": tokens / median, "seconds": median}
         for who, median in medians.items()
     ]
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kd_jax.cli.memory import with_large_pages
 from kd_jax.errors import KdError
 
 PHASES = ("prepare", "teacher", "cache", "student", "evaluate", "report")
@@ -90,7 +91,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def entry() -> None:
-    """The command `kd-jax`."""
+    """The command `kd-jax`; started again by itself where its memory would be in small pages."""
+    environment = with_large_pages(os.environ)
+    if sys.platform == "linux" and environment != dict(os.environ):
+        os.execve(sys.executable, sys.orig_argv, environment)
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
