@@ -42,7 +42,7 @@ experiment = Experiment(
     source=Toy(examples=400),
     task=Translation(source="en", target="fr", decoding=Decoding(beam=2)),
     tokenizer=SentencePiece(vocab_size=64),
-    buckets=(12, 32),
+    buckets=(32,),
     teacher=teacher,
     students={
         "student_scratch": ce_alone,
