@@ -24,13 +24,15 @@ class Sight(NamedTuple):
 
     Attributes:
       self_bias: float [B or 1, H or 1, T, S].
-      turn: (cosine, sine) of the positions' angles; None where positions are not rotary.
+      turn, local_turn: (cosine, sine) of the positions' angles; those of the local layers. None where positions are
+        not rotary, or no layer is local.
       causal: whether queries and keys are of the same tokens, and none sees one behind it; the bias says so too.
       cross_bias: float [B, 1, T or 1, S]; None where there is no source.
     """
 
     self_bias: Array
     turn: tuple[Array, Array] | None
+    local_turn: tuple[Array, Array] | None = None
     causal: bool = False
     cross_bias: Array | None = None
 
@@ -104,14 +106,20 @@ def attend_causal(
 
 
 class SelfAttention(nn.Module):
-    """Queries, keys and values from one product."""
+    """Queries, keys and values from one product.
+
+    Attributes:
+      config: of the network.
+      local: whether the layer's rotary angles are the local ones.
+    """
 
     config: Transformer
+    local: bool = False
 
     def setup(self):
         c = self.config
-        self.qkv = Dense((c.heads + 2 * c.key_heads) * c.head_width, c.biases)
-        self.out = Dense(c.d_model, c.biases)
+        self.qkv = Dense((c.heads + 2 * c.key_heads) * c.head_width, c.biases != "none")
+        self.out = Dense(c.d_model, c.biases == "all")
         if c.qk_norm:
             self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=c.norm_epsilon) for _ in "qk")
 
@@ -126,8 +134,9 @@ class SelfAttention(nn.Module):
         q_BHTd, *kv = self.split(x_BTD)
         if c.qk_norm:
             q_BHTd, kv[0] = self.q_norm(q_BHTd), self.k_norm(kv[0])
-        if sight.turn is not None:
-            q_BHTd, kv[0] = rotate(q_BHTd, sight.turn), rotate(kv[0], sight.turn)
+        turn = sight.local_turn if self.local else sight.turn
+        if turn is not None:
+            q_BHTd, kv[0] = rotate(q_BHTd, turn), rotate(kv[0], turn)
         if earlier is not None:
             update = jax.lax.dynamic_update_slice_in_dim
             kv = [update(before, now, slot, 2) for before, now in zip(earlier, kv, strict=True)]
@@ -153,9 +162,9 @@ class CrossAttention(nn.Module):
     def setup(self):
         c = self.config
         width = c.key_heads * c.head_width
-        self.q, self.out = Dense(c.heads * c.head_width, c.biases), Dense(c.d_model, c.biases)
+        self.q, self.out = Dense(c.heads * c.head_width, c.biases != "none"), Dense(c.d_model, c.biases == "all")
         self.kv = self.param("kv", KERNEL_INIT, (c.d_model, 2 * width))
-        self.kv_bias = self.param("kv_bias", nn.initializers.zeros, (2 * width,)) if c.biases else None
+        self.kv_bias = self.param("kv_bias", nn.initializers.zeros, (2 * width,)) if c.biases != "none" else None
         if c.qk_norm:
             self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=c.norm_epsilon) for _ in "qk")
 
@@ -171,7 +180,7 @@ def cross_kv(layers: list[CrossAttention], memory_BSD: Array) -> tuple[KeyValue,
     """Keys and values of every layer from one product; (key, value) pairs, each [B, G, S, d]."""
     c = layers[0].config
     kernel = jnp.concatenate([layer.kv for layer in layers], axis=1)
-    bias = jnp.concatenate([layer.kv_bias for layer in layers]) if c.biases else None
+    bias = jnp.concatenate([layer.kv_bias for layer in layers]) if c.biases != "none" else None
     parts = jnp.split(project(memory_BSD, kernel, bias), 2 * len(layers), axis=-1)
     heads = [split_heads(part, c.key_heads) for part in parts]
     keys = [layer.k_norm(k) if c.qk_norm else k for layer, k in zip(layers, heads[::2], strict=True)]

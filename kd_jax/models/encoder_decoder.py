@@ -61,6 +61,7 @@ class EncoderDecoderNetwork(Network):
         self.encoder = [Block(self.config, cross=False) for _ in range(self.config.stacks()["encoder"])]
         self.encoder_norm = self.last_norm()
         self.encoder_table = self.table("encoder")
+        self.encoder_enter = self.first_norm()
 
     def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...], Array]:
         """(keys and values of the encoder's states for each decoder layer, their segments [B, S])."""
@@ -68,7 +69,8 @@ class EncoderDecoderNetwork(Network):
         length, number_BS = ids_BS.shape[1], token_numbers(inputs.encoder)
         seen = same_segment(segment_BS, segment_BS)
         sight = self.sight(seen, position_BS, jnp.arange(length), self.encoder_table, two_sided=True)
-        x_BSD = self.drop(self.embed(ids_BS, position_BS, self.encoder_table, length), number_BS)
+        x_BSD = self.encoder_enter(self.embed(ids_BS, position_BS, self.encoder_table, length))
+        x_BSD = self.drop(x_BSD, number_BS)
         x_BSD, _ = through(self.encoder, x_BSD, number_BS, sight)
         memory_BSD = self.encoder_norm(x_BSD)
         return cross_kv([layer.cross_attention for layer in self.decoder], memory_BSD), segment_BS

@@ -16,7 +16,12 @@ from kd_jax.types import Array, Tokens
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
-ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False), "gelu_tanh": nn.gelu}
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": nn.gelu,
+}
 GATES = {"swiglu": nn.silu, "geglu": nn.gelu}
 
 
@@ -78,10 +83,10 @@ class FeedForward(nn.Module):
     def __call__(self, x_BTD: Array) -> Array:
         c = self.config
         gated = c.activation in GATES
-        inner = Dense((1 + gated) * c.d_ff, c.biases, name="in")(x_BTD)
+        inner = Dense((1 + gated) * c.d_ff, c.biases == "all", name="in")(x_BTD)
         if gated:
             gate, up = jnp.split(inner, 2, axis=-1)
             inner = GATES[c.activation](gate) * up
         else:
             inner = ACTIVATIONS[c.activation](inner)
-        return Dense(c.d_model, c.biases, name="out")(inner)
+        return Dense(c.d_model, c.biases == "all", name="out")(inner)

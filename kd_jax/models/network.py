@@ -22,6 +22,7 @@ class Block(nn.Module):
 
     config: Transformer
     cross: bool
+    local: bool = False
 
     def setup(self):
         c = self.config
@@ -30,7 +31,7 @@ class Block(nn.Module):
         if c.norm_position == "both":
             self.norm_out = {sublayer: new_norm(c) for sublayer in sublayers}
         self.drop = Dropout(c.dropout)
-        self.self_attention, self.ffn = SelfAttention(c), FeedForward(c)
+        self.self_attention, self.ffn = SelfAttention(c, self.local), FeedForward(c)
         if self.cross:
             self.cross_attention = CrossAttention(c)
 
@@ -100,9 +101,14 @@ class Network(nn.Module):
         if c.head_bias:
             self.output_bias = self.param("output_bias", nn.initializers.zeros, (rows,))
         self.drop = Dropout(c.dropout)
-        self.decoder = [Block(c, self.cross) for _ in range(c.stacks()["decoder"])]
+        self.decoder = [Block(c, self.cross, i in c.local) for i in range(c.stacks()["decoder"])]
         self.decoder_norm = self.last_norm()
         self.decoder_table = self.table("decoder")
+        self.decoder_enter = self.first_norm()
+
+    def first_norm(self):
+        """What follows a stack's embeddings; nothing where no norm does."""
+        return new_norm(self.config) if self.config.embedding_norm else lambda x_BTD: x_BTD
 
     def last_norm(self):
         """What stands behind the last layer of a stack; nothing where every layer ends with a norm."""
@@ -142,7 +148,9 @@ class Network(nn.Module):
         if c.embedding_scale:
             x_BTD *= c.d_model**0.5
         if c.positions == "sinusoidal":
-            x_BTD += sinusoids(length, c.d_model)[position_BT]
+            x_BTD += sinusoids(length + c.first_position, c.d_model)[position_BT + c.first_position]
+        if c.positions == "timing":
+            x_BTD += sinusoids(length + c.first_position, c.d_model, timing=True)[position_BT + c.first_position]
         if c.positions == "learned":
             if length > c.context:
                 raise KdError(
@@ -154,14 +162,16 @@ class Network(nn.Module):
     def sight(self, seen: Array, position_BT: Array, place_T: Array, table: Array | None, two_sided=False) -> Sight:
         """Who sees whom, bool [B, 1, T, S]; queries stand at the `place_T` of the S places."""
         c = self.config
-        bias, turn = mask_bias(seen), None
+        bias, turn, local_turn = mask_bias(seen), None, None
         if c.positions == "relative":
             # An example's tokens stand side by side, so places are as far apart as positions: one table for all rows.
             distance_TS = jnp.arange(seen.shape[-1])[None] - place_T[:, None]
             bias += table[relative_buckets(distance_TS, two_sided)].transpose(2, 0, 1)[None]
         if c.positions == "rotary":
-            turn = rotation(position_BT, c.head_width, c.rope_theta)
-        return Sight(bias, turn)
+            turn = rotation(position_BT, c.head_width, c.rope_theta, c.rope_scaling)
+            if c.local:
+                local_turn = rotation(position_BT, c.head_width, c.local_rope_theta)
+        return Sight(bias, turn, local_turn)
 
     def read(
         self, tokens: Tokens, source_kv: tuple[KeyValue, ...], source_BS: Array
@@ -169,13 +179,19 @@ class Network(nn.Module):
         """(hidden_BTD, every layer's keys and values) of whole rows."""
         ids_BT, position_BT, segment_BT = tokens
         length, number_BT = ids_BT.shape[1], token_numbers(tokens)
-        x_BTD = self.drop(self.embed(ids_BT, position_BT, self.decoder_table, length), number_BT)
+        x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, length))
+        x_BTD = self.drop(x_BTD, number_BT)
         causal = jnp.tri(length, dtype=bool)[None, None]
         seen = causal & same_segment(segment_BT, segment_BT)
         sight = self.sight(seen, position_BT, jnp.arange(length), self.decoder_table)
         sight = sight._replace(causal=True, cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
         x_BTD, kv = through(self.decoder, x_BTD, number_BT, sight, source_kv)
-        return self.decoder_norm(x_BTD), kv
+        return self.finish(x_BTD), kv
+
+    def finish(self, x_BTD: Array) -> Array:
+        """What the head reads."""
+        x_BTD = self.decoder_norm(x_BTD)
+        return x_BTD if self.config.head_scale == 1 else x_BTD * self.config.head_scale
 
     def prefill(self, inputs: Inputs, room: int) -> Cache:
         """Reads the source and all but the last decoder token, and makes room for `room` tokens."""
@@ -197,9 +213,9 @@ class Network(nn.Module):
         seen_BS = cache.slots_BT & (jnp.arange(slots) <= cache.slot)[None]
         sight = self.sight(seen_BS[:, None, None], position_B1, cache.slot[None], self.decoder_table)
         sight = sight._replace(cross_bias=mask_bias(cache.source_BS)[:, None, None])
-        x_B1D = self.embed(token_B[:, None], position_B1, self.decoder_table, slots)
+        x_B1D = self.decoder_enter(self.embed(token_B[:, None], position_B1, self.decoder_table, slots))
         x_B1D, self_kv = through(self.decoder, x_B1D, None, sight, cache.cross_kv, cache.self_kv, cache.slot)
-        logits_BV = self.head().logits(self.decoder_norm(x_B1D)[:, 0])
+        logits_BV = self.head().logits(self.finish(x_B1D)[:, 0])
         return logits_BV, cache._replace(slot=cache.slot + 1, position_B=cache.position_B + 1, self_kv=self_kv)
 
 

@@ -4,13 +4,16 @@ import math
 
 import jax.numpy as jnp
 
+from kd_jax.models.rope import Linear, Llama3
 from kd_jax.types import Array
 
 BUCKETS, FARTHEST = 32, 128  # T5's
 
 
-def sinusoids(length: int, d_model: int) -> Array:
+def sinusoids(length: int, d_model: int, timing: bool = False) -> Array:
     """Position encodings, float32 [length, d_model]: sines first, then cosines.
+
+    The rates fall from 1 to 1 / 10,000: short of it by one step, or, as tensor2tensor's timing signal, to it.
 
     References:
       Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
@@ -19,16 +22,19 @@ def sinusoids(length: int, d_model: int) -> Array:
       >>> print(sinusoids(2, 4)[0])
       [0. 0. 1. 1.]
     """
-    rates = 10_000.0 ** (-jnp.arange(0, d_model, 2, dtype=jnp.float32) / d_model)
+    half = -(-d_model // 2)
+    rates = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / (max(half - 1, 1) if timing else d_model / 2))
     angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :d_model]
 
 
-def rotation(position_BT: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+def rotation(
+    position_BT: Array, head_dim: int, theta: float, scaling: Linear | Llama3 | None = None
+) -> tuple[Array, Array]:
     """(cosine, sine) of every position's angles, each float32 [B, 1, T, head_dim], for `rotate`.
 
-    Angle i of position t is t theta^(-2i / head_dim). Both halves of a head have the same angles; the first half's
-    sines are negative.
+    Angle i of position t is t theta^(-2i / head_dim), slower where they are scaled. Both halves of a head have the
+    same angles; the first half's sines are negative.
 
     References:
       Su et al. 2021, arXiv 2104.09864, section 3.2.
@@ -39,6 +45,8 @@ def rotation(position_BT: Array, head_dim: int, theta: float) -> tuple[Array, Ar
       ((1, 1, 2, 2), True)
     """
     rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None:
+        rates = scaling.slow(rates)
     angles = position_BT[:, None, :, None].astype(jnp.float32) * rates[None, None, None]
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([cosine, cosine], axis=-1), jnp.concatenate([-sine, sine], axis=-1)

@@ -6,11 +6,13 @@ from typing import Literal, get_args
 
 from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
+from kd_jax.models.rope import Linear, Llama3
 
 Norm = Literal["rms", "layer"]
 NormPosition = Literal["before", "after", "both"]
-Positions = Literal["sinusoidal", "learned", "rotary", "relative"]
-Activation = Literal["relu", "gelu", "gelu_tanh", "swiglu", "geglu"]
+Positions = Literal["sinusoidal", "timing", "learned", "rotary", "relative"]
+Activation = Literal["relu", "silu", "gelu", "gelu_tanh", "swiglu", "geglu"]
+Biases = Literal["none", "qkv", "all"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,20 +28,25 @@ class Transformer:
       norm_position: "before" the sub-layer, x + f(norm(x)), and once behind the last layer; "after" the sum,
         norm(x + f(x)) (arXiv 1706.03762); "both", x + norm(f(norm(x))), and once behind the last (Gemma 2).
       norm_epsilon: added to the variance.
-      positions: "sinusoidal" (arXiv 1706.03762), "learned", "rotary" (arXiv 2104.09864), or "relative" in
-        buckets (T5, arXiv 1910.10683).
-      rope_theta: base of the rotary angles.
-      context: rows of the learned positions, the most tokens of a text; 0 for all others, which have no bound.
-      activation: "relu", "gelu", "gelu_tanh" (its approximation), or gated (arXiv 2002.05202): "swiglu",
+      positions: "sinusoidal" (arXiv 1706.03762), "timing" (tensor2tensor's sinusoids, whose last rate is exactly
+        1 / 10,000), "learned", "rotary" (arXiv 2104.09864), or "relative" in buckets (T5, arXiv 1910.10683).
+      first_position: number of the first token, for sinusoids alone.
+      rope_theta, rope_scaling: base of the rotary angles; how they are slowed down for long texts, if they are.
+      local, local_rope_theta: decoder layers whose angles have a base of their own, unscaled (Gemma 3).
+      context: the most tokens of a text; 0 for no bound. Learned positions have as many rows.
+      activation: "relu", "silu", "gelu", "gelu_tanh" (its approximation), or gated (arXiv 2002.05202): "swiglu",
         "geglu" (with the approximation).
-      biases: whether the projections have them.
+      biases: of "all" projections, of those to queries, keys and values alone, or of "none".
       qk_norm: RMSNorm of each head's queries and keys, before any rotation.
       attention_scale: factor on q k'; 0 for head_dim ** -0.5.
       attention_soft_cap, soft_cap: bounds of q k' and of the logits, by tanh (arXiv 2408.00118); 0 for none.
       embedding_scale: whether embeddings are multiplied by d_model ** 0.5.
+      embedding_norm: whether a norm follows the embeddings and their positions.
+      head_scale: factor on the last hidden states (T5's tied models: d_model ** -0.5).
       tied: whether the output matrix is the embedding, transposed.
       head_bias: whether the logits have a bias.
-      vocab_multiple: the embedding's rows are padded to a multiple of it; the pads get no probability.
+      vocab_rows: rows of the embedding; 0 for as many as there are tokens. Rows beyond them get no probability.
+      vocab_multiple: the embedding's rows are padded to a multiple of it.
     """
 
     d_model: int = 128
@@ -52,17 +59,24 @@ class Transformer:
     norm_position: NormPosition = "before"
     norm_epsilon: float
     positions: Positions
+    first_position: int = 0
     rope_theta: float = 10_000.0
+    rope_scaling: Linear | Llama3 | None = None
+    local: tuple[int, ...] = ()
+    local_rope_theta: float = 10_000.0
     context: int = 0
     activation: Activation
-    biases: bool = False
+    biases: Biases = "none"
     qk_norm: bool = False
     attention_scale: float = 0.0
     attention_soft_cap: float = 0.0
     embedding_scale: bool
+    embedding_norm: bool = False
+    head_scale: float = 1.0
     tied: bool = True
     head_bias: bool = False
     soft_cap: float = 0.0
+    vocab_rows: int = 0
     vocab_multiple: int = 1
 
     @property
@@ -76,8 +90,11 @@ class Transformer:
         return self.head_dim or self.d_model // self.heads
 
     def padded(self, vocab_size: int) -> int:
-        """Rows of the embedding for a tokeniser of `vocab_size` tokens."""
-        return -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
+        """Rows of the embedding for a tokeniser of `vocab_size` tokens; raises KdError if they are fewer."""
+        if self.vocab_rows and self.vocab_rows < vocab_size:
+            raise KdError(f"model.vocab_rows: {self.vocab_rows}, the tokeniser has {vocab_size} tokens; wanted as many")
+        rows = self.vocab_rows or vocab_size
+        return -(-rows // self.vocab_multiple) * self.vocab_multiple
 
     def stacks(self) -> Mapping[str, int]:
         """Stack -> number of layers."""
@@ -92,19 +109,22 @@ class Transformer:
         """Each field by itself."""
         layers = [field.name for field in dataclasses.fields(self) if field.name.endswith("layers")]
         least = dict.fromkeys([*layers, "d_model", "heads", "d_ff", "vocab_multiple"], 1)
-        for field, low in (least | {"kv_heads": 0, "head_dim": 0, "context": 0}).items():
+        for field, low in (
+            least | {"kv_heads": 0, "head_dim": 0, "context": 0, "first_position": 0, "vocab_rows": 0}
+        ).items():
             if not is_count(vars(self)[field], low):
                 raise KdError(f"model.{field}: {vars(self)[field]}; wanted a whole number of at least {low}")
         choices = {"norm": Norm, "norm_position": NormPosition, "positions": Positions, "activation": Activation}
+        choices |= {"biases": Biases}
         for field, names in choices.items():
             if vars(self)[field] not in get_args(names):
                 raise KdError(f"model.{field}: {vars(self)[field]!r}; wanted {' or '.join(get_args(names))}")
-        for field in ("biases", "qk_norm", "embedding_scale", "tied", "head_bias"):
+        for field in ("qk_norm", "embedding_scale", "embedding_norm", "tied", "head_bias"):
             if type(vars(self)[field]) is not bool:
                 raise KdError(f"model.{field}: {vars(self)[field]!r}; wanted True or False")
         if not (is_number(self.dropout) and 0 <= self.dropout < 1):
             raise KdError(f"model.dropout: {self.dropout}; wanted a rate in [0, 1)")
-        for field in ("norm_epsilon", "rope_theta"):
+        for field in ("norm_epsilon", "rope_theta", "local_rope_theta", "head_scale"):
             if not (is_number(vars(self)[field]) and vars(self)[field] > 0):
                 raise KdError(f"model.{field}: {vars(self)[field]}; wanted a positive number")
         absent = {"attention_scale": "1 / sqrt(head_dim)", "attention_soft_cap": "none", "soft_cap": "none"}
@@ -122,5 +142,7 @@ class Transformer:
             raise KdError(f"model.head_dim: {self.head_width}; rotary positions turn pairs, wanted an even width")
         if self.positions == "learned" and not self.context:
             raise KdError("model.context: 0; learned positions need the most tokens of a text, as 512")
-        if self.positions != "learned" and self.context:
-            raise KdError(f"model.context: {self.context}; {self.positions} positions have no bound, wanted 0")
+        if self.rope_scaling:
+            self.rope_scaling.check()
+        if not all(is_count(layer, 0) and layer < self.stacks()["decoder"] for layer in self.local):
+            raise KdError(f"model.local: {self.local}; wanted some of the decoder's layers, counted from 0")

@@ -1,0 +1,1 @@
+"""Hugging Face's layout, both ways; nothing of transformers or PyTorch is used."""
