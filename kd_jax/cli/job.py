@@ -36,6 +36,13 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         given = {"experiment": recall(workdir), "workdir": workdir, "model": words.model, "changes": words.changes}
         yield [("generate", given)]
         return
+    if words.command == "export":
+        if words.to is None:
+            raise KdError("--to: missing; wanted the folder to write, such as exported/student_kd")
+        workdir = _workdir(words.workdir)
+        given = {"experiment": recall(workdir), "workdir": workdir, "to": words.to, "model": words.model}
+        yield [("export", given)]
+        return
     if words.command == "new":
         yield [("new", {"path": words.config, "task": words.task, "family": words.family, "train": words.train})]
         return

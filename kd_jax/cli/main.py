@@ -18,6 +18,7 @@ GENERATE = {"beam": int, "length": int, "temperature": float, "top-k": int, "top
 GENERATE |= {"repetition-penalty": float, "seed": int}
 OPTIONS = {  # of the commands that take no field of an experiment
     "generate": ("workdir", "model", *GENERATE),
+    "export": ("workdir", "model", "to"),
     "new": ("task", "family", "train"),
 }
 HELP = """\
@@ -35,6 +36,7 @@ usage:
   kd-jax generate --workdir DIR [--model NAME] [OPTIONS]      answer standard input, line by line: --beam N, --length N,
                                                               --temperature T, --top-k K, --top-p P, --min-p P,
                                                               --repetition-penalty R, --seed N
+  kd-jax export --workdir DIR [--model NAME] --to FOLDER      a trained model as a folder that transformers loads
 
 (`python -m kd_jax` is the same as `kd-jax`, and needs no installation.)
 
@@ -144,14 +146,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
 def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
     """Of a command's words; raises KdError for an unknown command."""
     if command not in ("run", "plan", "ablate", *PHASES, *OPTIONS):
-        raise KdError(f"unknown command {command!r}; wanted run, plan, {', '.join(PHASES)}, ablate, generate or new")
+        raise KdError(
+            f"unknown command {command!r}; wanted run, plan, {', '.join(PHASES)}, ablate, generate, export or new"
+        )
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     if command != "new":
         parser.add_argument("--workdir", type=Path)
-    if command != "generate":
+    if command not in ("generate", "export"):
         parser.add_argument("config", nargs="?" if wants_help else None)
-    if command == "generate":
+    if command in ("generate", "export"):
         parser.add_argument("--model", default="")
+    if command == "export":
+        parser.add_argument("--to", type=Path)
+    elif command == "generate":
         for option, kind in GENERATE.items():
             parser.add_argument(f"--{option}", type=kind, default=argparse.SUPPRESS)
     elif command == "new":

@@ -37,10 +37,7 @@ def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapp
     Raises:
       KdError: if there is no such model, an option is out of its range, or a line cannot be read.
     """
-    name = model or default_model(experiment)
-    if name not in experiment.recipes:
-        near = difflib.get_close_matches(name, experiment.recipes, 1, 0.0)
-        raise KdError(f"--model {name}: no such model; did you mean {near[0]}?")
+    name = named(experiment, model)
     decoding = changed(experiment.task.decoding, changes or {})
     folder, tokenizer = workdir.model(name), Tokenizer(workdir.model(name).file("tokenizer.model"))
     if tokenizer.digest() != folder.inputs()["consumed.tokenizer"]:
@@ -97,6 +94,15 @@ def _encoded(task: Task, tokenizer: Tokenizer, number: int, line: str, most: int
     if len(ids) >= most:
         raise KdError(f"standard input, line {number}: {len(ids)} tokens; wanted fewer than {most}: shorten it")
     return ids
+
+
+def named(experiment: Experiment, model: str) -> str:
+    """The model that is meant; raises KdError for another than there are."""
+    name = model or default_model(experiment)
+    if name not in experiment.recipes:
+        near = difflib.get_close_matches(name, experiment.recipes, 1, 0.0)
+        raise KdError(f"--model {name}: no such model; did you mean {near[0]}?")
+    return name
 
 
 def default_model(experiment: Experiment) -> str:
