@@ -11,7 +11,7 @@ from kd_jax.phases import cache, prepare, teacher
 
 def smoke(root: Path, overrides: Sequence[str]) -> Experiment:
     """The smoke experiment on 120 examples, 60 tokens, two buckets and one device."""
-    small = "--source.examples 120 --tokenizer.vocab-size 60 --buckets 12 32 --backend jit".split()
+    small = ["--source.examples", "120", "--tokenizer.vocab-size", "60", "--buckets", "12", "32", "--backend", "jit"]
     return resolve(str(root / "experiments/configs/smoke.py"), [*small, *overrides])
 
 

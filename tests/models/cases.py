@@ -9,21 +9,24 @@ import numpy as np
 from kd_jax.data.layouts import Bucket, Segment
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.rope import Linear
 from kd_jax.types import Tokens
 from tests.batches import random_examples
 
 V = 29
 OPTIONS = {
     "default": {},
-    "marian": {"norm": "layer", "norm_position": "after", "positions": "sinusoidal", "biases": True, "head_bias": True}
-    | {"activation": "relu", "embedding_scale": True},
+    "marian": {"norm": "layer", "norm_position": "after", "positions": "sinusoidal", "biases": "all", "head_bias": True}
+    | {"activation": "silu", "embedding_scale": True},
     "bart": {"norm": "layer", "norm_position": "after", "positions": "learned", "context": 24, "activation": "gelu"}
-    | {"biases": True, "vocab_multiple": 16},
+    | {"biases": "all", "vocab_multiple": 16, "embedding_norm": True},
     "t5": {"norm": "rms", "positions": "relative", "attention_scale": 1.0, "activation": "geglu", "head_dim": 6}
-    | {"tied": False},
+    | {"tied": False, "head_scale": 0.25},
+    "m2m100": {"norm": "layer", "positions": "timing", "first_position": 2, "biases": "all", "activation": "relu"}
+    | {"embedding_scale": True},
     "gemma2": {"norm": "rms", "norm_position": "both", "positions": "rotary", "kv_heads": 1, "activation": "geglu"}
-    | {"attention_soft_cap": 2.0, "soft_cap": 3.0, "embedding_scale": True},
-    "qwen3": {"norm": "rms", "positions": "rotary", "qk_norm": True, "kv_heads": 2, "head_dim": 6, "biases": True}
+    | {"attention_soft_cap": 2.0, "soft_cap": 3.0, "embedding_scale": True, "local": (0,), "rope_scaling": Linear(8.0)},
+    "qwen3": {"norm": "rms", "positions": "rotary", "qk_norm": True, "kv_heads": 2, "head_dim": 6, "biases": "qkv"}
     | {"activation": "gelu_tanh", "rope_theta": 1e6},
 }
 FAMILIES = ("encoder_decoder", "decoder_only")
