@@ -7,6 +7,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+LONGEST = 2**20  # blanks at the beginning of a text, all of which SentencePiece leaves out
 BLANK = "\u2581"  # stands for a space in the pieces
 UNIGRAM, BPE = 1, 2  # ModelProto.TrainerSpec.ModelType
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # ModelProto.SentencePiece.Type
@@ -33,8 +34,8 @@ def tokenizer_json(path: Path, template: str) -> Tokenizer:
         words.append(pre_tokenizers.Split(symbols, behavior="isolated"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
     unknown = decoders.Replace(pieces[model.trainer_spec.unk_id][0], model.trainer_spec.unk_surface)
-    blanks = [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence([unknown, *blanks])
+    blanks = [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", LONGEST, 0)]
+    tokenizer.decoder = decoders.Sequence([*blanks, unknown])
     tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in kinds[CONTROL]])
     special = [(piece, tokenizer.token_to_id(piece)) for piece in kinds[CONTROL]]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
@@ -60,5 +61,6 @@ def _normalizer(model: Any) -> normalizers.Normalizer:
     steps = []
     if model.normalizer_spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap))
-    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    # Blanks alone: other white space is a character like any other.
+    steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     return normalizers.Sequence(steps)

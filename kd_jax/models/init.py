@@ -122,15 +122,19 @@ def layer_maps(init: FromTeacher, teacher: Architecture, student: Architecture) 
     for stack in ("encoder", "decoder"):
         if vars(init)[stack] and stack not in depths:
             raise KdError(f"init.{stack}: {vars(init)[stack]}; a {teacher.family} model has no {stack}, wanted ()")
-    return {
+    maps = {
         stack: layer_map(vars(init)[stack], depths[stack], layers, f"init.{stack}")
         for stack, layers in student.stacks().items()
     }
+    local = tuple(i for i, layer in enumerate(maps["decoder"]) if layer in teacher.local)
+    if student.local != local:
+        raise KdError(f"model.local: {student.local}; the layers {maps['decoder']} of the teacher want {local}")
+    return maps
 
 
 def _may_differ(field: str) -> bool:
     """Whether teacher and student share parameters whatever this field of both is."""
-    return field.endswith("layers") or field in ("dropout", "vocab_multiple")
+    return field.endswith("layers") or field in ("dropout", "local", "vocab_rows", "vocab_multiple")
 
 
 def shrink(init: FromTeacher, teacher: Architecture, student: Architecture, params: Params, vocab_size: int) -> Params:
@@ -150,8 +154,8 @@ def shrink(init: FromTeacher, teacher: Architecture, student: Architecture, para
     """
     rest = {name: value for name, value in params.items() if not re.fullmatch(r"(en|de)coder_\d+", name)}
     maps = layer_maps(init, teacher, student).items()
-    if teacher.vocab_multiple != student.vocab_multiple:
-        size = student.padded(vocab_size)
+    size = student.padded(vocab_size)
+    if teacher.padded(vocab_size) != size:
         rest |= {name: _resized(rest[name], axis, size) for name, axis in PADDED.items() if name in rest}
     return rest | {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps for i, j in enumerate(layers)}
 

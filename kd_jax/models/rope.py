@@ -44,8 +44,8 @@ class Llama3:
     Examples:
       >>> turns = jnp.array([0.5, 2.5, 8.0])  # within 100 positions
       >>> scaled = Llama3(factor=8.0, low=1.0, high=4.0, original=100).slow(turns * 2 * jnp.pi / 100)
-      >>> print((scaled * 100 / (2 * jnp.pi)).round(4))
-      [0.0625 1.4062 8.    ]
+      >>> print((scaled * 100 / (2 * jnp.pi)).round(3))
+      [0.062 1.406 8.   ]
     """
 
     factor: float

@@ -11,7 +11,7 @@ import pytest
 from kd_jax.errors import KdError
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.init import FromTeacher, count_parameters, shrink, spaced
+from kd_jax.models.init import FromTeacher, count_parameters, layer_maps, shrink, spaced
 from tests.batches import random_examples, to_batch
 
 V = 11
@@ -101,3 +101,11 @@ def test_teacher_and_student_may_pad_the_vocabulary_to_different_multiples():
     assert larger["embedding"].shape[0] == 16
     np.testing.assert_allclose(logits(padded, larger), logits(TEACHER, PARAMS), atol=1e-6)
     chex.assert_trees_all_equal(shrink(FromTeacher(), padded, TEACHER, larger, V), PARAMS)
+
+
+def test_local_layers_stay_local():
+    """A layer goes on with the angles that it was trained with."""
+    teacher = DecoderOnly(layers=4, local=(0, 1, 3))
+    assert layer_maps(FromTeacher(), teacher, DecoderOnly(layers=2, local=(0, 1))) == {"decoder": (0, 3)}
+    with pytest.raises(KdError, match=r"model.local: \(0, 1\); the layers \(1, 2\) of the teacher want \(0,\)"):
+        layer_maps(FromTeacher(decoder=(1, 2)), teacher, DecoderOnly(layers=2, local=(0, 1)))

@@ -8,6 +8,7 @@ import pytest
 from kd_jax.errors import KdError
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.rope import Linear, Llama3
 
 WRONG = [
     (DecoderOnly, {"layers": 0}, "layers"),
@@ -20,7 +21,10 @@ WRONG = [
     (DecoderOnly, {"head_dim": 5}, "head_dim"),
     (DecoderOnly, {"d_model": 12}, "head_dim"),
     (EncoderDecoder, {"positions": "learned"}, "context"),
-    (EncoderDecoder, {"context": 512}, "context"),
+    (EncoderDecoder, {"context": -1}, "context"),
+    (DecoderOnly, {"local": (6,)}, "local"),
+    (DecoderOnly, {"rope_scaling": Linear(0.0)}, "rope_scaling.factor"),
+    (DecoderOnly, {"rope_scaling": Llama3(8.0, 4.0, 1.0, 64)}, "rope_scaling.high"),
     (EncoderDecoder, {"positions": "alibi"}, "positions"),
     (EncoderDecoder, {"norm": "batch"}, "norm"),
     (EncoderDecoder, {"norm_position": "between"}, "norm_position"),

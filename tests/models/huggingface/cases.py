@@ -1,7 +1,9 @@
 """Small random models of transformers, saved as it saves them; imported where torch and transformers are installed."""
 
-import torch
-import transformers as hf
+import pytest
+
+torch = pytest.importorskip("torch")
+hf = pytest.importorskip("transformers")
 
 V = 96
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -1,0 +1,117 @@
+"""A trained model in transformers: the same tokens in, the same text out."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from kd_jax.artifacts import checkpoint, manifest
+from kd_jax.artifacts.workdir import Workdir
+from kd_jax.cli.job import remember
+from kd_jax.cli.main import main
+from kd_jax.data.pipeline import PromptBatches
+from kd_jax.data.tokenizers import Tokenizer
+from kd_jax.decoding import text
+from kd_jax.models.decoder_only import DecoderOnly
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.phases import export, prepare, teacher
+from kd_jax.tasks.base import Decoding
+from kd_jax.tasks.translation import Translation
+from tests.runs import smoke
+
+SIZES = {"d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.0}
+MODELS = {"encoder_decoder": EncoderDecoder(1, 2, **SIZES), "decoder_only": DecoderOnly(2, **SIZES)}
+CLASSES = {"encoder_decoder": "PegasusForConditionalGeneration", "decoder_only": "LlamaForCausalLM"}
+STEPS = "--teacher.training.steps 30 --teacher.training.eval-every 30 --buckets 40"
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def trained(request, root, tmp_path_factory, lax_promotion):
+    """(experiment, workdir with a teacher of each family, folder that it was exported to)."""
+    base = smoke(root, STEPS.split())
+    recipe = dataclasses.replace(base.teacher, model=MODELS[request.param])
+    task = Translation(source="en", target="fr", decoding=Decoding(beam=1, length_ratio=0.0, length=24))
+    experiment = dataclasses.replace(base, teacher=recipe, students={}, comparison=None, task=task)
+    workdir = Workdir(tmp_path_factory.mktemp(request.param))
+    for phase in (prepare, teacher):
+        phase.run(experiment, workdir)
+    remember(workdir, experiment)
+    folder = workdir.path / "exported"
+    assert main(["export", "--workdir", str(workdir.path), "--model", "teacher", "--to", str(folder)]) == 0
+    return experiment, workdir, folder
+
+
+def prompts_of(experiment, workdir):
+    examples = manifest.read_lines(workdir.data.file("validation.jsonl"))[:7]
+    return [experiment.task.prompt(example) for example in examples] + ["", "two  blanks", "⁂ unknown"]
+
+
+def test_the_folder_is_whole_and_says_what_it_holds(trained):
+    experiment, workdir, folder = trained
+    names = ["README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "tokenizer_config.json"]
+    class_name = CLASSES[experiment.teacher.model.family]
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [class_name]
+    card = (folder / "README.md").read_text()
+    for said in (workdir.model("teacher").outputs()["digest"], class_name, "teacher.training.steps = 30", "seed 0"):
+        assert said in card
+    assert "None were measured" in card  # there is no report
+
+
+def test_a_folder_that_is_there_is_left_alone(trained, capsys):
+    _, workdir, folder = trained
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert main(["export", "--workdir", str(workdir.path), "--model", "teacher", "--to", str(folder)]) == 2
+    assert f"--to {folder}: is there already" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["--model", "teacher"], "--to: missing; wanted the folder to write"),
+        (["--model", "techer", "--to", "x"], "--model techer: no such model; did you mean teacher?"),
+        (["--to", "x", "--beam", "4"], "export: unknown option --beam; wanted --workdir, --model, --to"),
+    ],
+)
+def test_words_that_do_not_fit_are_refused(trained, words, line, capsys):
+    assert main(["export", "--workdir", str(trained[1].path), *words]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_shape_that_transformers_has_not_leaves_nothing(trained, tmp_path, capsys):
+    experiment, workdir, _ = trained
+    model = dataclasses.replace(experiment.teacher.model, norm_position="both")
+    other = dataclasses.replace(experiment, teacher=dataclasses.replace(experiment.teacher, model=model))
+    with pytest.raises(export.KdError, match="no architecture of transformers has this shape; .*norm_position"):
+        export.run(other, workdir, tmp_path / "x", "teacher")
+    assert not list(tmp_path.iterdir())
+
+
+def test_transformers_writes_the_same_text(trained):
+    hf = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    experiment, workdir, folder = trained
+    model, prompts = experiment.teacher.model, prompts_of(experiment, workdir)
+    ours = Tokenizer(workdir.data.file("tokenizer.model"))
+    encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts]
+    theirs = hf.AutoTokenizer.from_pretrained(folder)
+    start = [] if model.family == "encoder_decoder" else [1]
+    assert theirs(prompts)["input_ids"] == [start + ids.tolist() for ids in encoded]
+
+    auto = hf.AutoModelForSeq2SeqLM if model.family == "encoder_decoder" else hf.AutoModelForCausalLM
+    network, complaints = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(complaints.values()), complaints
+    given = theirs(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    ids_BT = network.generate(**given)
+    if model.family == "decoder_only":
+        ids_BT = ids_BT[:, given["input_ids"].shape[1] :]
+    written = theirs.batch_decode(ids_BT, skip_special_tokens=True)
+
+    built = model.build(ours.vocab_size)
+    params = checkpoint.load_params(workdir.model("teacher"), built.init)
+    (inputs,) = PromptBatches(encoded, model.layout, (40,), len(prompts), 1, range(len(prompts)))
+    parts = {"model": built, "architecture": model, "way": "greedy", "decoding": experiment.task.decoding}
+    rows = np.asarray(text.write(params, inputs, **parts))
+    assert [text.to_text(row, ours) for row in rows] == written
