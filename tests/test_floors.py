@@ -37,7 +37,9 @@ OWNERS = {  # a library -> the only files that import it
     "orbax": r"artifacts/checkpoint\.py",
     "rich": r"artifacts/runlog\.py",
     "tyro": r"cli/resolve\.py",
-    "grain|tensorflow_datasets|array_record|sentencepiece": r"data/.*",
+    "grain|tensorflow_datasets|array_record|sentencepiece|tokenizers": r"data/.*",
+    "safetensors": r"models/huggingface/files\.py",
+    "torch|transformers": r"nowhere",
     "flax": r"models/.*",
 }
 
