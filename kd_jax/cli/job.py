@@ -40,7 +40,8 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         if words.to is None:
             raise KdError("--to: missing; wanted the folder to write, such as exported/student_kd")
         workdir = _workdir(words.workdir)
-        given = {"experiment": recall(workdir), "workdir": workdir, "to": words.to, "model": words.model}
+        given = {"experiment": recall(workdir), "workdir": workdir, "to": words.to}
+        given |= {"model": words.model, "format": words.format}
         yield [("export", given)]
         return
     if words.command == "new":

@@ -18,7 +18,7 @@ GENERATE = {"beam": int, "length": int, "temperature": float, "top-k": int, "top
 GENERATE |= {"repetition-penalty": float, "seed": int}
 OPTIONS = {  # of the commands that take no field of an experiment
     "generate": ("workdir", "model", *GENERATE),
-    "export": ("workdir", "model", "to"),
+    "export": ("workdir", "model", "to", "format"),
     "new": ("task", "family", "train"),
 }
 HELP = """\
@@ -36,7 +36,8 @@ usage:
   kd-jax generate --workdir DIR [--model NAME] [OPTIONS]      answer standard input, line by line: --beam N, --length N,
                                                               --temperature T, --top-k K, --top-p P, --min-p P,
                                                               --repetition-penalty R, --seed N
-  kd-jax export --workdir DIR [--model NAME] --to FOLDER      a trained model as a folder that transformers loads
+  kd-jax export --workdir DIR [--model NAME] --to FOLDER      a trained model as a folder that transformers loads, or
+         [--format jax]                                       that JAX alone runs
 
 (`python -m kd_jax` is the same as `kd-jax`, and needs no installation.)
 
@@ -158,6 +159,7 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
         parser.add_argument("--model", default="")
     if command == "export":
         parser.add_argument("--to", type=Path)
+        parser.add_argument("--format", default="transformers")
     elif command == "generate":
         for option, kind in GENERATE.items():
             parser.add_argument(f"--{option}", type=kind, default=argparse.SUPPRESS)

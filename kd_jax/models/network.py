@@ -132,7 +132,7 @@ class Network(nn.Module):
 
     def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...], Array]:
         """(keys and values of the source for each layer, their segments [B, S]): here there is none."""
-        return (), jnp.zeros((len(inputs.index_B), 0), jnp.int32)
+        return (), jnp.zeros((inputs.index_B.shape[0], 0), jnp.int32)
 
     def head(self) -> Head:
         """The output layer, as data."""

@@ -1,43 +1,57 @@
-"""A trained model as a folder that transformers loads without a line of ours: weights, tokeniser, settings, card."""
+"""A trained model as a folder that needs no line of ours: for transformers, or for JAX alone."""
 
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from kd_jax import config
 from kd_jax.artifacts import checkpoint, manifest, runlog
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data.tokenizer_json import tokenizer_json
 from kd_jax.data.tokenizers import EOS, PAD, START, UNKNOWN, Tokenizer
+from kd_jax.decoding import loader
+from kd_jax.decoding.exported import programs
 from kd_jax.errors import KdError
 from kd_jax.evaluation import page, tables, verdict
 from kd_jax.experiment import Experiment
 from kd_jax.models.huggingface.write import format_of, write
 from kd_jax.phases.generate import named
 from kd_jax.tasks.base import Decoding
+from kd_jax.types import Params
 
 IDS = {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": EOS}
 ENDLESS = int(1e30)  # transformers' word for a tokeniser that cuts nothing
 AUTO = {"encoder_decoder": "AutoModelForSeq2SeqLM", "decoder_only": "AutoModelForCausalLM"}
-CARD = """\
----
-library_name: transformers
-tags: [kd_jax, knowledge-distillation, {task}]
----
-
-# {experiment}: {name}
-
-`{name}` of the experiment {experiment}{of_teacher} trained with kd_jax on {dataset} ({count:,} training examples).
-The digest of its parameters is {digest}; written as {class_name}.
-
+USES = {
+    "transformers": """\
 ```python
 from transformers import AutoTokenizer, {auto}
 
 tokenizer, model = AutoTokenizer.from_pretrained("."), {auto}.from_pretrained(".")
 written = model.generate(**tokenizer([{example!r}], return_tensors="pt"))
 print(tokenizer.batch_decode(written, skip_special_tokens=True))
+```""",
+    "jax": """\
 ```
+python generate.py 5 17 9   # token ids of a prompt; tokenizer.json makes them, and texts of what is printed
+```""",
+}
+CARD = """\
+---
+library_name: {library}
+tags: [kd_jax, knowledge-distillation, {task}]
+---
+
+# {experiment}: {name}
+
+`{name}` of the experiment {experiment}{of_teacher} trained with kd_jax on {dataset} ({count:,} training examples).
+The digest of its parameters is {digest}; written as {form}.
+
+{use}
 
 ## Figures
 
@@ -54,37 +68,66 @@ seed {seed}; {versions}.
 """
 
 
-def run(experiment: Experiment, workdir: Workdir, to: Path, model: str = "") -> None:
-    """Writes the folder `to`, by rename: config.json, model.safetensors, tokenizer.json and the like, README.md.
+def run(experiment: Experiment, workdir: Workdir, to: Path, model: str = "", format: str = "transformers") -> None:
+    """Writes the folder `to`, by rename.
+
+    As "transformers": config.json, model.safetensors, generation_config.json. As "jax": prefill.bin and step.bin for
+    CPU, CUDA and TPU, params.npz, settings.json, and generate.py, which runs them with JAX and NumPy alone. Either way
+    tokenizer.json, tokenizer_config.json and a model card, README.md.
 
     Args:
       experiment: as the workdir keeps it.
       workdir: of a run with trained models.
       to: a folder that is not there yet.
       model: "teacher" or a student's name; "" for the distilled student.
+      format: one of FORMATS.
 
     Raises:
-      KdError: if there is no such model, `to` is there, or transformers has no architecture of this shape.
+      KdError: if there is no such model or format, `to` is there, or transformers has no architecture of this shape.
     """
     name = named(experiment, model)
+    if format not in FORMATS:
+        raise KdError(f"--format {format}: unknown; wanted {' or '.join(FORMATS)}")
     if to.exists():
         raise KdError(f"--to {to}: is there already; take another, or move it away")
     folder, architecture = workdir.model(name), experiment.recipes[name].model
     tokenizer = Tokenizer(folder.file("tokenizer.model"))
     network = architecture.build(tokenizer.vocab_size)
-    kept = format_of(architecture)
+    form = format_of(architecture).class_name if format == "transformers" else "programs of jax.export"
     params = checkpoint.load_params(folder, network.init)
     part = to.with_name(to.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    start = {"decoder_start_token_id": START} if architecture.family == "encoder_decoder" else {}
-    write(part, architecture, params, IDS | start, tokenizer.vocab_size)
+    FORMATS[format](part, experiment, name, params, tokenizer.vocab_size)
     write_tokenizer(part, experiment, name, folder.file("tokenizer.model"))
-    widest = max(experiment.prompt_widths)
-    manifest.write_json(part / "generation_config.json", IDS | start | generation(experiment.task.decoding, widest))
-    (part / "README.md").write_text(card(experiment, workdir, name, kept.class_name), encoding="utf-8")
+    (part / "README.md").write_text(card(experiment, workdir, name, form, format), encoding="utf-8")
     os.replace(part, to)
-    runlog.show(f"{name}: {to}, as {kept.class_name} of transformers")
+    runlog.show(f"{name}: {to}, as {form}")
+
+
+def for_transformers(to: Path, experiment: Experiment, name: str, params: Params, vocab_size: int) -> None:
+    """Weights and settings."""
+    architecture = experiment.recipes[name].model
+    start = {"decoder_start_token_id": START} if architecture.family == "encoder_decoder" else {}
+    write(to, architecture, params, IDS | start, vocab_size)
+    settings = generation(experiment.task.decoding, max(experiment.prompt_widths))
+    manifest.write_json(to / "generation_config.json", IDS | start | settings)
+
+
+def for_jax(to: Path, experiment: Experiment, name: str, params: Params, vocab_size: int) -> None:
+    """Programs, parameters, and the file that runs them."""
+    architecture, width = experiment.recipes[name].model, max(experiment.prompt_widths)
+    sizes = {"width": width, "room": experiment.task.decoding.most(width)}
+    has_encoder = architecture.family == "encoder_decoder"
+    written = programs(architecture.build(vocab_size), params, has_encoder=has_encoder, **sizes)
+    for program, code in written.items():
+        (to / f"{program}.bin").write_bytes(code)
+    np.savez(to / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
+    manifest.write_json(to / "settings.json", {**sizes, "eos": EOS})
+    shutil.copyfile(loader.__file__, to / "generate.py")
+
+
+FORMATS = {"transformers": for_transformers, "jax": for_jax}
 
 
 def write_tokenizer(to: Path, experiment: Experiment, name: str, model: Path) -> None:
@@ -119,11 +162,11 @@ def generation(decoding: Decoding, widest: int) -> dict[str, Any]:
     return settings | {"do_sample": True} | drawn | ({"min_p": sampling.min_p} if sampling.min_p else {})
 
 
-def card(experiment: Experiment, workdir: Workdir, name: str, class_name: str) -> str:
+def card(experiment: Experiment, workdir: Workdir, name: str, form: str, format: str) -> str:
     """The model card: what it is, how it came to be, how good it is, how it is used."""
     folder, data, task = workdir.model(name), workdir.data.outputs(), experiment.task
     written_by = manifest.read_json(folder.path / "manifest.json")["versions"]
-    auto = AUTO[experiment.recipes[name].model.family]
+    example = task.prompt(manifest.read_lines(workdir.data.file("validation.jsonl"))[0])[:60]
     of_teacher = "" if name == TEACHER else f", a student of the teacher {workdir.model(TEACHER).outputs()['digest']},"
     return CARD.format(
         task=task.name,
@@ -133,9 +176,9 @@ def card(experiment: Experiment, workdir: Workdir, name: str, class_name: str) -
         dataset=data["dataset"],
         count=data["counts"]["train"],
         digest=folder.outputs()["digest"],
-        class_name=class_name,
-        auto=auto,
-        example=task.prompt(manifest.read_lines(workdir.data.file("validation.jsonl"))[0])[:60],
+        form=form,
+        library=format,
+        use=USES[format].format(auto=AUTO[experiment.recipes[name].model.family], example=example),
         figures=figures(workdir),
         seed=experiment.seed,
         versions=", ".join(f"{library} {version}" for library, version in written_by.items()),

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
 from kd_jax.data.pipeline import PromptBatches
-from kd_jax.data.tokenizers import Tokenizer
+from kd_jax.data.tokenizers import EOS, Tokenizer
 from kd_jax.decoding import text
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
@@ -23,6 +26,12 @@ from tests.runs import smoke
 SIZES = {"d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.0}
 MODELS = {"encoder_decoder": EncoderDecoder(1, 2, **SIZES), "decoder_only": DecoderOnly(2, **SIZES)}
 CLASSES = {"encoder_decoder": "PegasusForConditionalGeneration", "decoder_only": "LlamaForCausalLM"}
+ALONE = """
+import json, pathlib, sys
+sys.modules["kd_jax"] = sys.modules["flax"] = None
+import generate
+print(json.dumps(generate.generate(pathlib.Path("."), json.loads(sys.argv[1]))))
+"""
 STEPS = "--teacher.training.steps 30 --teacher.training.eval-every 30 --buckets 40"
 
 
@@ -72,7 +81,8 @@ def test_a_folder_that_is_there_is_left_alone(trained, capsys):
     [
         (["--model", "teacher"], "--to: missing; wanted the folder to write"),
         (["--model", "techer", "--to", "x"], "--model techer: no such model; did you mean teacher?"),
-        (["--to", "x", "--beam", "4"], "export: unknown option --beam; wanted --workdir, --model, --to"),
+        (["--to", "x", "--beam", "4"], "export: unknown option --beam; wanted --workdir, --model, --to, --format"),
+        (["--to", "x", "--format", "onnx"], "--format onnx: unknown; wanted transformers or jax"),
     ],
 )
 def test_words_that_do_not_fit_are_refused(trained, words, line, capsys):
@@ -109,9 +119,33 @@ def test_transformers_writes_the_same_text(trained):
         ids_BT = ids_BT[:, given["input_ids"].shape[1] :]
     written = theirs.batch_decode(ids_BT, skip_special_tokens=True)
 
-    built = model.build(ours.vocab_size)
+    assert [text.to_text(row, ours) for row in greedy_rows(experiment, workdir, encoded)] == written
+
+
+def test_jax_alone_writes_the_same_tokens(trained, tmp_path):
+    """In a process that cannot import kd_jax or Flax."""
+    experiment, workdir, _ = trained
+    words = ["--model", "teacher", "--to", str(tmp_path / "programs"), "--format", "jax"]
+    assert main(["export", "--workdir", str(workdir.path), *words]) == 0
+    ours = Tokenizer(workdir.data.file("tokenizer.model"))
+    encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts_of(experiment, workdir)]
+    texts = subprocess.run(
+        [sys.executable, "-c", ALONE, json.dumps([ids.tolist() for ids in encoded])],
+        cwd=tmp_path / "programs",
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [row.tolist() for row in greedy_rows(experiment, workdir, encoded)]
+    assert json.loads(texts.stdout) == [row[: row.index(EOS)] if EOS in row else row for row in rows]
+
+
+def greedy_rows(experiment, workdir, encoded):
+    """What the teacher writes, int [rows, length]."""
+    model = experiment.teacher.model
+    built = model.build(workdir.data.outputs()["vocab_size"])
     params = checkpoint.load_params(workdir.model("teacher"), built.init)
-    (inputs,) = PromptBatches(encoded, model.layout, (40,), len(prompts), 1, range(len(prompts)))
+    (inputs,) = PromptBatches(encoded, model.layout, (40,), len(encoded), 1, range(len(encoded)))
     parts = {"model": built, "architecture": model, "way": "greedy", "decoding": experiment.task.decoding}
-    rows = np.asarray(text.write(params, inputs, **parts))
-    assert [text.to_text(row, ours) for row in rows] == written
+    return np.asarray(text.write(params, inputs, **parts))
