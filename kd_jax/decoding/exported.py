@@ -88,4 +88,4 @@ def prompts(ids_BS: Array, length_B: Array, has_encoder: bool) -> Inputs:
 def _tokens(ids_BT: Array, place_BT: Array, length_B: Array) -> Tokens:
     """Tokens at the places from 0 on, as many as there are."""
     real_BT = (place_BT >= 0) & (place_BT < length_B[:, None])
-    return Tokens(*(jnp.where(real_BT, x, 0).astype(jnp.int32) for x in (ids_BT, place_BT, real_BT)))
+    return Tokens(*(jnp.where(real_BT, x.astype(jnp.int32), 0) for x in (ids_BT, place_BT, real_BT)))
