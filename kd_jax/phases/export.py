@@ -24,6 +24,8 @@ from kd_jax.tasks.base import Decoding
 from kd_jax.types import Params
 
 IDS = {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": EOS}
+# As T5, Marian and Pegasus, decoding begins with what pads: converters such as CTranslate2's take one for the other.
+STARTED = IDS | {"pad_token_id": START, "decoder_start_token_id": START}
 ENDLESS = int(1e30)  # transformers' word for a tokeniser that cuts nothing
 AUTO = {"encoder_decoder": "AutoModelForSeq2SeqLM", "decoder_only": "AutoModelForCausalLM"}
 USES = {
@@ -108,10 +110,10 @@ def run(experiment: Experiment, workdir: Workdir, to: Path, model: str = "", for
 def for_transformers(to: Path, experiment: Experiment, name: str, params: Params, vocab_size: int) -> None:
     """Weights and settings."""
     architecture = experiment.recipes[name].model
-    start = {"decoder_start_token_id": START} if architecture.family == "encoder_decoder" else {}
-    write(to, architecture, params, IDS | start, vocab_size)
+    ids = STARTED if architecture.family == "encoder_decoder" else IDS
+    write(to, architecture, params, ids, vocab_size)
     settings = generation(experiment.task.decoding, max(experiment.prompt_widths))
-    manifest.write_json(to / "generation_config.json", IDS | start | settings)
+    manifest.write_json(to / "generation_config.json", ids | settings)
 
 
 def for_jax(to: Path, experiment: Experiment, name: str, params: Params, vocab_size: int) -> None:
@@ -138,7 +140,8 @@ def write_tokenizer(to: Path, experiment: Experiment, name: str, model: Path) ->
         template = "<s> $A </s>" if experiment.task.prompted else "<s> $A"
     tokenizer = tokenizer_json(model, template)
     tokenizer.save(str(to / "tokenizer.json"))
-    words = {"pad_token": PAD, "bos_token": START, "eos_token": EOS, "unk_token": UNKNOWN}
+    pad = START if experiment.recipes[name].model.family == "encoder_decoder" else PAD
+    words = {"pad_token": pad, "bos_token": START, "eos_token": EOS, "unk_token": UNKNOWN}
     settings = {name: tokenizer.id_to_token(token) for name, token in words.items()}
     side = {"padding_side": "left"} if template.startswith("<s>") else {}
     general = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

@@ -90,7 +90,10 @@ MARIAN = Format(
     class_name="MarianMTModel",
     family=EncoderDecoder,
     settings=_settings(
-        fixed(norm_position="after", positions="sinusoidal", first_position=0, embedding_norm=False, head_bias=True)
+        fixed(norm_position="after", positions="sinusoidal", first_position=0, embedding_norm=False, head_bias=True),
+        only("normalize_before", False),
+        only("normalize_embedding", False),
+        only("add_final_layer_norm", False),
     ),
     names=BART_NAMES,
     ignored=COPIES,
@@ -103,7 +106,10 @@ PEGASUS = Format(
     class_name="PegasusForConditionalGeneration",
     family=EncoderDecoder,
     settings=_settings(
-        fixed(norm_position="before", positions="sinusoidal", first_position=0, embedding_norm=False, head_bias=True)
+        fixed(norm_position="before", positions="sinusoidal", first_position=0, embedding_norm=False, head_bias=True),
+        only("normalize_before", True),
+        only("normalize_embedding", False),
+        only("add_final_layer_norm", True),
     ),
     names=BART_NAMES | LAST_NORMS,
     ignored=COPIES,
@@ -116,7 +122,10 @@ BART = Format(
     class_name="BartForConditionalGeneration",
     family=EncoderDecoder,
     settings=_settings(
-        fixed(norm_position="after", positions="learned", first_position=0, embedding_norm=True, head_bias=True)
+        fixed(norm_position="after", positions="learned", first_position=0, embedding_norm=True, head_bias=True),
+        only("normalize_before", False),
+        only("normalize_embedding", True),
+        only("add_final_layer_norm", False),
     ),
     names=BART_NAMES
     | {
