@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from kd_jax.errors import KdError
@@ -198,6 +199,27 @@ class Format:
         if pattern not in table:
             return None
         return table[pattern].at(int(layer[1])) if layer else table[pattern]
+
+
+def shapes_of(model: Transformer) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of a model over `vocab_rows` tokens.
+
+    Only one layer of each stack is traced: the others are alike, and tracing them would take longer than reading them.
+
+    Examples:
+      >>> from kd_jax.models.decoder_only import DecoderOnly
+      >>> shapes = shapes_of(DecoderOnly(layers=2, d_model=8, heads=2, d_ff=12, vocab_rows=10))
+      >>> shapes["embedding"], shapes["decoder_1.ffn.in.kernel"], len(shapes)  # 6 in each layer, and the last norm
+      ((10, 8), (8, 24), 14)
+    """
+    depths = {field.name: 1 for field in dataclasses.fields(model) if field.name.endswith("layers")}
+    shallow = dataclasses.replace(model, local=(), **depths).build(model.vocab_rows)
+    shapes = {}
+    for path, leaf in leaves(jax.eval_shape(shallow.init, jax.random.key(0))):
+        stack = re.match(r"(encoder|decoder)_0\.", path)
+        layers = model.stacks()[stack[1]] if stack else 1
+        shapes |= {path.replace("coder_0.", f"coder_{i}.", 1): leaf.shape for i in range(layers)}
+    return shapes
 
 
 def leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,11 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from kd_jax.errors import KdError
-from kd_jax.models.huggingface.base import Format, Stored, leaves, nested
+from kd_jax.models.huggingface.base import Format, Stored, nested, shapes_of
 from kd_jax.models.huggingface.files import Tensors, read_json
 from kd_jax.models.huggingface.formats import FORMATS
 from kd_jax.models.layers import GATES
@@ -41,9 +40,9 @@ def read(folder: str | Path) -> tuple[Transformer, Params]:
     tensors = Tensors(folder)
     model = _architecture(folder, tensors)
     kept = _format(folder)
-    shapes = dict(leaves(jax.eval_shape(model.build(model.vocab_rows).init, jax.random.key(0))))
+    shapes = shapes_of(model)
     stored = {path: _stored(kept, path, model.activation in GATES, tensors) for path in shapes}
-    _check(folder, kept, tensors, stored, {path: leaf.shape for path, leaf in shapes.items()})
+    _check(folder, kept, tensors, stored, shapes)
     _check_sinusoids(folder, kept, tensors, model.d_model)
     return model, nested({path: one.join([tensors.read(name) for name in one.names]) for path, one in stored.items()})
 

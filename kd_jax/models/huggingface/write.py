@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from kd_jax.errors import KdError
 from kd_jax.models.huggingface import files
-from kd_jax.models.huggingface.base import Format, Stored, leaves
+from kd_jax.models.huggingface.base import Format, Stored, leaves, shapes_of
 from kd_jax.models.huggingface.formats import FORMATS
 from kd_jax.models.layers import GATES
 from kd_jax.models.positions import sinusoids
@@ -65,11 +64,11 @@ def write(folder: Path, model: Transformer, params: Params, config: Mapping[str,
     keys = kept.config(wide, vocab_size)
     given, gated = dict(leaves(params)), model.activation in GATES
     tensors: dict[str, np.ndarray] = {}
-    for path, leaf in leaves(jax.eval_shape(wide.build(vocab_size).init, jax.random.key(0))):
-        parameter = np.asarray(given[path]) if path in given else np.zeros(leaf.shape, np.float32)
-        parameter = parameter[tuple(slice(size) for size in leaf.shape)]  # without the vocabulary's padding
+    for path, shape in shapes_of(wide).items():
+        parameter = np.asarray(given[path]) if path in given else np.zeros(shape, np.float32)
+        parameter = parameter[tuple(slice(size) for size in shape)]  # without the vocabulary's padding
         stored = kept.stored(path, gated)
-        parts = stored.split(parameter, _widths(path, stored, wide, leaf.shape[-1]))
+        parts = stored.split(parameter, _widths(path, stored, wide, shape[-1]))
         tensors |= dict(zip(stored.names, parts, strict=True))
     for name in kept.sinusoids:
         tensors[name] = np.asarray(sinusoids(keys["max_position_embeddings"], model.d_model))
