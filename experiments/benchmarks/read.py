@@ -3,8 +3,8 @@
     python experiments/benchmarks/read.py --json read.json
 
 A Llama in SmolLM2-135M's shape (30 layers, d 576, 49,152 tokens, tied) and a Marian in OPUS-MT's (6+6 layers, d 512,
-58,101 tokens), with random parameters in float32, are written to a temporary folder. Then a process of its own reads the
-bytes of the files, and another reads the model; time is the median of --rounds such pairs, memory the growth of the
+58,101 tokens), with random parameters in float32, are written to a temporary folder. Then a process of its own reads
+the bytes of the files, and another reads the model; time is the median of --rounds such pairs, memory the growth of the
 process's largest resident set, over the bytes of the parameters.
 """
 

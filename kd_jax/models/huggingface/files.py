@@ -30,7 +30,8 @@ class Tensors:
     """The tensors of a folder, read one at a time.
 
     Attributes:
-      where: name -> the open file that holds it.
+      where: name -> the file that holds it.
+      shapes: name -> shape.
     """
 
     def __init__(self, folder: Path):
@@ -41,24 +42,24 @@ class Tensors:
             names = {WHOLE}
         else:
             raise KdError(f"{folder}: neither {WHOLE} nor {INDEX}; wanted safetensors (pickled weights are not read)")
-        self.where: dict[str, Any] = {}
+        self.where: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for name in sorted(names):
             path = folder / name
             if not isinstance(name, str) or path.parent != folder:
                 raise KdError(f"{folder / INDEX}: {name!r} is not a file of the folder")
             try:
-                file = safetensors.safe_open(path, framework="numpy")  # mapped, until nobody holds it
-                self.where |= dict.fromkeys(file.keys(), file)
+                with safetensors.safe_open(path, framework="numpy") as file:
+                    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                    self.shapes |= {name: tuple(one.get_shape()) for name, one in slices.items()}
+                self.where |= dict.fromkeys(slices, path)
             except (OSError, safetensors.SafetensorError) as error:
                 raise KdError(f"{path}: cut or damaged ({error}); fetch the file again") from error
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, without reading it."""
-        return tuple(self.where[name].get_slice(name).get_shape())
-
     def read(self, name: str) -> np.ndarray:
-        """A tensor in float32."""
-        return np.asarray(self.where[name].get_tensor(name), np.float32)
+        """A tensor in float32. The file is mapped anew each time: what stays mapped counts as this process's memory."""
+        with safetensors.safe_open(self.where[name], framework="numpy") as file:
+            return np.asarray(file.get_tensor(name), np.float32)
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:

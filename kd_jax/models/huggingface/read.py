@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from kd_jax.errors import KdError
@@ -65,7 +66,7 @@ def _architecture(folder: Path, tensors: Tensors) -> Transformer:
     embedding = _stored(kept, "embedding", False, tensors).names[0]
     if embedding not in tensors.where:
         raise KdError(f"{folder}: tensors missing: {embedding}")
-    model = dataclasses.replace(model, vocab_rows=tensors.shape(embedding)[0])
+    model = dataclasses.replace(model, vocab_rows=tensors.shapes[embedding][0])
     model.check()
     return model
 
@@ -99,11 +100,11 @@ def _check(
     wrong = []
     for path, one in stored.items():
         try:
-            shape = one.joined([tensors.shape(name) for name in one.names])
+            shape = one.joined([tensors.shapes[name] for name in one.names])
         except ValueError:
             shape = ()
         if shape != shapes[path]:
-            seen = ", ".join(f"{name} {list(tensors.shape(name))}" for name in one.names)
+            seen = ", ".join(f"{name} {list(tensors.shapes[name])}" for name in one.names)
             wrong.append(f"{seen} for {path} {list(shapes[path])}")
     if wrong:
         raise KdError(f"{folder}: tensors of another shape than {CONFIG} asks for: {_few(wrong)}")
@@ -111,10 +112,11 @@ def _check(
 
 def _check_sinusoids(folder: Path, kept: Format, tensors: Tensors, d_model: int) -> None:
     """Raises KdError if a file's table of positions is not what is computed here."""
+    computed = jax.jit(sinusoids, static_argnums=(0, 1))
     for name in kept.sinusoids:
         if name in tensors.where:
             table = tensors.read(name)
-            if table.shape[1] != d_model or not np.allclose(table, sinusoids(*table.shape), atol=2e-3):
+            if table.shape[1] != d_model or not np.allclose(table, computed(*table.shape), atol=2e-3):
                 raise KdError(f"{folder}: {name} does not hold sinusoids; learned ones are not implemented here")
 
 
