@@ -30,7 +30,7 @@ def load(path: str | Path) -> Any:
 
     Examples:
       >>> load("experiments/configs/smoke.py").buckets
-      (12, 32)
+      (32,)
       >>> load("quickstrat.py")
       Traceback (most recent call last):
       kd_jax.errors.KdError: config quickstrat.py: no such file; \
