@@ -14,6 +14,9 @@ def generate(folder, prompts):
     said = json.loads((folder / "settings.json").read_text())
     prefill, step = (export.deserialize((folder / f"{name}.bin").read_bytes()) for name in ("prefill", "step"))
     params = tuple(np.load(folder / "params.npz").values())
+    longest = max(map(len, prompts))
+    if longest > said["width"]:
+        raise ValueError(f"a prompt of {longest} tokens; wanted at most {said['width']}")
     ids = np.zeros((len(prompts), said["width"]), np.int32)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt

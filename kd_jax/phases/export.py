@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,14 @@ def run(experiment: Experiment, workdir: Workdir, to: Path, model: str = "", for
     network = architecture.build(tokenizer.vocab_size)
     form = format_of(architecture).class_name if format == "transformers" else "programs of jax.export"
     params = checkpoint.load_params(folder, network.init)
-    part = to.with_name(to.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    FORMATS[format](part, experiment, name, params, tokenizer.vocab_size)
-    write_tokenizer(part, experiment, name, folder.file("tokenizer.model"))
-    (part / "README.md").write_text(card(experiment, workdir, name, form, format), encoding="utf-8")
-    os.replace(part, to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".kd_jax_", dir=to.parent) as beside:
+        part = Path(beside) / to.name
+        part.mkdir()
+        FORMATS[format](part, experiment, name, params, tokenizer.vocab_size)
+        write_tokenizer(part, experiment, name, folder.file("tokenizer.model"))
+        (part / "README.md").write_text(card(experiment, workdir, name, form, format), encoding="utf-8")
+        os.replace(part, to)
     runlog.show(f"{name}: {to}, as {form}")
 
 

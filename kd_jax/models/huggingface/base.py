@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from kd_jax.errors import KdError
 from kd_jax.models.transformer import Transformer
@@ -191,13 +192,11 @@ class Format:
             keys |= setting.write(model)
         return keys | {"vocab_size": vocab_rows, "tie_word_embeddings": model.tied, "dtype": "float32"}
 
-    def stored(self, path: str, gated: bool) -> Stored | None:
-        """Where a parameter of ours is kept, its layer's number filled in; None where the format has no such."""
+    def stored(self, path: str, gated: bool) -> Stored:
+        """Where a parameter of ours is kept, its layer's number filled in."""
         layer = re.search(r"coder_(\d+)\.", path)
         pattern = re.sub(r"coder_\d+\.", "coder_{i}.", path)
         table = {**self.names, **self.gated} if gated else self.names
-        if pattern not in table:
-            return None
         return table[pattern].at(int(layer[1])) if layer else table[pattern]
 
 
@@ -215,39 +214,8 @@ def shapes_of(model: Transformer) -> dict[str, tuple[int, ...]]:
     depths = {field.name: 1 for field in dataclasses.fields(model) if field.name.endswith("layers")}
     shallow = dataclasses.replace(model, local=(), **depths).build(model.vocab_rows)
     shapes = {}
-    for path, leaf in leaves(jax.eval_shape(shallow.init, jax.random.key(0))):
+    for path, leaf in flatten_dict(jax.eval_shape(shallow.init, jax.random.key(0)), sep=".").items():
         stack = re.match(r"(encoder|decoder)_0\.", path)
         layers = model.stacks()[stack[1]] if stack else 1
         shapes |= {path.replace("coder_0.", f"coder_{i}.", 1): leaf.shape for i in range(layers)}
     return shapes
-
-
-def leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(path with points, leaf) of a tree of dicts.
-
-    Examples:
-      >>> list(leaves({"a": {"b": 1}, "c": 2}))
-      [('a.b', 1), ('c', 2)]
-    """
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `leaves`.
-
-    Examples:
-      >>> nested({"a.b": 1, "c": 2})
-      {'a': {'b': 1}, 'c': 2}
-    """
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree

@@ -1,5 +1,6 @@
 """Decoder-only formats: Llama and its kin, GPT-2, Gemma 3. Checked against transformers 5.24."""
 
+import dataclasses
 from typing import Any
 
 from kd_jax.errors import KdError
@@ -115,6 +116,15 @@ def _write_biases(model: Transformer) -> dict[str, Any]:
     return dict.fromkeys(("attention_bias", "mlp_bias"), model.biases == "all")
 
 
+def _write_scale(model: Transformer) -> dict[str, Any]:
+    """Gemma 3 has a whole number for the scale's inverse square."""
+    scale = model.attention_scale or model.head_width**-0.5
+    number = round(scale**-2)
+    if abs(number**-0.5 - scale) > 1e-6 * scale:
+        raise KdError(f"model.attention_scale: {scale}; the format has the inverse roots of whole numbers")
+    return {"query_pre_attn_scalar": number}
+
+
 SIZES = (
     same("layers", "num_hidden_layers"),
     same("d_model", "hidden_size"),
@@ -167,54 +177,35 @@ HEAD_NORMS = {
 }
 COMPUTED = r".*rotary_emb\.inv_freq"
 
+COMMON = (*SIZES, *SHARED, PRE_NORM, UNSCALED, ROPE, CONTEXT, choice("activation", "hidden_act", GATED))
 LLAMA = Format(
     model_type="llama",
     class_name="LlamaForCausalLM",
     family=DecoderOnly,
-    settings=(
-        *SIZES, *SHARED, PRE_NORM, UNSCALED, ROPE, CONTEXT, fixed(qk_norm=False), Setting(_read_biases, _write_biases),
-        choice("activation", "hidden_act", GATED), only("pretraining_tp", 1),
-    ),
+    settings=(*COMMON, fixed(qk_norm=False), Setting(_read_biases, _write_biases), only("pretraining_tp", 1)),
     names=LLAMA_NAMES,
     ignored=COMPUTED,
     prefix="model.",
-)  # fmt: skip
-MISTRAL = Format(
+)
+MISTRAL = dataclasses.replace(
+    LLAMA,
     model_type="mistral",
     class_name="MistralForCausalLM",
-    family=DecoderOnly,
-    settings=(
-        *SIZES, *SHARED, PRE_NORM, UNSCALED, ROPE, CONTEXT, WINDOW, fixed(qk_norm=False, biases="none"),
-        choice("activation", "hidden_act", GATED),
-    ),
-    names=LLAMA_NAMES,
-    ignored=COMPUTED,
-    prefix="model.",
-)  # fmt: skip
-QWEN2 = Format(
+    settings=(*COMMON, WINDOW, fixed(qk_norm=False, biases="none")),
+)
+QWEN2 = dataclasses.replace(
+    LLAMA,
     model_type="qwen2",
     class_name="Qwen2ForCausalLM",
-    family=DecoderOnly,
-    settings=(
-        *SIZES, *SHARED, PRE_NORM, UNSCALED, ROPE, CONTEXT, fixed(qk_norm=False, biases="qkv"),
-        choice("activation", "hidden_act", GATED),
-    ),
-    names=LLAMA_NAMES,
-    ignored=COMPUTED,
-    prefix="model.",
-)  # fmt: skip
-QWEN3 = Format(
+    settings=(*COMMON, fixed(qk_norm=False, biases="qkv")),
+)
+QWEN3 = dataclasses.replace(
+    LLAMA,
     model_type="qwen3",
     class_name="Qwen3ForCausalLM",
-    family=DecoderOnly,
-    settings=(
-        *SIZES, *SHARED, PRE_NORM, UNSCALED, ROPE, CONTEXT, fixed(qk_norm=True, biases="none"),
-        choice("activation", "hidden_act", GATED), only("attention_bias", False),
-    ),
+    settings=(*COMMON, fixed(qk_norm=True, biases="none"), only("attention_bias", False)),
     names=LLAMA_NAMES | HEAD_NORMS,
-    ignored=COMPUTED,
-    prefix="model.",
-)  # fmt: skip
+)
 
 GEMMA_NORMS = {
     "decoder_norm.scale": "model.norm.weight",
@@ -235,7 +226,7 @@ GEMMA3 = Format(
         choice("activation", "hidden_activation", GATED, default="gelu_pytorch_tanh"),
         Setting(
             lambda config: {"attention_scale": config.get("query_pre_attn_scalar", 256) ** -0.5},
-            lambda model: {"query_pre_attn_scalar": round((model.attention_scale or model.head_width**-0.5) ** -2)},
+            _write_scale,
         ),
         Setting(
             lambda config: {

@@ -1,10 +1,13 @@
 """Encoder-decoder formats: BART and its kin (Marian, Pegasus, M2M100), and T5. Checked against transformers 5.24."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from kd_jax.errors import KdError
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.huggingface.base import Config, Format, Setting, Stored, choice, dense, fixed, only, plain, same
+from kd_jax.models.transformer import Transformer
 
 WORDS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu", "gelu_new": "gelu_tanh"}
 NORM = (("scale", "weight"), ("bias", "bias"))
@@ -84,65 +87,50 @@ def _settings(*further: Setting) -> tuple[Setting, ...]:
     )
 
 
-SPARSE = {"biases": "all", "head_bias": True}
-MARIAN = Format(
-    model_type="marian",
-    class_name="MarianMTModel",
-    family=EncoderDecoder,
-    settings=_settings(
-        fixed(norm_position="after", positions="sinusoidal", first_position=0, embedding_norm=False, head_bias=True),
-        only("normalize_before", False),
-        only("normalize_embedding", False),
-        only("add_final_layer_norm", False),
-    ),
-    names=BART_NAMES,
-    ignored=COPIES,
-    sinusoids=SINUSOIDS,
-    prefix="model.",
-    widened=SPARSE,
-)
+def _norms(before: bool, embedding: bool) -> tuple[Setting, ...]:
+    """Where BART's kin have their norms; what other programs look up, though the architecture's name says it."""
+    position = fixed(norm_position="before" if before else "after", embedding_norm=embedding)
+    said = {"normalize_before": before, "normalize_embedding": embedding, "add_final_layer_norm": before}
+    return (position, *(only(key, value) for key, value in said.items()))
+
+
+COMPUTED = fixed(positions="sinusoidal", first_position=0, head_bias=True)
 PEGASUS = Format(
     model_type="pegasus",
     class_name="PegasusForConditionalGeneration",
     family=EncoderDecoder,
-    settings=_settings(
-        fixed(norm_position="before", positions="sinusoidal", first_position=0, embedding_norm=False, head_bias=True),
-        only("normalize_before", True),
-        only("normalize_embedding", False),
-        only("add_final_layer_norm", True),
-    ),
+    settings=_settings(COMPUTED, *_norms(before=True, embedding=False)),
     names=BART_NAMES | LAST_NORMS,
     ignored=COPIES,
     sinusoids=SINUSOIDS,
     prefix="model.",
-    widened=SPARSE,
+    widened={"biases": "all", "head_bias": True},
 )
-BART = Format(
+MARIAN = dataclasses.replace(
+    PEGASUS,
+    model_type="marian",
+    class_name="MarianMTModel",
+    settings=_settings(COMPUTED, *_norms(before=False, embedding=False)),
+    names=BART_NAMES,
+)
+BART = dataclasses.replace(
+    PEGASUS,
     model_type="bart",
     class_name="BartForConditionalGeneration",
-    family=EncoderDecoder,
     settings=_settings(
-        fixed(norm_position="after", positions="learned", first_position=0, embedding_norm=True, head_bias=True),
-        only("normalize_before", False),
-        only("normalize_embedding", True),
-        only("add_final_layer_norm", False),
+        fixed(positions="learned", first_position=0, head_bias=True), *_norms(before=False, embedding=True)
     ),
     names=BART_NAMES
-    | {
-        f"{stack}_positions": plain(f"model.{stack}.embed_positions.weight", skipped=2)
-        for stack in ("encoder", "decoder")
-    }
+    | {f"{stack}_positions": plain(f"model.{stack}.embed_positions.weight", skipped=2) for stack in STACKS}
     | _norm("encoder_enter", "model.encoder.layernorm_embedding")
     | _norm("decoder_enter", "model.decoder.layernorm_embedding"),
-    ignored=COPIES,
-    prefix="model.",
-    widened=SPARSE,
+    sinusoids=(),
 )
 # Its positions count from the pad's number plus one.
-M2M100 = Format(
+M2M100 = dataclasses.replace(
+    PEGASUS,
     model_type="m2m_100",
     class_name="M2M100ForConditionalGeneration",
-    family=EncoderDecoder,
     settings=_settings(
         fixed(norm_position="before", positions="timing", embedding_norm=False, head_bias=False),
         Setting(
@@ -150,9 +138,8 @@ M2M100 = Format(
             lambda model: {"pad_token_id": model.first_position - 1},
         ),
     ),
-    names=BART_NAMES | LAST_NORMS,
     ignored=COPIES + r"|model\.(en|de)coder\.embed_positions\.weights",
-    prefix="model.",
+    sinusoids=(),
     widened={"biases": "all"},
 )
 
@@ -185,6 +172,13 @@ def _t5_scale(config: Config) -> dict[str, Any]:
     """Tied models scale the last states; version 5 calls that `scale_decoder_outputs`, whatever is tied."""
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     return {"head_scale": config["d_model"] ** -0.5 if scaled else 1.0}
+
+
+def _write_t5_scale(model: Transformer) -> dict[str, Any]:
+    """transformers scales by d_model ** -0.5 or not at all."""
+    if model.head_scale not in (1.0, model.d_model**-0.5):
+        raise KdError(f"model.head_scale: {model.head_scale}; the format has 1.0 or {model.d_model**-0.5}")
+    return {"scale_decoder_outputs": model.head_scale != 1}
 
 
 SELF, CROSS_ATTENTION, FFN = "SelfAttention", "EncDecAttention", "DenseReluDense"
@@ -224,7 +218,7 @@ T5 = Format(
     model_type="t5",
     class_name="T5ForConditionalGeneration",
     family=EncoderDecoder,
-    settings=(*T5_SETTINGS, Setting(_t5_scale, lambda model: {"scale_decoder_outputs": model.head_scale != 1})),
+    settings=(*T5_SETTINGS, Setting(_t5_scale, _write_t5_scale)),
     names={
         "embedding": plain("shared.weight"),
         "output": dense("lm_head.weight"),
@@ -234,13 +228,10 @@ T5 = Format(
     gated=_t5_gates("encoder", 1) | _t5_gates("decoder", 2),
     ignored=r"(en|de)coder\.embed_tokens\.weight|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias.*",
 )
-MT5 = Format(
+MT5 = dataclasses.replace(
+    T5,
     model_type="mt5",
     class_name="MT5ForConditionalGeneration",
-    family=EncoderDecoder,
     settings=(*T5_SETTINGS, fixed(head_scale=1.0)),
-    names=T5.names,
-    gated=T5.gated,
-    ignored=T5.ignored,
 )
 FORMATS = (PEGASUS, MARIAN, BART, M2M100, T5, MT5)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from kd_jax.errors import KdError
-from kd_jax.models.huggingface.base import Format, Stored, nested, shapes_of
+from kd_jax.models.huggingface.base import Format, Stored, shapes_of
 from kd_jax.models.huggingface.files import Tensors, read_json
 from kd_jax.models.huggingface.formats import FORMATS
 from kd_jax.models.layers import GATES
@@ -45,7 +46,8 @@ def read(folder: str | Path) -> tuple[Transformer, Params]:
     stored = {path: _stored(kept, path, model.activation in GATES, tensors) for path in shapes}
     _check(folder, kept, tensors, stored, shapes)
     _check_sinusoids(folder, kept, tensors, model.d_model)
-    return model, nested({path: one.join([tensors.read(name) for name in one.names]) for path, one in stored.items()})
+    flat = {path: one.join([tensors.read(name) for name in one.names]) for path, one in stored.items()}
+    return model, unflatten_dict(flat, sep=".")
 
 
 def _format(folder: Path) -> Format:

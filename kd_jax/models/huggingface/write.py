@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from kd_jax.errors import KdError
 from kd_jax.models.huggingface import files
-from kd_jax.models.huggingface.base import Format, Stored, leaves, shapes_of
+from kd_jax.models.huggingface.base import Format, Stored, shapes_of
 from kd_jax.models.huggingface.formats import FORMATS
 from kd_jax.models.layers import GATES
 from kd_jax.models.positions import sinusoids
@@ -62,7 +63,7 @@ def write(folder: Path, model: Transformer, params: Params, config: Mapping[str,
     kept = format_of(model)
     wide = dataclasses.replace(widened(model, kept), vocab_multiple=1, vocab_rows=vocab_size)
     keys = kept.config(wide, vocab_size)
-    given, gated = dict(leaves(params)), model.activation in GATES
+    given, gated = flatten_dict(params, sep="."), model.activation in GATES
     tensors: dict[str, np.ndarray] = {}
     for path, shape in shapes_of(wide).items():
         parameter = np.asarray(given[path]) if path in given else np.zeros(shape, np.float32)

@@ -20,6 +20,9 @@ from kd_jax.models.rope import Linear
 from tests.models.huggingface.shapes import MODELS, V
 
 KEY_MODEL = MODELS["decoder_only"]
+T5 = {"d_model": 16, "norm": "rms", "positions": "relative", "attention_scale": 1.0, "embedding_scale": False}
+T5 |= {"norm_epsilon": 1e-6}
+GEMMA = {"norm_position": "both", "embedding_scale": True, "qk_norm": True, "activation": "geglu"}
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +170,19 @@ def test_every_default_has_a_format_and_what_has_none_is_told():
     assert format_of(EncoderDecoder()).model_type == "pegasus" and format_of(DecoderOnly()).model_type == "llama"
     with pytest.raises(KdError, match="no architecture of transformers has this shape; llama: model.norm: 'layer'"):
         format_of(DecoderOnly(norm="layer"))
+
+
+@pytest.mark.parametrize(
+    "model, line",
+    [
+        (EncoderDecoder(**T5, head_scale=0.5), "t5: model.head_scale: 0.5; the format has 1.0 or 0.25"),
+        (DecoderOnly(**GEMMA, attention_scale=0.3), "gemma3_text: model.attention_scale: 0.3"),
+    ],
+)
+def test_a_number_that_a_format_cannot_say_is_refused_not_rounded(model, line):
+    with pytest.raises(KdError) as error:
+        format_of(model)
+    assert line in str(error.value)
 
 
 def test_padding_rows_and_absent_biases(tmp_path):
