@@ -7,14 +7,16 @@ from typing import Any
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.data.layouts import Bucket
 from kd_jax.data.pseudo_targets import PseudoTargets
+from kd_jax.errors import KdError
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.init import FromCheckpoint, FromTeacher, Random
+from kd_jax.models.pretrained import FromHuggingFace, Smaller
 from kd_jax.objective.terms import Term, cached_signals
 from kd_jax.optim.optimizer import Optimizer
 from kd_jax.signals.base import Signal
 
-Start = FromTeacher | FromCheckpoint | Random
+Start = FromTeacher | FromCheckpoint | FromHuggingFace | Random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Training:
     """How long and in what portions a model is trained.
 
     Attributes:
-      steps: parameter updates.
+      steps: parameter updates; 0 for a model as it starts, such as a pretrained teacher.
       tokens_per_batch: padded target tokens of a batch; a bucket of length T holds tokens_per_batch // T rows.
       packed: several examples share a row of the last bucket, unseen by each other; else each has one of its own.
       microbatches: portions of a batch whose gradients are added before one update.
@@ -48,7 +50,8 @@ class Recipe:
     """A model and how it comes to its parameters; a teacher and a student are both one.
 
     Attributes:
-      model: hyper-parameters of the network.
+      model: hyper-parameters of the network; None for those of the folder in `init`, Smaller for a student that
+        is the teacher but for its sizes.
       init: where the first parameters come from.
       terms: the objective, by name.
       training: steps, batches, optimiser.
@@ -62,7 +65,7 @@ class Recipe:
       ('chance', 'teacher', {'encoder': 3, 'decoder': 1})
     """
 
-    model: EncoderDecoder | DecoderOnly
+    model: EncoderDecoder | DecoderOnly | Smaller | None
     terms: Mapping[str, Term]
     training: Training
     init: Start = Random()
@@ -126,7 +129,7 @@ class Experiment:
       name: shown in the report.
       source: where raw examples come from (kd_jax.data.sources).
       task: fields, encoding and metrics (kd_jax.tasks).
-      tokenizer: kd_jax.data.tokenizers.SentencePiece, trained on the training split.
+      tokenizer: SentencePiece, trained on the training split, or HuggingFaceTokenizer, a pretrained model's.
       buckets: padded lengths of the completion; one compilation each. Longer training examples are left out
         and counted. A decoder-only model has prompt and completion in one row, so its rows are as long as both.
       teacher: the large model.
@@ -175,6 +178,38 @@ class Experiment:
     def recipes(self) -> dict[str, Recipe]:
         """Name -> recipe of every model, the teacher first."""
         return {TEACHER: self.teacher, **self.students}
+
+
+def settled(experiment: Experiment) -> Experiment:
+    """The experiment with every model written out: as its folder has it, or as the teacher but for its sizes.
+
+    A HuggingFaceTokenizer without a folder is the teacher's.
+
+    Raises:
+      KdError: if a folder cannot be read, or a model is to be the folder's and there is none.
+    """
+    tokenizer, teacher = experiment.tokenizer, experiment.teacher
+    if tokenizer.pretrained and not tokenizer.folder and teacher.init.origin == "folder":
+        tokenizer = dataclasses.replace(tokenizer, folder=teacher.init.folder)
+    rows = {"vocab_rows": 0} if tokenizer.pretrained and tokenizer.cut else {}
+    teacher = _settled(TEACHER, teacher, None, rows)
+    students = {name: _settled(name, recipe, teacher, rows) for name, recipe in experiment.students.items()}
+    return dataclasses.replace(experiment, tokenizer=tokenizer, teacher=teacher, students=students)
+
+
+def _settled(name: str, recipe: Recipe, teacher: Recipe | None, rows: Mapping[str, int]) -> Recipe:
+    if isinstance(recipe.model, Smaller):
+        if teacher is None:
+            raise KdError(f"{name}: model: Smaller; wanted a model, or None with init=FromHuggingFace")
+        return dataclasses.replace(recipe, model=recipe.model.of(teacher.model))
+    if recipe.model is not None:
+        return recipe
+    if recipe.init.origin != "folder":
+        raise KdError(f"{name}: model: None; wanted a model, or init=FromHuggingFace, whose folder has one")
+    try:
+        return dataclasses.replace(recipe, model=dataclasses.replace(recipe.init.architecture(), **rows))
+    except KdError as error:
+        raise KdError(f"{name}: {error}") from error
 
 
 def wanted_signals(experiment: Experiment) -> dict[PseudoTargets | None, dict[str, Signal]]:

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.data.layouts import Bucket, EncoderDecoderLayout, Layout, Segment
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.signals.topk import TopK
 from kd_jax.tasks.base import Encoded
 from kd_jax.types import Batch
 
 FIRST_WORD = 4  # ids below it are the tokeniser's own
-ENCODER_DECODER = EncoderDecoderLayout()
+ENCODER_DECODER = EncoderDecoderLayout(START)
 
 
 def random_examples(seed: int, lengths: Sequence[tuple[int, int]], vocab_size: int) -> list[Encoded]:

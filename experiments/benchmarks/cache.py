@@ -29,6 +29,7 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.job import share_compiled_programs
 from kd_jax.data import pipeline, store
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.parallel import devices
 from kd_jax.phases.prepare import run as prepare
 from kd_jax.phases.teacher import run as train_teacher
@@ -64,7 +65,7 @@ def train_batches(split: pipeline.Split, experiment: Experiment, recipe: Recipe)
     """The student's batches, on the host."""
     training = recipe.training
     batches = {"tokens_per_batch": training.tokens_per_batch, "packed": training.packed, "divisor": 1, "seed": 0}
-    return pipeline.TrainBatches(split, recipe.model.layout, experiment.shapes, **batches)
+    return pipeline.TrainBatches(split, recipe.model.layout(START), experiment.shapes, **batches)
 
 
 def epochs(sources: dict[str, pipeline.TrainBatches]) -> dict[str, float]:

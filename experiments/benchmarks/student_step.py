@@ -29,6 +29,7 @@ from kd_jax import EncoderDecoder, Online, Recipe, Term, TopK, cross_entropy, fo
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.data import pipeline, store
 from kd_jax.data.layouts import Bucket
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.models.base import Architecture
 from kd_jax.parallel import devices
 from kd_jax.tasks.base import ENCODED, Encoded
@@ -107,7 +108,7 @@ def stepper(folder: Folder, shape: Shape, case: str) -> Callable[[], None]:
     payloads = {SIGNAL.name: store.Store(folder.path / "cache", "records")} if case == "cached_topk" else {}
     batches = pipeline.train_batches(
         pipeline.Split(folder, "train", payloads),
-        recipe.model.layout,
+        recipe.model.layout(START),
         [shape.bucket],
         tokens_per_batch=recipe.training.tokens_per_batch,
         packed=recipe.training.packed,

@@ -36,6 +36,7 @@ import numpy as np
 from kd_jax import Batch, Experiment, init_state, load, train_step
 from kd_jax.cli.memory import with_large_pages
 from kd_jax.data.layouts import Bucket, Segment
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.parallel import devices
 from kd_jax.tasks.base import Encoded
 
@@ -61,7 +62,7 @@ def random_batch(experiment: Experiment, count: int, bucket: Bucket) -> Batch:
     counts = np.ones(sum(bucket), bool)
     examples = [Encoded(row[: bucket.prompt], row[bucket.prompt :], counts) for row in ids]
     rows = [[Segment(i, encoded, 1.0, {})] for i, encoded in enumerate(examples)]
-    return experiment.teacher.model.layout.batch(rows, count, bucket, {})
+    return experiment.teacher.model.layout(START).batch(rows, count, bucket, {})
 
 
 def jax_step(experiment: Experiment, batch: Batch) -> Step:

@@ -83,12 +83,15 @@ def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
     """A model's shape, training, objective, start and targets."""
     training, teacher = recipe.training, experiment.teacher
     for field in ("steps", "tokens_per_batch", "microbatches", "eval_every"):
-        value = vars(training)[field]
-        if not is_count(value, 1):
-            raise KdError(f"training.{field}: {value}; wanted a whole number of at least 1")
+        value, least = vars(training)[field], 0 if field == "steps" and recipe.init.origin != "chance" else 1
+        if not is_count(value, least):
+            raise KdError(f"training.{field}: {value}; wanted a whole number of at least {least}")
     recipe.model.check()
     check_served(recipe.model, experiment)
-    training.optimizer.check(training.steps)
+    if recipe.init.origin == "folder":
+        check_pretrained(recipe, experiment)
+    if training.steps:
+        training.optimizer.check(training.steps)
     objective.check(recipe.terms, experiment.tokenizer.vocab_size)
     if recipe.model.family != teacher.model.family and needs_teacher(recipe.terms):
         raise KdError(
@@ -110,6 +113,17 @@ def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
         if not experiment.task.prompted:
             raise KdError(f"targets: {experiment.task.name} has no prompts for the teacher to answer; leave them out")
     recipe.init.check(teacher.model, recipe.model)
+
+
+def check_pretrained(recipe: Recipe, experiment: Experiment) -> None:
+    """A pretrained model knows its own tokens alone, and too few bits for small updates are not trained."""
+    if not experiment.tokenizer.pretrained:
+        raise KdError("init: FromHuggingFace; wanted tokenizer=HuggingFaceTokenizer, whose tokens the model knows")
+    if recipe.init.dtype == "bfloat16" and recipe.training.steps:
+        raise KdError(
+            f"init.dtype: bfloat16, and training.steps: {recipe.training.steps}; updates would be lost in rounding, "
+            "wanted float32, or 0 steps"
+        )
 
 
 def check_served(model: Architecture, experiment: Experiment) -> None:

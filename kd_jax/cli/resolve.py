@@ -10,7 +10,7 @@ import tyro
 from kd_jax import config
 from kd_jax.cli.check import check
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import Experiment, settled
 
 
 def resolve(path: str, overrides: Sequence[str]) -> Experiment:
@@ -42,6 +42,7 @@ def resolve(path: str, overrides: Sequence[str]) -> Experiment:
         if stop.code == 0:
             raise
         raise KdError(_in_one_line(said.getvalue())) from stop
+    resolved = settled(resolved)
     check(resolved)
     return resolved
 

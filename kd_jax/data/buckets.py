@@ -18,9 +18,9 @@ def place(lengths: np.ndarray, buckets: Sequence[Bucket], layout: Layout) -> np.
     Examples:
       >>> from kd_jax.data.layouts import DecoderOnlyLayout, EncoderDecoderLayout
       >>> lengths, buckets = np.array([[3, 9], [9, 3], [20, 3]]), [Bucket(4, 4), Bucket(12, 12)]
-      >>> place(lengths, buckets, EncoderDecoderLayout()).tolist()  # each side in room of its own
+      >>> place(lengths, buckets, EncoderDecoderLayout).tolist()  # each side in room of its own
       [1, 1, 2]
-      >>> place(lengths, buckets, DecoderOnlyLayout()).tolist()  # in rows of 8 and of 24
+      >>> place(lengths, buckets, DecoderOnlyLayout).tolist()  # in rows of 8 and of 24
       [1, 1, 1]
     """
     sizes_NX, rooms = layout.sizes(lengths), layout.sizes(np.asarray(buckets))
@@ -66,7 +66,7 @@ def padded_lengths(lengths: np.ndarray, buckets: Sequence[Bucket], layout: Layou
 
     Examples:
       >>> from kd_jax.data.layouts import EncoderDecoderLayout
-      >>> padded_lengths(np.array([[3, 9], [30, 3]]), [Bucket(4, 4), Bucket(12, 12)], EncoderDecoderLayout()).tolist()
+      >>> padded_lengths(np.array([[3, 9], [30, 3]]), [Bucket(4, 4), Bucket(12, 12)], EncoderDecoderLayout).tolist()
       [[12, 12], [36, 36]]
     """
     last = np.asarray(buckets[-1])

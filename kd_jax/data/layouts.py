@@ -6,7 +6,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from kd_jax.data.tokenizers import START
 from kd_jax.tasks.base import Encoded
 from kd_jax.types import Batch, Field, Inputs, Tokens
 
@@ -41,9 +40,16 @@ Rows = Sequence[Sequence[Segment]]  # one segment a row, or several side by side
 
 
 class Layout(Protocol):
-    """How examples become rows; pure functions on the host. A row may hold several, which never see each other."""
+    """How examples become rows; pure functions on the host. A row may hold several, which never see each other.
 
-    def sizes(self, lengths: np.ndarray) -> np.ndarray:
+    Attributes:
+      start: the id that decoding begins with, which is the tokeniser's to say.
+    """
+
+    start: int
+
+    @staticmethod
+    def sizes(lengths: np.ndarray) -> np.ndarray:
         """Lengths of (prompt, completion), int [..., 2], as what a row has room for, int [..., sides].
 
         For examples (those in one row are added up) and for buckets alike.
@@ -69,12 +75,15 @@ class EncoderDecoderLayout:
     Each side is padded to its own length.
 
     Examples:
-      >>> prompts = EncoderDecoderLayout().prompts([np.array([7, 8, 2])], count=1, width=4)
+      >>> prompts = EncoderDecoderLayout(start=1).prompts([np.array([7, 8, 2])], count=1, width=4)
       >>> prompts.encoder.ids_BT.tolist(), prompts.encoder.segment_BT.tolist(), prompts.decoder.ids_BT.tolist()
       ([[7, 8, 2, 0]], [[1, 1, 1, 0]], [[1]])
     """
 
-    def sizes(self, lengths: np.ndarray) -> np.ndarray:
+    start: int
+
+    @staticmethod
+    def sizes(lengths: np.ndarray) -> np.ndarray:
         """As Layout.sizes: two sides, each with room of its own."""
         return np.asarray(lengths)
 
@@ -85,11 +94,11 @@ class EncoderDecoderLayout:
         ]
         prompts = [[(one.index + 1, one.encoded.prompt) for one in row] for row in rows]
         encoder = side_by_side(prompts, (count, bucket.prompt))
-        return _batch(rows, targets, encoder, (count, bucket.completion), schemas)
+        return _batch(self.start, rows, targets, encoder, (count, bucket.completion), schemas)
 
     def prompts(self, prompts: Sequence[np.ndarray], count: int, width: int) -> Inputs:
         """As Layout.prompts: the decoder begins with the start token."""
-        decoder = side_by_side([[(1, [START])]] * len(prompts), (count, 1))
+        decoder = side_by_side([[(1, [self.start])]] * len(prompts), (count, 1))
         encoder = side_by_side([[(1, ids)] for ids in prompts], (count, width))
         return Inputs(np.full(count, -1, np.int32), decoder, encoder)
 
@@ -99,14 +108,17 @@ class DecoderOnlyLayout:
     """Prompt and completion one behind the other in one row, shifted right behind the start token.
 
     Examples:
-      >>> prompts = DecoderOnlyLayout().prompts([np.array([7, 8, 2]), np.array([9])], count=2, width=4)
+      >>> prompts = DecoderOnlyLayout(start=1).prompts([np.array([7, 8, 2]), np.array([9])], count=2, width=4)
       >>> prompts.decoder.ids_BT.tolist()  # padded on the left: all rows go on from their last column
       [[0, 1, 7, 8, 2], [0, 0, 0, 1, 9]]
-      >>> DecoderOnlyLayout().sizes(np.array([[3, 5], [2, 2]])).tolist()
+      >>> DecoderOnlyLayout.sizes(np.array([[3, 5], [2, 2]])).tolist()
       [[8], [4]]
     """
 
-    def sizes(self, lengths: np.ndarray) -> np.ndarray:
+    start: int
+
+    @staticmethod
+    def sizes(lengths: np.ndarray) -> np.ndarray:
         """As Layout.sizes: both share a row's room."""
         return np.asarray(lengths).sum(-1, keepdims=True)
 
@@ -116,11 +128,11 @@ class DecoderOnlyLayout:
             [(np.concatenate([one.encoded.prompt, one.encoded.completion]), one.encoded.counts) for one in row]
             for row in rows
         ]
-        return _batch(rows, texts, None, (count, sum(bucket)), schemas)
+        return _batch(self.start, rows, texts, None, (count, sum(bucket)), schemas)
 
     def prompts(self, prompts: Sequence[np.ndarray], count: int, width: int) -> Inputs:
         """As Layout.prompts: the start token and the prompt, padded on the left."""
-        tokens = side_by_side([[(1, [START, *ids])] for ids in prompts], (count, width + 1))
+        tokens = side_by_side([[(1, [self.start, *ids])] for ids in prompts], (count, width + 1))
         lengths_B = (tokens.segment_BT > 0).sum(-1)
         left = (np.arange(width + 1) + lengths_B[:, None]) % (width + 1)  # column 0 goes to the first real place
         decoder = Tokens(*(np.take_along_axis(x_BT, left, axis=1) for x_BT in tokens))
@@ -135,7 +147,7 @@ class EachLayout:
       layouts: what makes each of the Batches.
 
     Examples:
-      >>> both = EachLayout((EncoderDecoderLayout(), DecoderOnlyLayout()))
+      >>> both = EachLayout((EncoderDecoderLayout(start=1), DecoderOnlyLayout(start=1)))
       >>> both.sizes(np.array([3, 5])).tolist()  # room is needed in all of them
       [3, 5, 8]
     """
@@ -173,6 +185,7 @@ def side_by_side(rows: Sequence[Sequence[tuple[int, Sequence[int]]]], shape: tup
 
 
 def _batch(
+    start_id: int,
     rows: Rows,
     targets: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
     encoder: Tokens | None,
@@ -198,7 +211,7 @@ def _batch(
     index_B = np.full(shape[0], -1, np.int32)
     index_B[: len(rows)] = [row[0].index for row in rows]
     inputs = [
-        [(one.index + 1, [START, *ids][: len(ids)]) for one, (ids, _) in zip(row, of_row, strict=True)]
+        [(one.index + 1, [start_id, *ids][: len(ids)]) for one, (ids, _) in zip(row, of_row, strict=True)]
         for row, of_row in zip(rows, targets, strict=True)
     ]
     decoder = side_by_side(inputs, shape)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from kd_jax.models.base import Cache, Model
 from kd_jax.types import Array, Inputs, Params
 
-PAD = 0
+NOTHING = -1  # stands behind the end of a text; an id that is no token's
 
 # (logits_BV, tokens written so far, memory) -> (token_B, memory)
 Choose = Callable[[Array, Array, chex.ArrayTree], tuple[Array, chex.ArrayTree]]
@@ -65,13 +65,13 @@ def token_by_token(
       memory: what `choose` remembers from token to token.
 
     Returns:
-      int32 [B, T], the end included, zeros behind it.
+      int32 [B, T], the end included, NOTHING behind it.
     """
 
     def step(loop: Loop) -> Loop:
         logits_BV, cache = model.step(params, loop.cache, loop.token_B)
         chosen_B, memory = choose(logits_BV, loop.written, loop.memory)
-        token_B = jnp.where(loop.ended_B, PAD, chosen_B)
+        token_B = jnp.where(loop.ended_B, NOTHING, chosen_B)
         ids_BT = jax.lax.dynamic_update_slice_in_dim(loop.ids_BT, token_B[:, None], loop.written, 1)
         return Loop(loop.written + 1, token_B, loop.ended_B | (token_B == eos), ids_BT, cache, memory)
 
@@ -80,7 +80,7 @@ def token_by_token(
         written=jnp.int32(0),
         token_B=token_B,
         ended_B=~real_B,
-        ids_BT=jnp.full((len(token_B), length), PAD, jnp.int32),
+        ids_BT=jnp.full((len(token_B), length), NOTHING, jnp.int32),
         cache=model.prefill(params, inputs, length),
         memory=memory,
     )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kd_jax.decoding.base import PAD, first_tokens
+from kd_jax.decoding.base import NOTHING, first_tokens
 from kd_jax.models.base import Cache, Model
 from kd_jax.types import Array, Inputs, Params
 
@@ -27,7 +27,7 @@ class Decoded(NamedTuple):
     """Hypotheses, best first.
 
     Attributes:
-      ids_BKT: int32, the end included, zeros behind it.
+      ids_BKT: int32, the end included, NOTHING behind it.
       scores_BK: float32, the sum of log-probabilities over the length penalty.
       logp_BK: float32, the sum of log-probabilities.
     """
@@ -90,12 +90,12 @@ def beam_search(
       >>> best = search(jnp.log(jnp.array(likely)), prompts)
       >>> for ids, logp in zip(best.ids_BKT[0].tolist(), best.logp_BK[0]):
       ...     print(f"{ids} {jnp.exp(logp):.2f}")
-      [2, 3, 0] 0.40
-      [1, 3, 0] 0.30
+      [2, 3, -1] 0.40
+      [1, 3, -1] 0.30
     """
     token_B, real_B = first_tokens(inputs)
     rows = len(token_B)
-    ids_BKT = jnp.full((rows, beam, length), PAD, jnp.int32)
+    ids_BKT = jnp.full((rows, beam, length), NOTHING, jnp.int32)
     empty_BK = jnp.full((rows, beam), NEVER)
     cache = model.prefill(params, inputs, length).repeat(beam)
     first = Beam(jnp.int32(0), empty_BK.at[:, 0].set(0.0), ids_BKT, Ended(empty_BK, empty_BK, ids_BKT), cache)

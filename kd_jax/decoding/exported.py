@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from kd_jax.data.tokenizers import START
 from kd_jax.decoding.base import first_tokens, likeliest
 from kd_jax.models.base import Model
 from kd_jax.types import Array, Inputs, Params, Tokens
@@ -16,7 +15,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 Leaves = tuple[Array, ...]
 
 
-def programs(model: Model, params: Params, *, has_encoder: bool, width: int, room: int) -> dict[str, bytes]:
+def programs(model: Model, params: Params, *, has_encoder: bool, start: int, width: int, room: int) -> dict[str, bytes]:
     """The two halves of greedy decoding, serialised for all PLATFORMS; any number of rows.
 
         prefill(params, ids_BS, length_B) -> (token_B, cache)
@@ -27,13 +26,14 @@ def programs(model: Model, params: Params, *, has_encoder: bool, width: int, roo
     Args:
       model, params: the network; of the parameters only shapes and types are used.
       has_encoder: whether prompts go to an encoder.
+      start: the id that decoding begins with.
       width: S, padded length of the prompts, which stand on the left.
       room: the most tokens that can be written.
 
     Returns:
       {"prefill": ..., "step": ...}, for `jax.export.deserialize`.
     """
-    prefill, step = flat(model, params, has_encoder, width, room)
+    prefill, step = flat(model, params, has_encoder, start, width, room)
     rows = export.symbolic_shape("rows")[0]
     leaves = tuple(jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in jax.tree.leaves(params))
     ids_BS, length_B = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, width), (rows,)))
@@ -44,12 +44,12 @@ def programs(model: Model, params: Params, *, has_encoder: bool, width: int, roo
 
 
 def flat(
-    model: Model, params: Params, has_encoder: bool, width: int, room: int
+    model: Model, params: Params, has_encoder: bool, start: int, width: int, room: int
 ) -> tuple[Callable[..., tuple[Array, Leaves]], Callable[..., tuple[Array, Array, Leaves]]]:
     """`prefill` and `step` of tuples, as `programs` has them: whoever loads them knows no class of ours."""
 
     def cache_of(params: Params, ids_BS: Array, length_B: Array) -> tuple[Array, Leaves]:
-        inputs = prompts(ids_BS, length_B, has_encoder)
+        inputs = prompts(ids_BS, length_B, has_encoder, start)
         return first_tokens(inputs)[0], model.prefill(params, inputs, room)
 
     one = jnp.ones((1, width), jnp.int32), jnp.ones(1, jnp.int32)
@@ -66,16 +66,16 @@ def flat(
     return prefill, step
 
 
-def prompts(ids_BS: Array, length_B: Array, has_encoder: bool) -> Inputs:
+def prompts(ids_BS: Array, length_B: Array, has_encoder: bool, start: int) -> Inputs:
     """As a layout's `prompts`, of padded rows, within a compiled program.
 
     Examples:
-      >>> inputs = prompts(jnp.array([[7, 8, 2, 0]]), jnp.array([3]), has_encoder=False)
+      >>> inputs = prompts(jnp.array([[7, 8, 2, 0]]), jnp.array([3]), has_encoder=False, start=1)
       >>> inputs.decoder.ids_BT.tolist(), inputs.decoder.position_BT.tolist()
       ([[0, 1, 7, 8, 2]], [[0, 0, 1, 2, 3]])
     """
     rows, width = ids_BS.shape
-    index_B, start_B1 = jnp.full(rows, -1, jnp.int32), jnp.full((rows, 1), START, jnp.int32)
+    index_B, start_B1 = jnp.full(rows, -1, jnp.int32), jnp.full((rows, 1), start, jnp.int32)
     if has_encoder:
         decoder = Tokens(start_B1, jnp.zeros_like(start_B1), jnp.ones_like(start_B1))
         return Inputs(index_B, decoder, _tokens(ids_BS, jnp.broadcast_to(jnp.arange(width), (rows, width)), length_B))

@@ -15,7 +15,7 @@ def greedy(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
       length: most tokens written, static.
 
     Returns:
-      int32 [B, T], the end included, zeros behind it.
+      int32 [B, T], the end included, NOTHING behind it.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -24,7 +24,7 @@ def greedy(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
       >>> start, one = jnp.array([[1]]), jnp.array([[1]])
       >>> prompts = Inputs(jnp.array([0]), Tokens(start, 0 * one, one), None)
       >>> greedy(bigrams, jnp.eye(5, k=1), prompts, eos=4, length=5).tolist()  # token i + 1 follows token i
-      [[2, 3, 4, 0, 0]]
+      [[2, 3, 4, -1, -1]]
     """
     choose = lambda logits_BV, written, memory: (likeliest(logits_BV), memory)  # noqa: E731
     return token_by_token(model, params, inputs, eos=eos, length=length, choose=choose)

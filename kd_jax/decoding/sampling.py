@@ -33,10 +33,10 @@ def sample(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
       >>> prompts = Inputs(jnp.array([0, 1]), Tokens(start, 0 * one, one), None)
       >>> table = jnp.log(jnp.eye(5, k=1))  # token i + 1 follows token i, surely
       >>> sample(bigrams, table, prompts, eos=4, length=5, sampling=Sampling(temperature=1.0)).tolist()
-      [[2, 3, 4, 0, 0], [2, 3, 4, 0, 0]]
+      [[2, 3, 4, -1, -1], [2, 3, 4, -1, -1]]
       >>> loop = 2.0 * jnp.eye(5) + jnp.eye(5, k=1)  # token i follows itself, but for the penalty
       >>> sample(bigrams, loop, prompts, eos=4, length=5, sampling=Sampling(repetition_penalty=3.0)).tolist()
-      [[2, 3, 4, 0, 0], [2, 3, 4, 0, 0]]
+      [[2, 3, 4, -1, -1], [2, 3, 4, -1, -1]]
     """
     fold_in_each = jax.vmap(jax.random.fold_in, (None, 0))
     keys_B = fold_in_each(jax.random.key(sampling.seed), inputs.index_B)

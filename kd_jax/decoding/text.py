@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kd_jax.data.tokenizers import EOS, Tokenizer
+from kd_jax.data.tokenizers.base import Tokenizer
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.sampling import sample
@@ -19,7 +19,7 @@ def output_length(decoding: Decoding, architecture: Architecture, inputs: Inputs
 
 
 def write(
-    params: Params, inputs: Inputs, *, model: Model, architecture: Architecture, way: str, decoding: Decoding
+    params: Params, inputs: Inputs, *, model: Model, architecture: Architecture, way: str, decoding: Decoding, eos: int
 ) -> Array:
     """What a model writes, int32 [B, T].
 
@@ -28,8 +28,9 @@ def write(
       model, architecture: the network.
       way: "beam" for the best hypothesis of the beam search; else token by token.
       decoding: the settings.
+      eos: id that ends a text.
     """
-    ends = {"eos": EOS, "length": output_length(decoding, architecture, inputs)}
+    ends = {"eos": eos, "length": output_length(decoding, architecture, inputs)}
     if way == "beam":
         search = {"beam": decoding.beam, "alpha": decoding.length_penalty}
         return beam_search(model, params, inputs, **search, **ends).ids_BKT[:, 0]
@@ -41,4 +42,4 @@ def write(
 def to_text(ids_T: np.ndarray, tokenizer: Tokenizer) -> str:
     """The text before the end id."""
     ids = ids_T.tolist()
-    return tokenizer.decode(ids[: ids.index(EOS)] if EOS in ids else ids)
+    return tokenizer.decode(ids[: ids.index(tokenizer.eos)] if tokenizer.eos in ids else ids)

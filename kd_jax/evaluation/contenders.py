@@ -42,8 +42,9 @@ def contenders(experiment: Experiment, workdir: Workdir) -> list[Contender]:
 class Programs:
     """Compiled functions, one for each shape of network: models of one shape share them."""
 
-    def __init__(self, decoding: Decoding, teacher: Contender, vocab_size: int):
+    def __init__(self, decoding: Decoding, teacher: Contender, vocab_size: int, eos: int):
         self._decoding, self._teacher, self._vocab_size = decoding, teacher, vocab_size
+        self._eos = eos
         self.compare = functools.cache(self._compare)
         self.compare_cached = functools.cache(self._compare_cached)
         self.likelihood = functools.cache(self._likelihood)
@@ -62,7 +63,7 @@ class Programs:
 
     def _write(self, architecture: Architecture, way: str, devices: Devices) -> Callable:
         parts = {"model": architecture.build(self._vocab_size), "architecture": architecture, "way": way}
-        return devices.compile(functools.partial(text.write, **parts, decoding=self._decoding))
+        return devices.compile(functools.partial(text.write, **parts, decoding=self._decoding, eos=self._eos))
 
 
 def teacher_of(models: list[Contender]) -> Contender:

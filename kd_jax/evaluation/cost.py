@@ -203,7 +203,7 @@ def step_costs(experiment: Experiment, teacher: Teacher, recipe: Recipe) -> list
 def _batch(experiment: Experiment, teacher: Teacher, recipe: Recipe, signal: TopK) -> Batch:
     """A batch of the longest bucket, with a payload of the right shape."""
     split, bucket = pipeline.Split(teacher.workdir.data, "train"), experiment.shapes[-1]
-    layout = recipe.model.layout
+    layout = recipe.model.layout(teacher.data["start"])
     rows = max(1, recipe.training.tokens_per_batch // int(layout.sizes(np.asarray(bucket))[-1]))
     fitting = np.flatnonzero(place(split.lengths, [bucket], layout) == 0)[:rows]
     batch = split.batch(layout, np.resize(fitting, rows)[:, None], rows, bucket)

@@ -8,7 +8,7 @@ import numpy as np
 from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import Folder, read_lines
 from kd_jax.data.pipeline import EvalBatches, PromptBatches
-from kd_jax.data.tokenizers import Tokenizer
+from kd_jax.data.tokenizers.base import Tokenizer
 from kd_jax.decoding.text import to_text
 from kd_jax.evaluation.contenders import Contender, Programs
 from kd_jax.parallel.base import Devices

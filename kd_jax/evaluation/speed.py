@@ -10,7 +10,7 @@ import numpy as np
 
 from kd_jax.artifacts import runlog
 from kd_jax.data.pipeline import PromptBatches
-from kd_jax.decoding.base import PAD
+from kd_jax.decoding.base import NOTHING
 from kd_jax.evaluation.contenders import Contender, Programs
 from kd_jax.experiment import Evaluation
 from kd_jax.parallel import devices as devices_of
@@ -26,6 +26,7 @@ def decoding_speeds(
     programs: Programs,
     prompts: Sequence[np.ndarray],
     widths: Sequence[int],
+    start: int,
     way: str,
     devices: Devices,
 ) -> dict[str, dict[str, float]]:
@@ -39,6 +40,7 @@ def decoding_speeds(
       contenders, programs: the models, and their compiled functions.
       prompts: token ids of each, int32 [P].
       widths: padded lengths, ascending.
+      start: the id that decoding begins with.
       way: how they are written.
       devices: for batches; one prompt at a time runs on one.
     """
@@ -53,7 +55,7 @@ def decoding_speeds(
         chosen = members[:count]
         calls = {}
         for contender in contenders:
-            layout = contender.architecture.layout
+            layout = contender.architecture.layout(start)
             batches = PromptBatches([prompts[i] for i in chosen], layout, widths, size, where.count, chosen)
             write, params = programs.write(contender.architecture, way, where), where.put(contender.params)
             calls[contender.name] = functools.partial(_timed, write, params, list(map(where.cut, batches)), where)
@@ -84,4 +86,4 @@ def _timed(write: Callable, params: Params, prompts: list[Inputs], devices: Devi
     began = time.perf_counter()
     written = jax.block_until_ready([write(params, batch) for batch in prompts])
     seconds = time.perf_counter() - began
-    return seconds, sum(int((devices.gather(ids) != PAD).sum()) for ids in written)
+    return seconds, sum(int((devices.gather(ids) != NOTHING).sum()) for ids in written)

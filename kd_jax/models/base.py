@@ -118,17 +118,14 @@ class Architecture(Protocol):
       dropout: rate, in training only.
       d_model: width of the hidden states.
       context: the most tokens of a text; 0 where there is no bound.
+      layout: how examples become its rows (kd_jax.data.layouts); built from the tokeniser's start.
     """
 
     family: str
     dropout: float
     d_model: int
     context: int
-
-    @property
-    def layout(self) -> Any:
-        """How examples become its rows (kd_jax.data.layouts)."""
-        ...
+    layout: type[Any]
 
     def check(self) -> None:
         """Raises KdError naming the field that is out of range."""

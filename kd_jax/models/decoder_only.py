@@ -33,7 +33,7 @@ class DecoderOnly(Transformer):
     embedding_scale: bool = False
 
     family: ClassVar[str] = "decoder_only"
-    layout: ClassVar[DecoderOnlyLayout] = DecoderOnlyLayout()
+    layout: ClassVar[type[DecoderOnlyLayout]] = DecoderOnlyLayout
 
     def stacks(self) -> dict[str, int]:
         """Stack -> number of layers."""

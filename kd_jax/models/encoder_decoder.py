@@ -39,7 +39,7 @@ class EncoderDecoder(Transformer):
     embedding_scale: bool = True
 
     family: ClassVar[str] = "encoder_decoder"
-    layout: ClassVar[EncoderDecoderLayout] = EncoderDecoderLayout()
+    layout: ClassVar[type[EncoderDecoderLayout]] = EncoderDecoderLayout
 
     def stacks(self) -> dict[str, int]:
         """Stack -> number of layers."""

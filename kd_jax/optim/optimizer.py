@@ -114,9 +114,13 @@ class Optimizer:
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` updates: clipping by the global norm, then AdamW.
 
+        Without a step there is nothing to remember: no state.
+
         Raises:
           KdError: as `check`.
         """
+        if not steps:
+            return optax.set_to_zero()
         adamw = optax.adamw(
             self.rate(steps),
             b1=self.beta1,

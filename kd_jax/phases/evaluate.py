@@ -15,7 +15,7 @@ from kd_jax.data.buckets import place
 from kd_jax.data.layouts import EachLayout, Layout
 from kd_jax.data.pipeline import EvalBatches, PromptBatches, Split
 from kd_jax.data.store import Store
-from kd_jax.data.tokenizers import Tokenizer
+from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.errors import KdError
 from kd_jax.evaluation import closeness, quality
 from kd_jax.evaluation.contenders import Contender, Programs, contenders, teacher_of
@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     split: Split
     measured: quality.Measured
     prompts: list[np.ndarray]
-    tokenizer: Tokenizer
+    tokenizer: tokenizers.Tokenizer
     devices: Devices
 
 
@@ -71,8 +71,9 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
         figures[contender.name] |= _from_training(workdir, contender.name)
         said = [f"{m.label} {figures[contender.name][m.name]:.{m.digits}f}" for m in task.metrics]
         runlog.say(f"{contender.name}: {', '.join(said)}")
+    widths, start = experiment.prompt_widths, setting.tokenizer.start
     speeds = decoding_speeds(
-        evaluation, models, setting.programs, setting.prompts, experiment.prompt_widths, task.decoding.ways[0], spread
+        evaluation, models, setting.programs, setting.prompts, widths, start, task.decoding.ways[0], spread
     )
     for name in figures:
         manifest.write_json(folder.path / f"{name}.json", figures[name] | speeds[name])
@@ -83,17 +84,18 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
 
 def _setting(experiment: Experiment, workdir: Workdir, models: list[Contender]) -> Setting:
     data, evaluation, task = workdir.data, experiment.evaluation, experiment.task
-    split, tokenizer = Split(data, evaluation.split), Tokenizer(data.file("tokenizer.model"))
+    split, tokenizer = Split(data, evaluation.split), tokenizers.load(experiment.tokenizer, data)
     measured = quality.Measured.of(data, evaluation.split, evaluation.texts)
     prompts = [task.encode_prompt(task.prompt(measured.examples[i]), tokenizer) for i in measured.written]
-    programs = Programs(task.decoding, teacher_of(models), data.outputs()["vocab_size"])
+    programs = Programs(task.decoding, teacher_of(models), tokenizer.vocab_size, tokenizer.eos)
     return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, devices(experiment.backend))
 
 
 def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str, Any]:
     """A model's texts and likelihoods, left in files, and what the task's metrics make of them."""
     experiment, programs, spread = setting.experiment, setting.programs, setting.devices
-    task, path, layout = experiment.task, setting.workdir.evaluation.path, contender.architecture.layout
+    task, path = experiment.task, setting.workdir.evaluation.path
+    layout = contender.architecture.layout(setting.tokenizer.start)
     batches = PromptBatches(
         setting.prompts, layout, experiment.prompt_widths, experiment.evaluation.batch_size, spread.count
     )
@@ -153,8 +155,9 @@ def _inputs(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
 def _closeness(setting: Setting, contender: Contender, teacher_params: Params, params: Params) -> dict[str, Any]:
     """A model's closeness to the teacher on the evaluated split; a student's also, "offline", from the cache."""
     architecture, shapes = contender.architecture, setting.experiment.shapes
-    layout = architecture.layout
-    batches = _batches(setting, EachLayout((setting.experiment.teacher.model.layout, layout)))
+    layout = architecture.layout(setting.tokenizer.start)
+    teachers = setting.experiment.teacher.model.layout(setting.tokenizer.start)
+    batches = _batches(setting, EachLayout((teachers, layout)))
     over_long = int((place(setting.split.lengths, shapes, layout) == len(shapes)).sum())
     if over_long:
         runlog.say(f"{contender.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones")
@@ -172,7 +175,7 @@ def _offline(setting: Setting, contender: Contender, params: Params) -> dict[str
     signal = TopK(k=cache.schema["ids"].shape[0])
     split = Split(setting.workdir.data, "validation", {signal.name: cache})
     step = setting.programs.compare_cached(contender.architecture, signal, setting.devices)
-    batches = _batches(setting._replace(split=split), contender.architecture.layout)
+    batches = _batches(setting._replace(split=split), contender.architecture.layout(setting.tokenizer.start))
     title = f"compare {contender.name} offline"
     return closeness.means(_added(functools.partial(step, params), batches, setting.devices, title))
 

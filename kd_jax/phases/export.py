@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy as np
 from kd_jax import config
 from kd_jax.artifacts import checkpoint, manifest, runlog
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data.tokenizer_json import tokenizer_json
-from kd_jax.data.tokenizers import EOS, PAD, START, UNKNOWN, Tokenizer
+from kd_jax.data.tokenizers import base as tokenizers
+from kd_jax.data.tokenizers.base import Tokenizer
 from kd_jax.decoding import loader
 from kd_jax.decoding.exported import programs
 from kd_jax.errors import KdError
@@ -24,10 +25,6 @@ from kd_jax.phases.generate import named
 from kd_jax.tasks.base import Decoding
 from kd_jax.types import Params
 
-IDS = {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": EOS}
-# As T5, Marian and Pegasus, decoding begins with what pads: converters such as CTranslate2's take one for the other.
-STARTED = IDS | {"pad_token_id": START, "decoder_start_token_id": START}
-ENDLESS = int(1e30)  # transformers' word for a tokeniser that cuts nothing
 AUTO = {"encoder_decoder": "AutoModelForSeq2SeqLM", "decoder_only": "AutoModelForCausalLM"}
 USES = {
     "transformers": """\
@@ -94,7 +91,7 @@ def run(experiment: Experiment, workdir: Workdir, to: Path, model: str = "", for
     if to.exists():
         raise KdError(f"--to {to}: is there already; take another, or move it away")
     folder, architecture = workdir.model(name), experiment.recipes[name].model
-    tokenizer = Tokenizer(folder.file("tokenizer.model"))
+    tokenizer = tokenizers.load(experiment.tokenizer, folder)
     network = architecture.build(tokenizer.vocab_size)
     form = format_of(architecture).class_name if format == "transformers" else "programs of jax.export"
     params = checkpoint.load_params(folder, network.init)
@@ -102,53 +99,40 @@ def run(experiment: Experiment, workdir: Workdir, to: Path, model: str = "", for
     with tempfile.TemporaryDirectory(prefix=".kd_jax_", dir=to.parent) as beside:
         part = Path(beside) / to.name
         part.mkdir()
-        FORMATS[format](part, experiment, name, params, tokenizer.vocab_size)
-        write_tokenizer(part, experiment, name, folder.file("tokenizer.model"))
+        ids = tokenizer.export(part, architecture.family, experiment.task.prompted)
+        FORMATS[format](part, experiment, name, params, tokenizer, ids)
         (part / "README.md").write_text(card(experiment, workdir, name, form, format), encoding="utf-8")
         os.replace(part, to)
     runlog.show(f"{name}: {to}, as {form}")
 
 
-def for_transformers(to: Path, experiment: Experiment, name: str, params: Params, vocab_size: int) -> None:
+def for_transformers(
+    to: Path, experiment: Experiment, name: str, params: Params, tokenizer: Tokenizer, ids: Mapping[str, int]
+) -> None:
     """Weights and settings."""
     architecture = experiment.recipes[name].model
-    ids = STARTED if architecture.family == "encoder_decoder" else IDS
-    write(to, architecture, params, ids, vocab_size)
+    write(to, architecture, params, ids, tokenizer.vocab_size)
     settings = generation(experiment.task.decoding, max(experiment.prompt_widths))
-    manifest.write_json(to / "generation_config.json", ids | settings)
+    manifest.write_json(to / "generation_config.json", {**ids, **settings})
 
 
-def for_jax(to: Path, experiment: Experiment, name: str, params: Params, vocab_size: int) -> None:
+def for_jax(
+    to: Path, experiment: Experiment, name: str, params: Params, tokenizer: Tokenizer, ids: Mapping[str, int]
+) -> None:
     """Programs, parameters, and the file that runs them."""
     architecture, width = experiment.recipes[name].model, max(experiment.prompt_widths)
     sizes = {"width": width, "room": experiment.task.decoding.most(width)}
     has_encoder = architecture.family == "encoder_decoder"
-    written = programs(architecture.build(vocab_size), params, has_encoder=has_encoder, **sizes)
+    network = architecture.build(tokenizer.vocab_size)
+    written = programs(network, params, has_encoder=has_encoder, start=tokenizer.start, **sizes)
     for program, code in written.items():
         (to / f"{program}.bin").write_bytes(code)
     np.savez(to / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
-    manifest.write_json(to / "settings.json", {**sizes, "eos": EOS})
+    manifest.write_json(to / "settings.json", {**sizes, "eos": ids["eos_token_id"]})
     shutil.copyfile(loader.__file__, to / "generate.py")
 
 
 FORMATS = {"transformers": for_transformers, "jax": for_jax}
-
-
-def write_tokenizer(to: Path, experiment: Experiment, name: str, model: Path) -> None:
-    """tokenizer.json and tokenizer_config.json, which give the ids of `model` as the task encodes a prompt."""
-    if experiment.recipes[name].model.family == "encoder_decoder":
-        template = "$A </s>"
-    else:
-        template = "<s> $A </s>" if experiment.task.prompted else "<s> $A"
-    tokenizer = tokenizer_json(model, template)
-    tokenizer.save(str(to / "tokenizer.json"))
-    pad = START if experiment.recipes[name].model.family == "encoder_decoder" else PAD
-    words = {"pad_token": pad, "bos_token": START, "eos_token": EOS, "unk_token": UNKNOWN}
-    settings = {name: tokenizer.id_to_token(token) for name, token in words.items()}
-    side = {"padding_side": "left"} if template.startswith("<s>") else {}
-    general = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    inputs = {"model_input_names": ["input_ids", "attention_mask"], "model_max_length": ENDLESS}
-    manifest.write_json(to / "tokenizer_config.json", general | settings | side | inputs)
 
 
 def generation(decoding: Decoding, widest: int) -> dict[str, Any]:

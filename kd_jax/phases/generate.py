@@ -15,7 +15,7 @@ from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data.buckets import LONGEST
 from kd_jax.data.pipeline import PromptBatches
-from kd_jax.data.tokenizers import Tokenizer
+from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.decoding import text
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
@@ -39,21 +39,23 @@ def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapp
     """
     name = named(experiment, model)
     decoding = changed(experiment.task.decoding, changes or {})
-    folder, tokenizer = workdir.model(name), Tokenizer(workdir.model(name).file("tokenizer.model"))
-    if tokenizer.digest() != folder.inputs()["consumed.tokenizer"]:
-        raise KdError(f"{folder.path}/tokenizer.model is not the tokeniser that {name} was trained with")
+    folder = workdir.model(name)
+    tokenizer = tokenizers.load(experiment.tokenizer, folder)
+    if tokenizers.digest(tokenizer) != folder.inputs()["consumed.tokenizer"]:
+        raise KdError(f"{folder.path}: its tokeniser is not the one that {name} was trained with")
     architecture, spread = experiment.recipes[name].model, devices("jit")
     network = architecture.build(tokenizer.vocab_size)
     params = spread.put(checkpoint.load_params(folder, network.init))
     parts = {"model": network, "architecture": architecture, "way": decoding.ways[-1], "decoding": decoding}
-    step = spread.compile(functools.partial(text.write, **parts))
+    step = spread.compile(functools.partial(text.write, **parts, eos=tokenizer.eos))
+    layout = architecture.layout(tokenizer.start)
     most = min(architecture.context or LONGEST, LONGEST)
     for numbered in waiting_lines(sys.stdin.buffer, f"{name}> "):
         lines = [(number, line) for number, line in numbered if line.strip()]
         prompts = [_encoded(experiment.task, tokenizer, number, line, most) for number, line in lines]
         size = 1 if len(numbered) == 1 else BATCH  # a person waits for one line: few shapes are compiled
         indices = [number for number, _ in lines]
-        batches = PromptBatches(prompts, architecture.layout, experiment.prompt_widths, size, 1, indices)
+        batches = PromptBatches(prompts, layout, experiment.prompt_widths, size, 1, indices)
         written = {}
         for (_, numbers), inputs in zip(batches.plan, batches, strict=True):
             ids_BT = spread.gather(step(params, spread.cut(inputs)))
@@ -85,7 +87,7 @@ def changed(decoding: Decoding, changes: Mapping[str, Any]) -> Decoding:
     return decoding
 
 
-def _encoded(task: Task, tokenizer: Tokenizer, number: int, line: str, most: int) -> np.ndarray:
+def _encoded(task: Task, tokenizer: tokenizers.Tokenizer, number: int, line: str, most: int) -> np.ndarray:
     """A line's token ids; raises KdError naming the line that cannot be a prompt."""
     try:
         ids = task.encode_prompt(line, tokenizer)

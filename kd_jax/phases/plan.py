@@ -13,7 +13,7 @@ from kd_jax.evaluation.cost import SAMPLE, signal_costs, step_costs
 from kd_jax.experiment import Experiment
 from kd_jax.phases import prepare
 from kd_jax.teaching.base import Teacher
-from kd_jax.training.model import batches
+from kd_jax.training.model import batches, initial_params
 from kd_jax.training.step import init_state, train_step
 
 STAND_IN_STEPS = 150
@@ -63,8 +63,11 @@ def run(experiment: Experiment, workdir: Workdir | None) -> None:
 
 
 def _stand_in(teacher: Teacher) -> None:
-    """Gives an untrained teacher the parameters that a few batches leave."""
+    """Gives an untrained teacher its first parameters, or, where they are drawn, what a few batches leave of them."""
     experiment, spread, recipe = teacher.experiment, teacher.devices, teacher.experiment.teacher
+    if recipe.init.origin != "chance":
+        teacher.params = spread.put(initial_params(experiment, teacher.workdir, recipe))
+        return
     train, _, _ = batches(experiment, teacher.workdir, recipe, {}, spread)
     params = jax.jit(teacher.model.init)(jax.random.key(experiment.seed))
     steps = min(STAND_IN_STEPS, recipe.training.steps)

@@ -12,7 +12,8 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.data import store
 from kd_jax.data.buckets import LONGEST
 from kd_jax.data.held_out import SPLITS, UNLABELLED, Splits, leak_sentence, without_leaks
-from kd_jax.data.tokenizers import Tokenizer
+from kd_jax.data.tokenizers import base as tokenizers
+from kd_jax.data.tokenizers.base import Tokenizer
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture
@@ -20,7 +21,7 @@ from kd_jax.tasks.base import ENCODED, Encoded, Example, Task
 
 
 def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
-    """Leaves workdir/data: tokenizer.model, the encoded splits, and the held-out text.
+    """Leaves workdir/data: the tokeniser, the encoded splits, and the held-out text.
 
     Raises:
       KdError: if the source cannot be read, a split is empty, or a held-out example is too long to be measured.
@@ -43,8 +44,8 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     for split, examples in splits.items():
         if not examples:
             raise KdError(f"source: no examples in the split {split!r} of {experiment.source.name}; give it some")
-    experiment.tokenizer.train(training_texts(task, splits), folder.path / "tokenizer.model", task.symbols())
-    tokenizer = Tokenizer(folder.path / "tokenizer.model")
+    experiment.tokenizer.prepare(training_texts(task, splits), folder.path, task.symbols())
+    tokenizer = experiment.tokenizer.load(folder.path)
     digests = {split: encode(experiment, workdir, examples, tokenizer, split) for split, examples in splits.items()}
     counts = {split: len(examples) for split, examples in splits.items()}
     outputs = {
@@ -52,7 +53,9 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
         "counts": counts,
         "dropped_as_seen_in_training": leaked,
         "vocab_size": tokenizer.vocab_size,
-        "tokenizer": tokenizer.digest(),
+        "tokenizer": tokenizers.digest(tokenizer),
+        "start": tokenizer.start,
+        "eos": tokenizer.eos,
         "splits": digests,
     }
     folder.finish(outputs, time.perf_counter() - began)
@@ -68,7 +71,8 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
     flat = {key: value for name, part in parts.items() for key, value in config.flatten(part, name).items()}
     measuring = {("task", field) for field in experiment.task.measuring}  # which decides nothing here
     flat = {key: value for key, value in flat.items() if tuple(key.split(".")[:2]) not in measuring}
-    return flat | {f"consumed.{path}": manifest.file_digest(path) for path in experiment.source.files()}
+    files = (*experiment.source.files(), *experiment.tokenizer.sources())
+    return flat | {f"consumed.{path}": manifest.file_digest(path) for path in files}
 
 
 def training_texts(task: Task, splits: Splits) -> Iterator[str]:

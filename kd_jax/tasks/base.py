@@ -33,24 +33,28 @@ ENCODED = {"prompt": Field((), "int32"), "completion": Field((), "int32"), "coun
 
 
 def encode_pair(prompt: str, completion: str, tokenizer: Any, counted: Counted, most: int = 0) -> Encoded:
-    """A prompt and what follows it, each with the end of the text behind it.
+    """A prompt, as the tokeniser words it, and what follows it, with the end of the text behind it.
 
     Args:
       prompt, completion: texts.
-      tokenizer: with `encode` and `eos`.
+      tokenizer: a kd_jax.data.tokenizers.base.Tokenizer.
       counted: whether the loss is on the completion alone, or on the prompt too.
-      most: prompt tokens at most, from its beginning, the end not counted; 0 for all.
+      most: tokens of the prompt's text at most, from its beginning; 0 for all.
     """
-    given = encode_text(prompt, tokenizer, most)
+    given = encode_prompt(prompt, tokenizer, most)
     written = encode_text(completion, tokenizer)
     counts = (np.arange(len(given) + len(written)) >= len(given)) | (counted == "all")
     return Encoded(given, written, counts)
 
 
-def encode_text(text: str, tokenizer: Any, most: int = 0) -> np.ndarray:
-    """Token ids and the end of the text, int32; the first `most` of them and the end, where `most` is not 0."""
-    ids = tokenizer.encode(text)
-    return np.asarray([*(ids[:most] if most else ids), tokenizer.eos], np.int32)
+def encode_text(text: str, tokenizer: Any) -> np.ndarray:
+    """Token ids and the end of the text, int32."""
+    return np.asarray([*tokenizer.encode(text), tokenizer.eos], np.int32)
+
+
+def encode_prompt(text: str, tokenizer: Any, most: int = 0) -> np.ndarray:
+    """What is given, as the tokeniser words it, int32; of the text's tokens the first `most`, where `most` is not 0."""
+    return np.asarray(tokenizer.prompt(text, most), np.int32)
 
 
 def check_counted(counted: str) -> None:

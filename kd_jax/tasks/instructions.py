@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.errors import KdError
-from kd_jax.tasks.base import Counted, Decoding, Encoded, Example, check_counted, encode_pair, encode_text
+from kd_jax.tasks.base import Counted, Decoding, Encoded, Example, check_counted, encode_pair, encode_prompt
 from kd_jax.tasks.metrics import Metric, bits_per_byte, rouge, rouge_f
 
 
@@ -73,7 +73,7 @@ class Instructions:
 
     def encode_prompt(self, text: str, tokenizer: Any) -> np.ndarray:
         """The prompt's tokens and the end of the text, int32 [P]."""
-        return encode_text(text, tokenizer)
+        return encode_prompt(text, tokenizer)
 
     def prompt(self, example: Example) -> str:
         """What is asked."""

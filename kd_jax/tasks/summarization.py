@@ -9,7 +9,7 @@ import regex
 
 from kd_jax.config import is_count
 from kd_jax.errors import KdError
-from kd_jax.tasks.base import Counted, Decoding, Encoded, Example, check_counted, encode_pair, encode_text
+from kd_jax.tasks.base import Counted, Decoding, Encoded, Example, check_counted, encode_pair, encode_prompt
 from kd_jax.tasks.metrics import Metric, Outcome, ratio, rouge, rouge_f
 
 # A full stop ends no sentence behind an initial or one of these, nor where a small letter follows.
@@ -94,7 +94,7 @@ class Summarization:
 
     def encode_prompt(self, text: str, tokenizer: Any) -> np.ndarray:
         """The document's tokens, as many as are read, and the end of the text, int32 [P]."""
-        return encode_text(text, tokenizer, self.document_tokens)
+        return encode_prompt(text, tokenizer, self.document_tokens)
 
     def prompt(self, example: Example) -> str:
         """The document."""

@@ -17,7 +17,7 @@ from kd_jax.tasks.base import (
     Example,
     check_counted,
     encode_pair,
-    encode_text,
+    encode_prompt,
 )
 from kd_jax.tasks.metrics import Metric, Outcome
 
@@ -113,7 +113,7 @@ class Translation:
         """The source's token ids and the end of the sentence, int32 [P]; raises KdError if the tag is missing."""
         if self.directions and not text.startswith(self.symbols()):
             raise KdError(f"{text[:30]!r}: no language tag; wanted one in front: {' '.join(self.symbols())}")
-        return encode_text(text, tokenizer)
+        return encode_prompt(text, tokenizer)
 
     def prompt(self, example: Example) -> str:
         """The source text, behind its tag where there are several directions."""

@@ -34,7 +34,7 @@ class Teacher:
 
     @property
     def layout(self) -> Layout:
-        return self.experiment.teacher.model.layout
+        return self.experiment.teacher.model.layout(self.data["start"])
 
     @functools.cached_property
     def params(self) -> Params:

@@ -12,7 +12,7 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.data import pipeline, pseudo_targets, store
 from kd_jax.data.layouts import Segment
 from kd_jax.data.pseudo_targets import PseudoTargets
-from kd_jax.data.tokenizers import EOS, Tokenizer
+from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.text import output_length
 from kd_jax.errors import KdError
@@ -36,6 +36,7 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
     split = pipeline.Split(teacher.workdir.data, split_name)
     architecture = teacher.experiment.teacher.model
     parts = {"model": teacher.model, "architecture": architecture, "beam": beam, "decoding": decoding}
+    parts["eos"] = teacher.data["eos"]
     compiled = teacher.devices.compile(functools.partial(nbest_step, **parts))
 
     def batches_of(indices: range) -> pipeline.PromptBatches:
@@ -47,7 +48,7 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
         return teacher.devices.gather(compiled(teacher.params, teacher.devices.cut(prompts)))
 
     def record(example: Segment, b: int, said: Record) -> Record:
-        return pseudo_targets.pack_hypotheses(said["ids"][b], said["logp"][b], EOS)
+        return pseudo_targets.pack_hypotheses(said["ids"][b], said["logp"][b], teacher.data["eos"])
 
     schema = pseudo_targets.NBEST | pipeline.DIGEST
     with runlog.progress(f"write {split_name}, beam {beam}", len(split)) as bar:
@@ -62,10 +63,10 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
 
 
 def nbest_step(
-    params: Params, inputs: Inputs, *, model: Model, architecture: Architecture, beam: int, decoding: Decoding
+    params: Params, inputs: Inputs, *, model: Model, architecture: Architecture, beam: int, decoding: Decoding, eos: int
 ) -> Payload:
     """{"ids" [B, K, T], "logp" [B, K]}: hypotheses, best first, and their log-probabilities."""
-    ends = {"eos": EOS, "length": output_length(decoding, architecture, inputs), "alpha": decoding.length_penalty}
+    ends = {"eos": eos, "length": output_length(decoding, architecture, inputs), "alpha": decoding.length_penalty}
     hypotheses = beam_search(model, params, inputs, beam=beam, **ends)
     return {"ids": hypotheses.ids_BKT, "logp": hypotheses.logp_BK}
 
@@ -103,7 +104,8 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
 
 def _chosen(teacher: Teacher, targets: PseudoTargets, split_name: str, beam: Folder) -> tuple[list[Target], int]:
     """(examples with targets of the teacher's and their weights, how many have no ended hypothesis) of a split."""
-    task, tokenizer = teacher.experiment.task, Tokenizer(teacher.workdir.data.file("tokenizer.model"))
+    task = teacher.experiment.task
+    tokenizer = tokenizers.load(teacher.experiment.tokenizer, teacher.workdir.data)
     split = pipeline.Split(teacher.workdir.data, split_name, {"nbest": store.Store(beam.path, "nbest")})
     chosen: list[Target] = []
     unended = 0
@@ -125,5 +127,5 @@ def _chosen(teacher: Teacher, targets: PseudoTargets, split_name: str, beam: Fol
     return chosen, unended
 
 
-def _closeness(task: Any, tokenizer: Tokenizer, reference: str, ids_T: np.ndarray) -> float:
+def _closeness(task: Any, tokenizer: tokenizers.Tokenizer, reference: str, ids_T: np.ndarray) -> float:
     return task.closeness(tokenizer.decode(ids_T[:-1].tolist()), reference)

@@ -68,16 +68,20 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     """
     training = run.recipe.training
     tx = training.optimizer.build(training.steps)
-    rates = jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(jnp.arange(training.steps)))
+    steps = jnp.arange(training.steps)
+    rates = jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(steps)) if training.steps else steps
     one_step = _training_step(run, tx, devices)
     validate = _validation(run, devices)
     log, iterator = runlog.MetricsLog(folder / "metrics.jsonl"), iter(run.train)
 
     with Checkpoints(folder) as checkpoints, runlog.progress(run.title, training.steps) as bar:
         begun, state = _begin(run, checkpoints, _first_state(run, params, tx, seed), iterator, log)
-        if not begun:
+        if checkpoints.last() is None:
             with bar.compiling("validation"):
-                log.append({"step": 0, METRIC: validate(devices.put(params))})
+                measured = validate(devices.put(params))
+            log.append({"step": 0, METRIC: measured})
+            if not training.steps:
+                checkpoints.save(state, iterator.get_state(), measured)
         bar.skip(begun)
         state, teacher_params = devices.put((state, run.teacher and run.teacher[1]))
         meter = Meter(run.title, checkpoints, log, bar, rates)

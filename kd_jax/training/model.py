@@ -1,6 +1,5 @@
 """From a recipe to a finished model folder: what the phases `teacher` and `student` share."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +14,12 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data import pipeline
 from kd_jax.data.buckets import place
 from kd_jax.data.store import Store
-from kd_jax.data.tokenizers import Tokenizer, first_difference
+from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, Recipe, targets_name
 from kd_jax.models.base import Model
 from kd_jax.models.init import count_parameters, random_params, shrink
+from kd_jax.models.pretrained import cut_rows
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.parallel import devices
 from kd_jax.parallel.base import Devices, host
@@ -60,7 +60,7 @@ def train_model(
         runlog.say(f"{name}: already trained, {folder.path}")
         return
     began = time.perf_counter()
-    tokenizer, spread = workdir.data.file("tokenizer.model"), devices(experiment.backend)
+    spread = devices(experiment.backend)
     train, valid, left_out = batches(experiment, workdir, recipe, payloads, spread)
     if left_out:
         runlog.say(f"{name}: {left_out} training examples longer than the last bucket are left out")
@@ -72,7 +72,7 @@ def train_model(
     total, outside = count_parameters(params)
     outputs |= {"parameters": total, "parameters_outside_embeddings": outside, "left_out_as_too_long": left_out}
     outputs["bytes"] = sum(outputs["files"].values())
-    shutil.copyfile(tokenizer, folder.path / "tokenizer.model")
+    tokenizers.copy(experiment.tokenizer, workdir.data, folder.path)
     folder.finish(outputs, time.perf_counter() - began)
     runlog.say(
         f"{name}: validation cross-entropy {outputs['loss_before_first_step']:.3f} before the first step, "
@@ -85,7 +85,7 @@ def batches(
 ) -> tuple[Any, list[Batch], int]:
     """(training batches without end, the validation split's, how many training examples are too long), on the host."""
     this_host, hosts = host()
-    layout, shapes = recipe.model.layout, experiment.shapes
+    layout, shapes = recipe.model.layout(workdir.data.outputs()["start"]), experiment.shapes
     split = pipeline.Split(workdir.split(targets_name(recipe.targets)), "train", payloads)
     train = pipeline.train_batches(
         split,
@@ -121,11 +121,15 @@ def initial_params(experiment: Experiment, workdir: Workdir, recipe: Recipe) -> 
     if recipe.init.origin == "chance":
         key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
         return random_params(recipe.model, data["vocab_size"], key)
+    if recipe.init.origin == "folder":
+        tokenizer = tokenizers.load(experiment.tokenizer, workdir.data)
+        params = recipe.init.params(tokenizer.rows_V)
+        return cut_rows(params, tokenizer.rows_V) if experiment.tokenizer.cut else params
     folder = Folder(Path(recipe.init.folder), "teacher")
     theirs = folder.inputs()
     if theirs["consumed.tokenizer"] != data["tokenizer"]:
-        ours = Tokenizer(workdir.data.file("tokenizer.model"))
-        differing = first_difference(ours, Tokenizer(folder.file("tokenizer.model")))
+        ours, settings = tokenizers.load(experiment.tokenizer, workdir.data), experiment.tokenizer
+        differing = tokenizers.first_difference(ours, tokenizers.load(settings, folder))
         raise KdError(
             f"init.folder {folder.path}: another vocabulary ({differing}); take a model of this run's tokeniser"
         )

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from kd_jax.data.buckets import pack, padded_lengths, place, rows_within
 from kd_jax.data.layouts import Bucket, DecoderOnlyLayout, EncoderDecoderLayout
+from kd_jax.data.tokenizers.sentence_piece import START
 
-LAYOUTS = [EncoderDecoderLayout(), DecoderOnlyLayout()]
+LAYOUTS = [EncoderDecoderLayout(START), DecoderOnlyLayout(START)]
 each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=["encoder_decoder", "decoder_only"])
 lengths_lists = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=8)
 ascending = st.lists(st.integers(1, 15), min_size=1, max_size=3, unique=True).map(sorted)
@@ -73,7 +74,7 @@ def test_every_example_is_in_one_row_and_no_row_overflows(data, sides, examples,
 def test_rows_are_nearly_full_of_sentences_of_usual_lengths(room):
     """Prompt and completion of log-normal lengths, 25 tokens in the middle, one in twenty above 90."""
     lengths = np.random.default_rng(0).lognormal(np.log(25), 0.8, (20_000, 2)).astype(int) + 1
-    sizes = DecoderOnlyLayout().sizes(lengths)
+    sizes = DecoderOnlyLayout.sizes(lengths)
     sizes = sizes[sizes[:, 0] <= room]
     rows = pack(sizes, np.asarray([room]), seed=0)
     assert sizes.sum() / (room * len(rows)) > 0.95

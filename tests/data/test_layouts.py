@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.data.layouts import Bucket, DecoderOnlyLayout, EncoderDecoderLayout, Segment
-from kd_jax.data.tokenizers import START
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.tasks.base import Encoded
 from kd_jax.types import Field
 
 SCHEMAS = {"s": {"value": Field((2,), "float32"), "ids": Field((), "uint16")}}
-LAYOUTS = {"encoder_decoder": EncoderDecoderLayout(), "decoder_only": DecoderOnlyLayout()}
+LAYOUTS = {"encoder_decoder": EncoderDecoderLayout(START), "decoder_only": DecoderOnlyLayout(START)}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 
@@ -34,7 +34,7 @@ LONG, SHORT = plain(5, [7, 8, 9, 2], [6, 2]), plain(3, [4, 2], [5, 6, 2], weight
 
 def test_prompt_and_completion_are_padded_apart():
     """A long prompt beside a short completion, a weight, and a row that only fills up: all of it by hand."""
-    batch = EncoderDecoderLayout().batch([[LONG], [SHORT]], 3, Bucket(5, 3), {})
+    batch = EncoderDecoderLayout(START).batch([[LONG], [SHORT]], 3, Bucket(5, 3), {})
     decoder, encoder = batch.inputs.decoder, batch.inputs.encoder
     assert batch.inputs.index_B.tolist() == [5, 3, -1]
     assert encoder.ids_BT.tolist() == [[7, 8, 9, 2, 0], [4, 2, 0, 0, 0], [0] * 5]
@@ -51,7 +51,7 @@ def test_prompt_and_completion_are_padded_apart():
 
 def test_prompt_and_completion_share_a_decoders_row():
     """The completion begins after its own prompt, not after the prompts' bucket; the prompt does not count."""
-    batch = DecoderOnlyLayout().batch([[LONG], [SHORT]], 3, Bucket(4, 3), {})
+    batch = DecoderOnlyLayout(START).batch([[LONG], [SHORT]], 3, Bucket(4, 3), {})
     decoder = batch.inputs.decoder
     assert batch.inputs.encoder is None and batch.inputs.index_B.tolist() == [5, 3, -1]
     assert decoder.ids_BT.tolist() == [[START, 7, 8, 9, 2, 6, 0], [START, 4, 2, 5, 6, 0, 0], [0] * 7]
@@ -64,7 +64,7 @@ def test_prompt_and_completion_share_a_decoders_row():
 
 def test_a_packed_row_begins_anew_with_each_example():
     """Start token, positions, segment and weight; the row has its first example's number."""
-    batch = DecoderOnlyLayout().batch([[SHORT, LONG]], 1, Bucket(6, 6), {})
+    batch = DecoderOnlyLayout(START).batch([[SHORT, LONG]], 1, Bucket(6, 6), {})
     decoder = batch.inputs.decoder
     assert batch.inputs.index_B.tolist() == [3]
     assert decoder.ids_BT.tolist() == [[START, 4, 2, 5, 6, START, 7, 8, 9, 2, 6, 0]]
@@ -72,7 +72,7 @@ def test_a_packed_row_begins_anew_with_each_example():
     assert decoder.segment_BT.tolist() == [[4] * 5 + [6] * 6 + [0]]
     assert batch.targets_BT.tolist() == [[4, 2, 5, 6, 2, 7, 8, 9, 2, 6, 2, 0]]
     assert batch.weight_BT.tolist() == [[0.5] * 5 + [1.0] * 7]
-    both = EncoderDecoderLayout().batch([[SHORT, LONG]], 1, Bucket(6, 6), {}).inputs
+    both = EncoderDecoderLayout(START).batch([[SHORT, LONG]], 1, Bucket(6, 6), {}).inputs
     assert both.encoder.segment_BT.tolist() == [[4, 4, 6, 6, 6, 6]]
     assert both.decoder.ids_BT.tolist() == [[START, 5, 6, START, 6, 0]]
     assert both.decoder.segment_BT.tolist() == [[4, 4, 4, 6, 6, 0]]
@@ -136,9 +136,9 @@ def test_rows_give_back_their_examples(rows, family):
 def test_decoding_begins_as_training_does():
     """Encoder-decoder: the same source, the start token alone."""
     prompts = [np.asarray([7, 8, 2]), np.asarray([9, 2])]
-    inputs = EncoderDecoderLayout().prompts(prompts, 3, 4)
+    inputs = EncoderDecoderLayout(START).prompts(prompts, 3, 4)
     rows = [[plain(0, prompt, [5, 2])] for prompt in prompts]
-    trained = EncoderDecoderLayout().batch(rows, 3, Bucket(4, 9), {}).inputs
+    trained = EncoderDecoderLayout(START).batch(rows, 3, Bucket(4, 9), {}).inputs
     for part, want in zip(inputs.encoder, trained.encoder, strict=True):
         np.testing.assert_array_equal(part, want)
     for part, want in zip(inputs.decoder, trained.decoder, strict=True):
@@ -148,9 +148,9 @@ def test_decoding_begins_as_training_does():
 def test_a_decoder_only_prompt_ends_in_the_last_column():
     """And is, padding apart, how its training row begins; a row that only fills up is all padding."""
     prompts = [np.asarray([7, 8, 2]), np.asarray([9, 2])]
-    inputs = DecoderOnlyLayout().prompts(prompts, 3, 4)
+    inputs = DecoderOnlyLayout(START).prompts(prompts, 3, 4)
     rows = [[plain(0, prompt, [5, 2])] for prompt in prompts]
-    trained = DecoderOnlyLayout().batch(rows, 3, Bucket(4, 9), {}).inputs
+    trained = DecoderOnlyLayout(START).batch(rows, 3, Bucket(4, 9), {}).inputs
     assert inputs.decoder.segment_BT.tolist() == [[0, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0] * 5]
     for b, prompt in enumerate(prompts):
         for part, want in zip(inputs.decoder, trained.decoder, strict=True):

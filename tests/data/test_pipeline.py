@@ -22,12 +22,12 @@ from kd_jax.data.pipeline import (
     train_batches,
 )
 from kd_jax.data.store import Store
-from kd_jax.data.tokenizers import START
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import ENCODED, Encoded
 from kd_jax.types import Field
 
-LAYOUT, DECODER_ONLY = EncoderDecoderLayout(), DecoderOnlyLayout()
+LAYOUT, DECODER_ONLY = EncoderDecoderLayout(START), DecoderOnlyLayout(START)
 each_layout = pytest.mark.parametrize("layout", [LAYOUT, DECODER_ONLY], ids=["encoder_decoder", "decoder_only"])
 BUCKETS = (Bucket(6, 4), Bucket(9, 8), Bucket(12, 12))
 EXAMPLES = 150

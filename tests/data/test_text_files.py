@@ -6,7 +6,7 @@ import re
 import pytest
 
 from kd_jax.data.text_files import read_files, read_lines
-from kd_jax.data.tokenizers import SentencePiece, Tokenizer
+from kd_jax.data.tokenizers.sentence_piece import SentencePiece
 from kd_jax.errors import KdError
 
 FIELDS = ("en", "fr")
@@ -38,8 +38,9 @@ def test_line_ends_and_byte_order_mark_are_no_text(tmp_path, ending, last, mark)
 
 @pytest.mark.parametrize("text", ["", " ", "\u200b", "\ufeff \u200e", "\u2028\x0c", "\x01\x7f"])
 def test_a_document_without_tokens_is_refused_by_file_and_line(tmp_path, text):
-    SentencePiece(vocab_size=8, model_type="bpe").train(["ab ba", "ba ab"], tmp_path / "model")
-    assert not Tokenizer(tmp_path / "model").encode(text)
+    settings = SentencePiece(vocab_size=8, model_type="bpe")
+    settings.prepare(["ab ba", "ba ab"], tmp_path)
+    assert not settings.load(tmp_path).encode(text)
     plain = put(tmp_path / "t.txt", f"a\n{text}\nb\n")
     lines = put(tmp_path / "t.jsonl", "".join(json.dumps({"text": row}) + "\n" for row in ("a", text, "b")))
     for path in (plain, lines):

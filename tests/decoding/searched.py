@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.data.layouts import Bucket, EncoderDecoderLayout
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.tasks.base import Encoded
 from tests.batches import random_examples, to_batch
@@ -15,7 +16,7 @@ EOS, V, LENGTH = 2, 6, 4
 ROWS = (0, 1, 2, 3)  # of PROMPTS, whose last row only fills up
 ENDS = {"eos": EOS, "length": LENGTH}
 SOURCES = [example.prompt for example in random_examples(0, [(4, 0), (2, 0), (3, 0), (1, 0)], V)]
-PROMPTS = EncoderDecoderLayout().prompts(SOURCES, 5, 4)._replace(index_B=np.arange(5))
+PROMPTS = EncoderDecoderLayout(START).prompts(SOURCES, 5, 4)._replace(index_B=np.arange(5))
 ARCHITECTURE = EncoderDecoder(encoder_layers=1, decoder_layers=2, d_model=16, heads=2, d_ff=16, dropout=0.0)
 MODEL = ARCHITECTURE.build(V)
 PARAMS = jax.tree.map(lambda p: 3.0 * p, MODEL.init(jax.random.key(3)))

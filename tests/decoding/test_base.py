@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.data.tokenizers import START
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.decoding.base import first_tokens, likeliest
 from tests.decoding.searched import PROMPTS
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax.data.layouts import DecoderOnlyLayout
-from kd_jax.data.tokenizers import START
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.sampling import penalise, sample
@@ -17,7 +17,7 @@ from tests.decoding.searched import ENDS, EOS, SOURCES, V
 
 MODEL = DecoderOnly(layers=2, d_model=16, heads=2, d_ff=16, dropout=0.0).build(V)
 PARAMS = jax.tree.map(lambda p: 3.0 * p, MODEL.init(jax.random.key(5)))
-PROMPTS = DecoderOnlyLayout().prompts(SOURCES, 5, 4)
+PROMPTS = DecoderOnlyLayout(START).prompts(SOURCES, 5, 4)
 
 
 def logits_of(source, ids_T):

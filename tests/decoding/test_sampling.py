@@ -169,7 +169,7 @@ def test_the_penalty_counts_the_prompt_and_what_was_written(inputs):
     """Not padding, a start token beside an encoder, nor the end: 1 falls to 2; 2, 3 and the end are larger."""
     table = jnp.tile(jnp.array([[0.1, 4.0, 3.5, 3.0, 0.2, 2.5]]), (6, 1))
     penalised = Sampling(repetition_penalty=2.0)
-    assert sample(BIGRAMS, table, inputs, eos=5, length=6, sampling=penalised).tolist() == [[2, 3, 5, 0, 0, 0]]
+    assert sample(BIGRAMS, table, inputs, eos=5, length=6, sampling=penalised).tolist() == [[2, 3, 5, -1, -1, -1]]
     assert sample(BIGRAMS, table, inputs, eos=5, length=6, sampling=Sampling()).tolist() == [[1] * 6]
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.evaluation.closeness import (
     BINS,
     calibration,
@@ -105,7 +106,7 @@ def test_models_of_two_families_are_compared_target_by_target():
     """Each in rows of its own layout; either may be the teacher."""
     models = [architecture.build(V) for architecture in FAMILIES.values()]
     params = [jax.jit(model.init)(jax.random.key(0)) for model in models]
-    batches = [to_batch(counted_examples(), layout=architecture.layout) for architecture in FAMILIES.values()]
+    batches = [to_batch(counted_examples(), layout=architecture.layout(START)) for architecture in FAMILIES.values()]
     counted = [
         model.head(p).logits(jax.jit(model.apply)(p, batch.inputs))[batch.mask_BT]
         for model, p, batch in zip(models, params, batches, strict=True)

@@ -13,7 +13,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.check import check
 from kd_jax.data.store import Store
 from kd_jax.data.tfds import builder_of
-from kd_jax.data.tokenizers import SentencePiece
+from kd_jax.data.tokenizers.sentence_piece import SentencePiece
 from kd_jax.phases import prepare
 
 CONFIGS = sorted((Path(__file__).parents[2] / "experiments/configs/tfds").glob("*.py"))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.data.layouts import Bucket, Segment
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.rope import Linear
@@ -68,7 +69,7 @@ def segments(seed: int, lengths) -> list[Segment]:
 
 def batch_of(config, rows):
     """ROWS rows, each of some segments, padded to BUCKET."""
-    return jax.tree.map(jnp.asarray, config.layout.batch(rows, ROWS, BUCKET, {}))
+    return jax.tree.map(jnp.asarray, config.layout(START).batch(rows, ROWS, BUCKET, {}))
 
 
 def stacks_of(inputs) -> dict[str, Tokens]:

@@ -14,7 +14,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
 from kd_jax.data.pipeline import PromptBatches
-from kd_jax.data.tokenizers import EOS, Tokenizer
+from kd_jax.data.tokenizers.sentence_piece import EOS, START, Pieces
 from kd_jax.decoding import text
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
@@ -104,7 +104,7 @@ def test_transformers_writes_the_same_text(trained):
     pytest.importorskip("torch")
     experiment, workdir, folder = trained
     model, prompts = experiment.teacher.model, prompts_of(experiment, workdir)
-    ours = Tokenizer(workdir.data.file("tokenizer.model"))
+    ours = Pieces(workdir.data.file("tokenizer.model"))
     encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts]
     theirs = hf.AutoTokenizer.from_pretrained(folder)
     start = [] if model.family == "encoder_decoder" else [1]
@@ -127,7 +127,7 @@ def test_jax_alone_writes_the_same_tokens(trained, tmp_path):
     experiment, workdir, _ = trained
     words = ["--model", "teacher", "--to", str(tmp_path / "programs"), "--format", "jax"]
     assert main(["export", "--workdir", str(workdir.path), *words]) == 0
-    ours = Tokenizer(workdir.data.file("tokenizer.model"))
+    ours = Pieces(workdir.data.file("tokenizer.model"))
     encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts_of(experiment, workdir)]
     texts = subprocess.run(
         [sys.executable, "-c", ALONE, json.dumps([ids.tolist() for ids in encoded])],
@@ -146,6 +146,6 @@ def greedy_rows(experiment, workdir, encoded):
     model = experiment.teacher.model
     built = model.build(workdir.data.outputs()["vocab_size"])
     params = checkpoint.load_params(workdir.model("teacher"), built.init)
-    (inputs,) = PromptBatches(encoded, model.layout, (40,), len(encoded), 1, range(len(encoded)))
+    (inputs,) = PromptBatches(encoded, model.layout(START), (40,), len(encoded), 1, range(len(encoded)))
     parts = {"model": built, "architecture": model, "way": "greedy", "decoding": experiment.task.decoding}
     return np.asarray(text.write(params, inputs, **parts))

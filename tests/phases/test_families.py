@@ -19,7 +19,7 @@ from kd_jax.data.layouts import Bucket
 from kd_jax.data.pipeline import Split
 from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.data.store import Store
-from kd_jax.data.tokenizers import EOS
+from kd_jax.data.tokenizers.sentence_piece import EOS, START
 from kd_jax.errors import KdError
 from kd_jax.experiment import Training
 from kd_jax.losses.cross_entropy import cross_entropy
@@ -139,7 +139,7 @@ def test_one_cache_serves_every_layout(experiment, run, family):
     """Written with one example a row; read packed, and by the other family: each target has its own record."""
     split, rows = split_with(run, run.data), {"separate": [[i] for i in range(6)], "packed": [[0, 1], [2, 3, 4], [5]]}
     batches = {
-        (name, packing): split.batch(models[0].layout, rows[packing], 6, Bucket(120, 120))
+        (name, packing): split.batch(models[0].layout(START), rows[packing], 6, Bucket(120, 120))
         for name, models in MODELS.items()
         for packing in rows
     }
@@ -216,5 +216,5 @@ def test_the_prompt_may_count_too_in_a_decoder_only_model(experiment, run, famil
     check(wanted)
     workdir = beside(run, tmp_path)
     prepare.run(wanted, workdir)
-    batch = Split(workdir.data, "train").batch(MODELS[family][0].layout, [[0, 1], [2]], 2, Bucket(80, 80))
+    batch = Split(workdir.data, "train").batch(MODELS[family][0].layout(START), [[0, 1], [2]], 2, Bucket(80, 80))
     np.testing.assert_array_equal(batch.mask_BT, batch.inputs.decoder.segment_BT > 0)

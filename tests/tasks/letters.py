@@ -8,3 +8,7 @@ class Letters:
 
     def encode(self, text):
         return [ord(letter) for letter in text]
+
+    def prompt(self, text, most=0):
+        ids = self.encode(text)
+        return [*(ids[:most] if most else ids), self.eos]

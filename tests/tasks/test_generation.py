@@ -8,7 +8,7 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_jax.data.tokenizers import SentencePiece, Tokenizer
+from kd_jax.data.tokenizers.sentence_piece import Pieces, SentencePiece
 from kd_jax.errors import KdError
 from kd_jax.tasks import generation
 from kd_jax.tasks.generation import Generation, first_words, windows
@@ -24,8 +24,8 @@ def tokenizer(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice(WORDS, 9)) for _ in range(200)]
-    SentencePiece(vocab_size=40, model_type=request.param).train(lines, path)
-    return Tokenizer(path)
+    SentencePiece(vocab_size=40, model_type=request.param).prepare(lines, path.parent)
+    return Pieces(path)
 
 
 def measured(texts, references):

@@ -8,6 +8,7 @@ import pytest
 from kd_jax.data.pipeline import Split, TrainBatches
 from kd_jax.data.pseudo_targets import PseudoTargets, pack_hypotheses, unpack_hypotheses
 from kd_jax.data.store import Store
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.objective.terms import Term
@@ -25,7 +26,7 @@ def test_pseudo_targets_train_a_student_with_the_signals_along_them(experiment, 
     cache.run(wanted, run)
     split = Split(run.split(targets.name), "train", {"topk": Store(run.cache(targets.name, "topk").path, "records")})
     options = {"tokens_per_batch": 512, "divisor": 1, "seed": 0, "packed": False}
-    batch = TrainBatches(split, recipe.model.layout, experiment.shapes, **options)[0]
+    batch = TrainBatches(split, recipe.model.layout(START), experiment.shapes, **options)[0]
     assert batch.mask_BT.any() and batch.payload["topk"]["ids"].shape[-1] == 4
     rows = [split.read(i) for i in range(len(split))]
     np.testing.assert_allclose(np.mean([row.weight for row in rows]), 1.0, rtol=1e-5)

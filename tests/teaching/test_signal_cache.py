@@ -11,6 +11,7 @@ from kd_jax.artifacts import checkpoint, runlog
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.data.pipeline import Split
 from kd_jax.data.store import Store, shard_path
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.errors import KdError
 from kd_jax.evaluation.contenders import contenders
 from kd_jax.losses.cross_entropy import cross_entropy
@@ -67,7 +68,7 @@ def test_a_record_has_one_entry_per_target_that_counts(experiment, workdir, tmp_
         row = split.read(i)
         assert len(row.records["topk"]["ids"]) == row.encoded.counts.sum() == len(plain[i]["completion"]) - 2
     signal, (model, params) = TopK(k=8), trained(experiment, workdir, TEACHER)
-    batch = split.batch(experiment.teacher.model.layout, np.arange(8)[:, None], 8, experiment.shapes[-1])
+    batch = split.batch(experiment.teacher.model.layout(START), np.arange(8)[:, None], 8, experiment.shapes[-1])
     assert not batch.mask_BT[:, :2].any() and batch.mask_BT[:, 2].all()
     logits_NV = model.head(params).logits(model.apply(params, batch.inputs))[batch.mask_BT]
     cached = {name: x[batch.mask_BT] for name, x in batch.payload["topk"].items()}

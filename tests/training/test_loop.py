@@ -13,6 +13,7 @@ from kd_jax.artifacts import runlog
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.data.pipeline import Split, TrainBatches
 from kd_jax.data.store import Store
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.errors import KdError
 from kd_jax.models.init import FromCheckpoint
 from kd_jax.phases import cache, student, teacher
@@ -92,7 +93,7 @@ def test_the_log_counts_the_tokens_that_trained(experiment, workdir, tmp_path):
         teacher.run(wanted, run)
         logs.append([row for row in log_of(run, TEACHER) if "loss" in row])
     split, recipe = Split(workdir.data, "train"), experiment.teacher
-    source = TrainBatches(split, recipe.model.layout, experiment.shapes, **OPTIONS)
+    source = TrainBatches(split, recipe.model.layout(START), experiment.shapes, **OPTIONS)
     tokens = [int(source[i].mask_BT.sum()) for i in range(4)]
     assert len(set(tokens)) > 1
     losses = [row["loss"] for row in logs[0]]
@@ -163,7 +164,7 @@ def test_the_cache_says_of_every_token_what_the_teacher_says(experiment, workdir
     """Written in the order of the examples, read in the order of training (trap 9), by a trained teacher (trap 10)."""
     signal = experiment.students["student_kd"].terms["kd"].signal
     split = Split(workdir.data, "train", {signal.name: Store(workdir.cache("", signal.name).path, "records")})
-    layout = experiment.teacher.model.layout
+    layout = experiment.teacher.model.layout(START)
     source = TrainBatches(split, layout, experiment.shapes, **OPTIONS | {"seed": 7})
     model, params = trained(experiment, workdir, TEACHER)
     for number in (0, 5):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kd_jax.data.layouts import Bucket
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.models.base import Architecture
 from kd_jax.training.step import count_tokens, loss_fn
 from kd_jax.types import Batch
@@ -23,7 +24,7 @@ def batch_of(architecture: Architecture, sizes: tuple[int, ...], more: int = 0) 
     """The same examples every time, so many in each row; `more` room than the fullest row can need, and more rows."""
     segments = taught_segments(0, (S, T), EXAMPLES, SIGNAL, V)
     bucket, count = Bucket(max(sizes) * S + more, max(sizes) * T + more), len(sizes) + more
-    return architecture.layout.batch(rows_of(segments, sizes), count, bucket, {SIGNAL.name: SIGNAL.schema(V)})
+    return architecture.layout(START).batch(rows_of(segments, sizes), count, bucket, {SIGNAL.name: SIGNAL.schema(V)})
 
 
 @functools.cache

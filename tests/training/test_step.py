@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from kd_jax.data.layouts import Bucket
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.base import Architecture, Head
@@ -31,7 +32,7 @@ def make_batch(architecture: Architecture, in_a_row: int = 1) -> Batch:
     """Rows of uneven examples, so many in each, beside a random teacher's words."""
     segments = taught_segments(0, (S, T), in_a_row * B, SIGNAL, V)
     bucket, schemas = Bucket(in_a_row * S, in_a_row * T), {SIGNAL.name: SIGNAL.schema(V)}
-    return architecture.layout.batch(rows_of(segments, [in_a_row] * B), B, bucket, schemas)
+    return architecture.layout(START).batch(rows_of(segments, [in_a_row] * B), B, bucket, schemas)
 
 
 @functools.cache

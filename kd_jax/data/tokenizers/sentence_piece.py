@@ -1,18 +1,21 @@
 """SentencePiece, trained on the training split alone."""
 
 import dataclasses
-import hashlib
 import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import sentencepiece
 
+from kd_jax.artifacts import manifest
+from kd_jax.data.tokenizers import base
+from kd_jax.data.tokenizers.to_json import tokenizer_json
 from kd_jax.errors import KdError
 
 PAD, START, EOS, UNKNOWN = range(4)
+MODEL = "tokenizer.model"
 LONGEST = 2**30  # bytes; SentencePiece's own 4,192 would leave whole documents out of the training, unsaid
 
 
@@ -28,9 +31,10 @@ class SentencePiece:
 
     Examples:
       >>> import tempfile
-      >>> path = Path(tempfile.mkdtemp()) / "tokenizer.model"
-      >>> SentencePiece(vocab_size=8, model_type="bpe").train(["ab ba", "ba ab"], path)
-      >>> tokenizer = Tokenizer(path)
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> settings = SentencePiece(vocab_size=8, model_type="bpe")
+      >>> settings.prepare(["ab ba", "ba ab"], folder)
+      >>> tokenizer = settings.load(folder)
       >>> tokenizer.decode(tokenizer.encode("ba ab")), tokenizer.vocab_size
       ('ba ab', 8)
     """
@@ -39,6 +43,9 @@ class SentencePiece:
     model_type: Literal["unigram", "bpe"] = "unigram"
     character_coverage: float = 1.0
     byte_fallback: bool = False
+
+    pretrained: ClassVar[bool] = False
+    files: ClassVar[tuple[str, ...]] = (MODEL,)
 
     def check(self) -> None:
         """Raises KdError naming the field that is out of range."""
@@ -49,13 +56,12 @@ class SentencePiece:
         if not 0.98 <= self.character_coverage <= 1:
             raise KdError(f"tokenizer.character_coverage: {self.character_coverage}; wanted 0.98 to 1")
 
-    def train(self, texts: Iterable[str], path: Path, symbols: Sequence[str] = ()) -> None:
-        """Trains on `texts` and writes the model to `path`, by rename.
+    def sources(self) -> tuple[Path, ...]:
+        """As Settings.sources: none."""
+        return ()
 
-        Args:
-          texts: of the training split.
-          path: of the model.
-          symbols: texts that become one piece each, such as language tags; they count in vocab_size.
+    def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
+        """As Settings.prepare: trains the model and writes it by rename; symbols count in vocab_size.
 
         Raises:
           KdError: if the texts cannot fill the vocabulary.
@@ -83,45 +89,55 @@ class SentencePiece:
             raise KdError(
                 f"tokenizer.vocab_size: {self.vocab_size} does not suit the training text: {reason}"
             ) from error
-        beside = path.with_name(path.name + ".part")
+        beside = folder / f"{MODEL}.part"
         beside.write_bytes(model.getvalue())
-        os.replace(beside, path)
+        os.replace(beside, folder / MODEL)
+
+    def load(self, folder: Path) -> "Pieces":
+        """As Settings.load."""
+        base.require([folder / MODEL])
+        return Pieces(folder / MODEL)
 
 
-class Tokenizer:
-    """A trained tokeniser: text to ids and back; no special ids are added."""
+class Pieces:
+    """A trained SentencePiece model, as a Tokenizer."""
 
-    eos = EOS
+    start, eos, rows_V = START, EOS, None
 
     def __init__(self, path: Path):
-        """Raises KdError if there is no such model."""
-        if not path.exists():
-            raise KdError(f"{path}: no tokeniser; run the phase `prepare` first")
+        self._path = path
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
         self.vocab_size = self._processor.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; separators such as U+2028 are blanks, and what has no piece (NUL) is UNKNOWN."""
+        """As Tokenizer.encode; separators such as U+2028 are blanks, and what has no piece (NUL) is UNKNOWN."""
         return self._processor.encode(text)
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of token ids."""
+    def prompt(self, text: str, most: int = 0) -> list[int]:
+        """As Tokenizer.prompt: the text's tokens and the end."""
+        ids = self.encode(text)
+        return [*(ids[:most] if most else ids), EOS]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """As Tokenizer.decode."""
         return self._processor.decode([int(i) for i in ids])
 
     def pieces(self) -> list[str]:
-        """The token strings, by id."""
+        """As Tokenizer.pieces."""
         return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
 
-    def digest(self) -> str:
-        """A digest of the pieces, in order: what ids mean, rather than how many there are."""
-        return hashlib.blake2b("\n".join(self.pieces()).encode(), digest_size=16).hexdigest()
-
-
-def first_difference(ours: Tokenizer, theirs: Tokenizer) -> str:
-    """The first id at which two vocabularies differ, in words; "" where they are the same."""
-    for i, (our, their) in enumerate(zip(ours.pieces(), theirs.pieces(), strict=False)):
-        if our != their:
-            return f"token {i} is {our!r} here, {their!r} there"
-    if ours.vocab_size != theirs.vocab_size:
-        return f"{ours.vocab_size} tokens here, {theirs.vocab_size} there"
-    return ""
+    def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
+        """As Tokenizer.export: tokenizer.json and tokenizer_config.json."""
+        # As in T5, Marian and Pegasus, an encoder-decoder's decoding begins with what pads: converters such as
+        # CTranslate2's take one for the other.
+        has_encoder = family == "encoder_decoder"
+        pad = START if has_encoder else PAD
+        template = "$A </s>" if has_encoder or prompted else "$A"
+        tokenizer = tokenizer_json(self._path, template if has_encoder else f"<s> {template}")
+        tokenizer.save(str(to / "tokenizer.json"))
+        words = {"pad_token": pad, "bos_token": START, "eos_token": EOS, "unk_token": UNKNOWN}
+        settings = {name: tokenizer.id_to_token(token) for name, token in words.items()}
+        side = {} if has_encoder else {"padding_side": "left"}
+        manifest.write_json(to / "tokenizer_config.json", base.GENERAL | settings | side)
+        ids = {"pad_token_id": pad, "bos_token_id": START, "eos_token_id": EOS}
+        return ids | ({"decoder_start_token_id": START} if has_encoder else {})

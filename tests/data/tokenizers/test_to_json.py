@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.data.tokenizer_json import tokenizer_json
-from kd_jax.data.tokenizers import SentencePiece, Tokenizer
+from kd_jax.data.tokenizers.sentence_piece import Pieces, SentencePiece
+from kd_jax.data.tokenizers.to_json import tokenizer_json
 
-TEXTS = (Path(__file__).parents[2] / "WORKSPACE.md").read_text(encoding="utf-8").splitlines()
+TEXTS = (Path(__file__).parents[3] / "WORKSPACE.md").read_text(encoding="utf-8").splitlines()
 KINDS = {
     "unigram": {},
     "bpe": {"model_type": "bpe"},
@@ -23,8 +23,8 @@ PIECES = st.sampled_from(["library", *"  s12éﬁ⁂▁\t\u2028", "image", "<2de
 def both(request, tmp_path_factory):
     """(SentencePiece's tokeniser, the same from tokenizer.json)."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    SentencePiece(**{"vocab_size": 300} | KINDS[request.param]).train(TEXTS, path, ("<2de>", "<2fr>"))
-    return Tokenizer(path), tokenizer_json(path, "$A </s>")
+    SentencePiece(**{"vocab_size": 300} | KINDS[request.param]).prepare(TEXTS, path.parent, ("<2de>", "<2fr>"))
+    return Pieces(path), tokenizer_json(path, "$A </s>")
 
 
 @settings(max_examples=200, deadline=None)

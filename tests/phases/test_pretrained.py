@@ -1,0 +1,178 @@
+"""A teacher that somebody else trained: read, not trained, asked, and its student exported as it came."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from kd_jax.artifacts import checkpoint, manifest
+from kd_jax.artifacts.workdir import Workdir
+from kd_jax.cli.check import check
+from kd_jax.cli.job import recall, remember
+from kd_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from kd_jax.data.tokenizers.sentence_piece import SentencePiece
+from kd_jax.errors import KdError
+from kd_jax.experiment import settled
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.huggingface.read import read
+from kd_jax.models.init import Random
+from kd_jax.models.pretrained import FromHuggingFace, Smaller
+from kd_jax.phases import cache, evaluate, export, plan, prepare, report, student, teacher
+from kd_jax.tasks.base import Decoding
+from kd_jax.tasks.translation import Translation
+from tests.pretrained import save
+from tests.runs import smoke
+
+LAYERS = {"decoder_only": {"layers": 1}, "encoder_decoder": {"decoder_layers": 1}}
+STEPS = ["--students.student_kd.training.steps", "4", "--students.student_kd.training.eval-every", "4"]
+STEPS += ["--buckets", "40", "--students.student_kd.training.optimizer.warmup", "2"]
+
+
+def untrained(root, folder, family, other="", cut=False):
+    """The smoke experiment with the folder's model as its teacher, and one student."""
+    base = smoke(root, STEPS)
+    as_it_is = dataclasses.replace(base.teacher.training, steps=0)
+    given = dataclasses.replace(base.teacher, model=None, init=FromHuggingFace(str(folder)), training=as_it_is)
+    smaller = dataclasses.replace(base.students["student_kd"], model=Smaller(**LAYERS[family]))
+    return dataclasses.replace(
+        base,
+        teacher=given,
+        students={"student_kd": smaller},
+        comparison=None,
+        tokenizer=HuggingFaceTokenizer(other, cut=cut),
+        task=Translation(source="en", target="fr", decoding=Decoding(beam=1, length_ratio=0.0, length=16)),
+    )
+
+
+@pytest.fixture(scope="module", params=[("decoder_only", True), ("encoder_decoder", False)], ids=lambda p: p[0])
+def run(request, root, tmp_path_factory, lax_promotion):
+    """(family, folder, experiment, workdir of a whole run)."""
+    (family, cut), path = request.param, tmp_path_factory.mktemp("run")
+    folder = save(path / "model", family, rows=0 if cut else 136)
+    experiment = settled(untrained(root, folder, family, cut=cut))
+    check(experiment)
+    workdir = Workdir(path / "w")
+    for phase in (prepare, teacher, cache, student, evaluate, report):
+        phase.run(experiment, workdir)
+    remember(workdir, experiment)
+    return family, folder, experiment, workdir
+
+
+def test_the_teacher_is_the_folder_s_model(run):
+    _, folder, experiment, workdir = run
+    _, theirs = read(folder)
+    network = experiment.teacher.model.build(workdir.data.outputs()["vocab_size"])
+    ours = checkpoint.load_params(workdir.model("teacher"), network.init)
+    if experiment.tokenizer.cut:
+        rows_V = np.load(workdir.data.file("tokenizer_rows.npy"))
+        assert len(rows_V) < len(theirs["embedding"])
+        theirs = theirs | {"embedding": theirs["embedding"][rows_V]}
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert workdir.model("teacher").outputs()["steps"] == 0
+
+
+def test_the_student_has_the_sizes_that_were_asked_for(run):
+    family, _, experiment, _ = run
+    shrunk = experiment.students["student_kd"].model
+    assert dataclasses.replace(shrunk, **{name: 3 for name in LAYERS[family]}) == experiment.teacher.model
+    assert shrunk.stacks()["decoder"] == 1
+
+
+def test_the_report_has_both_models(run):
+    models = manifest.read_json(run[3].report.file("report.json"))["models"]
+    assert set(models) == {"teacher", "student_kd"}
+    assert models["teacher"]["train_tokens_per_second"] is None
+
+
+def test_the_exported_student_is_read_again_as_it_was(run, tmp_path):
+    family, _, experiment, workdir = run
+    export.run(recall(workdir), workdir, tmp_path / "student", "student_kd")
+    again, params = read(tmp_path / "student")
+    network = experiment.students["student_kd"].model.build(workdir.data.outputs()["vocab_size"])
+    ours = checkpoint.load_params(workdir.model("student_kd"), network.init)
+    if experiment.tokenizer.cut:
+        jax.tree.map(np.testing.assert_array_equal, ours, params)
+    library = Tokenizer.from_file(str(tmp_path / "student" / "tokenizer.json"))
+    tokenizer = experiment.tokenizer.load(workdir.data.path)
+    for example in manifest.read_lines(workdir.data.file("validation.jsonl"))[:5]:
+        assert library.encode(example["en"], add_special_tokens=False).ids == tokenizer.encode(example["en"])
+    settings = manifest.read_json(tmp_path / "student" / "config.json")
+    assert settings["eos_token_id"] == tokenizer.eos
+    assert (family == "encoder_decoder") == ("decoder_start_token_id" in settings)
+
+
+def test_a_plan_needs_no_training(run, capsys):
+    _, _, experiment, workdir = run
+    untaught = Workdir(workdir.path.parent / "untaught")
+    untaught.path.mkdir(exist_ok=True)
+    (untaught.path / "data").symlink_to(workdir.path / "data")
+    plan.run(experiment, untaught)
+    assert "hours to write" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_bfloat16_is_for_models_that_are_not_trained(run, steps):
+    _, folder, experiment, workdir = run
+    recipe = dataclasses.replace(
+        experiment.teacher,
+        init=FromHuggingFace(str(folder), dtype="bfloat16"),
+        training=dataclasses.replace(experiment.teacher.training, steps=steps),
+    )
+    changed = dataclasses.replace(experiment, teacher=recipe)
+    if steps:
+        with pytest.raises(KdError, match="teacher: init.dtype: bfloat16, and training.steps: 3"):
+            check(changed)
+        return
+    check(changed)
+    half = Workdir(workdir.path.parent / "half")
+    half.path.mkdir(exist_ok=True)
+    (half.path / "data").symlink_to(workdir.path / "data")
+    teacher.run(changed, half)
+    losses = [where.model("teacher").outputs()["valid_cross_entropy"] for where in (workdir, half)]
+    assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.02 * losses[0]
+
+
+def recipe_of(experiment, **changes):
+    return dataclasses.replace(experiment, teacher=dataclasses.replace(experiment.teacher, **changes))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda e: recipe_of(e, init=FromHuggingFace("nowhere")), "teacher: init.folder: 'nowhere' has no config.json"),
+        (lambda e: recipe_of(e, init=Random()), "teacher: model: None; wanted a model"),
+        (lambda e: recipe_of(e, model=Smaller(layers=1)), "teacher: model: Smaller; wanted a model"),
+        (lambda e: recipe_of(e, model=EncoderDecoder(3, 3)), "teacher: model.d_model: 128, the folder's is 16"),
+        (lambda e: dataclasses.replace(e, tokenizer=SentencePiece(60)), "wanted tokenizer=HuggingFaceTokenizer"),
+    ],
+)
+def test_what_cannot_be_is_told_before_any_work(root, tmp_path, change, message):
+    folder = save(tmp_path / "model", "encoder_decoder")
+    with pytest.raises(KdError, match=message):
+        check(settled(change(untrained(root, folder, "encoder_decoder"))))
+
+
+def test_a_field_that_the_family_has_not_is_named(root, tmp_path):
+    folder = save(tmp_path / "model", "encoder_decoder")
+    with pytest.raises(KdError, match="model.layers: 1; the teacher is encoder_decoder and has no layers"):
+        settled(untrained(root, folder, "decoder_only"))
+
+
+def test_a_tokeniser_of_more_tokens_than_rows_is_refused(root, tmp_path):
+    folder, larger = save(tmp_path / "model", "encoder_decoder"), save(tmp_path / "other", "decoder_only")
+    experiment = settled(untrained(root, folder, "encoder_decoder", other=str(larger)))
+    workdir = Workdir(tmp_path / "w")
+    with pytest.raises(KdError, match="rows"):
+        prepare.run(experiment, workdir)
+        teacher.run(experiment, workdir)
+
+
+def test_a_student_can_start_from_a_small_base(root, tmp_path):
+    folder = save(tmp_path / "model", "decoder_only")
+    experiment = untrained(root, folder, "decoder_only")
+    recipe = dataclasses.replace(experiment.students["student_kd"], model=None, init=FromHuggingFace(str(folder)))
+    experiment = settled(dataclasses.replace(experiment, students={"student_kd": recipe}))
+    check(experiment)
+    assert experiment.students["student_kd"].model == experiment.teacher.model
