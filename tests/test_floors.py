@@ -38,6 +38,7 @@ OWNERS = {  # a library -> the only files that import it
     "rich": r"artifacts/runlog\.py",
     "tyro": r"cli/resolve\.py",
     "grain|tensorflow_datasets|array_record|sentencepiece|tokenizers": r"data/.*",
+    "jinja2": r"data/tokenizers/chat\.py",
     "safetensors": r"models/huggingface/files\.py",
     "torch|transformers": r"nowhere",
     "flax": r"models/.*",
