@@ -141,6 +141,10 @@ class Architecture(Protocol):
         """Stack -> number of layers, such as {"encoder": 3, "decoder": 3}."""
         ...
 
+    def widths(self) -> Mapping[str, int]:
+        """Width of what the layers hold: "hidden", and "q", "k" and "v" of all heads together."""
+        ...
+
     def build(self, vocab_size: int) -> Model:
         """The network over a vocabulary."""
         ...
