@@ -76,6 +76,11 @@ class Workdir:
         return Folder(self.path / "ablation", "ablate")
 
     @property
+    def shrink(self) -> Folder:
+        """shrink.json: what students that start as their teacher keep of it."""
+        return Folder(self.path / "shrink", "shrink")
+
+    @property
     def config(self) -> Path:
         """The resolved experiment, as data."""
         return self.path / "experiment.json"

@@ -101,7 +101,7 @@ def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
     for name, term in feature_terms(recipe.terms).items():
         try:
             term.signal.check_layers(recipe.model.stacks(), teacher.model.stacks())
-            term.signal.check_widths(recipe.model.d_model, teacher.model.d_model)
+            term.signal.check_widths(recipe.model.widths(), teacher.model.widths())
         except KdError as error:
             raise KdError(f"terms.{name}.{error}") from error
     if recipe is teacher and (

@@ -52,9 +52,15 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
             raise KdError(f"--{option}: goes with the command {command} alone")
     if words.command == "plan" and words.force:
         raise KdError("--force: plan keeps nothing that could be done again; leave it out")
+    if words.command == "shrink" and words.force:
+        raise KdError("--force: shrink measures anew each time; leave it out")
     experiment = resolve(words.config, words.overrides)
     if words.command == "plan":
         yield [("plan", {"experiment": experiment, "workdir": words.workdir and _workdir(words.workdir)})]
+    elif words.command == "shrink":
+        workdir = _workdir(words.workdir)
+        with workdir.lock():  # its students need not be those that are trained there: experiment.json stays as it is
+            yield [("shrink", {"experiment": experiment, "workdir": workdir})]
     elif words.command == "ablate":
         with _ablation(experiment, words) as given:
             yield [("ablate", given)]

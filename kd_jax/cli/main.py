@@ -31,6 +31,8 @@ usage:
                                                               T: translation, summarization, instructions, generation;
                                                               F: encoder_decoder, decoder_only
   kd-jax plan CONFIG [--workdir DIR]                          what a cache would cost and keep
+  kd-jax shrink CONFIG --workdir DIR [--any.field VALUE ...]  what students keep of the trained teacher's layers, heads,
+                                                              neurons and channels, before any training
   kd-jax ablate CONFIG --workdir DIR --seeds 0 1 2            what distillation adds: a run for each seed, students
          [--metric NAME|all] [--any.field VALUE ...]          against their controls, with intervals and verdicts
   kd-jax generate --workdir DIR [--model NAME] [OPTIONS]      answer standard input, line by line: --beam N, --length N,
@@ -146,9 +148,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
 
 def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
     """Of a command's words; raises KdError for an unknown command."""
-    if command not in ("run", "plan", "ablate", *PHASES, *OPTIONS):
+    if command not in ("run", "plan", "shrink", "ablate", *PHASES, *OPTIONS):
         raise KdError(
-            f"unknown command {command!r}; wanted run, plan, {', '.join(PHASES)}, ablate, generate, export or new"
+            f"unknown command {command!r}; wanted run, plan, {', '.join(PHASES)}, shrink, ablate, generate, export or "
+            "new"
         )
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     if command != "new":

@@ -141,7 +141,9 @@ class SelfAttention(nn.Module):
             update = jax.lax.dynamic_update_slice_in_dim
             kv = [update(before, now, slot, 2) for before, now in zip(earlier, kv, strict=True)]
         look = attend_causal if sight.causal else attend
-        return self.out(look(q_BHTd, *kv, sight.self_bias, c.attention_scale, c.attention_soft_cap)), tuple(kv)
+        seen_BTD = look(q_BHTd, *kv, sight.self_bias, c.attention_scale, c.attention_soft_cap)
+        self.sow("taps", "heads", seen_BTD)
+        return self.out(seen_BTD), tuple(kv)
 
     def split(self, x_BTD: Array) -> list[Array]:
         """Queries [B, H, T, d], keys and values [B, G, T, d]; tapped as they leave the product."""
@@ -173,7 +175,9 @@ class CrossAttention(nn.Module):
         q_BHTd = split_heads(self.q(x_BTD), c.heads)
         if c.qk_norm:
             q_BHTd = self.q_norm(q_BHTd)
-        return self.out(attend(q_BHTd, *kv, bias, c.attention_scale, c.attention_soft_cap))
+        seen_BTD = attend(q_BHTd, *kv, bias, c.attention_scale, c.attention_soft_cap)
+        self.sow("taps", "heads", seen_BTD)
+        return self.out(seen_BTD)
 
 
 def cross_kv(layers: list[CrossAttention], memory_BSD: Array) -> tuple[KeyValue, ...]:

@@ -95,7 +95,10 @@ class Model(NamedTuple):
       init: key -> params.
       apply: (params, inputs, dropout_key or None) -> hidden_BTD, the decoder's last hidden states.
       taps: as apply, -> (hidden_BTD, taps): what the layers hold, by "STACK_LAYER.hidden" (what leaves
-        the layer, [B, T, D]) and "STACK_LAYER.q", ".k", ".v" (self-attention, as projected, heads side by side).
+        the layer, [B, T, D]), "STACK_LAYER.q", ".k", ".v" (self-attention, as projected, heads side by side),
+        "STACK_LAYER.heads" and "STACK_LAYER.cross_attention.heads" (what the heads saw, side by side),
+        "STACK_LAYER.ffn.neurons" (what reaches the output matrix, [B, T, d_ff]) and "NORM.out" of every norm, such as
+        "decoder_0.norm_ffn.out". What nobody reads is not computed.
       head: params -> Head.
       prefill: (params, inputs, room) -> Cache with all but the last decoder token read, and room for `room` more.
         Rows of the decoder's inputs hold one text each, padded on the left.
@@ -133,6 +136,10 @@ class Architecture(Protocol):
 
     def stacks(self) -> Mapping[str, int]:
         """Stack -> number of layers, such as {"encoder": 3, "decoder": 3}."""
+        ...
+
+    def widths(self) -> Mapping[str, int]:
+        """Width of what the layers hold: "hidden", and "q", "k" and "v" of all heads together."""
         ...
 
     def build(self, vocab_size: int) -> Model:

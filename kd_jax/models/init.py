@@ -10,6 +10,7 @@ import numpy as np
 
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture
+from kd_jax.models.narrow import Scores, Width, check_choice, check_widths, compensate, kept, narrow, narrower
 from kd_jax.types import Array, Params
 
 
@@ -30,12 +31,18 @@ class Random:
 
 @dataclasses.dataclass(frozen=True)
 class FromTeacher:
-    """The teacher's own layers, some left out.
+    """The teacher's own layers, some left out, and in a narrower student some of their heads, neurons and channels.
+
+    Heads, the feed-forward layers' neurons and the model's channels are chosen as Minitron does (arXiv 2407.14679);
+    a head keeps its width. Where all widths are the teacher's, nothing is chosen.
 
     Attributes:
       encoder: for each encoder layer of the student, the teacher's layer it starts as; empty for
         evenly spaced layers, the first and the last among them.
       decoder: the same for the decoder.
+      width: what a narrower student keeps: by "importance", measured on the teacher's activations; as controls the
+        "first" of everything, or "random" ones.
+      sample: training examples that the importance is measured on; the seed draws them.
 
     Examples:
       >>> from kd_jax.models.encoder_decoder import EncoderDecoder
@@ -46,12 +53,15 @@ class FromTeacher:
 
     encoder: tuple[int, ...] = ()
     decoder: tuple[int, ...] = ()
+    width: Width = "importance"
+    sample: int = 256
 
     origin = "teacher"
 
     def check(self, teacher: Architecture, student: Architecture) -> None:
-        """Raises KdError where other hyper-parameters than the depth differ, or a layer map does not fit."""
+        """Raises KdError where the student is not a smaller teacher, a layer map does not fit, or a field's value."""
         layer_maps(self, teacher, student)
+        check_choice(self.width, self.sample)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +120,7 @@ def layer_maps(init: FromTeacher, teacher: Architecture, student: Architecture) 
     """Stack -> the teacher's layer that each of the student's starts as.
 
     Raises:
-      KdError: where other hyper-parameters than the depth differ, or a layer map does not fit.
+      KdError: where other hyper-parameters than the sizes differ, the student is wider, or a layer map does not fit.
     """
     if student.family != teacher.family:
         raise KdError(f"model: {student.family}, the teacher's is {teacher.family}; init=FromTeacher wants one family")
@@ -118,6 +128,7 @@ def layer_maps(init: FromTeacher, teacher: Architecture, student: Architecture) 
         ours, theirs = vars(student)[field.name], vars(teacher)[field.name]
         if ours != theirs and not _may_differ(field.name):
             raise KdError(f"model.{field.name}: {ours}, the teacher's is {theirs}; init=FromTeacher wants them equal")
+    check_widths(teacher, student)
     depths = teacher.stacks()
     for stack in ("encoder", "decoder"):
         if vars(init)[stack] and stack not in depths:
@@ -133,31 +144,43 @@ def layer_maps(init: FromTeacher, teacher: Architecture, student: Architecture) 
 
 
 def _may_differ(field: str) -> bool:
-    """Whether teacher and student share parameters whatever this field of both is."""
-    return field.endswith("layers") or field in ("dropout", "local", "vocab_rows", "vocab_multiple")
+    """Whether a student can start from its teacher whatever this field of both is; widths are checked by themselves."""
+    sizes = ("d_model", "d_ff", "heads", "kv_heads", "head_dim", "head_scale")
+    return field.endswith("layers") or field in (*sizes, "dropout", "local", "vocab_rows", "vocab_multiple")
 
 
-def shrink(init: FromTeacher, teacher: Architecture, student: Architecture, params: Params, vocab_size: int) -> Params:
+def shrink(
+    init: FromTeacher,
+    teacher: Architecture,
+    student: Architecture,
+    params: Params,
+    vocab_size: int,
+    scores: Scores | None = None,
+) -> Params:
     """The student's parameters as a selection of the teacher's.
 
     Args:
       init: which layers.
-      teacher, student: the two networks; all but depth, dropout and the vocabulary's padding must agree.
+      teacher, student: the two networks; all but sizes, dropout and the vocabulary's padding must agree.
       params: the teacher's parameters.
       vocab_size: of the tokeniser; both may pad it, each to its own multiple.
+      scores: of what a narrower student may leave out, as `narrow.scored`; None where no width differs.
 
     Returns:
-      A tree of the student's structure that shares the teacher's arrays.
+      A tree of the student's structure; where no width differs it shares the teacher's arrays.
 
     Raises:
       KdError: as `layer_maps`.
     """
-    rest = {name: value for name, value in params.items() if not re.fullmatch(r"(en|de)coder_\d+", name)}
     maps = layer_maps(init, teacher, student).items()
+    if narrower(teacher, student):
+        params = narrow(params, kept(teacher, student, scores))
+    rest = {name: value for name, value in params.items() if not re.fullmatch(r"(en|de)coder_\d+", name)}
     size = student.padded(vocab_size)
     if teacher.padded(vocab_size) != size:
         rest |= {name: _resized(rest[name], axis, size) for name, axis in PADDED.items() if name in rest}
-    return rest | {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps for i, j in enumerate(layers)}
+    blocks = {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps for i, j in enumerate(layers)}
+    return compensate(teacher, student, rest | blocks)
 
 
 # Arrays that have one entry per token, some of them pads: name -> axis.

@@ -15,7 +15,6 @@ from kd_jax.models.transformer import Transformer
 from kd_jax.types import Array, Tokens
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
 ACTIVATIONS = {
     "relu": nn.relu,
     "silu": nn.silu,
@@ -23,6 +22,26 @@ ACTIVATIONS = {
     "gelu_tanh": nn.gelu,
 }
 GATES = {"swiglu": nn.silu, "geglu": nn.gelu}
+
+
+class Tapped:
+    """A norm whose output is tapped."""
+
+    def __call__(self, x_BTD: Array) -> Array:
+        normed_BTD = super().__call__(x_BTD)
+        self.sow("taps", "out", normed_BTD)
+        return normed_BTD
+
+
+class RMSNorm(Tapped, nn.RMSNorm):
+    """x / sqrt(mean(x^2) + epsilon) * scale."""
+
+
+class LayerNorm(Tapped, nn.LayerNorm):
+    """(x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias."""
+
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 
 
 def new_norm(config: Transformer) -> nn.Module:
@@ -89,4 +108,5 @@ class FeedForward(nn.Module):
             inner = GATES[c.activation](gate) * up
         else:
             inner = ACTIVATIONS[c.activation](inner)
+        self.sow("taps", "neurons", inner)
         return Dense(c.d_model, c.biases == "all", name="out")(inner)

@@ -242,7 +242,7 @@ def pure_functions(network: Network) -> Model:
 
 
 def _by_name(taps: Mapping[str, Any]) -> dict[str, Array]:
-    """What the layers sowed, as "encoder_0.q"; a layer runs once, so each was sown once."""
+    """What the modules sowed, as "decoder_0.q" or "decoder_norm.out"; a module runs once, so each was sown once."""
     leaves = jax.tree_util.tree_leaves_with_path(taps)
     named = [([key.key for key in path if isinstance(key, jax.tree_util.DictKey)], leaf) for path, leaf in leaves]
-    return {f"{keys[0]}.{keys[-1]}": leaf for keys, leaf in named}
+    return {".".join(key for key in keys if key != "self_attention"): leaf for keys, leaf in named}

@@ -100,6 +100,17 @@ class Transformer:
         """Stack -> number of layers."""
         raise NotImplementedError
 
+    def widths(self) -> dict[str, int]:
+        """Width of what the layers hold: "hidden", and "q", "k" and "v" of all heads together.
+
+        Examples:
+          >>> from kd_jax.models.decoder_only import DecoderOnly
+          >>> DecoderOnly(2, d_model=8, heads=4, kv_heads=2, head_dim=6).widths()
+          {'hidden': 8, 'q': 24, 'k': 12, 'v': 12}
+        """
+        keys = self.key_heads * self.head_width
+        return {"hidden": self.d_model, "q": self.heads * self.head_width, "k": keys, "v": keys}
+
     def check(self) -> None:
         """Raises KdError naming the field that is out of range, or does not fit the others."""
         self._check_each()

@@ -84,8 +84,8 @@ class Features(Knowledge, Protocol):
         """Raises a KdError for a layer that a stack lacks; stack -> depth, such as {"encoder": 3, "decoder": 1}."""
         ...
 
-    def check_widths(self, student_width: int, teacher_width: int) -> None:
-        """Raises a KdError if it cannot compare vectors of these widths."""
+    def check_widths(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
+        """Raises a KdError if it cannot compare vectors of these widths, as an architecture's `widths`."""
         ...
 
     def source(self) -> bool:

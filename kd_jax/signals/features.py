@@ -54,7 +54,7 @@ class HiddenStates:
         """Refuses layers that a stack lacks; stack -> depth, such as {"encoder": 3, "decoder": 1}."""
         _check_depths(self.stack, self.layers, student, teacher)
 
-    def check_widths(self, student_width: int, teacher_width: int) -> None:
+    def check_widths(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
         """Bears all widths: where they differ, a projection is learned."""
 
     def supports(self, loss: Callable[..., Array]) -> bool:
@@ -91,7 +91,7 @@ class AttentionRelations:
     Attributes:
       layers: (student's layer, teacher's layer) pairs.
       stack: "encoder", or "decoder" (a position then relates to those before it).
-      heads: relation heads; they divide both widths.
+      heads: relation heads; they divide both widths of every kind.
       kinds: of "q", "k", "v".
 
     Examples:
@@ -125,15 +125,17 @@ class AttentionRelations:
         """Refuses layers that a stack lacks; stack -> depth, such as {"encoder": 3, "decoder": 1}."""
         _check_depths(self.stack, self.layers, student, teacher)
 
-    def check_widths(self, student_width: int, teacher_width: int) -> None:
-        """Refuses relation heads that do not divide a width.
+    def check_widths(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
+        """Refuses relation heads that do not divide a width of the kinds that are compared.
 
         Raises:
           KdError: names the heads and the width.
         """
-        for width in (student_width, teacher_width):
-            if width % self.heads:
-                raise KdError(f"signal.heads: {self.heads}; wanted a divisor of d_model = {width}")
+        for widths, whose in ((student, "student"), (teacher, "teacher")):
+            for kind in self.kinds:
+                if widths[kind] % self.heads:
+                    wanted = f"a divisor of {widths[kind]}, the width of the {whose}'s {kind}"
+                    raise KdError(f"signal.heads: {self.heads}; wanted {wanted}")
 
     def supports(self, loss: Callable[..., Array]) -> bool:
         """All divergences: both sides are distributions."""

@@ -19,10 +19,13 @@ from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, Recipe, targets_name
 from kd_jax.models.base import Model
 from kd_jax.models.init import count_parameters, random_params, shrink
+from kd_jax.models.narrow import narrower
 from kd_jax.models.pretrained import cut_rows
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.parallel import devices
 from kd_jax.parallel.base import Devices, host
+from kd_jax.teaching.base import Teacher
+from kd_jax.teaching.importance import scores_of
 from kd_jax.training.loop import Run, fit
 from kd_jax.types import Batch, Params
 
@@ -65,11 +68,13 @@ def train_model(
     if left_out:
         runlog.say(f"{name}: {left_out} training examples longer than the last bucket are left out")
     params = initial_params(experiment, workdir, recipe)
+    first = checkpoint.params_digest(params)
     model = recipe.model.build(data["vocab_size"])
     teacher = trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None
     run = Run(name, recipe, model, train, valid, len(experiment.shapes), teacher)
     outputs = fit(run, params, folder.path, spread, experiment.seed)
     total, outside = count_parameters(params)
+    outputs |= {"first_parameters": first}
     outputs |= {"parameters": total, "parameters_outside_embeddings": outside, "left_out_as_too_long": left_out}
     outputs["bytes"] = sum(outputs["files"].values())
     tokenizers.copy(experiment.tokenizer, workdir.data, folder.path)
@@ -108,6 +113,15 @@ def trained(experiment: Experiment, workdir: Workdir, name: str) -> tuple[Model,
     return model, checkpoint.load_params(workdir.model(name), model.init)
 
 
+def shrunk(teacher: Teacher, recipe: Recipe) -> Params:
+    """A student's first parameters as a selection of the teacher's; its activations are read where widths differ."""
+    init, architecture = recipe.init, teacher.experiment.teacher.model
+    differs = narrower(architecture, recipe.model)
+    scores = scores_of(init.width, init.sample, teacher) if differs else None
+    params = teacher.devices.first(teacher.params)
+    return shrink(init, architecture, recipe.model, params, teacher.data["vocab_size"], scores)
+
+
 def initial_params(experiment: Experiment, workdir: Workdir, recipe: Recipe) -> Params:
     """A model's parameters before its first step, wherever they come from.
 
@@ -116,8 +130,7 @@ def initial_params(experiment: Experiment, workdir: Workdir, recipe: Recipe) -> 
     """
     data = workdir.data.outputs()
     if recipe.init.origin == "teacher":
-        _, teacher = trained(experiment, workdir, TEACHER)
-        return shrink(recipe.init, experiment.teacher.model, recipe.model, teacher, data["vocab_size"])
+        return shrunk(Teacher(experiment, workdir), recipe)
     if recipe.init.origin == "chance":
         key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
         return random_params(recipe.model, data["vocab_size"], key)

@@ -135,6 +135,8 @@ def test_bad_fields_are_one_line_and_exit_code_2(words, message, root, tmp_path,
         (["run"], "config"),
         (["generate"], "--workdir: missing"),
         (["plan", SMOKE, "--force"], "--force: plan keeps nothing"),
+        (["shrink", SMOKE, "--force"], "--force: shrink measures anew"),
+        (["shrink", SMOKE], "--workdir: missing"),
     ],
 )
 def test_bad_commands(words, message, capsys, root, monkeypatch):
@@ -325,7 +327,7 @@ def test_a_person_at_a_terminal_is_asked(finished, root):
 def test_help_shows_every_command(words, capsys):
     assert main(words) == 0
     said = capsys.readouterr().out
-    for command in ("run CONFIG", "new CONFIG", "plan CONFIG", "ablate CONFIG", "generate --workdir"):
+    for command in ("run CONFIG", "new CONFIG", "plan CONFIG", "shrink CONFIG", "ablate CONFIG", "generate --workdir"):
         assert f"kd-jax {command}" in said
     assert max(map(len, said.split("\n"))) <= 120
 

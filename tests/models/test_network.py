@@ -155,17 +155,33 @@ def test_dropout_belongs_to_the_example(family):
 
 @BOTH
 def test_taps_are_what_the_layers_hold(family):
-    """The last hidden states are the last layer's, normalised; keys have their own number of heads."""
+    """The last hidden states are the last layer's, normalised; keys have their own number of heads.
+
+    A layer adds what its heads and its neurons say, through the output matrices.
+    """
     config, model, params = case(family, "qwen3")
     inputs = examples_of(config).inputs
     hidden_BTD, taps = jax.jit(model.taps)(params, inputs)
     lengths = {stack: tokens.ids_BT.shape[1] for stack, tokens in stacks_of(inputs).items()}
-    widths = {"hidden": 16, "q": 24, "k": 12, "v": 12}
+    widths = {"hidden": 16, "q": 24, "k": 12, "v": 12, "heads": 24, "ffn.neurons": 24}
+    widths |= {"norm_self.out": 16, "norm_ffn.out": 16}
     want = {f"{stack}_0.{kind}": (ROWS, lengths[stack], widths[kind]) for stack in config.stacks() for kind in widths}
+    want |= {f"{stack}_norm.out": (ROWS, lengths[stack], 16) for stack in config.stacks()}
+    if family == "encoder_decoder":
+        want["decoder_0.norm_cross.out"] = (ROWS, lengths["decoder"], 16)
+        want["decoder_0.cross_attention.heads"] = (ROWS, lengths["decoder"], 24)
     assert {name: x.shape for name, x in taps.items()} == want
     last = taps["decoder_0.hidden"]
     rms = jnp.sqrt((last**2).mean(-1, keepdims=True) + config.norm_epsilon)
     np.testing.assert_allclose(last / rms * params["decoder_norm"]["scale"][None, None], hidden_BTD, atol=1e-5)
+    np.testing.assert_array_equal(taps["decoder_norm.out"], hidden_BTD)
+    stack = next(iter(config.stacks()))  # without cross-attention
+    block, tokens = params[f"{stack}_0"], stacks_of(inputs)[stack]
+    added_BTD = params["embedding"][tokens.ids_BT] * (4.0 if config.embedding_scale else 1.0)
+    added_BTD += taps[f"{stack}_0.heads"] @ block["self_attention"]["out"]["kernel"]
+    added_BTD += taps[f"{stack}_0.ffn.neurons"] @ block["ffn"]["out"]["kernel"]
+    there_BT1 = (tokens.segment_BT > 0)[..., None]
+    np.testing.assert_allclose(*(jnp.where(there_BT1, x, 0) for x in (added_BTD, taps[f"{stack}_0.hidden"])), atol=1e-4)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])

@@ -91,13 +91,16 @@ def test_layers_and_widths_of_both_networks_are_checked(signal):
     stacks = {"encoder": 3, "decoder": 3}
     signal.check(100)
     signal.check_layers({"encoder": 1, "decoder": 1}, stacks)
-    signal.check_widths(8, 12)
+    signal.check_widths(*(dict.fromkeys(("hidden", "q", "k", "v"), width) for width in (8, 12)))
     with pytest.raises(KdError, match=r"signal\.layers: 2; wanted 0 to 1, the teacher's"):
         signal.check_layers(stacks, {"encoder": 2, "decoder": 2})
     with pytest.raises(KdError, match=r"signal\.stack: .*student's"):
         signal.check_layers({}, stacks)
 
 
-def test_relation_heads_divide_both_widths():
-    with pytest.raises(KdError, match=r"signal\.heads: 4; wanted a divisor of d_model = 10"):
-        AttentionRelations(layers=PAIRS, heads=4).check_widths(8, 10)
+def test_relation_heads_divide_the_widths_that_are_compared():
+    """Which are not the model's own, where a head has a width of its own or keys have fewer heads."""
+    student, teacher = ({"hidden": 9, "q": 8, "k": width, "v": width} for width in (4, 10))
+    AttentionRelations(layers=PAIRS, heads=4, kinds=("q",)).check_widths(student, teacher)
+    with pytest.raises(KdError, match=r"signal\.heads: 4; wanted a divisor of 10, the width of the teacher's k"):
+        AttentionRelations(layers=PAIRS, heads=4).check_widths(student, teacher)
