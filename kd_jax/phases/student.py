@@ -49,7 +49,7 @@ def _payloads(experiment: Experiment, workdir: Workdir, name: str, consumed: Map
     """Signal -> its cache, which must be of the teacher, the split and the tokeniser that are here."""
     recipe, payloads = experiment.students[name], {}
     data = workdir.data.outputs()
-    for signal, wanted in cached_signals(recipe.terms).items():
+    for signal in cached_signals(recipe.terms):
         folder = workdir.cache(targets_name(recipe.targets), signal)
         here = {
             "teacher": workdir.model(TEACHER).outputs()["digest"],
@@ -59,7 +59,10 @@ def _payloads(experiment: Experiment, workdir: Workdir, name: str, consumed: Map
         _refuse_others(f"cache {signal}", folder.inputs(), here)
         folder.file("records.index.json")
         payloads[signal] = Store(folder.path, "records")
-        check_readable(signal, wanted, data["vocab_size"], payloads[signal].schema)
+    for term in recipe.terms.values():
+        if term.signal is not None and term.signal.origin == "cache":
+            name = term.signal.name
+            check_readable(name, term.signal, data["vocab_size"], payloads[name].schema)
     return payloads
 
 
