@@ -39,6 +39,8 @@ OWNERS = {  # a library -> the only files that import it
     "tyro": r"cli/resolve\.py",
     "grain|tensorflow_datasets|array_record|sentencepiece|tokenizers": r"data/.*",
     "safetensors": r"models/huggingface/files\.py",
+    "google": r"data/logprobs/maxtext\.py",
+    "pyarrow|yaml": r"data/logprobs/distillkit\.py",
     "torch|transformers": r"nowhere",
     "flax": r"models/.*",
 }

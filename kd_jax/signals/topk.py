@@ -86,7 +86,7 @@ class TopK:
         return {"ids": Field((self.k,), id_dtype(vocab_size)), "logits": Field((self.k,), "float16")} | rests
 
     def covering(self, other: "TopK") -> "TopK":
-        """The one with the larger k and the temperatures of both; its tail says nothing: that is chosen when it is read."""
+        """The one with the larger k and the temperatures of both; the tail, this one's, is chosen when it is read."""
         temperatures = tuple(sorted({*self.stored_temperatures(), *other.stored_temperatures()}))
         return TopK(max(self.k, other.k), temperatures[0], self.tail, temperatures[1:])
 

@@ -212,7 +212,7 @@ def test_closeness_from_the_cache_equals_that_beside_the_teacher_within_its_erro
     only = dataclasses.replace(only, evaluation=dataclasses.replace(only.evaluation, split="validation"))
     student.run(only, run)
     first, second = contenders(only, run)
-    online = evaluate._closeness(evaluate._setting(only, run, [first, second]), second, first.params, second.params)
+    online = evaluate._closeness(evaluate._setting(only, run), second, first.params, second.params)
     offline = online["offline"]
     assert offline["kl_error"] > 0 and 0 < offline["acceptance_error"] < 1
     assert -1e-3 <= online["kl_to_teacher"] - offline["kl_to_teacher"] <= offline["kl_error"] + 1e-3
