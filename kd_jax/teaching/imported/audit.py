@@ -10,6 +10,7 @@ from kd_jax.data.logprobs.base import NOBODY, Stored
 from kd_jax.teaching.imported.match import Match
 
 SHIFTS = (-1, 0, 1)
+COMPARED = 32  # of a record and its repeat
 SUSPICIOUS = 2  # times better: a teacher that knows little repeats the token before, and that is no shift
 
 
@@ -129,6 +130,8 @@ def lines(split: str, figures: Mapping[str, Any]) -> list[str]:
 
 
 def _less_likeliest(ids_nK: np.ndarray, logp_nK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The log-probabilities less the largest of their position, and 0 where nothing is named."""
+    """The COMPARED likeliest of each position, less the largest; 0 where nothing is named."""
+    order_nK = np.argsort(-logp_nK, axis=-1, kind="stable")[:, :COMPARED]
+    ids_nK, logp_nK = (np.take_along_axis(x, order_nK, -1) for x in (ids_nK, logp_nK))
     largest_n1 = logp_nK.max(-1, keepdims=True, initial=-np.inf)
     return ids_nK, logp_nK - np.where(largest_n1 > -np.inf, largest_n1, 0.0)

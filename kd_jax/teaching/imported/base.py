@@ -7,7 +7,6 @@ from kd_jax.config import is_number
 from kd_jax.data.logprobs.formats import FORMATS
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, wanted_signals
-from kd_jax.objective.terms import needs_teacher
 from kd_jax.signals.topk import TopK
 
 REMEDY = "take init=Random() or FromCheckpoint, the data's targets, and TopK as the only signal, or leave it out"
@@ -98,8 +97,6 @@ def wanted_of(experiment: Experiment) -> Wanted:
                 raise KdError(f"{field}: stored log-probabilities say TopK alone; {REMEDY}")
             if term.signal is not None and term.signal.tail != "renormalise":
                 rests[term.signal.temperature] = f"{field} (tail {term.signal.tail!r}, T {term.signal.temperature:g})"
-        if needs_teacher(recipe.terms):
-            raise KdError(f"students.{name}: a teacher in the step, but its parameters are elsewhere; {REMEDY}")
     signals = wanted_signals(experiment)
     if not any(signals.values()):
         raise KdError("students: no term reads TopK, so log-probabilities would teach nobody; add such a term")
