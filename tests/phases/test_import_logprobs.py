@@ -132,6 +132,19 @@ def test_a_teachers_word_is_the_same_through_its_files(experiment, there, said, 
     assert made["outputs"]["tail"] == ("by subtraction" if tail else "unknown")
 
 
+def test_a_decoders_ids_alone_are_found_by_the_completion(experiment, there, said, tmp_path):
+    """As where an encoder read the prompt: the start token, the completion, and what was said of that."""
+    run, split = beside(there, tmp_path / "run", "data"), Split(there.data, "train")
+    after = [len(split.read(i).encoded.prompt) for i in range(len(split))]
+    decoded = [([START, *tokens[1 + p :]], logp[p:]) for p, (tokens, logp) in zip(after, said["train"], strict=True)]
+    source = dataclasses.replace(RAW["sglang"], sequence="completion")
+    wanted = with_tail(experiment, "bucket", cached_k=0)
+    import_logprobs.run(wanted, run, [write("sglang", tmp_path, decoded, 16)], source)
+    for got, want in zip(records(run), records(there), strict=True):
+        np.testing.assert_array_equal(got["ids"], want["ids"])
+        np.testing.assert_allclose(got["rest_t1"], want["rest_t1"], atol=4e-3)
+
+
 @pytest.fixture(scope="module")
 def imported(experiment, there, said, tmp_path_factory):
     """A run through the command line, with the teacher's word from a vLLM server, and the file."""
