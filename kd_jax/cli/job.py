@@ -46,9 +46,9 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         yield [("export", given)]
         return
     if words.command == "import-logprobs":
-        workdir, source = _workdir(words.workdir), _source(words)
+        workdir = _workdir(words.workdir)
+        given = {"experiment": recall(workdir), "workdir": workdir, "files": words.files, "source": _source(words)}
         with workdir.lock():
-            given = {"experiment": recall(workdir), "workdir": workdir, "files": words.files, "source": source}
             yield [("import-logprobs", given | {"force": words.force})]
         return
     if words.command == "new":
