@@ -40,6 +40,8 @@ OWNERS = {  # a library -> the only files that import it
     "grain|tensorflow_datasets|array_record|sentencepiece|tokenizers": r"data/.*",
     "jinja2": r"data/tokenizers/chat\.py",
     "safetensors": r"models/huggingface/files\.py",
+    "google": r"data/logprobs/maxtext\.py",
+    "pyarrow|yaml": r"data/logprobs/distillkit\.py",
     "torch|transformers": r"nowhere",
     "flax": r"models/.*",
 }

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts.manifest import ELSEWHERE, Folder
 from kd_jax.errors import KdError
 from kd_jax.types import Params
 
@@ -135,6 +135,7 @@ def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:
     Raises:
       KdError: if the model is not finished, has other shapes, or its bytes are not those that were written.
     """
+    refuse_elsewhere(folder)
     outputs, path = folder.outputs(), folder.path
     like = jax.eval_shape(init, jax.random.key(0))
     with Checkpoints(path) as checkpoints:
@@ -149,6 +150,15 @@ def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:
             f"{path}: its parameters are not those that were saved (digest differs); redo `{folder.phase} --force`"
         )
     return params
+
+
+def refuse_elsewhere(folder: Folder) -> None:
+    """Raises KdError for a teacher that is elsewhere, of which there are no parameters; or as Folder.manifest."""
+    if folder.manifest()["phase"] == ELSEWHERE:
+        raise KdError(
+            f"{folder.path}: the teacher is elsewhere (`{ELSEWHERE}` read what it said), there are no parameters of it "
+            "here; take a student, or train the teacher in another --workdir"
+        )
 
 
 def _rest(state: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from kd_jax.errors import KdError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
 OURS = ("inputs.json", "manifest.json")
+ELSEWHERE = "import-logprobs"  # the command that stands for a teacher of which there are stored log-probabilities alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +136,19 @@ class Folder:
             return
         for name in OURS:
             if name in contents and "phase" in read_json(self.path / name):
-                return
+                return self._refuse_other_phase(read_json(self.path / name)["phase"], contents)
         raise KdError(
             f"{self.path}: holds files that kd_jax did not make ({contents[0]}), or its inputs.json was deleted; "
             "move them away or take another --workdir"
         )
+
+    def _refuse_other_phase(self, phase: str, contents: list[str]) -> None:
+        """Raises KdError if something came of another phase's work here, even where this one is forced."""
+        if phase != self.phase and contents != ["inputs.json"]:
+            raise KdError(
+                f"{self.path}: `{phase}` made what is there, and `{self.phase}` does not replace it; take another "
+                "--workdir"
+            )
 
     def _refuse_others(self, seen: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         for name in sorted(wanted.keys() | seen.keys()):

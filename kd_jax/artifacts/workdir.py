@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts.manifest import ELSEWHERE, Folder
 from kd_jax.errors import KdError
 
 TEACHER = "teacher"
@@ -38,6 +38,12 @@ class Workdir:
         if name == TEACHER:
             return Folder(self.path / TEACHER, "teacher")
         return Folder(self.path / "students" / name, "student")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the teacher is elsewhere: of it there are imported log-probabilities, and no parameters."""
+        folder = self.model(TEACHER)
+        return folder.finished() and folder.manifest()["phase"] == ELSEWHERE
 
     def hypotheses(self, split: str, beam: int) -> Folder:
         """The teacher's beam of every example of a split."""

@@ -19,6 +19,7 @@ from kd_jax.errors import KdError
 from kd_jax.evaluation.ablation import chosen_metrics
 from kd_jax.evaluation.controls import with_controls
 from kd_jax.experiment import Experiment
+from kd_jax.teaching.imported.base import Source
 
 Call = tuple[str, dict[str, Any]]  # a phase, and what its `run` is given
 
@@ -43,6 +44,12 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         given = {"experiment": recall(workdir), "workdir": workdir, "to": words.to}
         given |= {"model": words.model, "format": words.format}
         yield [("export", given)]
+        return
+    if words.command == "import-logprobs":
+        workdir = _workdir(words.workdir)
+        given = {"experiment": recall(workdir), "workdir": workdir, "files": words.files, "source": _source(words)}
+        with workdir.lock():
+            yield [("import-logprobs", given | {"force": words.force})]
         return
     if words.command == "new":
         yield [("new", {"path": words.config, "task": words.task, "family": words.family, "train": words.train})]
@@ -83,6 +90,20 @@ def _ablation(experiment: Experiment, words: argparse.Namespace) -> Iterator[dic
             stack.enter_context(occupied(workdir.seed(seed), dataclasses.replace(experiment, seed=seed)))
         given = {"experiment": experiment, "workdir": workdir, "force": words.force}
         yield given | {"seeds": seeds, "metrics": metrics}
+
+
+def _source(words: argparse.Namespace) -> Source:
+    """How the files came to be; raises KdError where that is not stated."""
+    if not words.files:
+        raise KdError("import-logprobs: no files; wanted those with the stored log-probabilities")
+    needed = {
+        "format": "vllm, sglang, distillkit or maxtext",
+        "temperature": "what their softmax was taken at, such as 1",
+    }
+    for field, wanted in (needed | {"mode": "raw, or processed for what a sampler made of them"}).items():
+        if field not in words.changes:
+            raise KdError(f"--{field}: missing, and the files do not say it; wanted {wanted}")
+    return Source(**words.changes)
 
 
 def _seeds(words: argparse.Namespace) -> tuple[int, ...]:

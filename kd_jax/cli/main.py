@@ -16,10 +16,13 @@ PHASES = ("prepare", "teacher", "cache", "student", "evaluate", "report")
 # How texts are written, where it differs from the task's own way.
 GENERATE = {"beam": int, "length": int, "temperature": float, "top-k": int, "top-p": float, "min-p": float}
 GENERATE |= {"repetition-penalty": float, "seed": int}
+# How stored log-probabilities came to be.
+IMPORT = {"format": str, "temperature": float, "mode": str, "sequence": str, "missing": float, "sum-error": float}
 OPTIONS = {  # of the commands that take no field of an experiment
     "generate": ("workdir", "model", *GENERATE),
     "export": ("workdir", "model", "to", "format"),
     "new": ("task", "family", "train"),
+    "import-logprobs": ("workdir", "force", *IMPORT),
 }
 HELP = """\
 kd_jax makes a large language-generation model small without losing what it writes.
@@ -40,6 +43,10 @@ usage:
                                                               --repetition-penalty R, --seed N
   kd-jax export --workdir DIR [--model NAME] --to FOLDER      a trained model as a folder that transformers loads, or
          [--format jax]                                       that JAX alone runs
+  kd-jax import-logprobs FILE ... --workdir DIR               what a teacher elsewhere said, in the place of one that is
+         --format vllm|sglang|distillkit|maxtext              trained here: after `prepare`, then `student`, `evaluate`,
+         --temperature T --mode raw|processed                 `report`. --sequence completion where an encoder read the
+                                                              prompts, --missing SHARE, --sum-error E
 
 (`python -m kd_jax` is the same as `kd-jax`, and needs no installation.)
 
@@ -78,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
 
         with job(words) as calls:
             for phase, options in calls:
-                importlib.import_module(f"kd_jax.phases.{phase}").run(**options)
+                importlib.import_module(f"kd_jax.phases.{phase.replace('-', '_')}").run(**options)
     except KdError as error:
         return _fail(str(error))
     except BrokenPipeError:  # `| head` has read enough
@@ -139,8 +146,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
     if command in OPTIONS and overrides:
         wanted = ", ".join(f"--{option}" for option in OPTIONS[command])
         raise KdError(f"{command}: unknown option {overrides[0]}; wanted {wanted}")
-    if command == "generate":
-        options = {option.replace("-", "_") for option in GENERATE}
+    if command in ("generate", "import-logprobs"):
+        options = {option.replace("-", "_") for option in (GENERATE if command == "generate" else IMPORT)}
         words.changes = {option: value for option, value in vars(words).items() if option in options}
     phases = PHASES if command == "run" else (command,)
     return argparse.Namespace(command=command, phases=phases, overrides=overrides, **vars(words))
@@ -150,30 +157,33 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
     """Of a command's words; raises KdError for an unknown command."""
     if command not in ("run", "plan", "shrink", "ablate", *PHASES, *OPTIONS):
         raise KdError(
-            f"unknown command {command!r}; wanted run, plan, {', '.join(PHASES)}, shrink, ablate, generate, export or "
-            "new"
+            f"unknown command {command!r}; wanted run, plan, {', '.join(PHASES)}, shrink, import-logprobs, ablate, "
+            "generate, export or new"
         )
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     if command != "new":
         parser.add_argument("--workdir", type=Path)
-    if command not in ("generate", "export"):
+    if command == "import-logprobs":
+        parser.add_argument("files", nargs="*", type=Path)
+    elif command not in ("generate", "export"):
         parser.add_argument("config", nargs="?" if wants_help else None)
     if command in ("generate", "export"):
         parser.add_argument("--model", default="")
     if command == "export":
         parser.add_argument("--to", type=Path)
         parser.add_argument("--format", default="transformers")
-    elif command == "generate":
-        for option, kind in GENERATE.items():
+    elif command in ("generate", "import-logprobs"):
+        for option, kind in (GENERATE if command == "generate" else IMPORT).items():
             parser.add_argument(f"--{option}", type=kind, default=argparse.SUPPRESS)
     elif command == "new":
         parser.add_argument("--task", default="")
         parser.add_argument("--family", default="")
         parser.add_argument("--train", default="train.jsonl")
     else:
-        parser.add_argument("--force", action="store_true")
         parser.add_argument("--only", default="")
         parser.add_argument("--writer", type=_writer)
+    if command not in ("generate", "export", "new"):
+        parser.add_argument("--force", action="store_true")
     if command == "ablate":
         parser.add_argument("--seeds", nargs="*", default=[])
         parser.add_argument("--metric", default="")

@@ -67,12 +67,18 @@ def compare(teacher_logits_NV: Array, student_logits_NV: Array, targets_N: Array
     """
     logp = [jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (teacher_logits_NV, student_logits_NV)]
     agree_N = likeliest(teacher_logits_NV) == likeliest(student_logits_NV)
-    return {
-        "cross_entropy": Sum.over(cross_entropy(student_logits_NV, targets_N), mask_N),
+    return alone(student_logits_NV, targets_N, mask_N) | {
         "kl_to_teacher": Sum.over(forward_kl(*logp), mask_N),
         "agreement": Sum.over(agree_N.astype(jnp.float32), mask_N),
         "acceptance": Sum.over(1 - total_variation(*logp), mask_N),
-        "calibration_error": calibration(student_logits_NV, targets_N, mask_N),
+    }
+
+
+def alone(logits_NV: Array, targets_N: Array, mask_N: Array) -> Sums:
+    """Of `compare`, what needs no teacher: "cross_entropy" and "calibration_error"."""
+    return {
+        "cross_entropy": Sum.over(cross_entropy(logits_NV, targets_N), mask_N),
+        "calibration_error": calibration(logits_NV, targets_N, mask_N),
     }
 
 
@@ -148,6 +154,17 @@ def _counted_first(x_BTX: Array, mask_BT: Array) -> Array:
     """Each row's entries that count, in their order, and then the others."""
     order_BT = jnp.argsort(~mask_BT, axis=1, stable=True)
     return jnp.take_along_axis(x_BTX, order_BT.reshape(*order_BT.shape, *[1] * (x_BTX.ndim - 2)), axis=1)
+
+
+def alone_step(params: Params, batch: Batch, *, student: Model, all_sum: Callable[[Any], Any]) -> Sums:
+    """`alone` over the batch's targets."""
+    head = student.head(params)
+    rows = {"hidden": student.apply(params, batch.inputs), "targets": batch.targets_BT, "mask": batch.mask_BT}
+
+    def sums(row: Mapping[str, Array]) -> Sums:
+        return alone(head.logits(row["hidden"]), row["targets"], row["mask"])
+
+    return all_sum(_over_chunks(sums, rows, head.kernel_DV.shape[1]))
 
 
 def compare_cached_step(

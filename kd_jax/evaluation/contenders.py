@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.decoding import text
-from kd_jax.evaluation.closeness import compare_cached_step, compare_step, likelihood
+from kd_jax.evaluation.closeness import alone_step, compare_cached_step, compare_step, likelihood
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture, Model
 from kd_jax.parallel.base import Devices
@@ -32,27 +32,37 @@ class Contender(NamedTuple):
 
 
 def contenders(experiment: Experiment, workdir: Workdir) -> list[Contender]:
-    """All models of a run, the teacher first."""
+    """All models of a run, the teacher first; without it where it is elsewhere."""
     return [
-        Contender(name, recipe.model, *trained(experiment, workdir, name))
-        for name, recipe in experiment.recipes.items()
+        Contender(name, experiment.recipes[name].model, *trained(experiment, workdir, name))
+        for name in present(experiment, workdir)
     ]
+
+
+def present(experiment: Experiment, workdir: Workdir) -> list[str]:
+    """Names of the models that a run has parameters of: all, but for a teacher that is elsewhere."""
+    return [name for name in experiment.recipes if name != TEACHER or not workdir.elsewhere]
 
 
 class Programs:
     """Compiled functions, one for each shape of network: models of one shape share them."""
 
-    def __init__(self, decoding: Decoding, teacher: Contender, vocab_size: int, eos: int):
+    def __init__(self, decoding: Decoding, teacher: Model, vocab_size: int, eos: int):
         self._decoding, self._teacher, self._vocab_size = decoding, teacher, vocab_size
         self._eos = eos
         self.compare = functools.cache(self._compare)
+        self.alone = functools.cache(self._alone)
         self.compare_cached = functools.cache(self._compare_cached)
         self.likelihood = functools.cache(self._likelihood)
         self.write = functools.cache(self._write)
 
     def _compare(self, architecture: Architecture, devices: Devices) -> Callable:
         student = architecture.build(self._vocab_size)
-        return devices.compile_sums(functools.partial(compare_step, teacher=self._teacher.model, student=student))
+        return devices.compile_sums(functools.partial(compare_step, teacher=self._teacher, student=student))
+
+    def _alone(self, architecture: Architecture, devices: Devices) -> Callable:
+        student = architecture.build(self._vocab_size)
+        return devices.compile_sums(functools.partial(alone_step, student=student))
 
     def _compare_cached(self, architecture: Architecture, signal: TopK, devices: Devices) -> Callable:
         student = architecture.build(self._vocab_size)
@@ -64,8 +74,3 @@ class Programs:
     def _write(self, architecture: Architecture, way: str, devices: Devices) -> Callable:
         parts = {"model": architecture.build(self._vocab_size), "architecture": architecture, "way": way}
         return devices.compile(functools.partial(text.write, **parts, decoding=self._decoding, eos=self._eos))
-
-
-def teacher_of(models: list[Contender]) -> Contender:
-    """The one that the students are compared with."""
-    return next(contender for contender in models if contender.name == TEACHER)

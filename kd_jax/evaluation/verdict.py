@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.ticker import EngFormatter
 
+from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.evaluation.paired import BETTER, SAME, WORSE
 
 Report = Mapping[str, Any]
@@ -12,6 +13,7 @@ Model = Mapping[str, Any]
 Metric = Mapping[str, Any]
 
 PASSES, BEHIND, LEVEL = "passes", "falls behind", "cannot be told from"
+NO_TEACHER = "The teacher is elsewhere: what it said was imported, so it has no row, and no gap to it is known."
 RELATIONS = {BETTER: PASSES, WORSE: BEHIND, SAME: LEVEL}
 
 
@@ -25,7 +27,7 @@ def leading(models: Mapping[str, Model], comparison: Mapping[str, Any] | None, h
     """
     if comparison is not None:
         return comparison["distilled"]
-    students = list(models)[1:]
+    students = [name for name in models if name != TEACHER]
     best = max if headline["higher_is_better"] else min
     return best(students, key=lambda name: models[name][headline["name"]]) if students else None
 
@@ -36,21 +38,21 @@ def gap_recovered(models: Mapping[str, Model], comparison: Mapping[str, str] | N
     .. math:: \\frac{distilled - baseline}{teacher - baseline}
 
     Args:
-      models: name -> figures, the teacher first.
+      models: name -> figures.
       comparison: {"baseline", "distilled"}, names of models, or None.
       headline: "name", "higher_is_better".
 
     Returns:
-      None without a comparison, and where the teacher is no better than the baseline.
+      None without a comparison, where the teacher is elsewhere, and where the teacher is no better than the baseline.
 
     Examples:
       >>> scores = {"teacher": {"nll": 2.0}, "alone": {"nll": 3.0}, "kd": {"nll": 2.5}}
       >>> gap_recovered(scores, {"baseline": "alone", "distilled": "kd"}, {"name": "nll", "higher_is_better": False})
       0.5
     """
-    if comparison is None:
+    if comparison is None or TEACHER not in models:
         return None
-    names = next(iter(models)), comparison["baseline"], comparison["distilled"]
+    names = TEACHER, comparison["baseline"], comparison["distilled"]
     teacher, baseline, distilled = (models[name][headline["name"]] for name in names)
     gap = teacher - baseline
     return (distilled - baseline) / gap if (gap > 0 if headline["higher_is_better"] else gap < 0) else None
@@ -65,11 +67,12 @@ def lead(report: Report) -> str:
     models, metric, comparison = report["models"], report["metrics"][0], report["comparison"]
     name = leading(models, comparison, metric)
     if name is None:
-        return f"The teacher alone was trained: {_score(models[next(iter(models))], metric)}."
+        return f"The teacher alone was trained: {_score(models[TEACHER], metric)}."
     opening = [f"The best student is {name}: {_score(models[name], metric)}."]
     if comparison is not None:
         opening = [_against_controls(report), *_gap(report)]
-    return " ".join([*opening, _against_teacher(report, name), _cost(report, name)])
+    against = _against_teacher(report, name) if TEACHER in models else NO_TEACHER
+    return " ".join([*opening, against, _cost(report, name)])
 
 
 def warnings(report: Report) -> list[str]:
@@ -102,7 +105,7 @@ def size(count: float) -> str:
 
 def _against_controls(report: Report) -> str:
     models, metric, name = report["models"], report["metrics"][0], report["comparison"]["distilled"]
-    controls = [control for control in list(models)[1:] if control != name]
+    controls = [control for control in models if control not in (TEACHER, name)]
     standing = {control: _relation(report, control) for control in controls}
     clauses = []
     for verb in (PASSES, BEHIND, LEVEL):
@@ -124,7 +127,7 @@ def _gap(report: Report) -> list[str]:
     if gap is None:
         return []
     baseline, distilled = comparison["baseline"], comparison["distilled"]
-    others = [name for name in list(models)[1:] if name not in (baseline, distilled)]
+    others = [name for name in models if name not in (TEACHER, baseline, distilled)]
     closed = [f"{n}: {gap_recovered(models, {**comparison, 'distilled': n}, metric):.0%}" for n in others]
     beside = f" ({', '.join(closed)})" if closed else ""
     return [f"Of the gap from {baseline} to the teacher it closes {gap:.0%}{beside}."]
@@ -132,8 +135,7 @@ def _gap(report: Report) -> list[str]:
 
 def _against_teacher(report: Report, name: str) -> str:
     models, metric = report["models"], report["metrics"][0]
-    teacher_name, model = next(iter(models)), models[name]
-    teacher = models[teacher_name]
+    model, teacher = models[name], models[TEACHER]
     share = model["parameters_outside_embeddings"] / teacher["parameters_outside_embeddings"]
     batched, single = (
         model[key] / teacher[key] for key in ("decode_tokens_per_second", "decode_tokens_per_second_single")
@@ -141,24 +143,27 @@ def _against_teacher(report: Report, name: str) -> str:
     difference = model[metric["name"]] - teacher[metric["name"]]
     side = "above" if difference > 0 else "below"
     return (
-        f"Against the {teacher_name} ({_figure(teacher, metric)}), {name} has {share:.0%} of the parameters outside "
+        f"Against the {TEACHER} ({_figure(teacher, metric)}), {name} has {share:.0%} of the parameters outside "
         f"the embeddings, writes {batched:.1f} times the tokens a second ({single:.1f} times at batch 1), and "
-        f"{_relation(report, teacher_name)} it ({abs(difference):.{metric['digits']}f} {metric['label']} {side})."
+        f"{_relation(report, TEACHER)} it ({abs(difference):.{metric['digits']}f} {metric['label']} {side})."
     )
 
 
 def _cost(report: Report, name: str) -> str:
     models, caches = report["models"], report["caches"]
-    teacher, *students = models
-    others = [student for student in students if student != name]
+    others = [student for student in models if student not in (TEACHER, name)]
     training = [f"{student} {duration(models[student]['seconds'])}" for student in (name, *others)]
     cached = [
         f"the cache {cache} took {duration(one['seconds'])} and {size(one['bytes'])}" for cache, one in caches.items()
     ]
+    after, beside = "", ""
+    if TEACHER in models:
+        after = f", after {duration(models[TEACHER]['seconds'])} for the teacher"
+        beside = f", the teacher {size(models[TEACHER]['bytes'])}"
     return (
-        f"The cost: training took {_listing(training)}, after {duration(models[teacher]['seconds'])} for the teacher"
+        f"The cost: training took {_listing(training)}{after}"
         + (f"; {_listing(cached)}" if cached else "")
-        + f". On disk {name} is {size(models[name]['bytes'])}, the teacher {size(models[teacher]['bytes'])}."
+        + f". On disk {name} is {size(models[name]['bytes'])}{beside}."
     )
 
 

@@ -122,10 +122,10 @@ def split(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
 
     Args:
       logits_NV: float32 [N, V].
-      ids_NK: int [N, K]; those of a row differ from each other.
+      ids_NK: int [N, K]; those of a row differ from each other, but for V and above, which are no token's.
 
     Returns:
-      (float32 [N, K], float32 [N], -inf where the support leaves nothing out).
+      (float32 [N, K], -inf where there is no token; float32 [N], -inf where the support leaves nothing out).
 
     Examples:
       >>> split(jnp.asarray([[3.0, 0.0, 0.0]]), jnp.asarray([[0]]))[1]  # log(1 + 1)
@@ -138,7 +138,7 @@ def _split_forward(logits_NV, ids_NK):
     # The sum is shifted by the largest of what is summed: the row's own largest would let it underflow.
     others_NV = jnp.put_along_axis(logits_NV, ids_NK, -jnp.inf, axis=-1, inplace=False)
     rest_N = jax.nn.logsumexp(others_NV, axis=-1)
-    return (jnp.take_along_axis(logits_NV, ids_NK, -1), rest_N), (logits_NV, rest_N, ids_NK)
+    return (at(logits_NV, ids_NK), rest_N), (logits_NV, rest_N, ids_NK)
 
 
 def _split_backward(residuals, cotangents):
@@ -154,6 +154,11 @@ def _split_backward(residuals, cotangents):
 split.defvjp(_split_forward, _split_backward)
 
 
+def at(logits_NV: Array, ids_NK: Array) -> Array:
+    """The logits at the ids [N, K]; -inf where an id is V or above, and so no token's."""
+    return jnp.take_along_axis(logits_NV, ids_NK, axis=-1, mode="fill", fill_value=-jnp.inf)
+
+
 def logp_with_rest(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
     """(log-probabilities at the ids and, last, of all other tokens together [N, K + 1], log Z [N])."""
     at_ids_NK, rest_N = split(logits_NV, ids_NK)
@@ -165,4 +170,4 @@ def logp_with_rest(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
 def logp_at(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
     """(log-probabilities at the ids [N, K], log Z [N])."""
     log_z_N = jax.nn.logsumexp(logits_NV, axis=-1)
-    return jnp.take_along_axis(logits_NV, ids_NK, -1) - log_z_N[:, None], log_z_N
+    return at(logits_NV, ids_NK) - log_z_N[:, None], log_z_N

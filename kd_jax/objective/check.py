@@ -82,7 +82,7 @@ def check_readable(name: str, signal: Signal, vocab_size: int, stored: Mapping[s
     Raises:
       KdError: names the first field that is missing, too small or of another dtype.
     """
-    for field, wanted in signal.schema(vocab_size).items():
+    for field, wanted in signal.reads(vocab_size).items():
         if field not in stored:
             held = ", ".join(stored)
             raise KdError(f"cache {name}: no field {field}, it holds {held}; write it again with `cache --force`")

@@ -18,7 +18,7 @@ from kd_jax.data.store import Store
 from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.errors import KdError
 from kd_jax.evaluation import closeness, quality
-from kd_jax.evaluation.contenders import Contender, Programs, contenders, teacher_of
+from kd_jax.evaluation.contenders import Contender, Programs, contenders
 from kd_jax.evaluation.speed import decoding_speeds
 from kd_jax.experiment import Experiment
 from kd_jax.parallel import devices
@@ -60,14 +60,17 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
         return
     began = time.perf_counter()
     models = contenders(experiment, workdir)
-    setting = _setting(experiment, workdir, models)
+    setting = _setting(experiment, workdir)
     spread = setting.devices
     on_devices = {contender.name: spread.put(contender.params) for contender in models}
     figures: dict[str, dict[str, Any]] = {}
     for contender in models:
         params = on_devices[contender.name]
         figures[contender.name] = _quality(setting, contender, params)
-        figures[contender.name] |= _closeness(setting, contender, on_devices[TEACHER], params)
+        if workdir.elsewhere:
+            figures[contender.name] |= _alone(setting, contender, params)
+        else:
+            figures[contender.name] |= _closeness(setting, contender, on_devices[TEACHER], params)
         figures[contender.name] |= _from_training(workdir, contender.name)
         said = [f"{m.label} {figures[contender.name][m.name]:.{m.digits}f}" for m in task.metrics]
         runlog.say(f"{contender.name}: {', '.join(said)}")
@@ -82,12 +85,13 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     folder.finish({"models": list(figures)}, time.perf_counter() - began)
 
 
-def _setting(experiment: Experiment, workdir: Workdir, models: list[Contender]) -> Setting:
+def _setting(experiment: Experiment, workdir: Workdir) -> Setting:
     data, evaluation, task = workdir.data, experiment.evaluation, experiment.task
     split, tokenizer = Split(data, evaluation.split), tokenizers.load(experiment.tokenizer, data)
     measured = quality.Measured.of(data, evaluation.split, evaluation.texts)
     prompts = [task.encode_prompt(task.prompt(measured.examples[i]), tokenizer) for i in measured.written]
-    programs = Programs(task.decoding, teacher_of(models), tokenizer.vocab_size, tokenizer.eos)
+    teacher = experiment.teacher.model.build(tokenizer.vocab_size)
+    programs = Programs(task.decoding, teacher, tokenizer.vocab_size, tokenizer.eos)
     return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, devices(experiment.backend))
 
 
@@ -154,19 +158,35 @@ def _inputs(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
 
 def _closeness(setting: Setting, contender: Contender, teacher_params: Params, params: Params) -> dict[str, Any]:
     """A model's closeness to the teacher on the evaluated split; a student's also, "offline", from the cache."""
-    architecture, shapes = contender.architecture, setting.experiment.shapes
-    layout = architecture.layout(setting.tokenizer.start)
-    teachers = setting.experiment.teacher.model.layout(setting.tokenizer.start)
-    batches = _batches(setting, EachLayout((teachers, layout)))
-    over_long = int((place(setting.split.lengths, shapes, layout) == len(shapes)).sum())
-    if over_long:
-        runlog.say(f"{contender.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones")
+    architecture, start = contender.architecture, setting.tokenizer.start
+    layouts = (setting.experiment.teacher.model.layout(start), architecture.layout(start))
+    batches = _batches(setting, EachLayout(layouts))
     step = functools.partial(setting.programs.compare(architecture, setting.devices), (teacher_params, params))
     sums = _added(step, batches, setting.devices, f"compare {contender.name}")
-    figures = closeness.means(sums) | {"examples": len(setting.measured.examples), "over_long": over_long}
+    figures = closeness.means(sums) | _extent(setting, contender)
     if contender.name != TEACHER and setting.experiment.evaluation.cached_k:
         figures["offline"] = _offline(setting, contender, params)
     return figures
+
+
+def _alone(setting: Setting, contender: Contender, params: Params) -> dict[str, Any]:
+    """A student's figures where the teacher is elsewhere: closeness to it is known "offline" alone, from the cache."""
+    step = functools.partial(setting.programs.alone(contender.architecture, setting.devices), params)
+    batches = _batches(setting, contender.architecture.layout(setting.tokenizer.start))
+    figures = closeness.means(_added(step, batches, setting.devices, f"measure {contender.name}"))
+    figures |= _extent(setting, contender) | dict.fromkeys(("kl_to_teacher", "agreement", "acceptance"))
+    if setting.experiment.evaluation.cached_k:
+        figures["offline"] = _offline(setting, contender, params)
+    return figures
+
+
+def _extent(setting: Setting, contender: Contender) -> dict[str, int]:
+    """How many examples are measured, and how many of them are longer than the last bucket."""
+    shapes = setting.experiment.shapes
+    over_long = int((place(setting.split.lengths, shapes, contender.architecture.layout) == len(shapes)).sum())
+    if over_long:
+        runlog.say(f"{contender.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones")
+    return {"examples": len(setting.measured.examples), "over_long": over_long}
 
 
 def _offline(setting: Setting, contender: Contender, params: Params) -> dict[str, float]:

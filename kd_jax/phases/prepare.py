@@ -56,6 +56,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
         "tokenizer": tokenizers.digest(tokenizer),
         "start": tokenizer.start,
         "eos": tokenizer.eos,
+        "pad": tokenizer.pad,
         "splits": digests,
     }
     folder.finish(outputs, time.perf_counter() - began)

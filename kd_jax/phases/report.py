@@ -10,6 +10,7 @@ from kd_jax.artifacts import manifest, runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.evaluation import degeneration, page, paired, plots, tables, verdict
+from kd_jax.evaluation.contenders import present
 from kd_jax.evaluation.quality import Measured, read_outcome
 from kd_jax.experiment import Experiment, targets_name, wanted_signals
 
@@ -21,7 +22,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
       KdError: if a phase has not finished, or what it left is not as it was written.
     """
     began = time.perf_counter()
-    folder, names = workdir.report, list(experiment.recipes)
+    folder, names = workdir.report, present(experiment, workdir)
     texts = {name: manifest.read_lines(workdir.evaluation.file(f"{name}.jsonl")) for name in names}
     report = read(experiment, workdir, finished_phases(experiment, workdir), texts)
     curves = {name: runlog.read(workdir.model(name).file("metrics.jsonl")) for name in names}
@@ -88,7 +89,7 @@ def differences(experiment: Experiment, workdir: Workdir, name: str | None) -> d
             [read_outcome(experiment.task, measured, workdir.evaluation, model, metric.reads)],
             evaluation.bootstrap,
         )
-        for model in experiment.recipes
+        for model in present(experiment, workdir)
         if name
     }
     return {
@@ -152,7 +153,8 @@ def closing(report: Mapping[str, Any]) -> str:
 
 def finished_phases(experiment: Experiment, workdir: Workdir) -> dict[str, dict[str, Any]]:
     """Phase (with the model's or the signal's name) -> manifest, in the order of a run."""
-    folders = {"prepare": workdir.data, "teacher": workdir.model(TEACHER)}
+    teacher = workdir.model(TEACHER)
+    folders = {"prepare": workdir.data, teacher.manifest()["phase"]: teacher}
     for targets, signals in wanted_signals(experiment).items():
         for signal in signals:
             name = f"cache.{targets.name}/{signal}" if targets else f"cache.{signal}"

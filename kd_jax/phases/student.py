@@ -12,6 +12,7 @@ from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, targets_name
 from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
+from kd_jax.teaching.imported.base import wanted_of
 from kd_jax.training.model import train_model
 
 
@@ -19,11 +20,14 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, only: str
     """Trains every student, or the one called `only`, into workdir/students/NAME.
 
     Raises:
-      KdError: if there is no such student, or the teacher or a cache that it needs is missing.
+      KdError: if there is no such student, the teacher or a cache that it needs is missing, or the teacher is
+        elsewhere and a student needs more of it than was imported.
     """
     if only and only not in experiment.students:
         near = difflib.get_close_matches(only, experiment.students, 1, 0.0)
         raise KdError(f"--only {only}: no such student; did you mean {' '.join(near)}?")
+    if workdir.elsewhere:
+        wanted_of(experiment)
     for name in [only] if only else experiment.students:
         consumed = _consumed(experiment, workdir, name)
         payloads = _payloads(experiment, workdir, name, consumed)
@@ -49,7 +53,7 @@ def _payloads(experiment: Experiment, workdir: Workdir, name: str, consumed: Map
     """Signal -> its cache, which must be of the teacher, the split and the tokeniser that are here."""
     recipe, payloads = experiment.students[name], {}
     data = workdir.data.outputs()
-    for signal, wanted in cached_signals(recipe.terms).items():
+    for signal in cached_signals(recipe.terms):
         folder = workdir.cache(targets_name(recipe.targets), signal)
         here = {
             "teacher": workdir.model(TEACHER).outputs()["digest"],
@@ -59,7 +63,10 @@ def _payloads(experiment: Experiment, workdir: Workdir, name: str, consumed: Map
         _refuse_others(f"cache {signal}", folder.inputs(), here)
         folder.file("records.index.json")
         payloads[signal] = Store(folder.path, "records")
-        check_readable(signal, wanted, data["vocab_size"], payloads[signal].schema)
+    for term in recipe.terms.values():
+        if term.signal is not None and term.signal.origin == "cache":
+            name = term.signal.name
+            check_readable(name, term.signal, data["vocab_size"], payloads[name].schema)
     return payloads
 
 

@@ -1,10 +1,15 @@
 """Train the teacher on the data alone."""
 
+from kd_jax.artifacts import runlog
+from kd_jax.artifacts.manifest import ELSEWHERE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.experiment import Experiment
 from kd_jax.training.model import train_model
 
 
 def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
-    """Trains experiment.teacher into workdir/teacher."""
+    """Trains experiment.teacher into workdir/teacher; has nothing to do where the teacher is elsewhere."""
+    if workdir.elsewhere and not force:
+        runlog.say(f"teacher: elsewhere, `{ELSEWHERE}` has read what it says")
+        return
     train_model(experiment, workdir, TEACHER, {}, {}, force)

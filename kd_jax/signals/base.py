@@ -63,6 +63,10 @@ class Signal(Knowledge, Protocol):
         """Fields stored per target token; None where the teacher stands in the step and nothing is stored."""
         ...
 
+    def reads(self, vocab_size: int) -> Mapping[str, Field] | None:
+        """Those of the schema's fields that `align` reads."""
+        ...
+
     def covering(self, other: "Signal") -> "Signal":
         """The smallest signal from whose cache both this one and `other` can be read."""
         ...

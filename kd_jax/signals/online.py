@@ -59,6 +59,9 @@ class Online:
     def schema(self, vocab_size: int) -> None:
         """None: nothing is stored."""
 
+    def reads(self, vocab_size: int) -> None:
+        """None, as the schema."""
+
     def covering(self, other: "Online") -> "Online":
         """Itself: there is no cache to share."""
         return self

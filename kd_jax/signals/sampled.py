@@ -71,6 +71,10 @@ class Sampled:
         counts = "uint8" if self.draws < 2**8 else "uint16"
         return {"ids": Field((self.draws,), id_dtype(vocab_size)), "counts": Field((self.draws,), counts)}
 
+    def reads(self, vocab_size: int) -> dict[str, Field]:
+        """All of the schema's."""
+        return self.schema(vocab_size)
+
     def covering(self, other: "Sampled") -> "Sampled":
         """Itself: signals of one name are the same."""
         return self

@@ -1,14 +1,14 @@
 """The teacher's k likeliest next tokens, and exactly what remains."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax.losses import divergence
-from kd_jax.losses.base import logp_at, logp_with_rest, split
+from kd_jax.losses.base import at, logp_at, logp_with_rest, split
 from kd_jax.signals.base import Aligned, Tail, check_tail, check_temperature, check_whole, id_dtype
 from kd_jax.types import Array, Field, Payload
 
@@ -22,6 +22,9 @@ class TopK:
     Probabilities are exp(logit / T) over their sum with exp(rest), which is Z; the stored distribution
     sums to one by construction, nothing is lost to cancellation, and k = V gives rest = -inf and the
     dense distribution. A smaller k is read out of a larger one by adding what falls away to the rest.
+
+    A logit of -inf marks an id that the teacher did not name, as in a record of fewer than k: both sides count it
+    among all others. Where it named none, both sides are the same, and every divergence is 0.
 
     Attributes:
       k: ids kept, at most the vocabulary's size.
@@ -71,13 +74,21 @@ class TopK:
 
     def schema(self, vocab_size: int) -> dict[str, Field]:
         """Fields per target token; ids take two bytes where the vocabulary allows it."""
-        rests = {_rest(temperature): Field((), "float32") for temperature in self.stored_temperatures()}
+        return self.fields(vocab_size, self.stored_temperatures())
+
+    def reads(self, vocab_size: int) -> dict[str, Field]:
+        """Those of the schema's that `align` reads: of the rest none where it is left out."""
+        return self.fields(vocab_size, () if self.tail == "renormalise" else (self.temperature,))
+
+    def fields(self, vocab_size: int, temperatures: Iterable[float]) -> dict[str, Field]:
+        """A record's, with the rest at these temperatures."""
+        rests = {rest_field(temperature): Field((), "float32") for temperature in temperatures}
         return {"ids": Field((self.k,), id_dtype(vocab_size)), "logits": Field((self.k,), "float16")} | rests
 
     def covering(self, other: "TopK") -> "TopK":
-        """The one with the larger k and the temperatures of both; the tail is chosen when it is read."""
+        """The one with the larger k and the temperatures of both; the tail, this one's, is chosen when it is read."""
         temperatures = tuple(sorted({*self.stored_temperatures(), *other.stored_temperatures()}))
-        return TopK(max(self.k, other.k), temperatures[0], temperatures=temperatures[1:])
+        return TopK(max(self.k, other.k), temperatures[0], self.tail, temperatures[1:])
 
     def reduce(self, logits_NV: Array, key_N: Any = None) -> Payload:
         """Teacher logits [N, V] to {"ids" [N, k], "logits" [N, k], "rest_tT" [N] for every T}; draws nothing."""
@@ -85,7 +96,7 @@ class TopK:
         logits_NV = logits_NV.astype(jnp.float32)
         logits_NV -= logits_NV.max(-1, keepdims=True)
         top_NK, ids_NK = jax.lax.top_k(logits_NV, self.k)
-        rests = {_rest(t): split(logits_NV / t, ids_NK)[1] for t in self.stored_temperatures()}
+        rests = {rest_field(t): split(logits_NV / t, ids_NK)[1] for t in self.stored_temperatures()}
         return {"ids": ids_NK, "logits": top_NK.astype(jnp.float16)} | rests
 
     def align(self, logits_NV: Array, payload: Payload, temperature: Any) -> Aligned:
@@ -102,12 +113,13 @@ class TopK:
         logits_NV = logits_NV.astype(jnp.float32)
         if not isinstance(temperature, float) or temperature != 1.0:
             logits_NV = logits_NV / temperature
-        ids_NK = payload["ids"][:, : self.k].astype(jnp.int32)
         stored_NX = payload["logits"].astype(jnp.float32) / temperature
+        named_NK = stored_NX[:, : self.k] > -jnp.inf
+        ids_NK = jnp.where(named_NK, payload["ids"][:, : self.k].astype(jnp.int32), logits_NV.shape[-1])
         if self.tail == "renormalise":
-            student_NK = jnp.take_along_axis(logits_NV, ids_NK, -1)
-            return Aligned(jax.nn.log_softmax(stored_NX[:, : self.k]), jax.nn.log_softmax(student_NK))
-        rest_N1 = payload[_rest(self.temperature)].astype(jnp.float32)[:, None]
+            both = stored_NX[:, : self.k], at(logits_NV, ids_NK)
+            return Aligned(*(jax.nn.log_softmax(jnp.where(named_NK.any(-1, keepdims=True), x, 0.0)) for x in both))
+        rest_N1 = payload[rest_field(self.temperature)].astype(jnp.float32)[:, None]
         beyond_NX = jnp.concatenate([stored_NX[:, self.k :], rest_N1], axis=-1)
         beyond_N1 = jax.nn.logsumexp(beyond_NX, axis=-1, keepdims=True)
         teacher_NX = jax.nn.log_softmax(jnp.concatenate([stored_NX[:, : self.k], beyond_N1], axis=-1))
@@ -116,5 +128,6 @@ class TopK:
         return Aligned(teacher_NX, *logp_with_rest(logits_NV, ids_NK))
 
 
-def _rest(temperature: float) -> str:
+def rest_field(temperature: float) -> str:
+    """Names the rest's field at a temperature."""
     return f"rest_t{temperature:g}"

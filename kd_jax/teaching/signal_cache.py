@@ -48,12 +48,18 @@ def write_signal(
     if digest is None:
         runlog.say(f"{folder.path}: this writer's shards are done; the last writer to finish completes the cache")
         return
+    outputs = store_outputs(folder, digest, split)
+    folder.finish(outputs, time.perf_counter() - began)
+    tokens, each = outputs["target_tokens"], outputs["bytes_per_target_token"]
+    runlog.say(f"cache: {tokens} target tokens, {each:.1f} bytes each; {folder.path}")
+
+
+def store_outputs(folder: Folder, digest: str, split: pipeline.Split) -> dict[str, Any]:
+    """What a manifest says of a signal's store that is whole."""
     written = store.Store(folder.path, "records")
     tokens = sum(int(split.examples[i]["counts"].sum()) for i in range(len(split)))
     outputs = {"digest": digest, "records": len(written), "target_tokens": tokens, "bytes": written.bytes()}
-    outputs["bytes_per_target_token"] = outputs["bytes"] / tokens
-    folder.finish(outputs, time.perf_counter() - began)
-    runlog.say(f"cache: {tokens} target tokens, {outputs['bytes_per_target_token']:.1f} bytes each; {folder.path}")
+    return outputs | {"bytes_per_target_token": outputs["bytes"] / tokens}
 
 
 def signal_records(

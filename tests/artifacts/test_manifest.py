@@ -39,6 +39,14 @@ def test_a_folder_is_begun_finished_skipped_refused_and_forced(folder):
     assert not (folder.path / "work").exists()
 
 
+def test_another_phases_work_is_not_replaced_even_where_forced(finished):
+    other = Folder(finished.path, "import-logprobs")
+    for force in (False, True):
+        with pytest.raises(KdError, match="`teacher` made what is there, and `import-logprobs` does not replace it"):
+            other.begin({"a": 1}, force)
+    assert finished.outputs() == {"digest": "d"}
+
+
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("name", ["corpus.txt", "manifest.json", "inputs.json"])
 def test_what_others_keep_in_the_folder_is_never_touched(folder, force, name):

@@ -86,6 +86,7 @@ def test_a_cache_without_what_is_needed_is_refused():
     stored = TopK(k=8).schema(100)
     check_readable("topk", TopK(k=8), 100, stored)
     check_readable("topk", TopK(k=3), 100, stored)
+    check_readable("topk", TopK(k=3, temperature=2.0, tail="renormalise"), 100, stored)  # which reads no rest
     with pytest.raises(KdError, match=r"no field rest_t2"):
         check_readable("topk", TopK(k=3, temperature=2.0), 100, stored)
     with pytest.raises(KdError, match=r"field ids .*\[8\].*\[9\]"):

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.losses.divergence import forward_kl, reverse_kl
+from kd_jax.losses.divergence import ALL, forward_kl, reverse_kl
 from kd_jax.objective.terms import Term, total_loss
+from kd_jax.signals.base import TAILS
 from kd_jax.signals.topk import TopK
 
 N, V = 6, 17
@@ -114,7 +115,33 @@ def test_a_rest_far_below_the_top_has_its_mass(loss, teacher, student, want):
     assert jnp.isfinite(gradient).all()
 
 
+def named_alone(signal, count):
+    """The payload of a teacher that names its `count` likeliest; the ids that fill up are others' own."""
+    payload, whole = TopK(k=count).reduce(TEACHER), TopK(k=V).reduce(TEACHER)
+    filled = jnp.where(jnp.arange(signal.k) < count, whole["logits"][:, : signal.k], -jnp.inf)
+    return {"ids": whole["ids"][:, : signal.k], "logits": filled.astype(jnp.float16), "rest_t1": payload["rest_t1"]}
+
+
+@pytest.mark.parametrize("loss, tail", [(forward_kl, "zero"), *((one, t) for one in ALL for t in TAILS[:2])])
+def test_an_id_that_was_not_named_counts_among_the_others(loss, tail):
+    """A record of 3 in room for 6 is a record of 3, in value and gradient."""
+    short, room = TopK(k=3, tail=tail), TopK(k=6, tail=tail)
+    payloads = {short: short.reduce(TEACHER), room: named_alone(room, 3)}
+    value = lambda student, signal: loss(*signal.align(student, payloads[signal], 1.0)[:2]).sum()  # noqa: E731
+    results = [jax.value_and_grad(value)(STUDENT, signal) for signal in payloads]
+    for got, want in zip(*results, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss, tail", [(forward_kl, "zero"), *((one, t) for one in ALL for t in TAILS[:2])])
+def test_a_teacher_that_names_nothing_teaches_nothing(loss, tail):
+    signal = TopK(k=3, tail=tail)
+    payload = named_alone(signal, 3) | {"logits": jnp.full((N, 3), -jnp.inf), "rest_t1": jnp.zeros(N)}
+    value, gradient = jax.value_and_grad(lambda x: loss(*signal.align(x, payload, 1.0)[:2]).sum())(STUDENT)
+    assert value == 0 and not gradient.any()
+
+
 def test_covering_takes_the_larger_k():
     assert TopK(k=4).covering(TopK(k=9)) == TopK(k=9).covering(TopK(k=4)) == TopK(k=9)
     both = TopK(k=4, temperature=2.0, tail="zero").covering(TopK(k=9, temperature=1.0))
-    assert both == TopK(k=9, temperature=1.0, temperatures=(2.0,))
+    assert both == TopK(k=9, temperature=1.0, tail="zero", temperatures=(2.0,))

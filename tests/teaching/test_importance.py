@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kd_jax.data.layouts import Bucket
+from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.models.init import FromTeacher
 from kd_jax.models.narrow import scored
 from kd_jax.parallel import devices
@@ -23,7 +24,7 @@ BOTH = pytest.mark.parametrize("family", FAMILIES)
 def batch_of(config, rows, bucket):
     """As many rows as asked for, one segment in each of the first."""
     parts = segments(3, LENGTHS)
-    return config.layout.batch([[part] for part in parts], rows, Bucket(*bucket), {})
+    return config.layout(START).batch([[part] for part in parts], rows, Bucket(*bucket), {})
 
 
 @functools.cache

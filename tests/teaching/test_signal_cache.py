@@ -125,6 +125,20 @@ def test_a_larger_cache_serves_a_smaller_k_and_lacks_a_temperature(experiment, w
         student.run(with_signal(TopK(k=9)), run)
 
 
+def test_the_tail_is_chosen_when_a_cache_is_read(experiment, workdir, tmp_path):
+    """A cache that was made for one tail is found done, for it and for others; both of a student's terms are read."""
+    run = beside(workdir, tmp_path, "data", TEACHER)
+    with_signals = lambda *signals: with_student(  # noqa: E731
+        experiment, terms={f"kd{i}": Term(forward_kl, signal=signal) for i, signal in enumerate(signals)}
+    )
+    for tail in ("renormalise", "renormalise", "bucket"):
+        cache.run(with_signals(TopK(k=3, tail=tail)), run)
+    warm = TopK(k=3, temperature=2.0)
+    with pytest.raises(KdError, match="no field rest_t2"):
+        student.run(with_signals(TopK(k=3), warm), run)
+    student.run(with_signals(TopK(k=3), dataclasses.replace(warm, tail="renormalise")), run)
+
+
 def test_a_cache_of_another_teacher_is_refused(experiment, workdir, tmp_path):
     run = beside(workdir, tmp_path, "data", "cache")
     teacher.run(dataclasses.replace(experiment, seed=5), run)
@@ -199,7 +213,7 @@ def test_closeness_from_the_cache_equals_that_beside_the_teacher_within_its_erro
     only = dataclasses.replace(only, evaluation=dataclasses.replace(only.evaluation, split="validation"))
     student.run(only, run)
     first, second = contenders(only, run)
-    online = evaluate._closeness(evaluate._setting(only, run, [first, second]), second, first.params, second.params)
+    online = evaluate._closeness(evaluate._setting(only, run), second, first.params, second.params)
     offline = online["offline"]
     assert offline["kl_error"] > 0 and 0 < offline["acceptance_error"] < 1
     assert -1e-3 <= online["kl_to_teacher"] - offline["kl_to_teacher"] <= offline["kl_error"] + 1e-3

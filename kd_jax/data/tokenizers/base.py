@@ -10,6 +10,8 @@ import numpy as np
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.errors import KdError
 
+NO_ID = -1
+
 
 class Tokenizer(Protocol):
     """Text to ids and back.
@@ -18,12 +20,14 @@ class Tokenizer(Protocol):
       vocab_size: V; ids are below it.
       start: the id that decoding begins with; in a decoder-only model it stands before the prompt.
       eos: the id that ends a text.
+      pad: the id that files of others fill rows up with; NO_ID for none. Here no id does.
       rows_V: for each token its row in the pretrained model's embedding; None where there is no such model.
     """
 
     vocab_size: int
     start: int
     eos: int
+    pad: int
     rows_V: np.ndarray | None
 
     def encode(self, text: str) -> list[int]:

@@ -169,6 +169,7 @@ class Wrapped:
         self.rows_V = rows_V
         self.vocab_size = max(self._ids.values()) + 1
         self.start, self.eos = (self._ids[special["tokens"][name]] for name in ("start", "eos"))
+        self.pad = self._ids[special["tokens"]["pad"]] if "pad" in special["tokens"] else base.NO_ID
 
     def encode(self, text: str) -> list[int]:
         """As Tokenizer.encode."""

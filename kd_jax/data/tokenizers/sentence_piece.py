@@ -102,7 +102,7 @@ class SentencePiece:
 class Pieces:
     """A trained SentencePiece model, as a Tokenizer."""
 
-    start, eos, rows_V = START, EOS, None
+    start, eos, pad, rows_V = START, EOS, PAD, None
 
     def __init__(self, path: Path):
         self._path = path

@@ -1,0 +1,252 @@
+"""A teacher that is elsewhere: the same small teacher, its word once through `cache` and once through files."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.artifacts.workdir import TEACHER
+from kd_jax.cli.job import remember
+from kd_jax.cli.main import main
+from kd_jax.data.layouts import Bucket
+from kd_jax.data.pipeline import Split
+from kd_jax.data.store import Store, shard_path
+from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.errors import KdError
+from kd_jax.experiment import Training
+from kd_jax.losses.cross_entropy import cross_entropy
+from kd_jax.losses.divergence import forward_kl
+from kd_jax.models.decoder_only import DecoderOnly
+from kd_jax.models.init import FromTeacher
+from kd_jax.objective.terms import Term
+from kd_jax.optim.optimizer import Optimizer
+from kd_jax.phases import cache, evaluate, import_logprobs, report, student, teacher
+from kd_jax.signals.online import Online
+from kd_jax.signals.topk import TopK
+from kd_jax.tasks.base import Decoding
+from kd_jax.tasks.translation import Translation
+from kd_jax.teaching.imported.base import Source
+from kd_jax.training.model import trained
+from tests.data.logprobs import writers
+from tests.runs import beside, smoke, taught
+
+K, V = 8, 60
+SIZES = {"d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.0, "positions": "learned", "context": 256}
+RAW = {name: Source(name, 1.0, "raw") for name in ("vllm", "sglang", "distillkit", "maxtext")}
+
+
+@pytest.fixture(scope="module")
+def experiment(root, lax_promotion):
+    """80 pairs, decoder-only; one student with the top 8 and one without a teacher, neither made of it."""
+    base = smoke(root, ["--source.labelled", "80", "--buckets", "40", "--evaluation.cached-k", "12"])
+    training = Training(steps=2, tokens_per_batch=512, eval_every=2, optimizer=Optimizer(learning_rate=5e-3, warmup=1))
+    long = dataclasses.replace(training, steps=24, eval_every=24)
+    teacher = dataclasses.replace(base.teacher, model=DecoderOnly(2, **SIZES), training=long)
+    plain = dataclasses.replace(
+        teacher, model=DecoderOnly(1, **SIZES), training=training, terms={"ce": Term(cross_entropy)}
+    )
+    taught_by = plain.terms | {"kd": Term(forward_kl, signal=TopK(k=K))}
+    students = {"student_scratch": plain, "student_kd": dataclasses.replace(plain, terms=taught_by)}
+    measured = dataclasses.replace(base.evaluation, texts=6, batch_size=4, speed_texts=1, bootstrap=10)
+    task = Translation(decoding=Decoding(beam=1, length_ratio=0.0, length=20))
+    return dataclasses.replace(base, teacher=teacher, students=students, evaluation=measured, task=task)
+
+
+@pytest.fixture(scope="module")
+def there(experiment, tmp_path_factory):
+    """The run where the teacher was trained."""
+    return taught(experiment, tmp_path_factory.mktemp("there") / "run")
+
+
+@pytest.fixture(scope="module")
+def said(experiment, there):
+    """Split -> (ids behind the start token, log-probabilities [S, V]) of every example; row t is about token t + 1."""
+    model, params = trained(experiment, there, TEACHER)
+    apply = jax.jit(lambda batch: model.head(params).logits(model.apply(params, batch.inputs)))
+    splits = {}
+    for name in ("train", "validation"):
+        split, splits[name] = Split(there.data, name), []
+        batch = split.batch(
+            experiment.teacher.model.layout(START), [[i] for i in range(len(split))], len(split), Bucket(80, 80)
+        )
+        logp_BTV = np.asarray(jax.nn.log_softmax(apply(batch)))
+        for i in range(len(split)):
+            encoded = split.read(i).encoded
+            tokens = [START, *encoded.prompt.tolist(), *encoded.completion.tolist()]
+            splits[name].append((tokens, logp_BTV[i, : len(tokens)]))
+    return splits
+
+
+def write(form, folder, sequences, k):
+    """Files of one format; shuffled, since their order means nothing."""
+    folder.mkdir(exist_ok=True)
+    sequences = [sequences[i] for i in np.random.default_rng(0).permutation(len(sequences))]
+    if form == "distillkit":
+        return writers.distillkit(folder / "data_0.parquet", sequences)
+    if form == "maxtext":
+        return writers.maxtext(folder / "data.arrayrecord", sequences, k)
+    of = {"vllm": writers.vllm_response, "flat": writers.vllm_flat, "sglang": writers.sglang_response}[form]
+    return writers.lines(folder / f"{form}.jsonl", [of(*one, k) for one in sequences])
+
+
+def records(workdir, folder=None):
+    store = Store((folder or workdir.cache("", "topk")).path, "records")
+    return [store[i] for i in range(len(store))]
+
+
+def with_tail(experiment, tail, **evaluation):
+    """The experiment with another tail."""
+    kd = dataclasses.replace(
+        experiment.students["student_kd"], terms={"kd": Term(forward_kl, signal=TopK(k=K, tail=tail))}
+    )
+    measured = dataclasses.replace(experiment.evaluation, **evaluation)
+    return dataclasses.replace(experiment, students=experiment.students | {"student_kd": kd}, evaluation=measured)
+
+
+@pytest.mark.parametrize(
+    "form, tail", [*((f, "bucket") for f in ("vllm", "flat", "sglang", "distillkit")), ("maxtext", "")]
+)
+def test_a_teachers_word_is_the_same_through_its_files(experiment, there, said, tmp_path, form, tail):
+    """Ids, logits and, where it is known, the rest of every target, and a student that is trained from them."""
+    wanted = experiment if tail else with_tail(experiment, "renormalise", cached_k=0)
+    run, source = beside(there, tmp_path / "run", "data"), RAW["vllm" if form == "flat" else form]
+    sequences = said["train"] + (said["validation"] if tail else [])
+    import_logprobs.run(wanted, run, [write(form, tmp_path / "files", sequences, 16)], source)
+    # Residuals in 4 bits, for DistillKit's last ranks; float16 for the others.
+    close = {"atol": 0.02 if form == "distillkit" else 4e-3}
+    for got, want in zip(records(run), records(there), strict=True):
+        np.testing.assert_array_equal(got["digest"], want["digest"])
+        np.testing.assert_array_equal(got["ids"], want["ids"])
+        np.testing.assert_allclose(got["logits"].astype(float), want["logits"].astype(float), **close)
+        assert ("rest_t1" in got) == bool(tail)
+        if tail:
+            np.testing.assert_allclose(got["rest_t1"], want["rest_t1"], **close)
+    if tail:
+        for got, want in zip(records(run, run.validation_cache), records(there, there.validation_cache), strict=True):
+            np.testing.assert_array_equal(got["ids"][:, :K], want["ids"][:, :K])
+    student.run(wanted, run, only="student_kd")
+    made = run.cache("", "topk").manifest()
+    assert made["inputs"]["imported.format"] == source.format and made["inputs"]["imported.mode"] == "raw"
+    assert made["outputs"]["tail"] == ("by subtraction" if tail else "unknown")
+
+
+def test_a_decoders_ids_alone_are_found_by_the_completion(experiment, there, said, tmp_path):
+    """As where an encoder read the prompt: the start token, the completion, and what was said of that."""
+    run, split = beside(there, tmp_path / "run", "data"), Split(there.data, "train")
+    after = [len(split.read(i).encoded.prompt) for i in range(len(split))]
+    decoded = [([START, *tokens[1 + p :]], logp[p:]) for p, (tokens, logp) in zip(after, said["train"], strict=True)]
+    source = dataclasses.replace(RAW["sglang"], sequence="completion")
+    wanted = with_tail(experiment, "bucket", cached_k=0)
+    import_logprobs.run(wanted, run, [write("sglang", tmp_path, decoded, 16)], source)
+    for got, want in zip(records(run), records(there), strict=True):
+        np.testing.assert_array_equal(got["ids"], want["ids"])
+        np.testing.assert_allclose(got["rest_t1"], want["rest_t1"], atol=4e-3)
+
+
+@pytest.fixture(scope="module")
+def imported(experiment, there, said, tmp_path_factory):
+    """A run through the command line, with the teacher's word from a vLLM server, and the file."""
+    folder = tmp_path_factory.mktemp("here")
+    run = beside(there, folder / "run", "data")
+    remember(run, experiment)
+    file = write("vllm", folder, said["train"] + said["validation"], 16)
+    stated = ["--format", "vllm", "--temperature", "1", "--mode", "raw"]
+    assert main(["import-logprobs", str(file), "--workdir", str(run.path), *stated]) == 0
+    return run, file
+
+
+def test_all_later_phases_run_without_the_teacher(experiment, imported, capsys):
+    run, file = imported
+    for phase in (teacher, cache, student, evaluate, report):
+        phase.run(experiment, run)
+    said = capsys.readouterr()
+    assert "teacher: elsewhere" in said.err and "cache: the teacher is elsewhere" in said.err
+    assert "The teacher is elsewhere" in said.out
+    figures = json.loads((run.report.path / "report.json").read_text())
+    assert list(figures["models"]) == ["student_scratch", "student_kd"] and "import-logprobs" in figures["wall_seconds"]
+    for model in figures["models"].values():
+        assert model["kl_to_teacher"] is None and model["cross_entropy"] > 0 and model["offline"]["kl_to_teacher"] > 0
+    stated = ["--format", "vllm", "--temperature", "1", "--mode", "raw"]
+    assert main(["import-logprobs", str(file), "--workdir", str(run.path), *stated]) == 0
+    assert "already done" in capsys.readouterr().err
+    for command in (["generate"], ["export", "--format", "jax", "--to", str(run.path / "exported")]):
+        assert main([*command, "--workdir", str(run.path), "--model", "teacher"]) == 2
+        assert "the teacher is elsewhere" in capsys.readouterr().err
+
+
+def test_a_damaged_shard_is_made_anew(experiment, imported, capsys):
+    run, file = imported
+    path = shard_path(run.cache("", "topk").path, "records", 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    import_logprobs.run(experiment, run, [file], RAW["vllm"])
+    assert "damaged, made anew" in capsys.readouterr().err and path.read_bytes() == whole
+
+
+def test_what_is_missing_is_counted_refused_or_teaches_nothing(experiment, there, said, tmp_path, capsys):
+    run = beside(there, tmp_path / "run", "data")
+    file = write("vllm", tmp_path, said["train"][1:] + said["validation"], 16)
+    with pytest.raises(KdError, match=r"train: \d+ of \d+ targets .* are missing, of example 0 first.*--missing"):
+        import_logprobs.run(experiment, run, [file], RAW["vllm"])
+    assert "79 of 80 examples" in capsys.readouterr().out and not run.cache("", "topk").path.exists()
+    import_logprobs.run(experiment, run, [file], dataclasses.replace(RAW["vllm"], missing=0.1), force=True)
+    first, second, *_ = records(run)
+    assert np.isneginf(first["logits"]).all() and (first["rest_t1"] == 0).all() and np.isfinite(second["logits"]).all()
+    with pytest.raises(KdError, match="evaluation.cached_k: wants all of the validation split"):
+        import_logprobs.run(experiment, run, [write("vllm", tmp_path, said["train"], 16)], RAW["vllm"], force=True)
+
+
+def test_a_rest_that_is_unknown_is_refused_by_what_needs_it(experiment, there, said, tmp_path):
+    run = beside(there, tmp_path / "run", "data")
+    file = write("maxtext", tmp_path, said["train"], 16)
+    with pytest.raises(KdError, match=r"record 1: names 16 of 60 tokens \(logits.*students.student_kd.terms.kd.signal"):
+        import_logprobs.run(with_tail(experiment, "bucket", cached_k=0), run, [file], RAW["maxtext"])
+    whole = write("maxtext", tmp_path, said["train"], V)
+    import_logprobs.run(with_tail(experiment, "bucket", cached_k=0), run, [whole], RAW["maxtext"], force=True)
+    for got, want in zip(records(run), records(there), strict=True):
+        np.testing.assert_allclose(got["rest_t1"], want["rest_t1"], atol=1e-4)
+    assert run.cache("", "topk").outputs()["tail"] == "exact"
+
+
+def test_what_an_import_cannot_serve_is_refused_before_it_reads(experiment, there, said, tmp_path):
+    run = beside(there, tmp_path / "run", "data")
+    file, kd = write("sglang", tmp_path, said["train"] + said["validation"], 4), experiment.students["student_kd"]
+    online = {"kd": Term(forward_kl, signal=Online())}
+    for changes, reason in (
+        ({"init": FromTeacher()}, "students.it.init: FromTeacher, but the teacher's parameters are elsewhere"),
+        ({"terms": online}, "students.it.terms.kd.signal: stored log-probabilities say TopK alone"),
+        ({"terms": {"ce": Term(cross_entropy)}}, "no term reads TopK"),
+    ):
+        other = dataclasses.replace(experiment, students={"it": dataclasses.replace(kd, **changes)}, comparison=None)
+        with pytest.raises(KdError, match=reason):
+            import_logprobs.run(other, run, [file], RAW["sglang"])
+    with pytest.raises(KdError, match="signal.k: 8, and the files name at most 4 tokens"):
+        import_logprobs.run(experiment, run, [file], RAW["sglang"])
+    with pytest.raises(KdError, match="none of 95 records is an example's"):
+        import_logprobs.run(
+            experiment, run, [file], dataclasses.replace(RAW["sglang"], sequence="completion"), force=True
+        )
+    with pytest.raises(KdError, match="`teacher` made what is there, and `import-logprobs` does not replace it"):
+        import_logprobs.run(experiment, beside(there, tmp_path / "other", "data", TEACHER), [file], RAW["sglang"], True)
+    assert there.model(TEACHER).finished()
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        ("--format vllm --mode raw", "--temperature: missing, and the files do not say it"),
+        ("--format vllm --mode raw --temperature 0.7", "--temperature 0.7: raw log-probabilities are those"),
+        ("--format megatron --mode raw --temperature 1", "--format megatron: unknown; wanted vllm"),
+        ("--format vllm --mode raw --temperature 1 --sum-error 2", "--sum-error 2.0: wanted a number from 0 to 1"),
+        ("--format vllm --mode raw --temperature 1 --seed 3", "import-logprobs: unknown option --seed"),
+    ],
+)
+def test_a_bad_line_is_answered_in_one(experiment, there, tmp_path, capsys, words, reason):
+    run = beside(there, tmp_path / "run", "data")
+    remember(run, experiment)
+    file = tmp_path / "file"
+    file.write_text("{}")
+    assert main(["import-logprobs", str(file), "--workdir", str(run.path), *words.split()]) == 2
+    assert f"error: {reason}" in capsys.readouterr().err
