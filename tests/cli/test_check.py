@@ -19,6 +19,8 @@ from kd_jax import (
     load,
 )
 from kd_jax.cli.check import check
+from kd_jax.cli.resolve import resolve
+from tests.pretrained import save
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +28,29 @@ def smoke(root):
     return load(root / "experiments/configs/smoke.py")
 
 
+CONFIGS = "experiments/configs"
+FAMILIES = {"pretrained_lm": "decoder_only", "pretrained_seq2seq": "encoder_decoder"}
+
+
 def test_the_configs_pass(root):
-    for path in (root / "experiments/configs").glob("*.py"):
-        check(load(path))
+    for path in (root / CONFIGS).glob("*.py"):
+        if path.stem not in FAMILIES:
+            check(load(path))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_pretrained_configs_pass_with_a_folder(root, tmp_path, name):
+    """Of 3 layers, so a student of 10 or 2 is asked for 1."""
+    folder, layers = (
+        save(tmp_path / "model", FAMILIES[name]),
+        ("layers", "decoder-layers")[name == "pretrained_seq2seq"],
+    )
+    words = ["--teacher.init.folder", str(folder)]
+    words += [word for s in ("init", "kd") for word in (f"--students.student_{s}.model.{layers}", "1")]
+    experiment = resolve(str(root / CONFIGS / f"{name}.py"), words)
+    assert experiment.teacher.model.stacks()["decoder"] == 3 and experiment.tokenizer.folder == str(folder)
+    with pytest.raises(KdError, match="teacher: init.folder: '' has no config.json; .* as --teacher.init.folder"):
+        resolve(str(root / CONFIGS / f"{name}.py"), [])
 
 
 @pytest.mark.parametrize(

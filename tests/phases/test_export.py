@@ -148,4 +148,5 @@ def greedy_rows(experiment, workdir, encoded):
     params = checkpoint.load_params(workdir.model("teacher"), built.init)
     (inputs,) = PromptBatches(encoded, model.layout(START), (40,), len(encoded), 1, range(len(encoded)))
     parts = {"model": built, "architecture": model, "way": "greedy", "decoding": experiment.task.decoding}
+    parts["eos"] = EOS
     return np.asarray(text.write(params, inputs, **parts))
