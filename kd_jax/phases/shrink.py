@@ -79,7 +79,19 @@ def run(experiment: Experiment, workdir: Workdir) -> None:
 
 
 def choices(experiment: Experiment) -> Iterator[Choice]:
-    """Every way that is compared: of layers, and where the student is narrower, of widths."""
+    """Every way that is compared: of layers, and where the student is narrower, of widths.
+
+    What one student is compared with may be another student: it is left to that one.
+    """
+    every = list(_every_choice(experiment))
+    known = {(one.model, one.init) for one in every if one.configured}
+    for one in every:
+        if one.configured or (one.model, one.init) not in known:
+            known.add((one.model, one.init))
+            yield one
+
+
+def _every_choice(experiment: Experiment) -> Iterator[Choice]:
     teacher, students = experiment.teacher.model, experiment.students
     starts: dict[tuple[Architecture, FromTeacher], list[str]] = {}
     for name, recipe in students.items():

@@ -84,6 +84,7 @@ def importance_step(
     for name, x_BTX in taps.items():
         if _kind(name) not in (HEADS, NEURONS, NORM):
             continue
+        x_BTX = x_BTX.astype(jnp.float32)  # sums of a teacher in bfloat16 are not rounded
         if _kind(name) == HEADS:
             x_BTX = jnp.linalg.norm(x_BTX.reshape(*x_BTX.shape[:2], -1, head_width), axis=-1)
         there_BT = stacks[name[: len("encoder")]].segment_BT > 0

@@ -17,11 +17,12 @@ from kd_jax.errors import KdError
 from kd_jax.experiment import settled
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.huggingface.read import read
-from kd_jax.models.init import Random
+from kd_jax.models.init import FromTeacher, Random
 from kd_jax.models.pretrained import FromHuggingFace, Smaller
 from kd_jax.phases import cache, evaluate, export, plan, prepare, report, student, teacher
 from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
+from kd_jax.training.model import initial_params
 from tests.pretrained import save
 from tests.runs import smoke
 
@@ -78,6 +79,29 @@ def test_the_student_has_the_sizes_that_were_asked_for(run):
     shrunk = experiment.students["student_kd"].model
     assert dataclasses.replace(shrunk, **{name: 3 for name in LAYERS[family]}) == experiment.teacher.model
     assert shrunk.stacks()["decoder"] == 1
+
+
+def test_a_student_may_be_narrower_than_the_folder_s_model(run):
+    """Its rows of the vocabulary are the teacher's, as many channels of each as were asked for."""
+    _, _, experiment, workdir = run
+    recipe = dataclasses.replace(
+        experiment.students["student_kd"],
+        model=Smaller(d_model=8, heads=2, d_ff=12).of(experiment.teacher.model),
+        init=FromTeacher(sample=20),
+    )
+    recipe.init.check(experiment.teacher.model, recipe.model)
+    params, vocab_size = initial_params(experiment, workdir, recipe), workdir.data.outputs()["vocab_size"]
+    wanted = jax.eval_shape(recipe.model.build(vocab_size).init, jax.random.key(0))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted)
+    network = experiment.teacher.model.build(vocab_size)
+    theirs_VD = checkpoint.load_params(workdir.model("teacher"), network.init)["embedding"]
+    cosine_DD = _unit(params["embedding"]).T @ _unit(theirs_VD)
+    assert len(set(cosine_DD.argmax(1).tolist())) == 8
+    np.testing.assert_allclose(cosine_DD.max(1), 1.0, rtol=1e-5)
+
+
+def _unit(x_VD):
+    return np.asarray(x_VD) / np.linalg.norm(x_VD, axis=0)
 
 
 def test_the_report_has_both_models(run):

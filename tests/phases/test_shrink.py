@@ -97,6 +97,17 @@ def test_layers_that_are_the_same_are_measured_once(base):
     ]
 
 
+def test_a_student_that_another_is_compared_with_is_measured_once(base):
+    """The first of everything is a control of both: one of them stands for it."""
+    students = {width: (NARROW, FromTeacher(width=width)) for width in ("importance", "random")}
+    ways = [(*one.students, one.init.width, one.configured) for one in choices(with_students(base, **students))]
+    assert ways == [
+        ("importance", "importance", True),
+        ("importance", "first", False),
+        ("random", "random", True),
+    ]
+
+
 def test_what_it_cannot_compare_is_refused(base, workdir, tmp_path):
     with pytest.raises(KdError, match="students: none has init=FromTeacher"):
         shrink.run(with_students(base, it=({}, Random())), workdir)

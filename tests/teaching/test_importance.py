@@ -55,6 +55,23 @@ def test_it_is_the_formula(family):
         np.testing.assert_allclose(square_X, total_X, rtol=1e-4)
 
 
+def test_a_teacher_in_bfloat16_is_summed_in_float32():
+    """The mean of rounded numbers is not rounded itself."""
+    config, model, params = case("decoder_only", "qwen3")
+    half = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    batch = batch_of(config, 3, (6, 8))
+    with jax.numpy_dtype_promotion("standard"):  # flax's norms compute in float32
+        _, taps = jax.jit(model.taps)(half, batch.inputs)
+        sums = step_of("decoder_only")(half, batch)
+    said_BTX = np.abs(np.asarray(taps["decoder_0.norm_self.out"], np.float64))
+    total_X = 0.0
+    for b in range(3):
+        x_TX = said_BTX[b][batch.inputs.decoder.segment_BT[b] > 0]
+        total_X += x_TX.mean(0) ** 2
+    assert sums["decoder_0.norm_self.out"].dtype == np.float32
+    np.testing.assert_allclose(sums["decoder_0.norm_self.out"], total_X, rtol=1e-4)
+
+
 @BOTH
 def test_padding_and_rows_that_fill_up_say_nothing(family):
     config, _, params = case(family, "qwen3")
