@@ -137,7 +137,9 @@ def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:
     """
     refuse_elsewhere(folder)
     outputs, path = folder.outputs(), folder.path
-    like = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    dtype = outputs["dtype"] if "dtype" in outputs else "float32"  # of every model before there were others
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
     with Checkpoints(path) as checkpoints:
         sizes = checkpoints.files(outputs["best_step"])
         for name, size in outputs["files"].items():

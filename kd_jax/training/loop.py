@@ -161,6 +161,7 @@ def _outcome(checkpoints: Checkpoints, like: Params, rows: list[dict[str, Any]])
         METRIC: validated[best],
         "train_tokens_per_second": sum(row["tokens"] for row in trained) / seconds if seconds else None,
         "best_step": best,
+        "dtype": str(jax.tree.leaves(like)[0].dtype),
         "digest": params_digest(checkpoints.restore_params(best, like)),
         "files": checkpoints.files(best),
     }

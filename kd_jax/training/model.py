@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kd_jax import config
 from kd_jax.artifacts import checkpoint, runlog
@@ -118,7 +119,8 @@ def shrunk(teacher: Teacher, recipe: Recipe) -> Params:
     init, architecture = recipe.init, teacher.experiment.teacher.model
     differs = narrower(architecture, recipe.model)
     scores = scores_of(init.width, init.sample, teacher) if differs else None
-    params = teacher.devices.first(teacher.params)
+    # A student is trained in float32, whatever its teacher is kept in.
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), teacher.devices.first(teacher.params))
     return shrink(init, architecture, recipe.model, params, teacher.data["vocab_size"], scores)
 
 

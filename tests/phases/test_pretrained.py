@@ -22,7 +22,7 @@ from kd_jax.models.pretrained import FromHuggingFace, Smaller
 from kd_jax.phases import cache, evaluate, export, plan, prepare, report, student, teacher
 from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
-from kd_jax.training.model import initial_params
+from kd_jax.training.model import initial_params, trained
 from tests.pretrained import save
 from tests.runs import smoke
 
@@ -156,6 +156,10 @@ def test_bfloat16_is_for_models_that_are_not_trained(run, steps):
     teacher.run(changed, half)
     losses = [where.model("teacher").outputs()["valid_cross_entropy"] for where in (workdir, half)]
     assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.02 * losses[0]
+    _, params = trained(changed, half, "teacher")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+    first = initial_params(changed, half, changed.students["student_kd"])
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(first)} == {"float32"}
 
 
 def recipe_of(experiment, **changes):
