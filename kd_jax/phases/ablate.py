@@ -11,6 +11,7 @@ import jax
 
 from kd_jax import config
 from kd_jax.artifacts import manifest, runlog
+from kd_jax.artifacts.manifest import ELSEWHERE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
 from kd_jax.evaluation import ablation, page, paired, plots
@@ -37,9 +38,15 @@ def run(
       force: measure afresh, as after a student was added; what is trained stays.
 
     Raises:
-      KdError: as the phases do, naming the seed.
+      KdError: as the phases do, naming the seed; or for a seed whose teacher is elsewhere.
     """
     began = time.perf_counter()
+    for seed in seeds:
+        if workdir.seed(seed).elsewhere:
+            raise KdError(
+                f"seed {seed}: the teacher is elsewhere (`{ELSEWHERE}`), and an ablation compares with it; run the "
+                "students of each seed with `student`, `evaluate` and `report` instead"
+            )
     for place, seed in enumerate(seeds, 1):
         runlog.say(f"seed {seed} ({place} of {len(seeds)}): {workdir.seed(seed).path}")
         try:

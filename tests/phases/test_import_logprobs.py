@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax.artifacts.workdir import TEACHER
+from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
 from kd_jax.data.layouts import Bucket
@@ -22,7 +22,7 @@ from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.init import FromTeacher
 from kd_jax.objective.terms import Term
 from kd_jax.optim.optimizer import Optimizer
-from kd_jax.phases import cache, evaluate, import_logprobs, report, student, teacher
+from kd_jax.phases import ablate, cache, evaluate, import_logprobs, report, student, teacher
 from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
 from kd_jax.tasks.base import Decoding
@@ -174,6 +174,13 @@ def test_all_later_phases_run_without_the_teacher(experiment, imported, capsys):
     for command in (["generate"], ["export", "--format", "jax", "--to", str(run.path / "exported")]):
         assert main([*command, "--workdir", str(run.path), "--model", "teacher"]) == 2
         assert "the teacher is elsewhere" in capsys.readouterr().err
+
+
+def test_an_ablation_without_its_teacher_is_refused_before_it_trains(experiment, imported, tmp_path):
+    (tmp_path / "seed7").symlink_to(imported[0].path)
+    with pytest.raises(KdError, match="seed 7: the teacher is elsewhere"):
+        ablate.run(experiment, Workdir(tmp_path), (3, 7), experiment.task.metrics, force=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["seed7"]
 
 
 def test_a_damaged_shard_is_made_anew(experiment, imported, capsys):

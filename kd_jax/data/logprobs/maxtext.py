@@ -7,7 +7,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
-from kd_jax.data.logprobs.base import Stored
+from kd_jax.data.logprobs.base import NOBODY, Stored
 from kd_jax.errors import KdError
 
 # tensorflow/core/example's messages, by the numbers of their fields; protobuf knows the wire.
@@ -86,6 +86,7 @@ def parse(where: str, record: bytes) -> Stored:
             "of each for each token"
         )
     shape = (len(tokens_S), -1)
+    ids_X = np.where(logits_X == -np.inf, NOBODY, ids_X)  # a logit of -inf names nothing, whatever its id
     return Stored(where, tokens_S, np.arange(1, len(tokens_S) + 1), ids_X.reshape(shape), logits_X.reshape(shape))
 
 

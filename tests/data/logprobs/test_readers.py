@@ -250,6 +250,13 @@ def test_maxtext_lists_of_unlike_lengths_are_refused():
         parse("f, record 1", writers.example(inputs=[1, 2]))
 
 
+def test_maxtext_logits_of_minus_infinity_name_nothing_whatever_their_ids():
+    logits = [0.5, 0.25, -float("inf"), 0.125, -float("inf"), -float("inf")]
+    stored = parse("f, record 1", writers.example(inputs=[1, 2], top_k_logits=logits, top_k_indices=[3, 4, V, 5, 5, 7]))
+    check(stored, V, False, 1e-3)
+    assert stored.ids_NK.tolist() == [[3, 4, NOBODY], [5, NOBODY, NOBODY]]
+
+
 def test_a_line_that_is_no_json_is_refused(tmp_path):
     path = tmp_path / "file"
     for text in ("{", "[" * 100_000, json.dumps({})[:-1], "1" * 5000):
