@@ -1,6 +1,6 @@
 """kd_jax: knowledge distillation of language-generation models in JAX.
 
-What a person writes in a config or in a loop of their own; each name is loaded when it is first used.
+What a person writes in a config, a notebook or a loop of their own; each name is loaded when it is first used.
 """
 
 import importlib
@@ -48,6 +48,7 @@ _HOMES = {
     "kd_jax.decoding.greedy": ("greedy",),
     "kd_jax.decoding.sampling": ("sample",),
     "kd_jax.decoding.beam": ("beam_search",),
+    "kd_jax.cli.job": ("run",),
     "kd_jax.training.step": ("eval_step", "init_state", "loss_fn", "train_step"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

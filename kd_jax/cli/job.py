@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -14,14 +15,50 @@ import jax
 from kd_jax import config
 from kd_jax.artifacts import manifest
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.cli.check import check
 from kd_jax.cli.resolve import resolve
 from kd_jax.errors import KdError
 from kd_jax.evaluation.ablation import chosen_metrics
 from kd_jax.evaluation.controls import with_controls
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import Experiment, settled
+from kd_jax.phases import PHASES
 from kd_jax.teaching.imported.base import Source
 
 Call = tuple[str, dict[str, Any]]  # a phase, and what its `run` is given
+
+
+def run(experiment: Experiment, workdir: str | Path, force: bool = False) -> dict[str, Any]:
+    """All phases, as the command `run` has them: a finished one is skipped, an unfinished one goes on.
+
+    Compiled programs are kept where the command keeps them (KD_JAX_CACHE), for the rest of this process too.
+
+    Args:
+      experiment: what a config calls `experiment`.
+      workdir: the folder to keep the run in; this process's until all is done.
+      force: does finished phases again, from nothing.
+
+    Returns:
+      What report/report.json says.
+
+    Raises:
+      KdError: if the experiment cannot be run, the workdir was made with another one, or is another process's.
+
+    Examples:
+      >>> from kd_jax import load
+      >>> smoke = load("experiments/configs/smoke.py")
+      >>> report = run(smoke, "runs/smoke")  # doctest: +SKIP
+      >>> run(dataclasses.replace(smoke, seed=-1), "runs/smoke")  # before any work
+      Traceback (most recent call last):
+      kd_jax.errors.KdError: seed: -1; wanted a whole number from 0 to 4294967295
+    """
+    share_compiled_programs()
+    experiment = settled(experiment)
+    check(experiment)
+    run_folder = _workdir(Path(workdir))
+    with occupied(run_folder, experiment):
+        for phase in PHASES:
+            importlib.import_module(f"kd_jax.phases.{phase}").run(experiment, run_folder, force)
+        return manifest.read_json(run_folder.report.file("report.json"))
 
 
 @contextlib.contextmanager

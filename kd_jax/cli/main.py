@@ -11,8 +11,8 @@ from pathlib import Path
 
 from kd_jax.cli.memory import with_large_pages
 from kd_jax.errors import KdError
+from kd_jax.phases import PHASES
 
-PHASES = ("prepare", "teacher", "cache", "student", "evaluate", "report")
 # How texts are written, where it differs from the task's own way.
 GENERATE = {"beam": int, "length": int, "temperature": float, "top-k": int, "top-p": float, "min-p": float}
 GENERATE |= {"repetition-penalty": float, "seed": int}

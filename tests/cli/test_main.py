@@ -1,5 +1,6 @@
 """The command line: what a person types, and what a bad line answers."""
 
+import dataclasses
 import json
 import os
 import pty
@@ -10,9 +11,13 @@ import sys
 import pytest
 
 import kd_jax
+from kd_jax.artifacts.workdir import Workdir
+from kd_jax.cli.job import recall
 from kd_jax.cli.main import main
 from kd_jax.cli.resolve import resolve
+from kd_jax.config import load
 from kd_jax.errors import KdError
+from kd_jax.phases import PHASES
 
 SMOKE = "experiments/configs/smoke.py"
 SHORT = (
@@ -31,6 +36,33 @@ def finished(tmp_path_factory, root, lax_promotion):
     workdir = tmp_path_factory.mktemp("run") / "work"
     assert main(["run", str(root / SMOKE), "--workdir", str(workdir), *SHORT]) == 0
     return workdir
+
+
+def test_from_python_a_run_is_the_command_s(finished, root, tmp_path, lax_promotion):
+    """What the command finished is skipped, since its inputs are the same, and its report is returned."""
+    experiment, before = resolve(str(root / SMOKE), SHORT), (finished / "teacher/manifest.json").read_bytes()
+    models = json.loads((finished / "report/report.json").read_text())["models"]
+    report = kd_jax.run(experiment, finished)
+    assert report == json.loads((finished / "report/report.json").read_text()) and report["models"] == models
+    assert (finished / "teacher/manifest.json").read_bytes() == before
+    with pytest.raises(KdError, match="seed"):
+        kd_jax.run(dataclasses.replace(experiment, seed=1), finished)
+    assert recall(Workdir(finished)).seed == 0
+    with Workdir(finished).lock(), pytest.raises(KdError, match="another kd_jax works there"):
+        kd_jax.run(experiment, finished)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KdError, match="not a folder"):
+        kd_jax.run(experiment, str(tmp_path / "file"))
+
+
+def test_a_run_is_all_phases_in_order(monkeypatch, root, tmp_path):
+    experiment, called = load(root / SMOKE), []
+    for phase in PHASES:
+        monkeypatch.setattr(f"kd_jax.phases.{phase}.run", lambda *_, phase=phase, **__: called.append(phase))
+    assert main(["run", str(root / SMOKE), "--workdir", str(tmp_path / "a")]) == 0
+    with pytest.raises(KdError, match="report"):  # which nobody wrote
+        kd_jax.run(experiment, tmp_path / "b")
+    assert called == 2 * ["prepare", "teacher", "cache", "student", "evaluate", "report"]
 
 
 def test_the_report_has_what_scripts_rely_on(finished):
