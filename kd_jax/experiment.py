@@ -85,6 +85,8 @@ class Evaluation:
       samples: texts shown side by side in the report.
       cached_k: tokens that the validation split's cache keeps of the teacher, for closeness measured
         without it (KL, agreement, acceptance); 0 for no such cache.
+      draft: tokens that the leading student drafts a round, as the teacher's draft in speculative decoding, which is
+        timed at batch 1 on `speed_texts`; 0 for none.
 
     Examples:
       >>> Evaluation(split="validation", bootstrap=200).samples
@@ -98,6 +100,7 @@ class Evaluation:
     speed_texts: int = 32
     samples: int = 8
     cached_k: int = 128
+    draft: int = 4
 
 
 @dataclasses.dataclass(frozen=True)

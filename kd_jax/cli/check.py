@@ -72,7 +72,7 @@ def check_evaluation(evaluation: Evaluation) -> None:
     """Every value has a range."""
     if evaluation.split not in ("validation", "test"):
         raise KdError(f"evaluation.split: {evaluation.split!r}; wanted validation or test")
-    least = {"batch_size": 1, "texts": 0, "bootstrap": 2, "speed_texts": 1, "samples": 1, "cached_k": 0}
+    least = {"batch_size": 1, "texts": 0, "bootstrap": 2, "speed_texts": 1, "samples": 1, "cached_k": 0, "draft": 0}
     for field, smallest in least.items():
         value = vars(evaluation)[field]
         if not is_count(value, smallest):

@@ -84,7 +84,7 @@ def beam_search(
       >>> one = jnp.ones((1, 1), jnp.int32)
       >>> memoryless = {"slots_BT": one > 0, "self_kv": (), "cross_kv": (), "source_BS": one > 0}
       >>> empty = Cache(slot=jnp.int32(0), position_B=one[0], **memoryless)
-      >>> bigrams = Model(*[None] * 4, prefill=lambda *_: empty, step=lambda table, cache, ids: (table[ids], cache))
+      >>> bigrams = Model(*[None] * 4, prefill=lambda *_: empty, extend=lambda table, cache, ids: (table[ids], cache))
       >>> prompts = Inputs(one[0], Tokens(0 * one, 0 * one, one), None)  # token 0 begins, token 3 ends
       >>> search = jax.jit(functools.partial(beam_search, bigrams, eos=3, length=3, beam=2, alpha=0.0))
       >>> best = search(jnp.log(jnp.array(likely)), prompts)

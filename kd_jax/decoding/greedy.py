@@ -20,7 +20,7 @@ def greedy(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
     Examples:
       >>> import jax.numpy as jnp
       >>> from kd_jax import Tokens
-      >>> bigrams = Model(*[None] * 4, prefill=lambda *_: (), step=lambda table, cache, ids: (table[ids], cache))
+      >>> bigrams = Model(*[None] * 4, prefill=lambda *_: (), extend=lambda table, cache, ids: (table[ids], cache))
       >>> start, one = jnp.array([[1]]), jnp.array([[1]])
       >>> prompts = Inputs(jnp.array([0]), Tokens(start, 0 * one, one), None)
       >>> greedy(bigrams, jnp.eye(5, k=1), prompts, eos=4, length=5).tolist()  # token i + 1 follows token i

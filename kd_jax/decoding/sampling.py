@@ -28,7 +28,7 @@ def sample(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
       int32 [B, T], as `greedy`.
 
     Examples:
-      >>> bigrams = Model(*[None] * 4, prefill=lambda *_: (), step=lambda table, cache, ids: (table[ids], cache))
+      >>> bigrams = Model(*[None] * 4, prefill=lambda *_: (), extend=lambda table, cache, ids: (table[ids], cache))
       >>> start, one = jnp.array([[1], [1]]), jnp.array([[1], [1]])
       >>> prompts = Inputs(jnp.array([0, 1]), Tokens(start, 0 * one, one), None)
       >>> table = jnp.log(jnp.eye(5, k=1))  # token i + 1 follows token i, surely

@@ -11,11 +11,15 @@ import numpy as np
 from kd_jax.artifacts import runlog
 from kd_jax.data.pipeline import PromptBatches
 from kd_jax.decoding.base import NOTHING
+from kd_jax.decoding.greedy import greedy
+from kd_jax.decoding.speculative import Side, Speculated, speculative
+from kd_jax.decoding.text import output_length
 from kd_jax.evaluation.contenders import Contender, Programs
 from kd_jax.experiment import Evaluation
 from kd_jax.parallel import devices as devices_of
 from kd_jax.parallel.base import Devices
-from kd_jax.types import Inputs, Params
+from kd_jax.tasks.base import Decoding
+from kd_jax.types import Array, Inputs, Params
 
 REPEATS = 5
 
@@ -44,9 +48,7 @@ def decoding_speeds(
       way: how they are written.
       devices: for batches; one prompt at a time runs on one.
     """
-    places = np.searchsorted(widths, [len(prompt) for prompt in prompts])
-    commonest = np.bincount(places, minlength=len(widths))[: len(widths)].argmax()
-    members = np.flatnonzero(places == commonest)
+    members = _of_the_commonest_length(prompts, widths)
     figures: dict[str, dict[str, float]] = {contender.name: {} for contender in contenders}
     for suffix, where, size, count in (
         ("", devices, evaluation.batch_size, 4 * evaluation.batch_size),
@@ -63,6 +65,67 @@ def decoding_speeds(
             figures[name][f"decode_tokens_per_second{suffix}"] = tokens / seconds
             figures[name][f"decode_texts_per_second{suffix}"] = len(chosen) / seconds
     return figures
+
+
+def drafting_speed(
+    evaluation: Evaluation,
+    teacher: Contender,
+    student: Contender,
+    prompts: Sequence[np.ndarray],
+    widths: Sequence[int],
+    start: int,
+    eos: int,
+    decoding: Decoding,
+) -> dict[str, float]:
+    """How fast the teacher writes its own greedy texts from a student's drafts, one prompt at a time.
+
+    Args:
+      evaluation: tokens drafted a round, and how many prompts.
+      teacher, student: of one family.
+      prompts, widths, start: as `decoding_speeds`.
+      eos: id that ends a text.
+      decoding: how long a text may be.
+
+    Returns:
+      "draft_tokens" of a round; "draft_acceptance", accepted over drafted tokens; "draft_tokens_per_second"; and
+      "draft_speedup", the teacher's seconds alone over those with drafts, in turn on the same prompts, medians.
+    """
+    where = devices_of("jit")
+    chosen = _of_the_commonest_length(prompts, widths)[: evaluation.speed_texts]
+    layout = teacher.architecture.layout(start)
+    batches = list(map(where.cut, PromptBatches([prompts[i] for i in chosen], layout, widths, 1, 1, chosen)))
+    length = min(output_length(decoding, one.architecture, batches[0]) for one in (teacher, student))
+    ends = {"eos": eos, "length": length}
+
+    def alone(params: tuple[Params, Params], inputs: Inputs) -> Array:
+        return greedy(teacher.model, params[0], inputs, **ends)
+
+    def drafted(params: tuple[Params, Params], inputs: Inputs) -> Speculated:
+        sides = Side(teacher.model, params[0]), Side(student.model, params[1])
+        return speculative(*sides, inputs, drafts=evaluation.draft, **ends)
+
+    params = where.put((teacher.params, student.params))
+    write = where.compile(drafted)
+    rounds = [jax.device_get(write(params, batch)) for batch in batches]
+    calls = {
+        "the teacher alone": functools.partial(_timed, where.compile(alone), params, batches, where),
+        "with drafts": functools.partial(_timed, lambda *both: write(*both).ids_BT, params, batches, where),
+    }
+    (alone_seconds, _), (seconds, tokens) = _medians(calls, "time speculative decoding").values()
+    drafted_tokens, accepted = (sum(int(one[i].sum()) for one in rounds) for i in (1, 2))
+    return {
+        "draft_tokens": evaluation.draft,
+        "draft_acceptance": accepted / max(drafted_tokens, 1),
+        "draft_tokens_per_second": tokens / seconds,
+        "draft_speedup": alone_seconds / seconds,
+    }
+
+
+def _of_the_commonest_length(prompts: Sequence[np.ndarray], widths: Sequence[int]) -> np.ndarray:
+    """The places of the prompts whose padded length most have."""
+    places = np.searchsorted(widths, [len(prompt) for prompt in prompts])
+    commonest = np.bincount(places, minlength=len(widths))[: len(widths)].argmax()
+    return np.flatnonzero(places == commonest)
 
 
 def _medians(calls: dict[str, Callable[[], tuple[float, int]]], title: str) -> dict[str, tuple[float, int]]:

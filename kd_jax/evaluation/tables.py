@@ -76,8 +76,19 @@ def detail_columns(report: Report) -> list[Column]:
         plain("calibration_error", ".3f", "calibration error"),
         plain("decode_texts_per_second", ",.0f", "texts/s"),
         plain("decode_texts_per_second_single", ",.0f", "texts/s at batch 1"),
+        *_drafting_columns(report),
         plain("train_tokens_per_second", ",.0f", "train tok/s"),
         plain("loss_before_first_step", ".3f", "loss before first step"),
+    ]
+
+
+def _drafting_columns(report: Report) -> list[Column]:
+    """The student's figures as the teacher's draft, where they were measured."""
+    if not any("draft_speedup" in model for model in report["models"].values()):
+        return []
+    return [
+        plain("draft_acceptance", ".1%", "accepted drafts"),
+        plain("draft_speedup", ".2f", "teacher's speed with its drafts"),
     ]
 
 
@@ -136,6 +147,13 @@ def notes(report: Report) -> list[str]:
         "KL in nats a token; agreement: share of target positions where student and teacher hold the same token for "
         "the likeliest; acceptance: 1 - total variation, the share of the student's draft tokens that the teacher "
         "would take; calibration error: expected, 15 bins; speeds: models in turn on the same prompts, medians.",
+        *(
+            f"Accepted drafts: of the tokens that {name} wrote for the teacher, {model['draft_tokens']} a round, those "
+            "that the teacher would have written itself (speculative decoding: the text is the teacher's greedy one); "
+            "speed against the teacher's greedy decoding alone, at batch 1."
+            for name, model in report["models"].items()
+            if "draft_speedup" in model
+        ),
         *([f"{'; '.join(caches)}."] if caches else []),
     ]
 
@@ -144,7 +162,7 @@ def _table(report: Report, columns: Sequence[Column]) -> Table:
     head = ["model", *(column.heading for column in columns)]
     models = report["models"]
     nothing = dict.fromkeys(key for figures in models.values() for key in figures)
-    rows = models | {name: nothing | figures for name, figures in report["baselines"].items()}
+    rows = {name: nothing | figures for name, figures in (models | report["baselines"]).items()}
     return [head, *([name, *(column.cell(figures) for column in columns)] for name, figures in rows.items())]
 
 

@@ -146,6 +146,17 @@ def _against_teacher(report: Report, name: str) -> str:
         f"Against the {TEACHER} ({_figure(teacher, metric)}), {name} has {share:.0%} of the parameters outside "
         f"the embeddings, writes {batched:.1f} times the tokens a second ({single:.1f} times at batch 1), and "
         f"{_relation(report, TEACHER)} it ({abs(difference):.{metric['digits']}f} {metric['label']} {side})."
+        + _drafting(model)
+    )
+
+
+def _drafting(model: Model) -> str:
+    """What the student is worth where the teacher stays; "" where that was not measured."""
+    if "draft_speedup" not in model:
+        return ""
+    return (
+        f" Where the {TEACHER} stays, the student can draft for it: {model['draft_acceptance']:.0%} of its tokens are "
+        f"accepted, and the {TEACHER}'s own greedy texts come {model['draft_speedup']:.2f} times as fast at batch 1."
     )
 
 

@@ -83,6 +83,16 @@ class Cache(NamedTuple):
         rows = jax.tree.map(again, self._replace(slot=()))
         return rows._replace(slot=self.slot)
 
+    def widen(self, count: int) -> "Cache":
+        """Room for `count` more tokens."""
+        slots_BT = jnp.pad(self.slots_BT, [(0, 0), (0, count)], constant_values=True)
+        self_kv = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, count), (0, 0)]), self.self_kv)
+        return self._replace(slots_BT=slots_BT, self_kv=self_kv)
+
+    def rewind(self, count: Array) -> "Cache":
+        """Forgets the last `count` tokens of every row: no one sees a slot behind `slot`, and it is written anew."""
+        return self._replace(slot=self.slot - count, position_B=self.position_B - count)
+
     def reorder(self, rows_B: Array) -> "Cache":
         """Row i goes on from what row `rows_B[i]` has written; both are hypotheses of one example."""
         return self._replace(self_kv=jax.tree.map(lambda x: x[rows_B], self.self_kv))
@@ -102,7 +112,7 @@ class Model(NamedTuple):
       head: params -> Head.
       prefill: (params, inputs, room) -> Cache with all but the last decoder token read, and room for `room` more.
         Rows of the decoder's inputs hold one text each, padded on the left.
-      step: (params, cache, token_B) -> (logits_BV, cache).
+      extend: (params, cache, ids_BT) -> (logits_BTV, cache): what follows each of T tokens, read at once.
     """
 
     init: Callable[..., Params]
@@ -110,7 +120,12 @@ class Model(NamedTuple):
     taps: Callable[..., tuple[Array, Mapping[str, Array]]]
     head: Callable[[Params], Head]
     prefill: Callable[..., Cache]
-    step: Callable[..., tuple[Array, Cache]]
+    extend: Callable[..., tuple[Array, Cache]]
+
+    def step(self, params: Params, cache: Cache, token_B: Array) -> tuple[Array, Cache]:
+        """(logits_BV, cache): `extend` by one token."""
+        logits_B1V, cache = self.extend(params, cache, token_B[:, None])
+        return logits_B1V[:, 0], cache
 
 
 class Architecture(Protocol):

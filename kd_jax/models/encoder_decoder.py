@@ -67,6 +67,7 @@ class EncoderDecoderNetwork(Network):
         """(keys and values of the encoder's states for each decoder layer, their segments [B, S])."""
         ids_BS, position_BS, segment_BS = inputs.encoder
         length, number_BS = ids_BS.shape[1], token_numbers(inputs.encoder)
+        self.check_length(length)
         seen = same_segment(segment_BS, segment_BS)
         sight = self.sight(seen, position_BS, jnp.arange(length), self.encoder_table, two_sided=True)
         x_BSD = self.encoder_enter(self.embed(ids_BS, position_BS, self.encoder_table, length))

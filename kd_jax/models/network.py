@@ -152,12 +152,15 @@ class Network(nn.Module):
         if c.positions == "timing":
             x_BTD += sinusoids(length + c.first_position, c.d_model, timing=True)[position_BT + c.first_position]
         if c.positions == "learned":
-            if length > c.context:
-                raise KdError(
-                    f"model.context: {c.context}; a row has {length} tokens; use a larger one or shorter texts"
-                )
+            # Beyond the table only drafts stand that are thrown away; JAX gives them its last row.
             x_BTD += table[position_BT]
         return x_BTD
+
+    def check_length(self, length: int) -> None:
+        """Raises KdError where a row has more tokens than the network has learned positions."""
+        c = self.config
+        if c.positions == "learned" and length > c.context:
+            raise KdError(f"model.context: {c.context}; a row has {length} tokens; use a larger one or shorter texts")
 
     def sight(self, seen: Array, position_BT: Array, place_T: Array, table: Array | None, two_sided=False) -> Sight:
         """Who sees whom, bool [B, 1, T, S]; queries stand at the `place_T` of the S places."""
@@ -179,6 +182,7 @@ class Network(nn.Module):
         """(hidden_BTD, every layer's keys and values) of whole rows."""
         ids_BT, position_BT, segment_BT = tokens
         length, number_BT = ids_BT.shape[1], token_numbers(tokens)
+        self.check_length(length)
         x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, length))
         x_BTD = self.drop(x_BTD, number_BT)
         causal = jnp.tri(length, dtype=bool)[None, None]
@@ -197,26 +201,29 @@ class Network(nn.Module):
         """Reads the source and all but the last decoder token, and makes room for `room` tokens."""
         source_kv, source_BS = self.source(inputs)
         prefix = Tokens(*(x_BT[:, :-1] for x_BT in inputs.decoder))
+        self.check_length(prefix.ids_BT.shape[1] + room)
         _, self_kv = self.read(prefix, source_kv, source_BS)
-        return Cache(
+        read = Cache(
             slot=jnp.int32(prefix.ids_BT.shape[1]),
             position_B=inputs.decoder.position_BT[:, -1],
-            slots_BT=jnp.pad(prefix.segment_BT > 0, [(0, 0), (0, room)], constant_values=True),
-            self_kv=jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, room), (0, 0)]), self_kv),
+            slots_BT=prefix.segment_BT > 0,
+            self_kv=self_kv,
             cross_kv=source_kv,
             source_BS=source_BS > 0,
         )
+        return read.widen(room)
 
-    def step(self, cache: Cache, token_B: Array) -> tuple[Array, Cache]:
-        """Logits of the next token after `token_B`, which stands at `cache.position_B`."""
-        slots, position_B1 = cache.slots_BT.shape[1], cache.position_B[:, None]
-        seen_BS = cache.slots_BT & (jnp.arange(slots) <= cache.slot)[None]
-        sight = self.sight(seen_BS[:, None, None], position_B1, cache.slot[None], self.decoder_table)
+    def extend(self, cache: Cache, ids_BT: Array) -> tuple[Array, Cache]:
+        """Logits of the next token after each of `ids_BT`, the first of which stands at `cache.position_B`."""
+        slots, count = cache.slots_BT.shape[1], ids_BT.shape[1]
+        position_BT, slot_T = cache.position_B[:, None] + jnp.arange(count)[None], cache.slot + jnp.arange(count)
+        seen_BTS = cache.slots_BT[:, None] & (jnp.arange(slots)[None] <= slot_T[:, None])[None]
+        sight = self.sight(seen_BTS[:, None], position_BT, slot_T, self.decoder_table)
         sight = sight._replace(cross_bias=mask_bias(cache.source_BS)[:, None, None])
-        x_B1D = self.decoder_enter(self.embed(token_B[:, None], position_B1, self.decoder_table, slots))
-        x_B1D, self_kv = through(self.decoder, x_B1D, None, sight, cache.cross_kv, cache.self_kv, cache.slot)
-        logits_BV = self.head().logits(self.finish(x_B1D)[:, 0])
-        return logits_BV, cache._replace(slot=cache.slot + 1, position_B=cache.position_B + 1, self_kv=self_kv)
+        x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, slots))
+        x_BTD, self_kv = through(self.decoder, x_BTD, None, sight, cache.cross_kv, cache.self_kv, cache.slot)
+        logits_BTV = self.head().logits(self.finish(x_BTD))
+        return logits_BTV, cache._replace(slot=cache.slot + count, position_B=cache.position_B + count, self_kv=self_kv)
 
 
 def pure_functions(network: Network) -> Model:
@@ -238,7 +245,7 @@ def pure_functions(network: Network) -> Model:
     def bound(method):
         return lambda params, *args: network.apply({"params": params}, *args, method=method)
 
-    return Model(init, apply, taps, bound(network.head), bound(network.prefill), bound(network.step))
+    return Model(init, apply, taps, bound(network.head), bound(network.prefill), bound(network.extend))
 
 
 def _by_name(taps: Mapping[str, Any]) -> dict[str, Array]:

@@ -17,9 +17,9 @@ from kd_jax.data.pipeline import EvalBatches, PromptBatches, Split
 from kd_jax.data.store import Store
 from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.errors import KdError
-from kd_jax.evaluation import closeness, quality
+from kd_jax.evaluation import closeness, quality, verdict
 from kd_jax.evaluation.contenders import Contender, Programs, contenders
-from kd_jax.evaluation.speed import decoding_speeds
+from kd_jax.evaluation.speed import decoding_speeds, drafting_speed
 from kd_jax.experiment import Experiment
 from kd_jax.parallel import devices
 from kd_jax.parallel.base import Devices
@@ -78,6 +78,8 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     speeds = decoding_speeds(
         evaluation, models, setting.programs, setting.prompts, widths, start, task.decoding.ways[0], spread
     )
+    for name, drafting in _drafting(setting, models, figures).items():
+        figures[name] |= drafting
     for name in figures:
         manifest.write_json(folder.path / f"{name}.json", figures[name] | speeds[name])
         runlog.say(f"{name}: {speeds[name]['decode_tokens_per_second']:.0f} tokens a second in batches")
@@ -114,6 +116,36 @@ def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str
         np.savez(path / f"{contender.name}.npz", nll=nll_N, tokens=tokens_N)
         tokens = quality.of_tokens(task, setting.measured, nll_N, tokens_N)
     return quality.scores(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
+
+
+def _drafting(
+    setting: Setting, models: list[Contender], figures: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """The leading student's name -> its figures as the teacher's draft; {} where it cannot draft for it."""
+    experiment, by_name = setting.experiment, {contender.name: contender for contender in models}
+    comparison = experiment.comparison and vars(experiment.comparison)
+    name = verdict.leading(figures, comparison, experiment.task.metrics[0]._asdict())
+    if not experiment.evaluation.draft or name is None or TEACHER not in by_name:
+        return {}
+    teacher, student = by_name[TEACHER], by_name[name]
+    if teacher.architecture.family != student.architecture.family:
+        return {}
+    widths, tokenizer = experiment.prompt_widths, setting.tokenizer
+    measured = drafting_speed(
+        experiment.evaluation,
+        teacher,
+        student,
+        setting.prompts,
+        widths,
+        tokenizer.start,
+        tokenizer.eos,
+        experiment.task.decoding,
+    )
+    runlog.say(
+        f"{name}: as the teacher's draft {measured['draft_acceptance']:.0%} of its tokens are accepted, "
+        f"{measured['draft_speedup']:.2f} times the teacher's greedy speed"
+    )
+    return {name: measured}
 
 
 def _baselines(setting: Setting) -> dict[str, dict[str, Any]]:

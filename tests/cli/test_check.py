@@ -96,6 +96,8 @@ def test_fields_of_the_experiment(smoke, change, message):
         ("speed_texts", 0),
         ("samples", 2.5),
         ("cached_k", -1),
+        ("draft", -1),
+        ("draft", 2.5),
         ("split", "train"),
     ],
 )

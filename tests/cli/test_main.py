@@ -86,6 +86,7 @@ def test_the_report_has_what_scripts_rely_on(finished):
             assert key in model
     assert report["models"]["teacher"]["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
     assert report["models"]["teacher"]["agreement"] == 1
+    assert [name for name, model in report["models"].items() if "draft_speedup" in model] == ["student_kd"]
     page = (finished / "report/report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
     assert (finished / "report/report.md").read_text().startswith("# smoke: translation, toy")

@@ -19,7 +19,7 @@ from kd_jax.types import Inputs, Tokens
 from tests.decoding.searched import ENDS, EOS, MODEL, PARAMS, PROMPTS, SOURCES, logits_of
 
 WARM = Sampling(temperature=1.0)
-BIGRAMS = Model(*[None] * 4, prefill=lambda *_: (), step=lambda table, cache, ids: (table[ids], cache))
+BIGRAMS = Model(*[None] * 4, prefill=lambda *_: (), extend=lambda table, cache, ids: (table[ids], cache))
 truncated = jax.jit(truncate, static_argnums=1)
 
 

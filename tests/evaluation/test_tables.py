@@ -70,3 +70,15 @@ def test_times_add_up():
 
 def test_a_figure_that_was_not_taken_is_a_dash():
     assert tables.plain("kl_to_teacher", ".3f", "KL").cell(model(1, kl_to_teacher=None)) == tables.ABSENT
+
+
+def test_a_student_that_drafts_has_its_figures_beside_dashes():
+    drafting = {"draft_tokens": 4, "draft_acceptance": 0.714, "draft_tokens_per_second": 900.0, "draft_speedup": 1.45}
+    models = report()["models"] | {"student_kd": model(22.90, **drafting)}
+    figures = report(models=models)
+    assert ["accepted drafts", "–", "–", "–", "71.4%", "–"] in tables.details(figures)
+    assert ["teacher's speed with its drafts", "–", "–", "–", "1.45", "–"] in tables.details(figures)
+    assert "that student_kd wrote for the teacher, 4 a round" in " ".join(tables.notes(figures))
+    assert "Accepted drafts" not in " ".join(tables.notes(report())) and len(tables.details(report())) + 2 == len(
+        tables.details(figures)
+    )

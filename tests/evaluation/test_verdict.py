@@ -50,6 +50,16 @@ def test_gain_and_cost_are_told():
     assert "student_kd is 4.4 MB, the teacher 7.1 MB" in text and "\n" not in text
 
 
+@pytest.mark.parametrize("speedup, said", [(1.449, "come 1.45 times as fast"), (0.9, "come 0.90 times as fast")])
+def test_what_the_student_is_worth_as_a_draft_is_told(speedup, said):
+    """Also where it slows the teacher down."""
+    drafting = {"draft_tokens": 4, "draft_acceptance": 0.714, "draft_tokens_per_second": 900.0}
+    student = model(22.90, draft_speedup=speedup, **drafting)
+    text = lead(report(models=report()["models"] | {"student_kd": student}))
+    assert "71% of its tokens are accepted" in text and said in text
+    assert "draft" not in lead(report())
+
+
 @pytest.mark.parametrize("metric, best", [(BLEU, "a"), (NLL, "b")])
 def test_without_a_comparison_the_best_student_in_the_metrics_direction(metric, best):
     changed = {"models": students(a=20, b=10), "comparison": None, "metrics": [metric]}

@@ -122,6 +122,31 @@ def test_step_by_step_equals_teacher_forced(family, options):
     np.testing.assert_allclose(decode(params, only, tokens_TB)[1][:, 1], logits_TBV[:, 1], atol=1e-5)
 
 
+@EVERY
+@BOTH
+def test_several_tokens_at_once_are_read_as_one_by_one_also_after_going_back(family, options):
+    """Three tokens that are thrown away, then four at once: logits and cache are those of single steps."""
+    config, model, params = case(family, options)
+    inputs = examples_of(config, [(2, 6), (5, 7), (1, 8)]).inputs
+    prompts = inputs._replace(decoder=on_the_left(jax.tree.map(lambda x: x[:, :3], inputs.decoder)))
+    ids_BT = jnp.asarray(np.random.default_rng(1).integers(0, V, (ROWS, 4)))
+
+    @jax.jit
+    def both(params, prompts, ids_BT):
+        cache = model.prefill(params, prompts, 4)
+        _, astray = model.extend(params, cache, (ids_BT[:, :3] + 1) % V)
+        at_once = model.extend(params, astray.rewind(3), ids_BT)
+        logits = []
+        for token_B in ids_BT.T:
+            logits_BV, cache = model.step(params, cache, token_B)
+            logits.append(logits_BV)
+        return at_once, (jnp.stack(logits, 1), cache)
+
+    at_once, one_by_one = both(params, prompts, ids_BT)
+    chex.assert_shape(at_once[0], (ROWS, 4, V))
+    chex.assert_trees_all_close(at_once, one_by_one, rtol=1e-5, atol=1e-5)
+
+
 @BOTH
 def test_a_cache_repeats_its_rows_and_a_row_goes_on_from_another(family):
     """Repeated twice, read apart, then both rows of each example go on from its second one."""
@@ -212,6 +237,5 @@ def test_rows_longer_than_the_learned_positions_are_refused():
     inputs = examples_of(config).inputs
     with pytest.raises(KdError, match=r"model\.context: 24; a row has 25 tokens"):
         jax.eval_shape(model.apply, params, inputs._replace(decoder=row))
-    cache = jax.eval_shape(lambda: model.prefill(params, inputs, 24 - sum(BUCKET) + 2))
     with pytest.raises(KdError, match=r"model\.context: 24; a row has 25 tokens"):
-        jax.eval_shape(model.step, params, cache, inputs.index_B)
+        jax.eval_shape(lambda: model.prefill(params, inputs, 24 - sum(BUCKET) + 2))

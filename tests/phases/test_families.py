@@ -21,6 +21,8 @@ from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.data.store import Store
 from kd_jax.data.tokenizers.sentence_piece import EOS, START
 from kd_jax.errors import KdError
+from kd_jax.evaluation.contenders import contenders
+from kd_jax.evaluation.speed import drafting_speed
 from kd_jax.experiment import Training
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
@@ -121,6 +123,19 @@ def test_every_model_is_trained_measured_and_reported(experiment, run):
 def test_a_student_starts_as_its_teachers_layers(experiment, run):
     first, theirs = initial_params(experiment, run, experiment.students["packed"]), trained(experiment, run, TEACHER)[1]
     chex.assert_trees_all_equal(*jax.device_get(({name: theirs[name] for name in first}, first)))
+
+
+@pytest.mark.parametrize("drafting, least", [(TEACHER, 1.0), ("packed", 0.0)])
+def test_a_model_drafts_for_the_teacher(experiment, run, drafting, least):
+    """Of its own drafts the teacher takes all."""
+    by_name = {contender.name: contender for contender in contenders(experiment, run)}
+    split = Split(run.data, "test")
+    prompts = [split.read(i).encoded.prompt for i in range(4)]
+    texts = experiment.prompt_widths, START, EOS, Decoding(length_ratio=0.0, length=12)
+    models = by_name[TEACHER], by_name[drafting]
+    figures = drafting_speed(dataclasses.replace(experiment.evaluation, draft=3), *models, prompts, *texts)
+    assert least <= figures["draft_acceptance"] <= 1 and figures["draft_tokens"] == 3
+    assert figures["draft_speedup"] > 0 and figures["draft_tokens_per_second"] > 0
 
 
 @pytest.mark.parametrize("name", ["inside", "packed", "other", "best", "unlabelled"])

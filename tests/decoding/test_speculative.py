@@ -1,0 +1,150 @@
+"""Speculative decoding: the target's greedy text, whatever drafts it; both families, any batch, any drafts a round."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_jax.data.layouts import DecoderOnlyLayout, EncoderDecoderLayout
+from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.decoding.base import NOTHING
+from kd_jax.decoding.greedy import greedy
+from kd_jax.decoding.speculative import Side, speculative
+from kd_jax.errors import KdError
+from kd_jax.models.decoder_only import DecoderOnly
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from tests.decoding.searched import EOS, SOURCES, V
+
+BOTH = pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])
+LENGTH = 12
+ENDS = {"eos": EOS, "length": LENGTH}
+SIZES = {"d_model": 16, "heads": 2, "d_ff": 16, "dropout": 0.0}
+# The target's positions are learned: the last round's drafts stand beyond its context.
+TARGETS = {
+    "encoder_decoder": EncoderDecoder(1, 2, positions="learned", context=LENGTH, **SIZES),
+    "decoder_only": DecoderOnly(2, positions="learned", context=4 + LENGTH, **SIZES),
+}
+DRAFTS = {"encoder_decoder": EncoderDecoder(1, 1, **SIZES), "decoder_only": DecoderOnly(1, **SIZES)}
+LAYOUTS = {"encoder_decoder": EncoderDecoderLayout, "decoder_only": DecoderOnlyLayout}
+
+
+@functools.cache
+def prompts(family):
+    """Four prompts of 1 to 4 tokens, and one row that only fills up."""
+    return jax.tree.map(jnp.asarray, LAYOUTS[family](START).prompts(SOURCES, 5, 4))
+
+
+@functools.cache
+def programs(family, drafts):
+    """(seed -> (target's parameters, draft's)), jitted greedy and speculative decoding of whole batches."""
+    target, draft = TARGETS[family].build(V), DRAFTS[family].build(V)
+
+    @jax.jit
+    def init(seed):
+        keys = jax.random.split(jax.random.key(seed))
+        return jax.tree.map(lambda p: 3.0 * p, (target.init(keys[0]), draft.init(keys[1])))
+
+    def together(params, inputs):
+        return speculative(Side(target, params[0]), Side(draft, params[1]), inputs, drafts=drafts, **ENDS)
+
+    alone = jax.jit(lambda params, inputs: greedy(target, params[0], inputs, **ENDS))
+    return init, alone, jax.jit(together)
+
+
+def top_margins(family, params, inputs, ids_BT):
+    """How far the two largest logits are apart along each text, least of each row; read step by step."""
+    model = TARGETS[family].build(V)
+    cache, token_B, least_B = model.prefill(params, inputs, LENGTH), inputs.decoder.ids_BT[:, -1], np.inf
+    for t in range(LENGTH):
+        logits_BV, cache = model.step(params, cache, token_B)
+        two_B2 = jax.lax.top_k(logits_BV, 2)[0]
+        least_B = np.minimum(least_B, np.where(ids_BT[:, t] == NOTHING, np.inf, two_B2[:, 0] - two_B2[:, 1]))
+        token_B = ids_BT[:, t]
+    return least_B
+
+
+@BOTH
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), drafts=st.sampled_from([1, 4, 15]))
+def test_it_is_the_targets_greedy_text(family, seed, drafts):
+    """By an unrelated draft; where the texts differ, two logits tied within rounding."""
+    init, alone, together = programs(family, drafts)
+    params, inputs = init(seed), prompts(family)
+    want_BT, (ids_BT, drafted_B, accepted_B) = alone(params, inputs), together(params, inputs)
+    for row in np.flatnonzero((ids_BT != want_BT).any(1)):
+        assert top_margins(family, params[0], inputs, want_BT)[row] < 1e-4
+    assert (accepted_B <= drafted_B).all() and (accepted_B <= (ids_BT != NOTHING).sum(1)).all()
+    assert drafted_B[-1] == accepted_B[-1] == 0 and (ids_BT[-1] == NOTHING).all()
+    assert together._cache_size() == 1
+
+
+@BOTH
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10_000), row=st.integers(0, 3))
+def test_the_rest_of_the_batch_changes_no_text(family, seed, row):
+    """A row beside ones that only fill up, so that it alone says how far a round goes."""
+    init, _, together = programs(family, 4)
+    params, inputs = init(seed), prompts(family)
+    only = jax.tree.map(lambda x: jnp.where(jnp.arange(5).reshape(-1, *[1] * (x.ndim - 1)) == row, x, 0), inputs)
+    whole, alone = together(params, inputs), together(params, only)
+    assert whole.ids_BT[row].tolist() == alone.ids_BT[row].tolist()
+    assert alone.drafted_B[row] <= whole.drafted_B[row] and (alone.ids_BT == NOTHING).all(1).sum() == 4
+
+
+@BOTH
+@pytest.mark.parametrize("drafts", [1, 4])
+def test_of_the_targets_own_drafts_all_are_accepted(family, drafts):
+    """A round adds the drafts and one token more, so of n tokens about n drafts / (drafts + 1) are drafted."""
+    target = TARGETS[family].build(V)
+    params = jax.tree.map(lambda p: 3.0 * p, target.init(jax.random.key(7)))
+    write = jax.jit(lambda params, inputs: speculative(*[Side(target, params)] * 2, inputs, drafts=drafts, **ENDS))
+    ids_BT, drafted_B, accepted_B = write(params, prompts(family))
+    assert accepted_B.tolist() == drafted_B.tolist()
+    tokens_B = np.asarray((ids_BT != NOTHING).sum(1))
+    assert accepted_B.tolist() == (tokens_B - tokens_B // (drafts + 1)).tolist() and max(tokens_B) == LENGTH
+
+
+def table_side(follows):
+    """A model without memory: what follows each token stands in a table."""
+    model = DRAFTS["decoder_only"].build(V)
+    return Side(model._replace(extend=lambda params, cache, ids: (follows[ids], cache)), model.init(jax.random.key(0)))
+
+
+def test_rows_that_end_early_or_agree_less_are_counted_each_for_itself():
+    """By hand, 2 drafts a round, over 0 -> 1 -> 3 -> 4 -> 5 -> 2, the end; the draft takes 3 for 5's predecessor."""
+    order = [0, 1, 3, 4, 5, EOS]
+    follows = jnp.zeros((V, V)).at[jnp.array(order[:-1]), jnp.array(order[1:])].set(1.0)
+    target, draft = table_side(follows), table_side(follows.at[3, 5].set(2.0))
+    inputs = prompts("decoder_only")
+    last_B = jnp.array([0, 3, 4, 5, 0])
+    inputs = inputs._replace(decoder=inputs.decoder._replace(ids_BT=inputs.decoder.ids_BT.at[:, -1].set(last_B)))
+    ids_BT, drafted_B, accepted_B = speculative(target, draft, inputs, eos=EOS, length=6, drafts=2)
+    assert ids_BT.tolist() == [
+        [1, 3, 4, 5, EOS, NOTHING],
+        [4, 5, EOS, NOTHING, NOTHING, NOTHING],
+        [5, EOS, NOTHING, NOTHING, NOTHING, NOTHING],
+        [EOS, *[NOTHING] * 5],
+        [NOTHING] * 6,
+    ]
+    # Round 1: drafts 1 3 | 5 2 | 5 2 | 2; row 1 takes none of its own, so all go on by one token.
+    # Round 2, behind 1 | 4 | 5: drafts 3 5 | 5 2 | 2; row 0 takes one and goes on by two: 3 4 | 5 2 | 2.
+    # Round 3, behind 4: drafts 5 2.
+    assert drafted_B.tolist() == [2 + 2 + 2, 2 + 2, 2 + 1, 1, 0]
+    assert accepted_B.tolist() == [1 + 1 + 2, 0 + 2, 1 + 1, 1, 0]
+
+
+def test_models_that_do_not_go_together_are_refused():
+    sides = {f: Side(a.build(V), a.build(V).init(jax.random.key(0))) for f, a in DRAFTS.items()}
+    target, other = sides["encoder_decoder"], sides["decoder_only"]
+    ends = ENDS | {"drafts": 2}
+    with pytest.raises(KdError, match="draft: decoder-only, the target an encoder-decoder; wanted one family"):
+        speculative(target, other, prompts("encoder_decoder"), **ends)
+    larger = DRAFTS["encoder_decoder"].build(V + 1)
+    with pytest.raises(KdError, match=f"draft: {V + 1} tokens in its vocabulary, the target has {V}"):
+        speculative(target, Side(larger, larger.init(jax.random.key(0))), prompts("encoder_decoder"), **ends)
+    with pytest.raises(KdError, match="drafts: 0; wanted at least 1"):
+        speculative(target, target, prompts("encoder_decoder"), **ENDS, drafts=0)
