@@ -3,7 +3,7 @@
 import functools
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +26,13 @@ from kd_jax.signals.base import Signal
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK
-from kd_jax.teaching.base import Teacher
-from kd_jax.teaching.signal_cache import signal_records
+from kd_jax.teaching.base import BATCH, Record, Teacher
 from kd_jax.training.step import init_state, train_step
-from kd_jax.types import Array, Batch, Params, Sum
+from kd_jax.types import Array, Batch, Params, Payload
 
-SAMPLE = 512  # training examples that are looked at
+SAMPLE = 512  # most training examples that are looked at
+SAMPLE_TOKENS = 2**14  # about what the teacher reads of them, so that a large one's plan ends soon
+KNOWLEDGE_TOKENS = 2**12  # targets at which what a signal covers and loses is measured
 KS, DRAWS = (8, 16, 32, 64, 128, 256), (16, 32, 64)
 STEPS = 9  # timed of each student step
 
@@ -78,28 +79,35 @@ def candidates(vocab_size: int) -> dict[str, Signal]:
 
 
 def signal_costs(teacher: Teacher, folder: Path) -> list[SignalCost]:
-    """Each candidate, written to `folder` as the cache phase would from an evenly spaced sample.
+    """Each candidate, written to `folder` from a sample of the training split.
 
-    Every example is padded to the longest bucket, so that each signal is compiled once.
+    The teacher reads the sample once, in the cache's batches; every signal is made of what its last layer then holds,
+    since all caches cost the same up to there.
     """
     whole = pipeline.Split(teacher.workdir.data, "train")
-    places = np.linspace(0, len(whole) - 1, min(SAMPLE, len(whole))).astype(int)
-    lengths = whole.lengths[places]
-    shapes = teacher.experiment.shapes
-    fitting = places[place(lengths, shapes, teacher.layout) < len(shapes)]
-    sample = _sample(whole, fitting, Folder(folder / "sample", "plan"))
-    tokens = _counted(sample) * len(whole) / len(sample)
+    sample = _sample(teacher, whole, Folder(folder / "sample", "plan"))
     signals = candidates(teacher.data["vocab_size"])
-    with runlog.progress("plan: signals", 3 * len(sample) * len(signals)) as bar:
-        return [
-            _signal_cost(teacher, sample, title, signal, folder / title, tokens, bar)
-            for title, signal in signals.items()
-        ]
+    with runlog.progress("plan: signals", 1 + len(signals)) as bar:
+        states = _states(teacher, sample, bar)
+        bar.advance(1)
+        targets = len(states.hidden_ND)
+        in_all = targets * len(whole) / len(sample)
+        costs = []
+        for title, signal in signals.items():
+            seconds, size = (one / targets for one in _written(teacher, sample, states, signal, folder / title, bar))
+            covered, lost = _knowledge(teacher, states.hidden_ND, signal)
+            costs.append(SignalCost(title, size, size * in_all, in_all * seconds / 3600, covered, lost))
+            bar.advance(1)
+    return costs
 
 
-def _sample(whole: pipeline.Split, places: np.ndarray, folder: Folder) -> pipeline.Split:
-    """Those examples as a split of their own."""
-    examples = [whole.examples[int(i)] for i in places]
+def _sample(teacher: Teacher, whole: pipeline.Split, folder: Folder) -> pipeline.Split:
+    """Evenly spaced examples as a split of their own: about SAMPLE_TOKENS, in at least a batch and at most SAMPLE."""
+    count = int(np.clip(SAMPLE_TOKENS // max(1, whole.lengths.sum(-1).mean()), BATCH, SAMPLE))
+    places = np.linspace(0, len(whole) - 1, min(count, len(whole))).astype(int)
+    shapes = teacher.experiment.shapes
+    fitting = places[place(whole.lengths[places], shapes, teacher.layout) < len(shapes)]
+    examples = [whole.examples[int(i)] for i in fitting]
     folder.begin({})
     store.write(folder.path, "train", whole.examples.schema, len(examples), lambda start, stop: examples[start:stop])
     np.save(folder.path / "train.lengths.npy", pipeline.lengths_of(examples))
@@ -107,47 +115,93 @@ def _sample(whole: pipeline.Split, places: np.ndarray, folder: Folder) -> pipeli
     return pipeline.Split(folder, "train")
 
 
-def _counted(split: pipeline.Split) -> int:
-    """Target tokens that count, of which a cache holds a record each."""
-    return sum(int(split.examples[i]["counts"].sum()) for i in range(len(split)))
+class States(NamedTuple):
+    """What the teacher's last layer holds of a sample.
+
+    Attributes:
+      hidden_ND: float, of the targets that count, example by example.
+      ends: places in N at which the examples end, but the last.
+      seconds: that the teacher took to read, padding included.
+      padding: targets with the padded ones, over those that count.
+    """
+
+    hidden_ND: np.ndarray
+    ends: np.ndarray
+    seconds: float
+    padding: float
 
 
-def _signal_cost(
-    teacher: Teacher, sample: pipeline.Split, title: str, signal: Signal, folder: Path, tokens: float, bar: Any
-) -> SignalCost:
-    """Timed once its program is compiled."""
-    schema = dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
-    records = signal_records(teacher, sample, signal, bar, teacher.experiment.shapes[-1:])
-    with bar.compiling(title):
-        list(records(0, len(sample)))
+def _states(teacher: Teacher, sample: pipeline.Split, bar: Any) -> States:
+    """Timed once its programs are compiled, one for each bucket."""
+    spread, shapes = teacher.devices, teacher.experiment.shapes
+    step = spread.compile(lambda params, inputs: teacher.model.apply(params, inputs))
+    batches = pipeline.EvalBatches(sample, teacher.layout, shapes, BATCH, spread.count)
+    masks, inputs = zip(*[(batch.mask_BT, spread.cut(batch.inputs)) for batch in batches], strict=True)
+    buckets = [bucket for bucket, _ in batches.plan]
+    for bucket in dict.fromkeys(buckets):
+        with bar.compiling(bucket):
+            jax.block_until_ready(step(teacher.params, inputs[buckets.index(bucket)]))
     began = time.perf_counter()
-    store.write(folder, "records", schema, len(sample), records)
+    read = jax.block_until_ready([step(teacher.params, one) for one in inputs])
     seconds = time.perf_counter() - began
-    seen = _counted(sample)
-    size = store.Store(folder, "records").bytes() / seen
-    covered, lost = _knowledge(teacher, sample, signal)
-    bar.advance(len(sample))
-    return SignalCost(title, size, size * tokens, tokens * seconds / seen / 3600, covered, lost)
+    hidden = {}
+    for (_, indices), mask_BT, states in zip(batches.plan, masks, read, strict=True):
+        hidden_BTD = spread.gather(states)
+        hidden |= {int(i): hidden_BTD[b][mask_BT[b]] for b, i in enumerate(indices)}
+    by_example = [hidden[i] for i in range(len(sample))]
+    padding = sum(mask_BT.size for mask_BT in masks) / sum(mask_BT.sum() for mask_BT in masks)
+    return States(np.concatenate(by_example), np.cumsum(list(map(len, by_example)))[:-1], seconds, float(padding))
 
 
-def _knowledge(teacher: Teacher, sample: pipeline.Split, signal: Signal) -> tuple[float, float]:
-    """(covered, lost) over the sample."""
-    step = teacher.devices.compile_sums(functools.partial(_knowledge_step, model=teacher.model, signal=signal))
-    shapes = teacher.experiment.shapes[-1:]
-    batches = pipeline.EvalBatches(sample, teacher.layout, shapes, 64, teacher.devices.count)
-    parts = [teacher.devices.first(step(teacher.params, teacher.devices.cut(batch))) for batch in batches]
-    sums = jax.tree.map(lambda *each: sum(each), *jax.device_get(parts))
-    return float(sums["covered"].mean()), float(sums["lost"].mean())
+def _written(
+    teacher: Teacher, sample: pipeline.Split, states: States, signal: Signal, folder: Path, bar: Any
+) -> tuple[float, int]:
+    """(seconds to read, reduce and write the sample, without compiling; bytes on disk)."""
+    spread, seen = teacher.devices, len(states.hidden_ND)
+    rows = -(-seen // spread.count) * spread.count
+    keys_N = jax.random.key_data(jax.random.split(jax.random.key(0), rows))
+    arguments = teacher.params, spread.cut((np.resize(states.hidden_ND, (rows, states.hidden_ND.shape[1])), keys_N))
+    reduce = functools.partial(_reduce, model=teacher.model, signal=signal)
+    with bar.compiling(folder.name):
+        program = spread.compile(reduce).lower(*arguments).compile()
+    began = time.perf_counter()
+    payload = spread.gather(program(*arguments))
+    reducing = time.perf_counter() - began
+    parts = {name: np.split(values[:seen], states.ends) for name, values in payload.items()}
+
+    def records(start: int, stop: int) -> Iterator[Record]:
+        for i in range(start, stop):
+            digest = {"digest": pipeline.example_digest(sample.read(i).encoded)}
+            yield {name: values[i] for name, values in parts.items()} | digest
+
+    began = time.perf_counter()
+    store.write(
+        folder, "records", dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST, len(sample), records
+    )
+    seconds = states.seconds + states.padding * reducing + time.perf_counter() - began
+    return seconds, store.Store(folder, "records").bytes()
 
 
-def _knowledge_step(params: Params, batch: Batch, *, model: Model, signal: Signal, all_sum: Any) -> dict[str, Sum]:
-    hidden_BTD = model.apply(params, batch.inputs)
-    mask_N = batch.mask_BT.reshape(-1)
-    keys_N = jax.random.key_data(jax.random.split(jax.random.key(0), mask_N.shape[0]))
+def _reduce(params: Params, rows: tuple[Array, Array], *, model: Model, signal: Signal) -> Payload:
+    """What the signal keeps of each target: [N, ...] per field."""
+    hidden_ND, keys_N = rows
+    draw = lambda logits_NV, keys: signal.reduce(logits_NV, jax.random.wrap_key_data(keys))  # noqa: E731
+    return map_head(draw, hidden_ND, model.head(params), keys_N)
+
+
+def _knowledge(teacher: Teacher, hidden_ND: np.ndarray, signal: Signal) -> tuple[float, float]:
+    """(covered, lost), means over evenly spaced targets."""
+    places = np.linspace(0, len(hidden_ND) - 1, min(KNOWLEDGE_TOKENS, len(hidden_ND))).astype(int)
+    step = jax.jit(functools.partial(_knowledge_step, model=teacher.model, signal=signal))
+    covered_N, lost_N = jax.device_get(step(teacher.devices.first(teacher.params), hidden_ND[places]))
+    return float(covered_N.mean(dtype=np.float64)), float(lost_N.mean(dtype=np.float64))
+
+
+def _knowledge_step(params: Params, hidden_ND: Array, *, model: Model, signal: Signal) -> tuple[Array, Array]:
+    keys_N = jax.random.key_data(jax.random.split(jax.random.key(0), len(hidden_ND)))
     measure = {TopK: _of_topk, Sampled: _of_draws}[type(signal)]
     of_tokens = lambda logits_NV, keys: measure(signal, logits_NV, jax.random.wrap_key_data(keys))  # noqa: E731
-    covered_N, lost_N = map_head(of_tokens, hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), model.head(params), keys_N)
-    return all_sum({"covered": Sum.over(covered_N, mask_N), "lost": Sum.over(lost_N, mask_N)})
+    return map_head(of_tokens, hidden_ND, model.head(params), keys_N)
 
 
 def _of_topk(signal: TopK, logits_NV: Array, key_N: Array) -> tuple[Array, Array]:
