@@ -10,6 +10,7 @@ import numpy as np
 
 from kd_jax.artifacts import runlog
 from kd_jax.data.pipeline import PromptBatches
+from kd_jax.data.tokenizers.base import Tokenizer
 from kd_jax.decoding.base import NOTHING
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.speculative import Side, Speculated, speculative
@@ -30,7 +31,7 @@ def decoding_speeds(
     programs: Programs,
     prompts: Sequence[np.ndarray],
     widths: Sequence[int],
-    start: int,
+    tokenizer: Tokenizer,
     way: str,
     devices: Devices,
 ) -> dict[str, dict[str, float]]:
@@ -44,7 +45,7 @@ def decoding_speeds(
       contenders, programs: the models, and their compiled functions.
       prompts: token ids of each, int32 [P].
       widths: padded lengths, ascending.
-      start: the id that decoding begins with.
+      tokenizer: which says what decoding begins with.
       way: how they are written.
       devices: for batches; one prompt at a time runs on one.
     """
@@ -57,7 +58,7 @@ def decoding_speeds(
         chosen = members[:count]
         calls = {}
         for contender in contenders:
-            layout = contender.architecture.layout(start)
+            layout = contender.architecture.layout(tokenizer.start, tokenizer.opening)
             batches = PromptBatches([prompts[i] for i in chosen], layout, widths, size, where.count, chosen)
             write, params = programs.write(contender.architecture, way, where), where.put(contender.params)
             calls[contender.name] = functools.partial(_timed, write, params, list(map(where.cut, batches)), where)
