@@ -32,22 +32,22 @@ def barring(model: Model, ids: tuple[int, ...]) -> Model:
     """The model, which never writes these ids: their logits are -inf, so what is left has all the probability.
 
     Args:
-      model: whose `step` is asked.
+      model: whose `extend` is asked.
       ids: static, such as the pad that Marian's decoding begins with, which was added to its vocabulary untrained.
 
     Examples:
-      >>> echo = Model(*[None] * 5, step=lambda table, cache, token_B: (table[token_B], cache))
+      >>> echo = Model(*[None] * 5, extend=lambda table, cache, ids_BT: (table[ids_BT], cache))
       >>> barring(echo, (2,)).step(jnp.array([[1.0, 2.0, 3.0]]), (), jnp.array([0]))[0].tolist()
       [[1.0, 2.0, -inf]]
     """
     if not ids:
         return model
 
-    def step(params: Params, cache: Cache, token_B: Array) -> tuple[Array, Cache]:
-        logits_BV, cache = model.step(params, cache, token_B)
-        return logits_BV.at[:, jnp.array(ids)].set(-jnp.inf), cache
+    def extend(params: Params, cache: Cache, ids_BT: Array) -> tuple[Array, Cache]:
+        logits_BTV, cache = model.extend(params, cache, ids_BT)
+        return logits_BTV.at[..., jnp.array(ids)].set(-jnp.inf), cache
 
-    return model._replace(step=step)
+    return model._replace(extend=extend)
 
 
 def first_tokens(inputs: Inputs) -> tuple[Array, Array]:

@@ -131,17 +131,8 @@ def _drafting(
     teacher, student = by_name[TEACHER], by_name[name]
     if teacher.architecture.family != student.architecture.family:
         return {}
-    widths, tokenizer = experiment.prompt_widths, setting.tokenizer
-    measured = drafting_speed(
-        experiment.evaluation,
-        teacher,
-        student,
-        setting.prompts,
-        widths,
-        tokenizer.start,
-        tokenizer.eos,
-        experiment.task.decoding,
-    )
+    texts = setting.prompts, experiment.prompt_widths, setting.tokenizer, experiment.task.decoding
+    measured = drafting_speed(experiment.evaluation, teacher, student, *texts)
     runlog.say(
         f"{name}: as the teacher's draft {measured['draft_acceptance']:.0%} of its tokens are accepted, "
         f"{measured['draft_speedup']:.2f} times the teacher's greedy speed"
