@@ -85,10 +85,13 @@ class Evaluation:
       samples: texts shown side by side in the report.
       cached_k: tokens that the validation split's cache keeps of the teacher, for closeness measured
         without it (KL, agreement, acceptance); 0 for no such cache.
+      int8: models that are measured once more with int8 weights, beside themselves.
 
     Examples:
       >>> Evaluation(split="validation", bootstrap=200).samples
       8
+      >>> Evaluation(int8=("student_kd",)).in_int8
+      {'student_kd_int8': 'student_kd'}
     """
 
     split: str = "test"
@@ -98,6 +101,12 @@ class Evaluation:
     speed_texts: int = 32
     samples: int = 8
     cached_k: int = 128
+    int8: tuple[str, ...] = ()
+
+    @property
+    def in_int8(self) -> dict[str, str]:
+        """Name with int8 weights -> the trained model whose weights they are."""
+        return {f"{name}_int8": name for name in self.int8}
 
 
 @dataclasses.dataclass(frozen=True)
