@@ -87,10 +87,13 @@ class Evaluation:
         without it (KL, agreement, acceptance); 0 for no such cache.
       draft: tokens that the leading student drafts a round, as the teacher's draft in speculative decoding, which is
         timed at batch 1 on `speed_texts`; 0 for none.
+      int8: models that are measured once more with int8 weights, beside themselves.
 
     Examples:
       >>> Evaluation(split="validation", bootstrap=200).samples
       8
+      >>> Evaluation(int8=("student_kd",)).in_int8
+      {'student_kd_int8': 'student_kd'}
     """
 
     split: str = "test"
@@ -101,6 +104,12 @@ class Evaluation:
     samples: int = 8
     cached_k: int = 128
     draft: int = 4
+    int8: tuple[str, ...] = ()
+
+    @property
+    def in_int8(self) -> dict[str, str]:
+        """Name with int8 weights -> the trained model whose weights they are."""
+        return {f"{name}_int8": name for name in self.int8}
 
 
 @dataclasses.dataclass(frozen=True)

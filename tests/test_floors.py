@@ -42,6 +42,7 @@ OWNERS = {  # a library -> the only files that import it
     "safetensors": r"models/huggingface/files\.py",
     "google": r"data/logprobs/maxtext\.py",
     "pyarrow|yaml": r"data/logprobs/distillkit\.py",
+    "qwix": r"models/int8\.py",
     "torch|transformers": r"nowhere",
     "flax": r"models/.*",
 }

@@ -10,6 +10,7 @@ from kd_jax.config import is_count
 from kd_jax.errors import KdError
 from kd_jax.experiment import Evaluation, Experiment, Recipe
 from kd_jax.models.base import Architecture
+from kd_jax.models.int8 import Int8
 from kd_jax.objective import check as objective
 from kd_jax.objective.terms import feature_terms, needs_teacher
 
@@ -33,6 +34,7 @@ def check(experiment: Experiment) -> None:
                 known = ", ".join(experiment.students) or "there are none"
                 raise KdError(f"comparison.{field}: no student is called {name!r}; wanted one of {known}")
     check_evaluation(experiment.evaluation)
+    check_int8(experiment)
     for part in (experiment.source, experiment.task, experiment.tokenizer):
         part.check()
     for name, recipe in experiment.recipes.items():
@@ -77,6 +79,16 @@ def check_evaluation(evaluation: Evaluation) -> None:
         value = vars(evaluation)[field]
         if not is_count(value, smallest):
             raise KdError(f"evaluation.{field}: {value}; wanted a whole number of at least {smallest}")
+
+
+def check_int8(experiment: Experiment) -> None:
+    """What is measured with int8 weights is there, and the name that it is measured under is not."""
+    for name, of in experiment.evaluation.in_int8.items():
+        if of not in experiment.recipes:
+            raise KdError(f"evaluation.int8: no model is called {of!r}; wanted any of {', '.join(experiment.recipes)}")
+        if name in experiment.recipes:
+            raise KdError(f"students: {name!r} is what {of} with int8 weights is called; wanted another name")
+        Int8(experiment.recipes[of].model).check()
 
 
 def check_recipe(recipe: Recipe, experiment: Experiment) -> None:

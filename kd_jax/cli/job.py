@@ -79,7 +79,7 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
             raise KdError("--to: missing; wanted the folder to write, such as exported/student_kd")
         workdir = _workdir(words.workdir)
         given = {"experiment": recall(workdir), "workdir": workdir, "to": words.to}
-        given |= {"model": words.model, "format": words.format}
+        given |= {"model": words.model, "format": words.format, "int8": words.int8}
         yield [("export", given)]
         return
     if words.command == "import-logprobs":

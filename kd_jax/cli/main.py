@@ -20,7 +20,7 @@ GENERATE |= {"repetition-penalty": float, "seed": int}
 IMPORT = {"format": str, "temperature": float, "mode": str, "sequence": str, "missing": float, "sum-error": float}
 OPTIONS = {  # of the commands that take no field of an experiment
     "generate": ("workdir", "model", *GENERATE),
-    "export": ("workdir", "model", "to", "format"),
+    "export": ("workdir", "model", "to", "format", "int8"),
     "new": ("task", "family", "train"),
     "import-logprobs": ("workdir", "force", *IMPORT),
 }
@@ -42,7 +42,7 @@ usage:
                                                               --temperature T, --top-k K, --top-p P, --min-p P,
                                                               --repetition-penalty R, --seed N
   kd-jax export --workdir DIR [--model NAME] --to FOLDER      a trained model as a folder that transformers loads, or
-         [--format jax]                                       that JAX alone runs
+         [--format jax [--int8]]                              that JAX alone runs, its weights in 8 bits
   kd-jax import-logprobs FILE ... --workdir DIR               what a teacher elsewhere said, in the place of one that is
          --format vllm|sglang|distillkit|maxtext              trained here: after `prepare`, then `student`, `evaluate`,
          --temperature T --mode raw|processed                 `report`. --sequence completion where an encoder read the
@@ -172,6 +172,7 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
     if command == "export":
         parser.add_argument("--to", type=Path)
         parser.add_argument("--format", default="transformers")
+        parser.add_argument("--int8", action="store_true")
     elif command in ("generate", "import-logprobs"):
         for option, kind in (GENERATE if command == "generate" else IMPORT).items():
             parser.add_argument(f"--{option}", type=kind, default=argparse.SUPPRESS)

@@ -13,7 +13,7 @@ def generate(folder, prompts):
     """Token ids that each prompt, a list of token ids, is followed by, without the end."""
     said = json.loads((folder / "settings.json").read_text())
     prefill, step = (export.deserialize((folder / f"{name}.bin").read_bytes()) for name in ("prefill", "step"))
-    params = tuple(np.load(folder / "params.npz").values())
+    params = jax.device_put(tuple(np.load(folder / "params.npz").values()))
     longest = max(map(len, prompts))
     if longest > said["width"]:
         raise ValueError(f"a prompt of {longest} tokens; wanted at most {said['width']}")

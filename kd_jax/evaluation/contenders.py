@@ -1,4 +1,4 @@
-"""What is measured: the teacher and its students, and their compiled programs."""
+"""What is measured: the teacher and its students, some with int8 weights too, and their compiled programs."""
 
 import functools
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from kd_jax.decoding import text
 from kd_jax.evaluation.closeness import alone_step, compare_cached_step, compare_step, likelihood
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture, Model
+from kd_jax.models.int8 import Int8, quantize
 from kd_jax.parallel.base import Devices
 from kd_jax.signals.topk import TopK
 from kd_jax.tasks.base import Decoding
@@ -21,27 +22,36 @@ class Contender(NamedTuple):
     """One model.
 
     Attributes:
-      name: "teacher", or the student's.
-      architecture, model: its shape and its network.
+      name: "teacher", or the student's; another where its weights are int8.
+      trained: the model that was trained: its name, or that of the one whose weights it has in int8.
+      architecture: its network.
       params: its best parameters, on the host.
     """
 
     name: str
+    trained: str
     architecture: Architecture
-    model: Model
     params: Params
+
+    def in_int8(self, name: str) -> "Contender":
+        """The same model with int8 weights, under another name."""
+        return Contender(name, self.trained, Int8(self.architecture), quantize(self.params))
 
 
 def contenders(experiment: Experiment, workdir: Workdir) -> list[Contender]:
-    """All models of a run, the teacher first; without it where it is elsewhere."""
-    return [
-        Contender(name, experiment.recipes[name].model, *trained(experiment, workdir, name))
-        for name in present(experiment, workdir)
-    ]
+    """All models of a run, the teacher first; without it where it is elsewhere. Then those with int8 weights."""
+    models = [_contender(experiment, workdir, name) for name in present(experiment, workdir)]
+    in_int8 = [_contender(experiment, workdir, of).in_int8(name) for name, of in experiment.evaluation.in_int8.items()]
+    return models + in_int8
+
+
+def _contender(experiment: Experiment, workdir: Workdir, name: str) -> Contender:
+    _, params = trained(experiment, workdir, name)
+    return Contender(name, name, experiment.recipes[name].model, params)
 
 
 def present(experiment: Experiment, workdir: Workdir) -> list[str]:
-    """Names of the models that a run has parameters of: all, but for a teacher that is elsewhere."""
+    """Names of the models that were trained here: all, but for a teacher that is elsewhere."""
     return [name for name in experiment.recipes if name != TEACHER or not workdir.elsewhere]
 
 

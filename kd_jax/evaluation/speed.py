@@ -95,7 +95,7 @@ def drafting_speed(
     batches = list(map(where.cut, PromptBatches([prompts[i] for i in chosen], layout, widths, 1, 1, chosen)))
     length = min(output_length(decoding, one.architecture, batches[0]) for one in (teacher, student))
     ends = {"eos": tokenizer.eos, "length": length}
-    models = [barring(one.model, tokenizer.barred) for one in (teacher, student)]
+    models = [barring(one.architecture.build(tokenizer.vocab_size), tokenizer.barred) for one in (teacher, student)]
 
     def alone(params: tuple[Params, Params], inputs: Inputs) -> Array:
         return greedy(models[0], params[0], inputs, **ends)

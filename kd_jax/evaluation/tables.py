@@ -11,6 +11,10 @@ Report = Mapping[str, Any]
 Model = Mapping[str, Any]
 Table = list[list[str]]
 ABSENT = "–"
+INT8 = (
+    "{} with int8 weights: each matrix in 8 bits with a scale for every output channel, made float again where it is "
+    "used; nothing else differs, and its size is that of its parameters."
+)
 
 
 class Column(NamedTuple):
@@ -138,6 +142,7 @@ def notes(report: Report) -> list[str]:
         f"cache {name}: {one['target_tokens']:,} target tokens at {one['bytes_per_target_token']:.0f} bytes"
         for name, one in report["caches"].items()
     ]
+    in_int8 = [f"{name} is {one['of']}" for name, one in report["int8"].items()]
     signature = f", {report['headline']['signature']}" if report["headline"]["signature"] else ""
     return [
         f"Examples: {', '.join(splits)}. Measured on {teacher['examples']:,} "
@@ -155,6 +160,7 @@ def notes(report: Report) -> list[str]:
             if "draft_speedup" in model
         ),
         *([f"{'; '.join(caches)}."] if caches else []),
+        *([INT8.format("; ".join(in_int8))] if in_int8 else []),
     ]
 
 

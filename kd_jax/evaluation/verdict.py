@@ -62,17 +62,12 @@ def lead(report: Report) -> str:
     """The report's first paragraph: the student against every control, against the teacher, and its price.
 
     Args:
-      report: as phases/report.py builds it; its first metric decides.
+      report: as phases/report.py builds it; its first metric decides. Models with int8 weights have a sentence of
+        their own each, and no part in the others.
     """
-    models, metric, comparison = report["models"], report["metrics"][0], report["comparison"]
-    name = leading(models, comparison, metric)
-    if name is None:
-        return f"The teacher alone was trained: {_score(models[TEACHER], metric)}."
-    opening = [f"The best student is {name}: {_score(models[name], metric)}."]
-    if comparison is not None:
-        opening = [_against_controls(report), *_gap(report)]
-    against = _against_teacher(report, name) if TEACHER in models else NO_TEACHER
-    return " ".join([*opening, against, _cost(report, name)])
+    models = {name: model for name, model in report["models"].items() if name not in report["int8"]}
+    quantized = [_in_int8(report, name) for name in report["int8"]]
+    return " ".join([*_of_trained({**report, "models": models}), *quantized])
 
 
 def warnings(report: Report) -> list[str]:
@@ -101,6 +96,34 @@ def size(count: float) -> str:
       '29.6 MB'
     """
     return EngFormatter(unit="B", places=1)(count)
+
+
+def _of_trained(report: Report) -> list[str]:
+    models, metric, comparison = report["models"], report["metrics"][0], report["comparison"]
+    name = leading(models, comparison, metric)
+    if name is None:
+        return [f"The teacher alone was trained: {_score(models[TEACHER], metric)}."]
+    opening = [f"The best student is {name}: {_score(models[name], metric)}."]
+    if comparison is not None:
+        opening = [_against_controls(report), *_gap(report)]
+    against = _against_teacher(report, name) if TEACHER in models else NO_TEACHER
+    return [*opening, against, _cost(report, name)]
+
+
+def _in_int8(report: Report, name: str) -> str:
+    """What int8 weights cost and gained, against the same model with float ones."""
+    metric, of, difference = report["metrics"][0], report["int8"][name]["of"], report["int8"][name]["difference"]
+    model, trained = report["models"][name], report["models"][of]
+    batched, single = (
+        model[key] / trained[key] for key in ("decode_tokens_per_second", "decode_tokens_per_second_single")
+    )
+    low, high = (f"{bound:+.{metric['digits']}f}" for bound in difference["interval"])
+    return (
+        f"With int8 weights {of} ({name}: {_figure(model, metric)}) takes {size(model['bytes'])} instead of "
+        f"{size(trained['bytes'])}, writes {batched:.2f} times the tokens a second ({single:.2f} times at batch 1), "
+        f"and {RELATIONS[difference['verdict']]} itself with float ones ({difference['mean']:+.{metric['digits']}f} "
+        f"{metric['label']}, 95% interval {low} to {high})."
+    )
 
 
 def _against_controls(report: Report) -> str:

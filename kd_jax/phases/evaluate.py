@@ -72,7 +72,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
             figures[contender.name] |= _alone(setting, contender, params)
         else:
             figures[contender.name] |= _closeness(setting, contender, on_devices[TEACHER], params)
-        figures[contender.name] |= _from_training(workdir, contender.name)
+        figures[contender.name] |= _from_training(workdir, contender)
         said = [f"{m.label} {figures[contender.name][m.name]:.{m.digits}f}" for m in task.metrics]
         runlog.say(f"{contender.name}: {', '.join(said)}")
     widths, tokenizer = experiment.prompt_widths, setting.tokenizer
@@ -125,7 +125,8 @@ def _drafting(
     """The leading student's name -> its figures as the teacher's draft; {} where it cannot draft for it."""
     experiment, by_name = setting.experiment, {contender.name: contender for contender in models}
     comparison = experiment.comparison and vars(experiment.comparison)
-    name = verdict.leading(figures, comparison, experiment.task.metrics[0]._asdict())
+    trained = {name: figures[name] for name in experiment.recipes if name in figures}
+    name = verdict.leading(trained, comparison, experiment.task.metrics[0]._asdict())
     if not experiment.evaluation.draft or name is None or TEACHER not in by_name:
         return {}
     teacher, student = by_name[TEACHER], by_name[name]
@@ -151,10 +152,15 @@ def _baselines(setting: Setting) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def _from_training(workdir: Workdir, name: str) -> dict[str, Any]:
-    """What the report repeats of a model's training."""
-    trained = workdir.model(name).manifest()
-    return {key: trained["outputs"][key] for key in FROM_TRAINING} | {"seconds": trained["seconds"]}
+def _from_training(workdir: Workdir, contender: Contender) -> dict[str, Any]:
+    """What the report repeats of a model's training; one with int8 weights had none of its own, but another size."""
+    trained = workdir.model(contender.trained).manifest()
+    figures = {key: trained["outputs"][key] for key in FROM_TRAINING} | {"seconds": trained["seconds"]}
+    if contender.name == contender.trained:
+        return figures
+    of_training = ("loss_before_first_step", "train_tokens_per_second", "seconds")
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(contender.params))
+    return figures | dict.fromkeys(of_training) | {"bytes": size}
 
 
 def _layout(setting: Setting, architecture: Architecture) -> Layout:

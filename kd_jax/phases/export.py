@@ -20,11 +20,14 @@ from kd_jax.decoding.exported import programs
 from kd_jax.errors import KdError
 from kd_jax.evaluation import page, tables, verdict
 from kd_jax.experiment import Experiment
+from kd_jax.models.base import Architecture
 from kd_jax.models.huggingface.write import format_of, write
+from kd_jax.models.int8 import Int8, quantize
 from kd_jax.phases.generate import named
 from kd_jax.tasks.base import Decoding
 from kd_jax.types import Params
 
+Ids = Mapping[str, int]
 AUTO = {"encoder_decoder": "AutoModelForSeq2SeqLM", "decoder_only": "AutoModelForCausalLM"}
 USES = {
     "transformers": """\
@@ -40,6 +43,7 @@ print(tokenizer.batch_decode(written, skip_special_tokens=True))
 python generate.py 5 17 9   # token ids of a prompt; tokenizer.json makes them, and texts of what is printed
 ```""",
 }
+IN_INT8 = ", which read every matrix in 8 bits with a scale for each output channel (weights alone)"
 CARD = """\
 ---
 library_name: {library}
@@ -59,8 +63,8 @@ The digest of its parameters is {digest}; written as {form}.
 
 ## How it was made
 
-`python -m kd_jax run CONFIG --workdir DIR`, then `python -m kd_jax export --workdir DIR --model {name} --to FOLDER`;
-seed {seed}; {versions}.
+`python -m kd_jax run CONFIG --workdir DIR`, then
+`python -m kd_jax export --workdir DIR --model {name} --to FOLDER {options}`; seed {seed}; {versions}.
 
 ```
 {recipe}
@@ -68,7 +72,14 @@ seed {seed}; {versions}.
 """
 
 
-def run(experiment: Experiment, workdir: Workdir, to: Path, model: str = "", format: str = "transformers") -> None:
+def run(
+    experiment: Experiment,
+    workdir: Workdir,
+    to: Path,
+    model: str = "",
+    format: str = "transformers",
+    int8: bool = False,
+) -> None:
     """Writes the folder `to`, by rename.
 
     As "transformers": config.json, model.safetensors, generation_config.json. As "jax": prefill.bin and step.bin for
@@ -81,46 +92,54 @@ def run(experiment: Experiment, workdir: Workdir, to: Path, model: str = "", for
       to: a folder that is not there yet.
       model: "teacher" or a student's name; "" for the distilled student.
       format: one of FORMATS.
+      int8: whether the programs read matrices in 8 bits; as "jax" alone.
 
     Raises:
-      KdError: if there is no such model or format, `to` is there, or transformers has no architecture of this shape.
+      KdError: if there is no such model or format, `to` is there, transformers has no architecture of this shape, or
+        int8 is asked for as "transformers" or without qwix.
     """
     name = named(experiment, model)
     if format not in FORMATS:
         raise KdError(f"--format {format}: unknown; wanted {' or '.join(FORMATS)}")
+    if int8 and format != "jax":
+        raise KdError(
+            f"--int8: goes with --format jax alone, not {format}; leave it out: transformers quantises for itself when "
+            "it loads a model (from_pretrained(..., quantization_config=...))"
+        )
     if to.exists():
         raise KdError(f"--to {to}: is there already; take another, or move it away")
     folder, architecture = workdir.model(name), experiment.recipes[name].model
     tokenizer = tokenizers.load(experiment.tokenizer, folder)
-    network = architecture.build(tokenizer.vocab_size)
+    options = f"--format {format}{' --int8' if int8 else ''}"
     form = format_of(architecture).class_name if format == "transformers" else "programs of jax.export"
-    params = checkpoint.load_params(folder, network.init)
+    params = checkpoint.load_params(folder, architecture.build(tokenizer.vocab_size).init)
+    if int8:
+        architecture, params, form = Int8(architecture), quantize(params), form + IN_INT8
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".kd_jax_", dir=to.parent) as beside:
         part = Path(beside) / to.name
         part.mkdir()
         ids = tokenizer.export(part, architecture.family, experiment.task.prompted)
-        FORMATS[format](part, experiment, name, params, tokenizer, ids)
-        (part / "README.md").write_text(card(experiment, workdir, name, form, format), encoding="utf-8")
+        FORMATS[format](part, experiment, architecture, params, tokenizer, ids)
+        (part / "README.md").write_text(card(experiment, workdir, name, form, format, options), encoding="utf-8")
         os.replace(part, to)
     runlog.show(f"{name}: {to}, as {form}")
 
 
 def for_transformers(
-    to: Path, experiment: Experiment, name: str, params: Params, tokenizer: Tokenizer, ids: Mapping[str, int]
+    to: Path, experiment: Experiment, architecture: Architecture, params: Params, tokenizer: Tokenizer, ids: Ids
 ) -> None:
     """Weights and settings."""
-    architecture = experiment.recipes[name].model
     write(to, architecture, params, ids, tokenizer.vocab_size)
     settings = generation(experiment.task.decoding, max(experiment.prompt_widths))
     manifest.write_json(to / "generation_config.json", {**ids, **settings, **outset(tokenizer)})
 
 
 def for_jax(
-    to: Path, experiment: Experiment, name: str, params: Params, tokenizer: Tokenizer, ids: Mapping[str, int]
+    to: Path, experiment: Experiment, architecture: Architecture, params: Params, tokenizer: Tokenizer, ids: Ids
 ) -> None:
     """Programs, parameters, and the file that runs them."""
-    architecture, width = experiment.recipes[name].model, max(experiment.prompt_widths)
+    width = max(experiment.prompt_widths)
     sizes = {"width": width, "room": experiment.task.decoding.most(width)}
     has_encoder = architecture.family == "encoder_decoder"
     network = architecture.build(tokenizer.vocab_size)
@@ -158,7 +177,7 @@ def outset(tokenizer: Tokenizer) -> dict[str, Any]:
     return first | ({"bad_words_ids": [[i] for i in tokenizer.barred]} if tokenizer.barred else {})
 
 
-def card(experiment: Experiment, workdir: Workdir, name: str, form: str, format: str) -> str:
+def card(experiment: Experiment, workdir: Workdir, name: str, form: str, format: str, options: str) -> str:
     """The model card: what it is, how it came to be, how good it is, how it is used."""
     folder, data, task = workdir.model(name), workdir.data.outputs(), experiment.task
     written_by = manifest.read_json(folder.path / "manifest.json")["versions"]
@@ -174,6 +193,7 @@ def card(experiment: Experiment, workdir: Workdir, name: str, form: str, format:
         digest=folder.outputs()["digest"],
         form=form,
         library=format,
+        options=options,
         use=USES[format].format(auto=AUTO[experiment.recipes[name].model.family], example=example),
         figures=figures(workdir),
         seed=experiment.seed,

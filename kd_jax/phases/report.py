@@ -2,7 +2,7 @@
 
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kd_jax import config
@@ -11,6 +11,7 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.evaluation import degeneration, page, paired, plots, tables, verdict
 from kd_jax.evaluation.contenders import present
+from kd_jax.evaluation.paired import Scores
 from kd_jax.evaluation.quality import Measured, read_outcome
 from kd_jax.experiment import Experiment, targets_name, wanted_signals
 
@@ -22,10 +23,11 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
       KdError: if a phase has not finished, or what it left is not as it was written.
     """
     began = time.perf_counter()
-    folder, names = workdir.report, present(experiment, workdir)
+    folder, trained = workdir.report, present(experiment, workdir)
+    names = [*trained, *experiment.evaluation.in_int8]
     texts = {name: manifest.read_lines(workdir.evaluation.file(f"{name}.jsonl")) for name in names}
     report = read(experiment, workdir, finished_phases(experiment, workdir), texts)
-    curves = {name: runlog.read(workdir.model(name).file("metrics.jsonl")) for name in names}
+    curves = {name: runlog.read(workdir.model(name).file("metrics.jsonl")) for name in trained}
     shown = samples(texts, experiment.task.decoding.ways[0], experiment.evaluation.samples)
     folder.begin({}, force=folder.finished())
     write(folder, report, document(report, shown, curves, config.to_text(experiment)))
@@ -54,7 +56,9 @@ def read(
     shown = ("name", "label", "higher_is_better", "digits", "signature")
     metrics = [{key: value for key, value in m._asdict().items() if key in shown} for m in experiment.task.metrics]
     comparison = experiment.comparison and vars(experiment.comparison)
-    data = phases["prepare"]["outputs"]
+    data, in_int8 = phases["prepare"]["outputs"], experiment.evaluation.in_int8
+    trained = {name: one for name, one in models.items() if name not in in_int8}
+    leading, scores = verdict.leading(trained, comparison, metrics[0]), headline_scores(experiment, workdir, models)
     return {
         "name": experiment.name,
         "task": experiment.task.name,
@@ -65,8 +69,16 @@ def read(
         "comparison": comparison,
         "models": models,
         "baselines": manifest.read_json(workdir.evaluation.file("baselines.json")),
-        "differences": differences(experiment, workdir, verdict.leading(models, comparison, metrics[0])),
-        "gap_recovered": verdict.gap_recovered(models, comparison, metrics[0]),
+        "differences": {
+            other: difference(experiment, scores[leading], scores[other])
+            for other in trained
+            if leading and other != leading
+        },
+        "int8": {
+            name: {"of": of, "difference": difference(experiment, scores[name], scores[of])}
+            for name, of in in_int8.items()
+        },
+        "gap_recovered": verdict.gap_recovered(trained, comparison, metrics[0]),
         "caches": {
             name.removeprefix("cache."): phase["outputs"] | {"seconds": phase["seconds"]}
             for name, phase in phases.items()
@@ -79,24 +91,23 @@ def read(
     }
 
 
-def differences(experiment: Experiment, workdir: Workdir, name: str | None) -> dict[str, dict[str, Any]]:
-    """Every other model -> how much more of the headline a student has, paired by example; none without a student."""
+def headline_scores(experiment: Experiment, workdir: Workdir, names: Iterable[str]) -> dict[str, Scores]:
+    """What each model has of the headline metric, on the same examples."""
     metric, evaluation = experiment.task.metrics[0], experiment.evaluation
     measured = Measured.of(workdir.data, evaluation.split, evaluation.texts)
-    scores = {
-        model: paired.scores(
+    return {
+        name: paired.scores(
             metric,
-            [read_outcome(experiment.task, measured, workdir.evaluation, model, metric.reads)],
+            [read_outcome(experiment.task, measured, workdir.evaluation, name, metric.reads)],
             evaluation.bootstrap,
         )
-        for model in present(experiment, workdir)
-        if name
+        for name in names
     }
-    return {
-        other: paired.difference(scores[name], scores[other], metric.higher_is_better)._asdict()
-        for other in scores
-        if other != name
-    }
+
+
+def difference(experiment: Experiment, ours: Scores, theirs: Scores) -> dict[str, Any]:
+    """How much more of the headline metric one model has than another, paired by example."""
+    return paired.difference(ours, theirs, experiment.task.metrics[0].higher_is_better)._asdict()
 
 
 def samples(texts: Mapping[str, Sequence[Mapping[str, str]]], way: str, count: int) -> list[dict[str, str]]:

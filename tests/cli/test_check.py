@@ -7,6 +7,7 @@ import pytest
 from kd_jax import (
     Comparison,
     DecoderOnly,
+    Evaluation,
     FromCheckpoint,
     FromTeacher,
     Generation,
@@ -62,6 +63,14 @@ def test_names_that_would_leave_their_folder_or_hide_a_file(smoke, name):
         check(dataclasses.replace(smoke, students=students, comparison=None))
 
 
+def test_a_student_is_not_called_as_another_is_in_int8(smoke):
+    students = dict.fromkeys(("kd", "kd_int8"), smoke.students["student_scratch"])
+    experiment = dataclasses.replace(smoke, students=students, comparison=None, evaluation=Evaluation(int8=("kd",)))
+    with pytest.raises(KdError, match="students: 'kd_int8' is what kd with int8 weights is called"):
+        check(experiment)
+    check(dataclasses.replace(experiment, evaluation=Evaluation(int8=("teacher", "kd_int8"))))
+
+
 @pytest.mark.parametrize("name", ["a", "Student-2.1_b"])
 def test_good_names(smoke, name):
     students = {name: smoke.students["student_scratch"]}
@@ -80,6 +89,7 @@ def test_good_names(smoke, name):
         ({"buckets": (12, 32), "prompt_buckets": (64, 32)}, "prompt_buckets.*ascending"),
         ({"backend": "tpu"}, "backend: 'tpu'"),
         ({"comparison": Comparison("student_scratch", "kd")}, "comparison.distilled: no student is called 'kd'"),
+        ({"evaluation": Evaluation(int8=("kd",))}, "evaluation.int8: no model is called 'kd'; wanted any of teacher, "),
     ],
 )
 def test_fields_of_the_experiment(smoke, change, message):

@@ -66,6 +66,7 @@ def report(**changed):
         },
         "baselines": {"copy": {"bleu": 3.21, "bleu_ci": [2.6, 3.8], "chrf": 17.05, "chrf_ci": [16.0, 18.1]}},
         "differences": differences(teacher=SAME, student_scratch=BETTER, student_init=SAME),
+        "int8": {},
         "gap_recovered": 1.06,
         "caches": {
             "topk": {

@@ -30,6 +30,17 @@ def test_summary_and_details_show_every_figure():
     assert ["train tok/s", *"–––––"] in tables.details(figures)
 
 
+def test_int8_stands_beside_the_float_one_and_had_no_training():
+    figures = report(int8={"student_kd_int8": {"of": "student_kd", "difference": {}}})
+    figures["models"]["student_kd_int8"] = model(22.5, seconds=None, loss_before_first_step=None, bytes=1_200_000)
+    *_, row, copy = tables.summary(figures)
+    assert copy[0] == "copy" and row[0] == "student_kd_int8" and row[2] == "22.50 [21.0, 24.0]" and row[-1] == "–"
+    columns = {row[0]: row[-2] for row in tables.details(figures)}
+    assert columns["on disk"] == "1.2 MB" and columns["train tok/s"] == columns["loss before first step"] == "–"
+    assert tables.notes(figures)[-1].startswith("student_kd_int8 is student_kd with int8 weights: ")
+    assert not any("int8" in note for note in tables.notes(report()))
+
+
 def test_another_task_brings_its_own_metric():
     nll = {"name": "nll", "label": "bits a byte", "higher_is_better": False, "digits": 3, "signature": ""}
     figures = {"nll": 1.25, "nll_ci": None}

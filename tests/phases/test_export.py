@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from kd_jax.data.tokenizers.sentence_piece import EOS, START, Pieces
 from kd_jax.decoding import text
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.int8 import Int8, quantize
 from kd_jax.phases import export, prepare, teacher
 from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
@@ -28,7 +30,7 @@ MODELS = {"encoder_decoder": EncoderDecoder(1, 2, **SIZES), "decoder_only": Deco
 CLASSES = {"encoder_decoder": "PegasusForConditionalGeneration", "decoder_only": "LlamaForCausalLM"}
 ALONE = """
 import json, pathlib, sys
-sys.modules["kd_jax"] = sys.modules["flax"] = None
+sys.modules["kd_jax"] = sys.modules["flax"] = sys.modules["qwix"] = None
 import generate
 print(json.dumps(generate.generate(pathlib.Path("."), json.loads(sys.argv[1]))))
 """
@@ -83,6 +85,10 @@ def test_a_folder_that_is_there_is_left_alone(trained, capsys):
         (["--model", "techer", "--to", "x"], "--model techer: no such model; did you mean teacher?"),
         (["--to", "x", "--beam", "4"], "export: unknown option --beam; wanted --workdir, --model, --to, --format"),
         (["--to", "x", "--format", "onnx"], "--format onnx: unknown; wanted transformers or jax"),
+        (
+            ["--model", "teacher", "--to", "x", "--int8"],
+            "--int8: goes with --format jax alone, not transformers; leave",
+        ),
     ],
 )
 def test_words_that_do_not_fit_are_refused(trained, words, line, capsys):
@@ -127,25 +133,60 @@ def test_jax_alone_writes_the_same_tokens(trained, tmp_path):
     experiment, workdir, _ = trained
     words = ["--model", "teacher", "--to", str(tmp_path / "programs"), "--format", "jax"]
     assert main(["export", "--workdir", str(workdir.path), *words]) == 0
+    assert "8 bits" not in (tmp_path / "programs/README.md").read_text()
     ours = Pieces(workdir.data.file("tokenizer.model"))
     encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts_of(experiment, workdir)]
+    assert alone(tmp_path / "programs", encoded) == until_end(greedy_rows(experiment, workdir, encoded))
+
+
+def test_int8_programs_need_jax_alone_too_and_a_quarter_of_the_bytes(trained, tmp_path):
+    """They write what Int8 writes here, which is mostly what the float model writes; on every platform."""
+    experiment, workdir, _ = trained
+    words = ["--model", "teacher", "--to", str(tmp_path / "int8"), "--format", "jax", "--int8"]
+    assert main(["export", "--workdir", str(workdir.path), *words]) == 0
+    ours = Pieces(workdir.data.file("tokenizer.model"))
+    encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts_of(experiment, workdir)]
+    written, in_int8 = (greedy_rows(experiment, workdir, encoded, quantized=q) for q in (False, True))
+    assert alone(tmp_path / "int8", encoded) == until_end(in_int8)
+    assert len(np.unique(written)) > 5 and (written == in_int8).mean() > 0.8
+
+    model = experiment.teacher.model.build(workdir.data.outputs()["vocab_size"])
+    params = jax.tree.leaves(checkpoint.load_params(workdir.model("teacher"), model.init))
+    arrays = list(np.load(tmp_path / "int8/params.npz").values())
+    assert sorted(x.shape for x in arrays if x.dtype == np.int8) == sorted(x.shape for x in params if x.ndim == 2)
+    size = (tmp_path / "int8/params.npz").stat().st_size / sum(x.nbytes for x in params)
+    assert 0.25 < size < 0.45  # with scales, norms and headers, which weigh more in so narrow a network
+    for program in ("prefill", "step"):
+        exported = jax.export.deserialize((tmp_path / "int8" / f"{program}.bin").read_bytes())
+        assert exported.platforms == ("cpu", "cuda", "tpu")
+    card = (tmp_path / "int8/README.md").read_text()
+    assert "every matrix in 8 bits" in card and "--format jax --int8`" in card
+
+
+def alone(folder, encoded):
+    """What generate.py writes, in a process that has neither kd_jax nor Flax nor qwix."""
     texts = subprocess.run(
         [sys.executable, "-c", ALONE, json.dumps([ids.tolist() for ids in encoded])],
-        cwd=tmp_path / "programs",
+        cwd=folder,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
         check=True,
     )
-    rows = [row.tolist() for row in greedy_rows(experiment, workdir, encoded)]
-    assert json.loads(texts.stdout) == [row[: row.index(EOS)] if EOS in row else row for row in rows]
+    return json.loads(texts.stdout)
 
 
-def greedy_rows(experiment, workdir, encoded):
+def until_end(rows):
+    return [row[: row.index(EOS)] if EOS in row else row for row in rows.tolist()]
+
+
+def greedy_rows(experiment, workdir, encoded, quantized=False):
     """What the teacher writes, int [rows, length]."""
     model = experiment.teacher.model
     built = model.build(workdir.data.outputs()["vocab_size"])
     params = checkpoint.load_params(workdir.model("teacher"), built.init)
+    if quantized:
+        built, params = Int8(model).build(workdir.data.outputs()["vocab_size"]), quantize(params)
     (inputs,) = PromptBatches(encoded, model.layout(START), (40,), len(encoded), 1, range(len(encoded)))
     parts = {"model": built, "architecture": model, "way": "greedy", "decoding": experiment.task.decoding}
     parts["eos"] = EOS
