@@ -3,8 +3,10 @@
     python -m kd_jax run experiments/configs/pretrained_seq2seq.py --workdir runs/pretrained_seq2seq \\
         --teacher.init.folder DIR
 
-DIR is a local folder in Hugging Face's layout with a tokenizer.json, such as a T5's, which is told what to do by
-`--tokenizer.prefix "translate English to French: "`. The rest as pretrained_lm.py.
+DIR is a local folder in Hugging Face's layout: OPUS-MT's (Helsinki-NLP/opus-mt-en-fr) as it is, or, where it writes
+several languages, with `--tokenizer.target '>>fra<<'`; NLLB's with `--tokenizer.source eng_Latn --tokenizer.target
+fra_Latn`; a T5's, which is told what to do by `--tokenizer.prefix "translate English to French: "`. The rest as
+pretrained_lm.py.
 """
 
 import dataclasses

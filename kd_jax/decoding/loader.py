@@ -1,4 +1,4 @@
-"""What follows a prompt: `python generate.py 5 17 9` (token ids; tokenizer.json makes them). JAX and NumPy alone."""
+"""What follows a prompt: `python generate.py 5 17 9` (token ids; the tokeniser makes them). JAX and NumPy alone."""
 
 import json
 import sys

@@ -40,7 +40,7 @@ print(tokenizer.batch_decode(written, skip_special_tokens=True))
 ```""",
     "jax": """\
 ```
-python generate.py 5 17 9   # token ids of a prompt; tokenizer.json makes them, and texts of what is printed
+python generate.py 5 17 9   # token ids of a prompt; the tokeniser here makes them, and texts of what is printed
 ```""",
 }
 IN_INT8 = ", which read every matrix in 8 bits with a scale for each output channel (weights alone)"
@@ -84,7 +84,7 @@ def run(
 
     As "transformers": config.json, model.safetensors, generation_config.json. As "jax": prefill.bin and step.bin for
     CPU, CUDA and TPU, params.npz, settings.json, and generate.py, which runs them with JAX and NumPy alone. Either way
-    tokenizer.json, tokenizer_config.json and a model card, README.md.
+    tokenizer.json (Marian: source.spm, target.spm, vocab.json), tokenizer_config.json and a model card, README.md.
 
     Args:
       experiment: as the workdir keeps it.

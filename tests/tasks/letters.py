@@ -6,6 +6,9 @@ class Letters:
 
     eos = 2
 
+    def __init__(self, opening=()):
+        self.opening = opening
+
     def encode(self, text):
         return [ord(letter) for letter in text]
 

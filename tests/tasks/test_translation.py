@@ -38,6 +38,15 @@ def test_every_target_counts_the_end_included():
     assert empty.completion.tolist() == [2] and empty.counts.tolist() == [True] * 3
 
 
+def test_what_is_given_to_every_completion_does_not_count():
+    example = {"en": "ab", "fr": "c"}
+    (encoded,) = Translation().encode(example, Letters(opening=(9,)))
+    assert encoded.prompt.tolist() == [97, 98, 2] and encoded.completion.tolist() == [9, 99, 2]
+    assert encoded.counts.tolist() == [False] * 4 + [True] * 2
+    (whole,) = Translation(counted="all").encode(example, Letters(opening=(9,)))
+    assert whole.counts.tolist() == [True] * 3 + [False] + [True] * 2
+
+
 @pytest.mark.parametrize("task", [Translation(), Translation(**MULTI)])
 def test_a_prompt_alone_is_encoded_as_with_its_completion(task):
     """Trap 14."""
