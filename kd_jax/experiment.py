@@ -186,14 +186,15 @@ class Experiment:
 def settled(experiment: Experiment) -> Experiment:
     """The experiment with every model written out: as its folder has it, or as the teacher but for its sizes.
 
-    A HuggingFaceTokenizer without a folder is the teacher's.
+    A HuggingFaceTokenizer without a folder is the teacher's; at a Marian model's folder it becomes a MarianTokenizer.
 
     Raises:
       KdError: if a folder cannot be read, or a model is to be the folder's and there is none.
     """
     tokenizer, teacher = experiment.tokenizer, experiment.teacher
-    if tokenizer.pretrained and not tokenizer.folder and teacher.init.origin == "folder":
-        tokenizer = dataclasses.replace(tokenizer, folder=teacher.init.folder)
+    if tokenizer.pretrained:
+        teachers = teacher.init.folder if teacher.init.origin == "folder" else ""
+        tokenizer = tokenizer.at(tokenizer.folder or teachers)
     rows = {"vocab_rows": 0} if tokenizer.pretrained and tokenizer.cut else {}
     teacher = _settled(TEACHER, teacher, None, rows)
     students = {name: _settled(name, recipe, teacher, rows) for name, recipe in experiment.students.items()}

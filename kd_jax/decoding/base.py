@@ -28,6 +28,28 @@ def likeliest(logits_NV: Array) -> Array:
     return jnp.where(largest_NV, ids_NV, logits_NV.shape[-1]).min(-1)
 
 
+def barring(model: Model, ids: tuple[int, ...]) -> Model:
+    """The model, which never writes these ids: their logits are -inf, so what is left has all the probability.
+
+    Args:
+      model: whose `extend` is asked.
+      ids: static, such as the pad that Marian's decoding begins with, which was added to its vocabulary untrained.
+
+    Examples:
+      >>> echo = Model(*[None] * 5, extend=lambda table, cache, ids_BT: (table[ids_BT], cache))
+      >>> barring(echo, (2,)).step(jnp.array([[1.0, 2.0, 3.0]]), (), jnp.array([0]))[0].tolist()
+      [[1.0, 2.0, -inf]]
+    """
+    if not ids:
+        return model
+
+    def extend(params: Params, cache: Cache, ids_BT: Array) -> tuple[Array, Cache]:
+        logits_BTV, cache = model.extend(params, cache, ids_BT)
+        return logits_BTV.at[..., jnp.array(ids)].set(-jnp.inf), cache
+
+    return model._replace(extend=extend)
+
+
 def first_tokens(inputs: Inputs) -> tuple[Array, Array]:
     """(the token that each row goes on from, int32 [B]; whether the row is real or only fills up, bool [B])."""
     return inputs.decoder.ids_BT[:, -1], inputs.decoder.segment_BT[:, -1] > 0

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from kd_jax.decoding.base import first_tokens, likeliest
+from kd_jax.decoding.base import barring, first_tokens, likeliest
 from kd_jax.models.base import Model
 from kd_jax.types import Array, Inputs, Params, Tokens
 
@@ -15,7 +15,17 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 Leaves = tuple[Array, ...]
 
 
-def programs(model: Model, params: Params, *, has_encoder: bool, start: int, width: int, room: int) -> dict[str, bytes]:
+def programs(
+    model: Model,
+    params: Params,
+    *,
+    has_encoder: bool,
+    start: int,
+    width: int,
+    room: int,
+    opening: tuple[int, ...] = (),
+    barred: tuple[int, ...] = (),
+) -> dict[str, bytes]:
     """The two halves of greedy decoding, serialised for all PLATFORMS; any number of rows.
 
         prefill(params, ids_BS, length_B) -> (token_B, cache)
@@ -29,11 +39,12 @@ def programs(model: Model, params: Params, *, has_encoder: bool, start: int, wid
       start: the id that decoding begins with.
       width: S, padded length of the prompts, which stand on the left.
       room: the most tokens that can be written.
+      opening, barred: as the tokeniser's: ids that completions begin with, and that are never written.
 
     Returns:
       {"prefill": ..., "step": ...}, for `jax.export.deserialize`.
     """
-    prefill, step = flat(model, params, has_encoder, start, width, room)
+    prefill, step = flat(barring(model, barred), params, has_encoder, (start, *opening), width, room)
     rows = export.symbolic_shape("rows")[0]
     leaves = tuple(jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in jax.tree.leaves(params))
     ids_BS, length_B = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, width), (rows,)))
@@ -44,12 +55,12 @@ def programs(model: Model, params: Params, *, has_encoder: bool, start: int, wid
 
 
 def flat(
-    model: Model, params: Params, has_encoder: bool, start: int, width: int, room: int
+    model: Model, params: Params, has_encoder: bool, begins: tuple[int, ...], width: int, room: int
 ) -> tuple[Callable[..., tuple[Array, Leaves]], Callable[..., tuple[Array, Array, Leaves]]]:
     """`prefill` and `step` of tuples, as `programs` has them: whoever loads them knows no class of ours."""
 
     def cache_of(params: Params, ids_BS: Array, length_B: Array) -> tuple[Array, Leaves]:
-        inputs = prompts(ids_BS, length_B, has_encoder, start)
+        inputs = prompts(ids_BS, length_B, has_encoder, begins)
         return first_tokens(inputs)[0], model.prefill(params, inputs, room)
 
     one = jnp.ones((1, width), jnp.int32), jnp.ones(1, jnp.int32)
@@ -66,23 +77,28 @@ def flat(
     return prefill, step
 
 
-def prompts(ids_BS: Array, length_B: Array, has_encoder: bool, start: int) -> Inputs:
-    """As a layout's `prompts`, of padded rows, within a compiled program.
+def prompts(ids_BS: Array, length_B: Array, has_encoder: bool, begins: tuple[int, ...]) -> Inputs:
+    """As a layout's `prompts`, of padded rows, within a compiled program; `begins` with the start, then the opening.
 
     Examples:
-      >>> inputs = prompts(jnp.array([[7, 8, 2, 0]]), jnp.array([3]), has_encoder=False, start=1)
+      >>> inputs = prompts(jnp.array([[7, 8, 2, 0]]), jnp.array([3]), has_encoder=False, begins=(1,))
       >>> inputs.decoder.ids_BT.tolist(), inputs.decoder.position_BT.tolist()
       ([[0, 1, 7, 8, 2]], [[0, 0, 1, 2, 3]])
     """
     rows, width = ids_BS.shape
-    index_B, start_B1 = jnp.full(rows, -1, jnp.int32), jnp.full((rows, 1), start, jnp.int32)
+    index_B = jnp.full(rows, -1, jnp.int32)
+    given_BT = jnp.broadcast_to(jnp.array(begins, jnp.int32), (rows, len(begins)))
     if has_encoder:
-        decoder = Tokens(start_B1, jnp.zeros_like(start_B1), jnp.ones_like(start_B1))
+        place_BT = jnp.broadcast_to(jnp.arange(len(begins)), given_BT.shape)
+        decoder = _tokens(given_BT, place_BT, jnp.full(rows, len(begins), jnp.int32))
         return Inputs(index_B, decoder, _tokens(ids_BS, jnp.broadcast_to(jnp.arange(width), (rows, width)), length_B))
-    # On the left of the start token and the prompt is nothing: all rows go on from their last column.
-    place_BT = jnp.arange(width + 1)[None] - (width - length_B)[:, None]
-    ids_BT = jnp.take_along_axis(jnp.concatenate([start_B1, ids_BS], axis=1), jnp.maximum(place_BT, 0), axis=1)
-    return Inputs(index_B, _tokens(ids_BT, place_BT, length_B + 1), None)
+    # On the left of the start token, the prompt and the opening is nothing: all rows go on from their last column.
+    place_BT = jnp.arange(width + len(begins))[None] - (width - length_B)[:, None]
+    prompt_BT = jnp.pad(ids_BS, ((0, 0), (1, len(begins) - 1)))
+    ids_BT = jnp.take_along_axis(prompt_BT, jnp.maximum(place_BT, 0), axis=1)
+    ids_BT = jnp.where(place_BT == 0, begins[0], ids_BT)
+    ids_BT = ids_BT.at[:, width + 1 :].set(given_BT[:, 1:])
+    return Inputs(index_B, _tokens(ids_BT, place_BT, length_B + len(begins)), None)
 
 
 def _tokens(ids_BT: Array, place_BT: Array, length_B: Array) -> Tokens:

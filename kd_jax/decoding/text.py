@@ -3,6 +3,7 @@
 import numpy as np
 
 from kd_jax.data.tokenizers.base import Tokenizer
+from kd_jax.decoding.base import barring
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.sampling import sample
@@ -19,7 +20,15 @@ def output_length(decoding: Decoding, architecture: Architecture, inputs: Inputs
 
 
 def write(
-    params: Params, inputs: Inputs, *, model: Model, architecture: Architecture, way: str, decoding: Decoding, eos: int
+    params: Params,
+    inputs: Inputs,
+    *,
+    model: Model,
+    architecture: Architecture,
+    way: str,
+    decoding: Decoding,
+    eos: int,
+    barred: tuple[int, ...] = (),
 ) -> Array:
     """What a model writes, int32 [B, T].
 
@@ -29,7 +38,9 @@ def write(
       way: "beam" for the best hypothesis of the beam search; else token by token.
       decoding: the settings.
       eos: id that ends a text.
+      barred: ids that are never written.
     """
+    model = barring(model, barred)
     ends = {"eos": eos, "length": output_length(decoding, architecture, inputs)}
     if way == "beam":
         search = {"beam": decoding.beam, "alpha": decoding.length_penalty}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.data.tokenizers.base import Tokenizer
 from kd_jax.decoding import text
 from kd_jax.evaluation.closeness import alone_step, compare_cached_step, compare_step, likelihood
 from kd_jax.experiment import Experiment
@@ -47,9 +48,9 @@ def present(experiment: Experiment, workdir: Workdir) -> list[str]:
 class Programs:
     """Compiled functions, one for each shape of network: models of one shape share them."""
 
-    def __init__(self, decoding: Decoding, teacher: Model, vocab_size: int, eos: int):
-        self._decoding, self._teacher, self._vocab_size = decoding, teacher, vocab_size
-        self._eos = eos
+    def __init__(self, decoding: Decoding, teacher: Model, tokenizer: Tokenizer):
+        self._decoding, self._teacher, self._vocab_size = decoding, teacher, tokenizer.vocab_size
+        self._ends = {"eos": tokenizer.eos, "barred": tokenizer.barred}
         self.compare = functools.cache(self._compare)
         self.alone = functools.cache(self._alone)
         self.compare_cached = functools.cache(self._compare_cached)
@@ -73,4 +74,4 @@ class Programs:
 
     def _write(self, architecture: Architecture, way: str, devices: Devices) -> Callable:
         parts = {"model": architecture.build(self._vocab_size), "architecture": architecture, "way": way}
-        return devices.compile(functools.partial(text.write, **parts, decoding=self._decoding, eos=self._eos))
+        return devices.compile(functools.partial(text.write, **parts, decoding=self._decoding, **self._ends))

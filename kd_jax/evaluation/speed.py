@@ -10,7 +10,8 @@ import numpy as np
 
 from kd_jax.artifacts import runlog
 from kd_jax.data.pipeline import PromptBatches
-from kd_jax.decoding.base import NOTHING
+from kd_jax.data.tokenizers.base import Tokenizer
+from kd_jax.decoding.base import NOTHING, barring
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.speculative import Side, Speculated, speculative
 from kd_jax.decoding.text import output_length
@@ -30,7 +31,7 @@ def decoding_speeds(
     programs: Programs,
     prompts: Sequence[np.ndarray],
     widths: Sequence[int],
-    start: int,
+    tokenizer: Tokenizer,
     way: str,
     devices: Devices,
 ) -> dict[str, dict[str, float]]:
@@ -44,7 +45,7 @@ def decoding_speeds(
       contenders, programs: the models, and their compiled functions.
       prompts: token ids of each, int32 [P].
       widths: padded lengths, ascending.
-      start: the id that decoding begins with.
+      tokenizer: which says what decoding begins with.
       way: how they are written.
       devices: for batches; one prompt at a time runs on one.
     """
@@ -57,7 +58,7 @@ def decoding_speeds(
         chosen = members[:count]
         calls = {}
         for contender in contenders:
-            layout = contender.architecture.layout(start)
+            layout = contender.architecture.layout(tokenizer.start, tokenizer.opening)
             batches = PromptBatches([prompts[i] for i in chosen], layout, widths, size, where.count, chosen)
             write, params = programs.write(contender.architecture, way, where), where.put(contender.params)
             calls[contender.name] = functools.partial(_timed, write, params, list(map(where.cut, batches)), where)
@@ -73,8 +74,7 @@ def drafting_speed(
     student: Contender,
     prompts: Sequence[np.ndarray],
     widths: Sequence[int],
-    start: int,
-    eos: int,
+    tokenizer: Tokenizer,
     decoding: Decoding,
 ) -> dict[str, float]:
     """How fast the teacher writes its own greedy texts from a student's drafts, one prompt at a time.
@@ -82,8 +82,7 @@ def drafting_speed(
     Args:
       evaluation: tokens drafted a round, and how many prompts.
       teacher, student: of one family.
-      prompts, widths, start: as `decoding_speeds`.
-      eos: id that ends a text.
+      prompts, widths, tokenizer: as `decoding_speeds`.
       decoding: how long a text may be.
 
     Returns:
@@ -92,16 +91,17 @@ def drafting_speed(
     """
     where = devices_of("jit")
     chosen = _of_the_commonest_length(prompts, widths)[: evaluation.speed_texts]
-    layout = teacher.architecture.layout(start)
+    layout = teacher.architecture.layout(tokenizer.start, tokenizer.opening)
     batches = list(map(where.cut, PromptBatches([prompts[i] for i in chosen], layout, widths, 1, 1, chosen)))
     length = min(output_length(decoding, one.architecture, batches[0]) for one in (teacher, student))
-    ends = {"eos": eos, "length": length}
+    ends = {"eos": tokenizer.eos, "length": length}
+    models = [barring(one.model, tokenizer.barred) for one in (teacher, student)]
 
     def alone(params: tuple[Params, Params], inputs: Inputs) -> Array:
-        return greedy(teacher.model, params[0], inputs, **ends)
+        return greedy(models[0], params[0], inputs, **ends)
 
     def drafted(params: tuple[Params, Params], inputs: Inputs) -> Speculated:
-        sides = Side(teacher.model, params[0]), Side(student.model, params[1])
+        sides = map(Side, models, params)
         return speculative(*sides, inputs, drafts=evaluation.draft, **ends)
 
     params = where.put((teacher.params, student.params))

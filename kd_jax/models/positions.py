@@ -1,6 +1,7 @@
 """How a network knows where a token stands: sinusoids, rotations, relative buckets."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -10,10 +11,13 @@ from kd_jax.types import Array
 BUCKETS, FARTHEST = 32, 128  # T5's
 
 
-def sinusoids(length: int, d_model: int, timing: bool = False) -> Array:
+def sinusoids(length: int, d_model: int, timing: bool = False, xp: Any = jnp) -> Array:
     """Position encodings, float32 [length, d_model]: sines first, then cosines.
 
     The rates fall from 1 to 1 / 10,000: short of it by one step, or, as tensor2tensor's timing signal, to it.
+
+    Args:
+      xp: whose arrays they are: jax.numpy, or numpy where no program is to be compiled.
 
     References:
       Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
@@ -23,9 +27,9 @@ def sinusoids(length: int, d_model: int, timing: bool = False) -> Array:
       [0. 0. 1. 1.]
     """
     half = -(-d_model // 2)
-    rates = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / (max(half - 1, 1) if timing else d_model / 2))
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :d_model]
+    rates = 10_000.0 ** (-xp.arange(half, dtype=xp.float32) / (max(half - 1, 1) if timing else d_model / 2))
+    angles = xp.arange(length, dtype=xp.float32)[:, None] * rates[None, :]
+    return xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=1)[:, :d_model]
 
 
 def rotation(

@@ -21,6 +21,7 @@ from kd_jax.evaluation import closeness, quality, verdict
 from kd_jax.evaluation.contenders import Contender, Programs, contenders
 from kd_jax.evaluation.speed import decoding_speeds, drafting_speed
 from kd_jax.experiment import Experiment
+from kd_jax.models.base import Architecture
 from kd_jax.parallel import devices
 from kd_jax.parallel.base import Devices
 from kd_jax.signals.topk import TopK
@@ -74,9 +75,9 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
         figures[contender.name] |= _from_training(workdir, contender.name)
         said = [f"{m.label} {figures[contender.name][m.name]:.{m.digits}f}" for m in task.metrics]
         runlog.say(f"{contender.name}: {', '.join(said)}")
-    widths, start = experiment.prompt_widths, setting.tokenizer.start
+    widths, tokenizer = experiment.prompt_widths, setting.tokenizer
     speeds = decoding_speeds(
-        evaluation, models, setting.programs, setting.prompts, widths, start, task.decoding.ways[0], spread
+        evaluation, models, setting.programs, setting.prompts, widths, tokenizer, task.decoding.ways[0], spread
     )
     for name, drafting in _drafting(setting, models, figures).items():
         figures[name] |= drafting
@@ -93,7 +94,7 @@ def _setting(experiment: Experiment, workdir: Workdir) -> Setting:
     measured = quality.Measured.of(data, evaluation.split, evaluation.texts)
     prompts = [task.encode_prompt(task.prompt(measured.examples[i]), tokenizer) for i in measured.written]
     teacher = experiment.teacher.model.build(tokenizer.vocab_size)
-    programs = Programs(task.decoding, teacher, tokenizer.vocab_size, tokenizer.eos)
+    programs = Programs(task.decoding, teacher, tokenizer)
     return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, devices(experiment.backend))
 
 
@@ -101,7 +102,7 @@ def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str
     """A model's texts and likelihoods, left in files, and what the task's metrics make of them."""
     experiment, programs, spread = setting.experiment, setting.programs, setting.devices
     task, path = experiment.task, setting.workdir.evaluation.path
-    layout = contender.architecture.layout(setting.tokenizer.start)
+    layout = _layout(setting, contender.architecture)
     batches = PromptBatches(
         setting.prompts, layout, experiment.prompt_widths, experiment.evaluation.batch_size, spread.count
     )
@@ -130,17 +131,8 @@ def _drafting(
     teacher, student = by_name[TEACHER], by_name[name]
     if teacher.architecture.family != student.architecture.family:
         return {}
-    widths, tokenizer = experiment.prompt_widths, setting.tokenizer
-    measured = drafting_speed(
-        experiment.evaluation,
-        teacher,
-        student,
-        setting.prompts,
-        widths,
-        tokenizer.start,
-        tokenizer.eos,
-        experiment.task.decoding,
-    )
+    texts = setting.prompts, experiment.prompt_widths, setting.tokenizer, experiment.task.decoding
+    measured = drafting_speed(experiment.evaluation, teacher, student, *texts)
     runlog.say(
         f"{name}: as the teacher's draft {measured['draft_acceptance']:.0%} of its tokens are accepted, "
         f"{measured['draft_speedup']:.2f} times the teacher's greedy speed"
@@ -163,6 +155,10 @@ def _from_training(workdir: Workdir, name: str) -> dict[str, Any]:
     """What the report repeats of a model's training."""
     trained = workdir.model(name).manifest()
     return {key: trained["outputs"][key] for key in FROM_TRAINING} | {"seconds": trained["seconds"]}
+
+
+def _layout(setting: Setting, architecture: Architecture) -> Layout:
+    return architecture.layout(setting.tokenizer.start, setting.tokenizer.opening)
 
 
 def _batches(setting: Setting, layout: Layout | EachLayout) -> EvalBatches:
@@ -190,8 +186,8 @@ def _inputs(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
 
 def _closeness(setting: Setting, contender: Contender, teacher_params: Params, params: Params) -> dict[str, Any]:
     """A model's closeness to the teacher on the evaluated split; a student's also, "offline", from the cache."""
-    architecture, start = contender.architecture, setting.tokenizer.start
-    layouts = (setting.experiment.teacher.model.layout(start), architecture.layout(start))
+    architecture = contender.architecture
+    layouts = (_layout(setting, setting.experiment.teacher.model), _layout(setting, architecture))
     batches = _batches(setting, EachLayout(layouts))
     step = functools.partial(setting.programs.compare(architecture, setting.devices), (teacher_params, params))
     sums = _added(step, batches, setting.devices, f"compare {contender.name}")
@@ -204,7 +200,7 @@ def _closeness(setting: Setting, contender: Contender, teacher_params: Params, p
 def _alone(setting: Setting, contender: Contender, params: Params) -> dict[str, Any]:
     """A student's figures where the teacher is elsewhere: closeness to it is known "offline" alone, from the cache."""
     step = functools.partial(setting.programs.alone(contender.architecture, setting.devices), params)
-    batches = _batches(setting, contender.architecture.layout(setting.tokenizer.start))
+    batches = _batches(setting, _layout(setting, contender.architecture))
     figures = closeness.means(_added(step, batches, setting.devices, f"measure {contender.name}"))
     figures |= _extent(setting, contender) | dict.fromkeys(("kl_to_teacher", "agreement", "acceptance"))
     if setting.experiment.evaluation.cached_k:
@@ -227,7 +223,7 @@ def _offline(setting: Setting, contender: Contender, params: Params) -> dict[str
     signal = TopK(k=cache.schema["ids"].shape[0])
     split = Split(setting.workdir.data, "validation", {signal.name: cache})
     step = setting.programs.compare_cached(contender.architecture, signal, setting.devices)
-    batches = _batches(setting._replace(split=split), contender.architecture.layout(setting.tokenizer.start))
+    batches = _batches(setting._replace(split=split), _layout(setting, contender.architecture))
     title = f"compare {contender.name} offline"
     return closeness.means(_added(functools.partial(step, params), batches, setting.devices, title))
 

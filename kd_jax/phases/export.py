@@ -113,7 +113,7 @@ def for_transformers(
     architecture = experiment.recipes[name].model
     write(to, architecture, params, ids, tokenizer.vocab_size)
     settings = generation(experiment.task.decoding, max(experiment.prompt_widths))
-    manifest.write_json(to / "generation_config.json", {**ids, **settings})
+    manifest.write_json(to / "generation_config.json", {**ids, **settings, **outset(tokenizer)})
 
 
 def for_jax(
@@ -124,7 +124,8 @@ def for_jax(
     sizes = {"width": width, "room": experiment.task.decoding.most(width)}
     has_encoder = architecture.family == "encoder_decoder"
     network = architecture.build(tokenizer.vocab_size)
-    written = programs(network, params, has_encoder=has_encoder, start=tokenizer.start, **sizes)
+    begins = {"start": tokenizer.start, "opening": tokenizer.opening, "barred": tokenizer.barred}
+    written = programs(network, params, has_encoder=has_encoder, **begins, **sizes)
     for program, code in written.items():
         (to / f"{program}.bin").write_bytes(code)
     np.savez(to / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
@@ -149,6 +150,12 @@ def generation(decoding: Decoding, widest: int) -> dict[str, Any]:
         return settings | {"do_sample": False}
     drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     return settings | {"do_sample": True} | drawn | ({"min_p": sampling.min_p} if sampling.min_p else {})
+
+
+def outset(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What is given to every text and what none holds, in transformers' words."""
+    first = {"forced_bos_token_id": tokenizer.opening[0]} if tokenizer.opening else {}
+    return first | ({"bad_words_ids": [[i] for i in tokenizer.barred]} if tokenizer.barred else {})
 
 
 def card(experiment: Experiment, workdir: Workdir, name: str, form: str, format: str) -> str:

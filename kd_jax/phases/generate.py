@@ -47,8 +47,8 @@ def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapp
     network = architecture.build(tokenizer.vocab_size)
     params = spread.put(checkpoint.load_params(folder, network.init))
     parts = {"model": network, "architecture": architecture, "way": decoding.ways[-1], "decoding": decoding}
-    step = spread.compile(functools.partial(text.write, **parts, eos=tokenizer.eos))
-    layout = architecture.layout(tokenizer.start)
+    step = spread.compile(functools.partial(text.write, **parts, eos=tokenizer.eos, barred=tokenizer.barred))
+    layout = architecture.layout(tokenizer.start, tokenizer.opening)
     most = min(architecture.context or LONGEST, LONGEST)
     for numbered in waiting_lines(sys.stdin.buffer, f"{name}> "):
         lines = [(number, line) for number, line in numbered if line.strip()]

@@ -1,7 +1,7 @@
 """What a task is: from text to tokens and back, how texts are written, and how they are measured."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ class Encoded(NamedTuple):
 
     Attributes:
       prompt: int32 [P], what is given, its end included; it may be empty.
-      completion: int32 [C], what is to be written, its end included.
+      completion: int32 [C], what is to be written, its end included, behind what the tokeniser gives (its opening).
       counts: bool [P + C], which tokens count in the loss. Said here and nowhere else.
     """
 
@@ -33,7 +33,7 @@ ENCODED = {"prompt": Field((), "int32"), "completion": Field((), "int32"), "coun
 
 
 def encode_pair(prompt: str, completion: str, tokenizer: Any, counted: Counted, most: int = 0) -> Encoded:
-    """A prompt, as the tokeniser words it, and what follows it, with the end of the text behind it.
+    """A prompt, as the tokeniser words it, and what follows it: what the tokeniser gives, the text, and its end.
 
     Args:
       prompt, completion: texts.
@@ -43,8 +43,20 @@ def encode_pair(prompt: str, completion: str, tokenizer: Any, counted: Counted, 
     """
     given = encode_prompt(prompt, tokenizer, most)
     written = encode_text(completion, tokenizer)
-    counts = (np.arange(len(given) + len(written)) >= len(given)) | (counted == "all")
-    return Encoded(given, written, counts)
+    return completed(given, np.full(len(given), counted == "all"), tokenizer.opening, written)
+
+
+def completed(prompt: np.ndarray, counts_P: np.ndarray, opening: Sequence[int], written: np.ndarray) -> Encoded:
+    """A prompt and what is written behind it; what opens every completion is given, so it does not count.
+
+    Examples:
+      >>> encoded = completed(np.array([5, 2]), np.zeros(2, bool), (9,), np.array([7, 2]))
+      >>> encoded.completion.tolist(), encoded.counts.astype(int).tolist()
+      ([9, 7, 2], [0, 0, 0, 1, 1])
+    """
+    completion = np.asarray([*opening, *written], np.int32)
+    counts = np.concatenate([counts_P, np.zeros(len(opening), bool), np.ones(len(written), bool)])
+    return Encoded(prompt, completion, counts)
 
 
 def encode_text(text: str, tokenizer: Any) -> np.ndarray:

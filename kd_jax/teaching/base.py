@@ -12,6 +12,7 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data import pipeline, store
 from kd_jax.data.layouts import Layout, Segment
 from kd_jax.data.pseudo_targets import PseudoTargets
+from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.experiment import Experiment, targets_name
 from kd_jax.parallel import devices
 from kd_jax.parallel.base import host
@@ -34,7 +35,11 @@ class Teacher:
 
     @property
     def layout(self) -> Layout:
-        return self.experiment.teacher.model.layout(self.data["start"])
+        return self.experiment.teacher.model.layout(self.tokenizer.start, self.tokenizer.opening)
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        return tokenizers.load(self.experiment.tokenizer, self.workdir.data)
 
     @functools.cached_property
     def params(self) -> Params:

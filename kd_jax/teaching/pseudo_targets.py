@@ -13,11 +13,12 @@ from kd_jax.data import pipeline, pseudo_targets, store
 from kd_jax.data.layouts import Segment
 from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.data.tokenizers import base as tokenizers
+from kd_jax.decoding.base import barring
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.text import output_length
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture, Model
-from kd_jax.tasks.base import ENCODED, Decoding, Encoded
+from kd_jax.tasks.base import ENCODED, Decoding, Encoded, completed
 from kd_jax.teaching import base
 from kd_jax.teaching.base import Record, Teacher
 from kd_jax.types import Inputs, Params, Payload
@@ -36,7 +37,7 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
     split = pipeline.Split(teacher.workdir.data, split_name)
     architecture = teacher.experiment.teacher.model
     parts = {"model": teacher.model, "architecture": architecture, "beam": beam, "decoding": decoding}
-    parts["eos"] = teacher.data["eos"]
+    parts |= {"eos": teacher.data["eos"], "barred": teacher.tokenizer.barred}
     compiled = teacher.devices.compile(functools.partial(nbest_step, **parts))
 
     def batches_of(indices: range) -> pipeline.PromptBatches:
@@ -63,11 +64,19 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
 
 
 def nbest_step(
-    params: Params, inputs: Inputs, *, model: Model, architecture: Architecture, beam: int, decoding: Decoding, eos: int
+    params: Params,
+    inputs: Inputs,
+    *,
+    model: Model,
+    architecture: Architecture,
+    beam: int,
+    decoding: Decoding,
+    eos: int,
+    barred: tuple[int, ...] = (),
 ) -> Payload:
     """{"ids" [B, K, T], "logp" [B, K]}: hypotheses, best first, and their log-probabilities."""
     ends = {"eos": eos, "length": output_length(decoding, architecture, inputs), "alpha": decoding.length_penalty}
-    hypotheses = beam_search(model, params, inputs, beam=beam, **ends)
+    hypotheses = beam_search(barring(model, barred), params, inputs, beam=beam, **ends)
     return {"ids": hypotheses.ids_BKT, "logp": hypotheses.logp_BK}
 
 
@@ -104,8 +113,7 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
 
 def _chosen(teacher: Teacher, targets: PseudoTargets, split_name: str, beam: Folder) -> tuple[list[Target], int]:
     """(examples with targets of the teacher's and their weights, how many have no ended hypothesis) of a split."""
-    task = teacher.experiment.task
-    tokenizer = tokenizers.load(teacher.experiment.tokenizer, teacher.workdir.data)
+    task, tokenizer = teacher.experiment.task, teacher.tokenizer
     split = pipeline.Split(teacher.workdir.data, split_name, {"nbest": store.Store(beam.path, "nbest")})
     chosen: list[Target] = []
     unended = 0
@@ -115,11 +123,10 @@ def _chosen(teacher: Teacher, targets: PseudoTargets, split_name: str, beam: Fol
             encoded, prompt = example.encoded, example.encoded.prompt
             hypotheses = pseudo_targets.unpack_hypotheses(example.records["nbest"])
             if hypotheses:
-                reference = tokenizer.decode(encoded.completion[:-1].tolist())
+                reference = tokenizer.decode(encoded.completion[len(tokenizer.opening) : -1].tolist())
                 closeness = functools.partial(_closeness, task, tokenizer, reference)
                 for ids, weight in targets.choose(hypotheses, example.records["nbest"]["logp"], closeness):
-                    counts = np.concatenate([encoded.counts[: len(prompt)], np.ones(len(ids), bool)])
-                    chosen.append((Encoded(prompt, ids, counts), weight))
+                    chosen.append((completed(prompt, encoded.counts[: len(prompt)], tokenizer.opening, ids), weight))
             elif len(encoded.completion):
                 chosen.append((encoded, 1.0))
             unended += not hypotheses

@@ -19,6 +19,7 @@ from kd_jax.data.layouts import Bucket
 from kd_jax.data.pipeline import Split
 from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.data.store import Store
+from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.data.tokenizers.sentence_piece import EOS, START
 from kd_jax.errors import KdError
 from kd_jax.evaluation.contenders import contenders
@@ -131,7 +132,8 @@ def test_a_model_drafts_for_the_teacher(experiment, run, drafting, least):
     by_name = {contender.name: contender for contender in contenders(experiment, run)}
     split = Split(run.data, "test")
     prompts = [split.read(i).encoded.prompt for i in range(4)]
-    texts = experiment.prompt_widths, START, EOS, Decoding(length_ratio=0.0, length=12)
+    tokenizer = tokenizers.load(experiment.tokenizer, run.data)
+    texts = experiment.prompt_widths, tokenizer, Decoding(length_ratio=0.0, length=12)
     models = by_name[TEACHER], by_name[drafting]
     figures = drafting_speed(dataclasses.replace(experiment.evaluation, draft=3), *models, prompts, *texts)
     assert least <= figures["draft_acceptance"] <= 1 and figures["draft_tokens"] == 3

@@ -14,21 +14,38 @@ from kd_jax.artifacts import manifest
 from kd_jax.data.tokenizers import base
 from kd_jax.data.tokenizers.chat import Chat
 from kd_jax.data.tokenizers.cut import around, cut, kept_ids, vocabulary
+from kd_jax.data.tokenizers.folder import (
+    around_source,
+    barred,
+    conventions,
+    in_front,
+    languages,
+    renumbered,
+    special_tokens,
+)
+from kd_jax.data.tokenizers.marian import SOURCE, MarianTokenizer
 from kd_jax.errors import KdError
 
 JSON, CONFIG, OURS, ROWS = "tokenizer.json", "tokenizer_config.json", "tokenizer_special.json", "tokenizer_rows.npy"
 TEMPLATE = "chat_template.jinja"
-ENCODED_AT_ONCE = 1000
+UNSAID = {"languages": [], "opening": [], "barred": []}  # of data prepared before these were kept
 
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceTokenizer:
     """The tokeniser of a pretrained model, read from a local folder.
 
+    What an encoder-decoder writes begins, behind `start`, as its folder's texts do: with the language (NLLB), with <s>
+    (BART), mostly with nothing (T5). That opening is given: in training, scoring and decoding it stands in the decoder
+    and does not count, and the texts are without it. What transformers' `generate` never writes is not written here
+    either: the single tokens of bad_words_ids.
+
     Attributes:
       folder: with tokenizer.json, tokenizer_config.json, and the model's config.json; "" for the teacher's.
       chat: whether prompts are wrapped in the folder's chat template, as one user's message.
       prefix: what stands in front of every prompt, such as T5's "translate English to French: " or a chat's request.
+      source, target: tokens of the languages that are read and written, such as NLLB's "eng_Latn" and "fra_Latn"; of
+        Marian's models the one to write, such as ">>fra<<". "" for the folder's: src_lang, and forced_bos_token_id.
       end: the token that ends a text; "" for the folder's eos_token.
       cut: whether tokens that the training texts do not use are left out, in the model's embedding too. The teacher's
         probabilities are then those among the tokens that are left.
@@ -45,6 +62,8 @@ Hugging Face's layout (transformers' save_pretrained writes one)
     prefix: str = ""
     end: str = ""
     cut: bool = False
+    source: str = ""
+    target: str = ""
 
     pretrained: ClassVar[bool] = True
     files: ClassVar[tuple[str, ...]] = (JSON, CONFIG, OURS, ROWS)
@@ -53,6 +72,22 @@ Hugging Face's layout (transformers' save_pretrained writes one)
     def vocab_size(self) -> int:
         """Tokens of the whole tokeniser."""
         return max(vocabulary(self._spec).values()) + 1
+
+    def at(self, folder: str) -> "HuggingFaceTokenizer | MarianTokenizer":
+        """The same for a folder; MarianTokenizer where it holds two SentencePiece models.
+
+        Raises:
+          KdError: for a field that such a folder has no use of.
+        """
+        if not (Path(folder) / SOURCE).exists():
+            return dataclasses.replace(self, folder=folder)
+        for field in ("chat", "prefix", "end", "source"):
+            if vars(self)[field]:
+                raise KdError(
+                    f"tokenizer.{field}: {vars(self)[field]!r}; {folder!r} is a Marian model's and has no use of it: "
+                    "wanted its default, and the language to write, if it has several, as tokenizer.target '>>fra<<'"
+                )
+        return MarianTokenizer(folder, target=self.target, cut=self.cut)
 
     def check(self) -> None:
         """Raises KdError if the folder holds no tokeniser, a special token is missing, or a chat template fails."""
@@ -66,7 +101,7 @@ Hugging Face's layout (transformers' save_pretrained writes one)
 
     def sources(self) -> tuple[Path, ...]:
         """As Settings.sources."""
-        names = (JSON, CONFIG, TEMPLATE, "config.json")
+        names = (JSON, CONFIG, TEMPLATE, "config.json", "generation_config.json")
         return tuple(Path(self.folder) / name for name in names if (Path(self.folder) / name).exists())
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
@@ -75,7 +110,10 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         Raises:
           KdError: if one of the symbols is no token.
         """
-        ids, spec, special = vocabulary(self._spec), self._spec, self._special()
+        special, settings = self._special(), manifest.read_json(Path(self.folder) / CONFIG)
+        ids, spec = vocabulary(self._spec), self._framed(special, settings)
+        if special["languages"]:
+            settings |= dict(zip(("src_lang", "tgt_lang"), special["languages"], strict=True))
         for symbol in symbols:
             if symbol not in ids:
                 raise KdError(
@@ -86,11 +124,13 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         rows = list(range(rows[-1] + 1))
         if self.cut:
             whole = Wrapped(spec, special, None)
-            needed = {*special["tokens"].values(), *around(spec["post_processor"]), *symbols}
+            needed = {*special["tokens"].values(), *special["opening"], *around(spec["post_processor"]), *symbols}
             rows = kept_ids(spec, _used(whole, texts), needed)
-            spec = cut(spec, rows)
+            number = {old: new for new, old in enumerate(rows)}
+            spec, settings = cut(spec, rows), renumbered(settings, number)
+            special["barred"] = [word for word in special["barred"] if ids[word] in number]
         manifest.write_text(folder / JSON, json.dumps(spec, ensure_ascii=False))
-        manifest.write_json(folder / CONFIG, manifest.read_json(Path(self.folder) / CONFIG))
+        manifest.write_json(folder / CONFIG, settings)
         manifest.write_json(folder / OURS, special)
         np.save(folder / ROWS, np.asarray(rows, np.int32))
 
@@ -98,31 +138,40 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         """As Settings.load."""
         base.require(folder / name for name in self.files)
         spec, special = (manifest.read_json(folder / name) for name in (JSON, OURS))
-        return Wrapped(spec, special, np.load(folder / ROWS), folder)
+        return Wrapped(spec, UNSAID | special, np.load(folder / ROWS), folder)
 
     @functools.cached_property
     def _spec(self) -> dict[str, Any]:
         return manifest.read_json(Path(self.folder) / JSON)
 
+    def _framed(self, special: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """tokenizer.json, with the source's language around a prompt, which transformers puts there when it loads."""
+        if not special["languages"]:
+            return self._spec
+        legacy, eos = bool(settings.get("legacy_behaviour")), special["tokens"]["eos"]
+        processor = around_source(special["languages"][0], eos, vocabulary(self._spec), legacy)
+        return {**self._spec, "post_processor": processor}
+
     def _special(self) -> dict[str, Any]:
-        """What begins and ends texts: {"tokens": name -> token, "template", "prefix", "has_encoder"}, JSON-able."""
+        """What begins and ends texts, JSON-able.
+
+        {"tokens": name -> token, "template", "prefix", "has_encoder", "languages": [source, target] or [], "opening",
+        "barred": tokens}.
+        """
         folder, ids = Path(self.folder), vocabulary(self._spec)
-        settings = manifest.read_json(folder / CONFIG)
-        model = manifest.read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+        settings, model = manifest.read_json(folder / CONFIG), conventions(folder)
         words = {i: word for word, i in ids.items()}
-        tokens = {}
-        for name in ("bos", "eos", "pad", "unk"):
-            token = settings.get(f"{name}_token")
-            token = token["content"] if isinstance(token, dict) else token
-            if token in ids:
-                tokens[name] = token
+        has_encoder, names = bool(model.get("is_encoder_decoder")), ("bos", "eos", "pad", "unk")
+        tokens = special_tokens(settings, names)
+        if has_encoder:  # BART was published without their names
+            tokens = {name: words.get(model.get(f"{name}_token_id")) for name in names} | tokens
+        tokens = {name: token for name, token in tokens.items() if token in ids}
         if self.end:
             tokens["eos"] = self.end
         if tokens.get("eos") not in ids:
             raise KdError(
                 f"tokenizer.end: {tokens.get('eos')!r} is no token of {self.folder!r}; wanted the one that ends a text"
             )
-        has_encoder = bool(model.get("is_encoder_decoder"))
         if has_encoder:
             tokens["start"] = words.get(model.get("decoder_start_token_id", model.get("pad_token_id")))
             if tokens["start"] is None:
@@ -133,7 +182,19 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         if self.chat:
             chat = Chat.of(folder, settings, tokens)
             template, tokens["start"] = chat.template, self._chat_start(chat)
-        return {"tokens": tokens, "template": template, "prefix": self.prefix, "has_encoder": has_encoder}
+        pair = languages(settings, model, ids, self.source, self.target)
+        opening = self._opening(tokens["start"], pair, words.get(model.get("forced_bos_token_id")))
+        special = {"tokens": tokens, "template": template, "prefix": self.prefix, "has_encoder": has_encoder}
+        special |= {"languages": pair, "opening": opening if has_encoder else []}
+        return special | {"barred": [words[i] for i in barred(model) if i in words]}
+
+    def _opening(self, start: str, pair: list[str], forced: str | None) -> list[str]:
+        """The language to write; else what decoding is forced to begin with; else what begins the folder's texts."""
+        if pair:
+            return pair[1:]
+        if forced is not None:
+            return [forced]
+        return [word for word in in_front(self._spec["post_processor"]) if word != start]
 
     def _chat_start(self, chat: Chat) -> str:
         """The token that every chat begins with; it takes the place of the one that texts begin with.
@@ -164,11 +225,13 @@ class Wrapped:
         self._whole.no_padding()
         self._special, self._folder = special, folder
         self._ids = vocabulary(spec)
-        self._special_ids = {self._ids[word] for name, word in special["tokens"].items() if name != "unk"}
+        words = [word for name, word in special["tokens"].items() if name != "unk"]
+        self._special_ids = {self._ids[word] for word in (*words, *special["languages"], *special["opening"])}
         self._chat = Chat(special["template"], special["tokens"]) if special["template"] else None
         self.rows_V = rows_V
         self.vocab_size = max(self._ids.values()) + 1
         self.start, self.eos = (self._ids[special["tokens"][name]] for name in ("start", "eos"))
+        self.opening, self.barred = (tuple(self._ids[word] for word in special[of]) for of in ("opening", "barred"))
         self.pad = self._ids[special["tokens"]["pad"]] if "pad" in special["tokens"] else base.NO_ID
 
     def encode(self, text: str) -> list[int]:

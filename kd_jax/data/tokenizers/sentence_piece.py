@@ -102,7 +102,7 @@ class SentencePiece:
 class Pieces:
     """A trained SentencePiece model, as a Tokenizer."""
 
-    start, eos, pad, rows_V = START, EOS, PAD, None
+    start, eos, pad, opening, barred, rows_V = START, EOS, PAD, (), (), None
 
     def __init__(self, path: Path):
         self._path = path

@@ -126,13 +126,16 @@ class Stored:
         return part[None] if self.row else np.concatenate([np.zeros_like(part[: self.skipped]), part])
 
     def join(self, tensors: Sequence[np.ndarray]) -> np.ndarray:
-        """The parameter."""
+        """The parameter; a view where it is one tensor: whoever copies it next turns it too."""
         parts = [self.ours(tensor) for tensor in tensors]
-        return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     def joined(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """The parameter's shape from the tensors'; raises ValueError where they do not fit together."""
-        return self.join([np.broadcast_to(np.float32(0), shape) for shape in shapes]).shape
+        parts = [self.ours(np.broadcast_to(np.float32(0), shape)).shape for shape in shapes]  # no values are made
+        if len({part[:-1] for part in parts}) > 1:
+            raise ValueError(parts)
+        return (*parts[0][:-1], sum(part[-1] for part in parts))
 
     def split(self, parameter: np.ndarray, widths: list[int]) -> list[np.ndarray]:
         """The tensors, which are `widths` wide as we have them."""

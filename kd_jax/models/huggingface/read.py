@@ -1,11 +1,11 @@
 """A local folder in Hugging Face's layout to one of our two families. Nothing is downloaded, nothing unpickled."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -33,7 +33,8 @@ def read_architecture(folder: str | Path) -> Transformer:
 def read(folder: str | Path) -> tuple[Transformer, Params]:
     """The network of a folder and its parameters, float32 on the host.
 
-    Tensors are read one at a time, so the memory is little more than the parameters'.
+    Tensors are read one at a time, the largest first: while one is copied its part of the file is in memory too, which
+    adds to the most that is ever held only where the others are there already.
 
     Raises:
       KdError: as `read_architecture`; for tensors that are missing, too many, or of another shape, each named.
@@ -46,8 +47,9 @@ def read(folder: str | Path) -> tuple[Transformer, Params]:
     stored = {path: _stored(kept, path, model.activation in GATES, tensors) for path in shapes}
     _check(folder, kept, tensors, stored, shapes)
     _check_sinusoids(folder, kept, tensors, model.d_model)
-    flat = {path: one.join([tensors.read(name) for name in one.names]) for path, one in stored.items()}
-    return model, unflatten_dict(flat, sep=".")
+    largest_first = sorted(stored, key=lambda path: math.prod(shapes[path]), reverse=True)
+    flat = {path: stored[path].join([tensors.read(name) for name in stored[path].names]) for path in largest_first}
+    return model, unflatten_dict({path: flat[path] for path in stored}, sep=".")
 
 
 def _format(folder: Path) -> Format:
@@ -114,11 +116,10 @@ def _check(
 
 def _check_sinusoids(folder: Path, kept: Format, tensors: Tensors, d_model: int) -> None:
     """Raises KdError if a file's table of positions is not what is computed here."""
-    computed = jax.jit(sinusoids, static_argnums=(0, 1))
     for name in kept.sinusoids:
         if name in tensors.where:
             table = tensors.read(name)
-            if table.shape[1] != d_model or not np.allclose(table, computed(*table.shape), atol=2e-3):
+            if table.shape[1] != d_model or not np.allclose(table, sinusoids(*table.shape, xp=np), atol=2e-3):
                 raise KdError(f"{folder}: {name} does not hold sinusoids; learned ones are not implemented here")
 
 
