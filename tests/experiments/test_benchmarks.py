@@ -7,13 +7,16 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from kd_jax import DecoderOnly, EncoderDecoder
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.config import load
 from kd_jax.data.pipeline import Split
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+TINY = {"d_model": 8, "heads": 2, "d_ff": 8, "dropout": 0.0}
 FILES = sorted((EXPERIMENTS / "benchmarks").glob("*.py"))
 
 
@@ -56,10 +59,9 @@ def test_it_says_how_it_is_called(path, imported, monkeypatch, capsys):
 def test_a_students_step_and_the_batches_of_the_cache_are_made(imported, tmp_path, lax_promotion):
     """One block of the smallest step, of either family, from records on disk; and batches as `cache` reads them."""
     step, cache = (imported(EXPERIMENTS / "benchmarks" / f"{name}.py") for name in ("student_step", "cache"))
-    tiny = {"d_model": 8, "heads": 2, "d_ff": 8, "dropout": 0.0}
     for name, shape in step.shapes().items():
         if name != "large":
-            model = dataclasses.replace(shape.student.model, **tiny)
+            model = dataclasses.replace(shape.student.model, **TINY)
             recipe = dataclasses.replace(shape.student, model=model)
             shape = dataclasses.replace(shape, vocab_size=64, examples=64, block=1, student=recipe)
             folder = Folder(tmp_path / name, "benchmark")
@@ -68,3 +70,21 @@ def test_a_students_step_and_the_batches_of_the_cache_are_made(imported, tmp_pat
     split = Split(Folder(tmp_path / "quickstart", "benchmark"), "train")
     experiment = load(EXPERIMENTS / "configs/quickstart.py")
     assert cache.train_batches(split, experiment, experiment.students["student_kd"])[0].mask_BT.any()
+
+
+@pytest.mark.parametrize(
+    "shape", [EncoderDecoder(1, 1, **TINY), DecoderOnly(1, **TINY)], ids=lambda shape: shape.family
+)
+def test_texts_of_random_weights_never_end(imported, shape, tmp_path):
+    """As `decode` prepares and asks for them: through files, and a process of its own."""
+    decode = imported(EXPERIMENTS / "benchmarks/decode.py")
+    folder = tmp_path / "model"
+    prompts = decode.random_model(folder, shape, length=3)
+    (tmp_path / "texts").write_text("<5>\n\n<7>\n")
+    assert decode.exported_model(tmp_path / "copy", folder, tmp_path / "texts") == [[5], [7]]
+    job = decode.write_job(folder, shape.family, "random", prompts, threads=1)
+    sides = decode.start_sides(job, folder, sys.executable, ["kd_jax"])
+    greedy, beams = (sides["kd_jax"].ask(case)["texts"] for case in ("greedy_1", "beam4_8"))
+    sides["kd_jax"].close()
+    assert [len(ids) for ids in greedy + beams] == [3] * (16 + 32)
+    assert decode.EOS not in np.unique([*greedy, *beams])
