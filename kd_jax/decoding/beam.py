@@ -38,21 +38,21 @@ class Decoded(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """Hypotheses that have ended, by score; K of each row."""
+    """The best hypotheses that have ended, by score; as many of each row as are returned."""
 
     score_BK: Array
     logp_BK: Array
     ids_BKT: Array
 
     def best(self, other: "Ended") -> "Ended":
-        """The K best of both; where scores tie, this side's."""
+        """The best of both, as many as this side has; where scores tie, this side's."""
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), self, other)
         _, best_BK = jax.lax.top_k(both.score_BK, self.score_BK.shape[1])
         return jax.tree.map(lambda x: _pick(x, best_BK), both)
 
 
 class Beam(NamedTuple):
-    """Open hypotheses, by sum of log-probabilities, and ended ones; K of each row."""
+    """Open hypotheses, K of each row by their sum of log-probabilities, and ended ones."""
 
     written: Array
     open_logp_BK: Array
@@ -62,18 +62,19 @@ class Beam(NamedTuple):
 
 
 def beam_search(
-    model: Model, params: Params, inputs: Inputs, *, eos: int, length: int, beam: int, alpha: float
+    model: Model, params: Params, inputs: Inputs, *, eos: int, length: int, beam: int, alpha: float, best: int = 0
 ) -> Decoded:
-    """The `beam` best hypotheses, K = beam, best first.
+    """The best hypotheses, best first, of a search that keeps K = beam of them open.
 
-    2K candidates are looked at in each step, so that K can stay open whatever ends. A row ends when its
-    worst ended hypothesis beats the best that an open one could still reach. Where fewer than K ended
+    2K candidates are looked at in each step, so that K can stay open whatever ends. A row ends when the
+    worst of the hypotheses that it returns beats the best that an open one could still reach. Where fewer ended
     within `length`, open hypotheses fill up behind them.
 
     Args:
       model, params, inputs, eos, length: as `greedy`.
       beam: K.
       alpha: exponent of the length penalty; 0 for sums of log-probabilities.
+      best: how many are returned, at most K; 0 for K. They are the same for any number, fewer are sooner certain.
 
     References:
       Wu et al. 2016, arXiv 1609.08144, section 7.
@@ -96,9 +97,10 @@ def beam_search(
     token_B, real_B = first_tokens(inputs)
     rows = len(token_B)
     ids_BKT = jnp.full((rows, beam, length), NOTHING, jnp.int32)
-    empty_BK = jnp.full((rows, beam), NEVER)
+    none_BK = jnp.full((rows, best or beam), NEVER)
+    open_logp_BK = jnp.full((rows, beam), NEVER).at[:, 0].set(0.0)
     cache = model.prefill(params, inputs, length).repeat(beam)
-    first = Beam(jnp.int32(0), empty_BK.at[:, 0].set(0.0), ids_BKT, Ended(empty_BK, empty_BK, ids_BKT), cache)
+    first = Beam(jnp.int32(0), open_logp_BK, ids_BKT, Ended(none_BK, none_BK, ids_BKT[:, : best or beam]), cache)
     most = length_penalty(jnp.float32(length), alpha)
 
     def unfinished(state: Beam) -> Array:

@@ -43,7 +43,7 @@ def write(
     model = barring(model, barred)
     ends = {"eos": eos, "length": output_length(decoding, architecture, inputs)}
     if way == "beam":
-        search = {"beam": decoding.beam, "alpha": decoding.length_penalty}
+        search = {"beam": decoding.beam, "alpha": decoding.length_penalty, "best": 1}
         return beam_search(model, params, inputs, **search, **ends).ids_BKT[:, 0]
     if not decoding.sampling.temperature and decoding.sampling.repetition_penalty == 1:
         return greedy(model, params, inputs, **ends)

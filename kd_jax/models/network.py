@@ -222,7 +222,10 @@ class Network(nn.Module):
         sight = sight._replace(cross_bias=mask_bias(cache.source_BS)[:, None, None])
         x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, slots))
         x_BTD, self_kv = through(self.decoder, x_BTD, None, sight, cache.cross_kv, cache.self_kv, cache.slot)
-        logits_BTV = self.head().logits(self.finish(x_BTD))
+        head = self.head()
+        # Apart from the bias: XLA on CPU puts it into the product, and then turns a tied matrix around at every token.
+        raw_BTV = jax.lax.optimization_barrier(head.raw(self.finish(x_BTD)))
+        logits_BTV = head.finish(raw_BTV, head.bias_V)
         return logits_BTV, cache._replace(slot=cache.slot + count, position_B=cache.position_B + count, self_kv=self_kv)
 
 

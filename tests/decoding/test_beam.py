@@ -96,3 +96,15 @@ def test_hypotheses_are_sorted_and_distinct():
         open_K = ~(decoded.ids_BKT[row] == EOS).any(-1)
         order = list(zip(open_K, -decoded.scores_BK[row], strict=True))
         assert order == sorted(order)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+@pytest.mark.parametrize("bias_V", [np.zeros(V), NEVER_ENDS], ids=["plain", "nothing ended"])
+def test_the_best_are_the_same_however_many_are_wanted(bias_V, alpha):
+    model, params = with_bias(bias_V)
+    search = functools.partial(beam_search, model, params, PROMPTS, beam=4, alpha=alpha, **ENDS)
+    every = jax.device_get(search())
+    for best in (1, 2):
+        few = jax.device_get(search(best=best))
+        for alone, among in zip(few, every, strict=True):
+            np.testing.assert_array_equal(alone[list(ROWS)], among[list(ROWS), :best])

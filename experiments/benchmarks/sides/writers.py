@@ -40,7 +40,7 @@ class KdJax:
         self.layout, self.params = architecture.layout(job["start"]), jax.device_put(params)
         self.begun = job["family"] == "decoder_only"  # then prompts have the start token, which the layout adds
         self.greedy = jax.jit(functools.partial(greedy, model, **ends))
-        search = functools.partial(beam_search, model, alpha=0.0, **ends)
+        search = functools.partial(beam_search, model, alpha=0.0, best=1, **ends)
         first = lambda params, inputs, beam: search(params, inputs, beam=beam).ids_BKT[:, 0]  # noqa: E731
         self.beam = jax.jit(first, static_argnames="beam")
 
