@@ -117,12 +117,13 @@ def _in_int8(report: Report, name: str) -> str:
     batched, single = (
         model[key] / trained[key] for key in ("decode_tokens_per_second", "decode_tokens_per_second_single")
     )
-    low, high = (f"{bound:+.{metric['digits']}f}" for bound in difference["interval"])
+    # Two digits that count, not the metric's: an interval may lie beyond 0 by far less than the table shows.
+    mean, low, high = (f"{value:+.2g}" for value in (difference["mean"], *difference["interval"]))
     return (
         f"With int8 weights {of} ({name}: {_figure(model, metric)}) takes {size(model['bytes'])} instead of "
         f"{size(trained['bytes'])}, writes {batched:.2f} times the tokens a second ({single:.2f} times at batch 1), "
-        f"and {RELATIONS[difference['verdict']]} itself with float ones ({difference['mean']:+.{metric['digits']}f} "
-        f"{metric['label']}, 95% interval {low} to {high})."
+        f"and {RELATIONS[difference['verdict']]} itself with float ones ({mean} {metric['label']}, "
+        f"95% interval {low} to {high})."
     )
 
 
