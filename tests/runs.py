@@ -29,3 +29,11 @@ def beside(workdir: Workdir, path: Path, *names: str) -> Workdir:
     for name in names:
         (path / name).symlink_to(workdir.path / name)
     return Workdir(path)
+
+
+def kept(wanted, path: Path, texts: Sequence[str]):
+    """A tokeniser as a run keeps it, from its settings."""
+    path.mkdir(exist_ok=True)
+    wanted.check()
+    wanted.prepare(texts, path)
+    return wanted.load(path)

@@ -20,22 +20,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax
 import numpy as np
 import tokenizers
+from read import MODELS as SHAPES
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from kd_jax import DecoderOnly, EncoderDecoder, Experiment, load
+from kd_jax import Experiment, load
 from kd_jax.artifacts import manifest
 from kd_jax.models.huggingface.write import write
 from kd_jax.models.transformer import Transformer
 
 ROOT = Path(__file__).parents[2]
-SMOLLM = DecoderOnly(layers=30, d_model=576, heads=9, kv_heads=3, d_ff=1536, dropout=0.0, context=8192)
-OPUS = EncoderDecoder(6, 6, d_model=512, heads=8, d_ff=2048, dropout=0.0, norm_position="after", activation="silu")
-MODELS = {"pretrained_lm": (SMOLLM, 49_152), "pretrained_seq2seq": (OPUS, 58_101)}
+MODELS = {"pretrained_lm": SHAPES["llama_135m"], "pretrained_seq2seq": SHAPES["marian_75m"]}
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 PHASES = ("prepare", "teacher", "plan", "cache", "student", "evaluate", "report")
 
@@ -69,7 +69,7 @@ def save(folder: Path, experiment: Experiment, model: Transformer, vocab_size: i
     manifest.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
 
 
-def options(name: str, teacher: Path, examples: int, steps: int) -> list[str]:
+def options(teacher: Path, examples: int, steps: int) -> list[str]:
     """The configuration's, for a run that ends today."""
     changes = {"teacher.init.folder": teacher, "tokenizer.cut": False, "source.limit": examples}
     for student in ("student_init", "student_kd"):
@@ -102,7 +102,7 @@ def measure(name: str, examples: int, steps: int, scratch: Path) -> dict[str, ob
     teacher.mkdir()
     save(teacher, experiment, model, vocab_size)
     row: dict[str, object] = {"config": name, "examples": examples, "steps": steps, "seconds": {}, "memory": {}}
-    changes = options(name, teacher, examples, steps)
+    changes = options(teacher, examples, steps)
     for phase in PHASES:
         seconds, memory, said = run(phase, name, workdir, changes)
         row["seconds"][phase], row["memory"][phase] = seconds, memory

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data.tokenizers.base import Tokenizer
 from kd_jax.decoding import text
+from kd_jax.errors import KdError
 from kd_jax.evaluation.closeness import alone_step, compare_cached_step, compare_step, likelihood
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture, Model
@@ -39,15 +40,20 @@ class Contender(NamedTuple):
 
 
 def contenders(experiment: Experiment, workdir: Workdir) -> list[Contender]:
-    """All models of a run, the teacher first; without it where it is elsewhere. Then those with int8 weights."""
-    models = [_contender(experiment, workdir, name) for name in present(experiment, workdir)]
-    in_int8 = [_contender(experiment, workdir, of).in_int8(name) for name, of in experiment.evaluation.in_int8.items()]
-    return models + in_int8
+    """All models of a run, the teacher first; without it where it is elsewhere. Then those with int8 weights.
 
-
-def _contender(experiment: Experiment, workdir: Workdir, name: str) -> Contender:
-    _, params = trained(experiment, workdir, name)
-    return Contender(name, name, experiment.recipes[name].model, params)
+    Raises:
+      KdError: if the weights of a teacher that is elsewhere are asked for in int8, or a model is not trained yet.
+    """
+    names, in_int8 = present(experiment, workdir), experiment.evaluation.in_int8
+    for of in in_int8.values():
+        if of not in names:
+            raise KdError(f"evaluation.int8: the weights of {of!r} are elsewhere; leave it out")
+    models = {
+        name: Contender(name, name, experiment.recipes[name].model, trained(experiment, workdir, name)[1])
+        for name in names
+    }
+    return [*models.values(), *(models[of].in_int8(name) for name, of in in_int8.items())]
 
 
 def present(experiment: Experiment, workdir: Workdir) -> list[str]:

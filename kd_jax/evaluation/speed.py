@@ -106,12 +106,12 @@ def drafting_speed(
 
     params = where.put((teacher.params, student.params))
     write = where.compile(drafted)
-    rounds = [jax.device_get(write(params, batch)) for batch in batches]
     calls = {
         "the teacher alone": functools.partial(_timed, where.compile(alone), params, batches, where),
         "with drafts": functools.partial(_timed, lambda *both: write(*both).ids_BT, params, batches, where),
     }
     (alone_seconds, _), (seconds, tokens) = _medians(calls, "time speculative decoding").values()
+    rounds = [jax.device_get(write(params, batch)) for batch in batches]
     drafted_tokens, accepted = (sum(int(one[i].sum()) for one in rounds) for i in (1, 2))
     return {
         "draft_tokens": evaluation.draft,

@@ -9,6 +9,8 @@ import pytest
 
 from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.errors import KdError
+from kd_jax.evaluation.contenders import contenders
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
 from tests.runs import beside, smoke
 
@@ -88,3 +90,13 @@ def test_the_report_says_what_int8_cost_and_gained(runs):
     assert page.count("With int8 weights student_kd (student_kd_int8: ") == 1
     assert page.count("student_kd_int8 is student_kd with int8 weights") == 1
     assert page.count("student_kd_int8") > 4 and "The distilled student, student_kd (" in page
+
+
+def test_weights_that_are_elsewhere_are_refused(runs, monkeypatch):
+    experiment, workdir, _ = runs
+    experiment = dataclasses.replace(
+        experiment, evaluation=dataclasses.replace(experiment.evaluation, int8=("teacher",))
+    )
+    monkeypatch.setattr(Workdir, "elsewhere", True)
+    with pytest.raises(KdError, match="evaluation.int8: the weights of 'teacher' are elsewhere; leave it out"):
+        contenders(experiment, workdir)

@@ -1,7 +1,6 @@
 """Marian's tokeniser (OPUS-MT): one SentencePiece model reads, another writes, and vocab.json numbers their pieces."""
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,9 +110,7 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
             vocab = {word: number[old] for word, old in vocab.items() if old in number}
             settings = renumbered(settings, number)
         for name, model in models.items():
-            beside = folder / f"{name}.part"
-            beside.write_bytes(model)
-            os.replace(beside, folder / name)
+            manifest.write_bytes(folder / name, model)
         manifest.write_json(folder / VOCAB, vocab)
         manifest.write_json(folder / CONFIG, settings)
         manifest.write_json(folder / OURS, special)

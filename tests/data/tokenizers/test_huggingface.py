@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from kd_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from kd_jax.errors import KdError
 from tests.pretrained import CHAT, TEXTS, TOKENIZERS, save
+from tests.runs import kept
 
 FAMILIES = list(TOKENIZERS)
 
@@ -20,12 +21,7 @@ def folder(request, tmp_path_factory):
 
 
 def prepared(folder, path, texts=TEXTS, **options):
-    """The tokeniser as a run keeps it."""
-    path.mkdir(exist_ok=True)
-    wanted = HuggingFaceTokenizer(str(folder), **options)
-    wanted.check()
-    wanted.prepare(texts, path)
-    return wanted.load(path)
+    return kept(HuggingFaceTokenizer(str(folder), **options), path, texts)
 
 
 @pytest.fixture(scope="module")

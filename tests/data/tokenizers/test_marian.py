@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kd_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from kd_jax.data.tokenizers.marian import MarianTokenizer
 from kd_jax.errors import KdError
+from tests.runs import kept
 from tests.translators import ROWS, TEXTS, marian
 
 
@@ -19,12 +20,7 @@ def folder(tmp_path_factory):
 
 
 def prepared(folder, path, texts=TEXTS, **options):
-    """The tokeniser as a run keeps it."""
-    path.mkdir(exist_ok=True)
-    wanted = MarianTokenizer(str(folder), **options)
-    wanted.check()
-    wanted.prepare(texts, path)
-    return wanted.load(path)
+    return kept(MarianTokenizer(str(folder), **options), path, texts)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +91,8 @@ def test_a_cut_tokeniser_still_writes_every_text_of_its_characters(cut):
 
 
 def test_a_language_in_use_outlives_the_cut(folder, tmp_path):
-    kept = prepared(folder, tmp_path / "kept", [">>fra<< one boat"], cut=True)
-    assert ">>fra<<" in kept.pieces() and ">>oci<<" not in kept.pieces()
+    written = prepared(folder, tmp_path / "kept", [">>fra<< one boat"], cut=True)
+    assert ">>fra<<" in written.pieces() and ">>oci<<" not in written.pieces()
     assert ">>oci<<" in prepared(folder, tmp_path / "set", TEXTS[:5], cut=True, target=">>oci<<").pieces()
 
 
