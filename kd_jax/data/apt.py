@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from kd_jax.data.lock import alone
 from kd_jax.errors import KdError
 
 LANGUAGES = ("en", "fr", "de")
@@ -17,14 +18,21 @@ OTHERWISE = "use the source Files (your own text) or Tfds (its catalogue) instea
 
 
 def fetch_lists(folder: Path) -> Path:
-    """apt's index and translation files in folder/apt, fetched if they are not there yet.
+    """apt's index and translation files in folder/apt, fetched if they are not there yet, by one process at a time.
 
     Raises:
       KdError: if there is no apt, or its mirror cannot be reached.
     """
-    done, beside = folder / "apt", folder / "apt.part"
-    if done.exists():
-        return done
+    lists = folder / "apt"
+    with alone(folder / ".apt.lock", "apt's lists"):
+        if not lists.exists():
+            _fetch(lists)
+    return lists
+
+
+def _fetch(lists: Path) -> None:
+    """Fetches beside, then renames."""
+    beside = lists.with_name("apt.part")
     if shutil.which("apt-get") is None:
         raise KdError(f"source Debian: there is no apt-get on this machine; {OTHERWISE}")
     shutil.rmtree(beside, ignore_errors=True)
@@ -52,8 +60,7 @@ def fetch_lists(folder: Path) -> Path:
         raise KdError(f"source Debian: apt-get update: {reason}; check the network, or {OTHERWISE}")
     if not translations:
         raise KdError(f"source Debian: this machine's mirror offers no translated descriptions; {OTHERWISE}")
-    os.replace(beside, done)
-    return done
+    os.replace(beside, lists)
 
 
 def read_index(folder: Path, pattern: str) -> Iterator[dict[str, list[str]]]:

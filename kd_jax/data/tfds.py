@@ -13,6 +13,7 @@ from tensorflow_datasets.core.download.extractor import ExtractError
 from tensorflow_datasets.core.download.util import DownloadError
 
 from kd_jax.artifacts import runlog
+from kd_jax.data.lock import alone
 from kd_jax.data.text_files import is_blank
 from kd_jax.errors import KdError
 
@@ -58,15 +59,20 @@ def builder_of(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Downloads the dataset and writes it as ArrayRecord, unless that is done.
+    """Downloads the dataset and writes it as ArrayRecord, unless that is done; one process at a time.
 
     Raises:
       KdError: if the network, a file that must be fetched by hand, or a library is lacking.
     """
     name = f"source.dataset: {builder.info.full_name}"
+    folder = Path(builder.data_dir)
+    if folder.exists():
+        return
     tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare()
+        with alone(folder.with_name(f".{folder.name}.lock"), builder.info.full_name):
+            builder.download_and_prepare()
+            builder.info.read_from_directory(folder)  # another process may have written it
     except ImportError as error:
         raise KdError(f"{name} cannot be prepared here: {_last_line(error)}; install it, or {ELSEWHERE}") from error
     except AssertionError as error:  # TFDS's own words say what to fetch by hand, and where to put it

@@ -1,6 +1,7 @@
 """The Debian builder on index files that the test writes; no network."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -156,3 +157,24 @@ def test_the_builder_prepares_and_reads_without_tensorflow(lists, tmp_path):
     assert all(row["response"].startswith("tool number") for rows in questions.values() for row in rows)
     with pytest.raises(KdError, match="source.fields.de.* is no field; wanted one of its texts: .*en, fr"):
         Debian(data_dir=str(tmp_path)).splits(("en", "de"))
+
+
+APT = """#!/bin/sh
+echo x >> "$CALLS"
+for word; do case $word in Dir::State::Lists=*) lists=${word#*=};; esac; done
+sleep 0.3
+echo > "$lists/x_Translation-fr"
+"""
+
+
+def test_two_at_once_fetch_once(tmp_path, monkeypatch):
+    calls, client = tmp_path / "calls", tmp_path / "bin" / "apt-get"
+    client.parent.mkdir()
+    client.write_text(APT)
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(client.parent), prepend=":")
+    monkeypatch.setenv("CALLS", str(calls))
+    with ThreadPoolExecutor() as pool:
+        lists = list(pool.map(lambda _: apt.fetch_lists(tmp_path), range(2)))
+    assert lists == [tmp_path / "apt"] * 2 and (lists[0] / "lists" / "x_Translation-fr").exists()
+    assert calls.read_text() == "x\n"

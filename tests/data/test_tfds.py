@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -80,6 +82,17 @@ class TinyManual(TinyBuilder):
         return {"train": self._generate_examples(dl_manager.manual_dir)}
 
 
+class TinySlow(TinyBuilder):
+    """While one prepares it another comes."""
+
+    prepared = 0
+
+    def _split_generators(self, dl_manager):
+        type(self).prepared += 1
+        time.sleep(0.5)
+        return super()._split_generators(dl_manager)
+
+
 class TinyDownload(TinyBuilder):
     """Its files lie where no machine answers."""
 
@@ -99,6 +112,13 @@ def test_a_dataset_by_name_with_its_own_splits(tmp_path):
     sliced = splits(tmp_path, "tiny_pairs", {"en": "a"}, train="train[:10%]+test[:10%]", validation="validation[:1]")
     assert [len(sliced[split]) for split in ("train", "validation", "test")] == [40, 1, SIZE]
     assert not splits(tmp_path, "tiny_pairs", {"en": "a"}, validation="train[5:5]")["validation"]
+
+
+def test_two_at_once_prepare_it_once(tmp_path, capsys):
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda _: splits(tmp_path, "tiny_slow", {"en": "a"}), range(2)))
+    assert TinySlow.prepared == 1 and both[0] == both[1] and len(both[0]["train"]) == SIZE
+    assert "tiny_slow/1.0.0: another process is at it; waiting" in capsys.readouterr().err
 
 
 def test_nested_text_by_its_path(tmp_path):
