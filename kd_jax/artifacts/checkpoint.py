@@ -1,12 +1,16 @@
 """Orbax checkpoints: the best and the last of a training run, and parameters that link the phases."""
 
+import contextlib
 import hashlib
+import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
@@ -29,20 +33,50 @@ def params_digest(params: Params) -> str:
     return digest.hexdigest()
 
 
+@jax.jit
+def checksums(tree: Any) -> list[jax.Array]:
+    """Of every leaf the sum of bits * (2 position + 1) over its elements, modulo 2^32: uint32 scalars.
+
+    One flipped bit always shows (an odd number times 2^b is not 0), and how a leaf is spread over devices does not.
+
+    Args:
+      tree: arrays whose elements have one, two or four bytes.
+
+    Examples:
+      >>> [int(one) for one in checksums([jnp.arange(3), jnp.float32(1)])]  # 0 * 1 + 1 * 3 + 2 * 5; 0x3f800000
+      [13, 1065353216]
+    """
+
+    def checksum(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+        position = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)
+
+    return [checksum(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+class Damaged(Exception):
+    """A checkpoint that is not as it was saved; names it."""
+
+
 class Checkpoints:
     """The checkpoints of one run, under folder/checkpoints; orbax commits each by rename."""
 
     def __init__(self, folder: Path):
+        """Raises Damaged if a step's metrics cannot be read; see `remove_unreadable`."""
         keep = checkpoint_managers.AnyPreservationPolicy(
             [checkpoint_managers.LatestN(n=1), checkpoint_managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
         )
         self._folder = (folder / "checkpoints").absolute()
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep, best_fn=_metric, best_mode="min", cleanup_tmp_directories=True
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep, best_fn=_metric, best_mode="min", cleanup_tmp_directories=True
         )
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except ValueError as error:  # it reads every step's metrics, JSON
+            raise Damaged(f"{self._folder}: {error}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -63,8 +97,10 @@ class Checkpoints:
         files = (path for path in sorted((self._folder / str(step) / "params").rglob("*")) if path.is_file())
         return {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in files}
 
-    def save(self, state: Any, iterator: dict[str, Any], valid_cross_entropy: float) -> None:
-        """Saves a training.step.TrainState with its step's number; writing goes on in the background.
+    def save(self, state: Any, iterator: dict[str, Any], valid_cross_entropy: float | None) -> None:
+        """Saves a training.step.TrainState with its step's number, in the place of one that is there already.
+
+        Writing goes on in the background. What was not measured (None) is never the best.
 
         Raises:
           KdError: if the disk has no room for it.
@@ -78,12 +114,21 @@ class Checkpoints:
             )
         step = int(jax.device_get(state.step))
         rest = _rest(state)
+        beside = {"iterator": iterator, "checksums": _numbers(checksums((state.params, rest)))}
+        beside["digest"] = _digest(beside)
         items = {
             "params": ocp.args.StandardSave(state.params),
             "rest": ocp.args.StandardSave(rest),
-            "iterator": ocp.args.JsonSave(iterator),
+            "beside": ocp.args.JsonSave(beside),
         }
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics={METRIC: valid_cross_entropy})
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        metrics = {METRIC: math.inf if valid_cross_entropy is None else valid_cross_entropy}
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def delete(self, step: int) -> None:
+        """Removes a checkpoint that cannot be read."""
+        self._manager.delete(step)
 
     def wait(self) -> None:
         """Until all that was saved is on disk."""
@@ -93,36 +138,62 @@ class Checkpoints:
         """The newest state, in the shape of `like`, and the iterator's state.
 
         Raises:
-          KdError: if the checkpoint cannot be read.
+          Damaged: if it cannot be read, or is not what was saved.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (like.params, _rest(like)))
         items = {
-            "params": ocp.args.StandardRestore(abstract[0]),
-            "rest": ocp.args.StandardRestore(abstract[1]),
-            "iterator": ocp.args.JsonRestore(),
+            "params": _restore_args(like.params),
+            "rest": _restore_args(_rest(like)),
+            "beside": ocp.args.JsonRestore(),
         }
-        step = self.last()
-        restored = self._restored(step, items)
-        return like._replace(params=restored["params"], **restored["rest"]), restored["iterator"]
+        restored = self._restored(self.last(), items)
+        params, rest, beside = restored["params"], restored["rest"], restored["beside"]
+        self._check(self.last(), (params, rest), beside)
+        return like._replace(params=params, **rest), beside["iterator"]
 
-    def restore_params(self, step: int, like: Params) -> Params:
-        """The parameters alone, at `step`.
+    def best_params(self, like: Params) -> Params:
+        """The parameters of the best step.
 
         Raises:
-          KdError: if the checkpoint cannot be read.
+          KdError: if the checkpoint cannot be read, or is not what was saved.
         """
-        items = {"params": ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))}
-        return self._restored(step, items)["params"]
+        items = {"params": _restore_args(like), "beside": ocp.args.JsonRestore()}
+        with _or_redo():
+            restored = self._restored(self.best(), items)
+            self._check(self.best(), restored["params"], restored["beside"])
+        return restored["params"]
+
+    def params(self, step: int, like: Params) -> Params:
+        """The parameters at `step`, of whatever version of kd_jax.
+
+        Raises:
+          Damaged: if the checkpoint cannot be read.
+        """
+        return self._restored(step, {"params": _restore_args(like)})["params"]
+
+    def _check(self, step: int, read: Any, beside: dict[str, Any]) -> None:
+        """Raises Damaged unless what was read (the first leaves of what was saved) has the checksums of then."""
+        sums, digest = _numbers(checksums(read)), beside.pop("digest", None)
+        if digest != _digest(beside) or beside["checksums"][: len(sums)] != sums:
+            raise Damaged(f"checkpoint {self._folder / str(step)}: its values are not those that were saved")
 
     def _restored(self, step: int, items: dict[str, Any]) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax raises whatever its parts raise, a plain Exception among them
             reason = " ".join(str(error).split())[:200]
-            raise KdError(
-                f"checkpoint {self._folder / str(step)} cannot be read ({reason}); delete that folder to go on from an "
-                "older one, or redo the phase with --force"
-            ) from error
+            raise Damaged(f"checkpoint {self._folder / str(step)} cannot be read ({reason})") from error
+
+
+def remove_unreadable(folder: Path) -> list[Path]:
+    """Deletes the checkpoints in `folder` whose metrics are no JSON any more, and says which: none could be opened."""
+    removed = []
+    for path in sorted((folder / "checkpoints").glob("*/metrics/metrics")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            shutil.rmtree(path.parents[1])
+            removed.append(path.parents[1])
+    return removed
 
 
 def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:
@@ -140,13 +211,13 @@ def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:
     shapes = jax.eval_shape(init, jax.random.key(0))
     dtype = outputs["dtype"] if "dtype" in outputs else "float32"  # of every model before there were others
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
-    with Checkpoints(path) as checkpoints:
+    with _or_redo(), Checkpoints(path) as checkpoints:
         sizes = checkpoints.files(outputs["best_step"])
         for name, size in outputs["files"].items():
             if name not in sizes or sizes[name] != size:
                 seen = f"{sizes[name]} bytes" if name in sizes else "missing"
                 raise KdError(f"{path}/checkpoints/{name}: {seen}, wanted {size} bytes; redo `{folder.phase} --force`")
-        params = checkpoints.restore_params(outputs["best_step"], like)
+        params = checkpoints.params(outputs["best_step"], like)
     if params_digest(params) != outputs["digest"]:
         raise KdError(
             f"{path}: its parameters are not those that were saved (digest differs); redo `{folder.phase} --force`"
@@ -167,6 +238,26 @@ def _rest(state: Any) -> dict[str, Any]:
     """All but the model's parameters; orbax takes no empty trees, so adapters only where there are any."""
     rest = {"step": state.step, "key": state.key, "opt_state": state.opt_state}
     return rest | ({"adapters": state.adapters} if state.adapters else {})
+
+
+@contextlib.contextmanager
+def _or_redo() -> Iterator[None]:
+    try:
+        yield
+    except Damaged as error:
+        raise KdError(f"{error}; redo the phase with --force") from error
+
+
+def _restore_args(like: Any) -> Any:
+    return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+
+
+def _digest(beside: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(beside, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _numbers(scalars: list[jax.Array]) -> list[int]:
+    return [int(one) for one in jax.device_get(scalars)]
 
 
 def _metric(metrics: dict[str, float]) -> float:

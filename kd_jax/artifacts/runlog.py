@@ -2,16 +2,12 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
-from kd_jax.errors import KdError
+from kd_jax.artifacts import preemption
 
 PLAIN_SECONDS = 10.0
 
@@ -133,9 +129,14 @@ class Bar:
         self._status, self._shapes = "", set()
 
     def advance(self, n: int = 1, **metrics: float) -> None:
-        """n more are done; metrics are shown beside the rate."""
+        """n more are done; metrics are shown beside the rate.
+
+        Raises:
+          Preempted: if the run was asked to stop: whatever shows a bar can end between two items.
+        """
         self._pace, self._metrics = self._pace.advance(n), metrics
         self._draw(self._text())
+        preemption.poll()
 
     def skip(self, n: int) -> None:
         """n were done by an earlier run: they do not count in the rate."""
@@ -242,58 +243,3 @@ def progress(title: str, total: int) -> Iterator[Bar]:
         yield bar
     finally:
         bar.close()
-
-
-class MetricsLog:
-    """Metrics as JSON lines, one row per `append`; each row has its `step`."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Adds a row and hands it to the system at once."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def truncate_after(self, step: int) -> None:
-        """Drops rows of later steps, and a last row that a kill cut short: a run goes on from `step`.
-
-        Raises:
-          KdError: if another row is damaged; names the file and the line.
-        """
-        if not self._path.exists():
-            return
-        whole = self._path.read_bytes().rpartition(b"\n")[0]
-        rows = [row for row in _rows(self._path, whole) if row["step"] <= step]
-        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(beside, self._path)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a MetricsLog.
-
-    Raises:
-      KdError: if the file is missing or a row is damaged; names the file and the line.
-    """
-    if not path.exists():
-        raise KdError(f"{path}: missing; wanted the training log beside the model: train it again with --force")
-    return _rows(path, path.read_bytes().removesuffix(b"\n"))
-
-
-def _rows(path: Path, data: bytes) -> list[dict[str, Any]]:
-    return [_row(path, number, line) for number, line in enumerate(data.split(b"\n"), 1)] if data else []
-
-
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
-        row = None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise KdError(
-            f"{path}: line {number} is {line[:60].decode(errors='replace')!r}; wanted a JSON object with its step: "
-            "put the file back as it was, or train again with --force"
-        )
-    return row

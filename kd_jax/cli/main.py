@@ -1,6 +1,7 @@
 """The command line: parse, then import the phases that were asked for. Nothing here imports JAX."""
 
 import argparse
+import contextlib
 import errno
 import importlib
 import os
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kd_jax.artifacts import preemption
 from kd_jax.cli.memory import with_large_pages
 from kd_jax.errors import KdError
 from kd_jax.phases import PHASES
@@ -83,7 +85,9 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         from kd_jax.cli.job import job  # imports JAX, which --help must not
 
-        with job(words) as calls:
+        # What waits for a person's words ends at once.
+        watched = contextlib.nullcontext() if words.command in OPTIONS else preemption.watched()
+        with watched, job(words) as calls:
             for phase, options in calls:
                 importlib.import_module(f"kd_jax.phases.{phase.replace('-', '_')}").run(**options)
     except KdError as error:
@@ -96,6 +100,9 @@ def main(arguments: Sequence[str]) -> int:
         if full not in str(error):
             raise
         return _fail(f"{full} ({str(error).splitlines()[0][:200]}); free some and run the same command again")
+    except preemption.Preempted:
+        print("stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
+        return 0
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -9,6 +9,7 @@ import optax
 
 from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
+from kd_jax.optim.outliers import without_outliers
 from kd_jax.types import Params
 
 Schedule = Literal["cosine", "rsqrt", "constant"]
@@ -21,6 +22,7 @@ RANGES = {  # field -> what is wanted, and whether a number is that
     "eps": ("a number more than 0", lambda x: x > 0),
     "weight_decay": ("a number of at least 0", lambda x: x >= 0),
     "clip_norm": ("a number more than 0 (1e9 for no clipping)", lambda x: x > 0),
+    "spike": ("a number more than 1, or 0 for no limit", lambda x: x > 1 or x == 0),
 }
 
 
@@ -37,6 +39,9 @@ class Optimizer:
       beta1, beta2, eps: of Adam; the betas in [0, 1).
       weight_decay: decoupled, on matrices only.
       clip_norm: largest global norm of a gradient.
+      spike: an update whose gradient's norm is more than so many times the usual one is left out; 0 to leave out
+        only what is not finite. See kd_jax.optim.outliers.
+      most_left_out: updates that may be left out before the run stops.
 
     References:
       Loshchilov and Hutter 2017, arXiv 1711.05101 (AdamW); Vaswani et al. 2017, arXiv 1706.03762, eq. 3 (rsqrt).
@@ -56,6 +61,8 @@ class Optimizer:
     eps: float = 1e-9
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    spike: float = 0.0
+    most_left_out: int = 10
 
     def check(self, steps: int) -> None:
         """Refuses, before any compute, what could not train over a run of `steps` updates.
@@ -68,6 +75,8 @@ class Optimizer:
         for field, (wanted, holds) in RANGES.items():
             if not (is_number(values[field]) and holds(values[field])):
                 raise KdError(f"optimizer.{field}: {values[field]!r}; wanted {wanted}, such as {defaults[field]}")
+        if not is_count(self.most_left_out, 0):
+            raise KdError(f"optimizer.most_left_out: {self.most_left_out!r}; wanted a whole number of at least 0")
         if self.schedule not in get_args(Schedule):
             raise KdError(f"optimizer.schedule: {self.schedule!r}; wanted one of {', '.join(get_args(Schedule))}")
         if not is_count(steps, 2):
@@ -112,7 +121,7 @@ class Optimizer:
         return lambda n: joined(jnp.asarray(n + 1, jnp.float32))
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax chain for a run of `steps` updates: clipping by the global norm, then AdamW.
+        """The optax chain for a run of `steps` updates: outliers left out, clipping by the global norm, AdamW.
 
         Without a step there is nothing to remember: no state.
 
@@ -129,7 +138,7 @@ class Optimizer:
             weight_decay=self.weight_decay,
             mask=decay_mask,
         )
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
+        return without_outliers(optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw), self.spike)
 
 
 def decay_mask(params: Params) -> Params:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kd_jax import config
-from kd_jax.artifacts import manifest, runlog
+from kd_jax.artifacts import manifest, metrics_log, runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.evaluation import degeneration, page, paired, plots, tables, verdict
@@ -27,7 +27,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     names = [*trained, *experiment.evaluation.in_int8]
     texts = {name: manifest.read_lines(workdir.evaluation.file(f"{name}.jsonl")) for name in names}
     report = read(experiment, workdir, finished_phases(experiment, workdir), texts)
-    curves = {name: runlog.read(workdir.model(name).file("metrics.jsonl")) for name in trained}
+    curves = {name: metrics_log.read(workdir.model(name).file("metrics.jsonl")) for name in trained}
     shown = samples(texts, experiment.task.decoding.ways[0], experiment.evaluation.samples)
     folder.begin({}, force=folder.finished())
     write(folder, report, document(report, shown, curves, config.to_text(experiment)))

@@ -4,6 +4,7 @@ The loop dispatches step n and then reads what step n-1 measured, so the device 
 host. What it writes is enough to go on from a kill at any moment to the same bits.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,8 +14,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kd_jax.artifacts import runlog
-from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, params_digest
+from kd_jax.artifacts import metrics_log, preemption, runlog
+from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, Damaged, params_digest, remove_unreadable
 from kd_jax.experiment import Recipe
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.models.base import Model
@@ -65,6 +66,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
 
     Raises:
       KdError: if the loss is not finite; names the step, the terms and the last good checkpoint.
+      Preempted: if the run was asked to stop, after the checkpoint of the step that was under way.
     """
     training = run.recipe.training
     tx = training.optimizer.build(training.steps)
@@ -72,33 +74,42 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     rates = jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(steps)) if training.steps else steps
     one_step = _training_step(run, tx, devices)
     validate = _validation(run, devices)
-    log, iterator = runlog.MetricsLog(folder / "metrics.jsonl"), iter(run.train)
-
-    with Checkpoints(folder) as checkpoints, runlog.progress(run.title, training.steps) as bar:
+    log, iterator = metrics_log.MetricsLog(folder / "metrics.jsonl"), iter(run.train)
+    due = lambda step: step % training.eval_every == 0 or step == training.steps  # noqa: E731
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(_opened(run.title, folder))
+        bar = stack.enter_context(runlog.progress(run.title, training.steps))
+        stack.enter_context(preemption.held())  # until there is a checkpoint
         begun, state = _begin(run, checkpoints, _first_state(run, params, tx, seed), iterator, log)
-        if checkpoints.last() is None:
+        if due(begun) and not log.holds(begun, METRIC):  # before the first step, or where preemption cut it off
             with bar.compiling("validation"):
-                measured = validate(devices.put(params))
-            log.append({"step": 0, METRIC: measured})
-            if not training.steps:
+                measured = validate(devices.put(state.params))
+            if measured is None:
+                raise preemption.Preempted
+            if begun or not training.steps:
                 checkpoints.save(state, iterator.get_state(), measured)
+                checkpoints.wait()
+            log.append({"step": begun, METRIC: measured})
         bar.skip(begun)
         state, teacher_params = devices.put((state, run.teacher and run.teacher[1]))
-        meter = Meter(run.title, checkpoints, log, bar, rates)
+        meter = Meter(run.title, checkpoints, log, bar, rates, training.optimizer.most_left_out)
         with disallow_transfers():
             for step in range(begun + 1, training.steps + 1):
                 batch = next(iterator)
                 with meter.compiling(batch):
                     state, sums = one_step(state, devices.cut(batch), teacher_params)
-                meter.after(step, devices.first(sums))
-                if step % training.eval_every == 0 or step == training.steps:
+                meter.after(step, devices.first(sums), batch.inputs.index_B)
+                if due(step) or preemption.asked():
                     meter.flush()
-                    measured = validate(state.params)
-                    log.append({"step": step, METRIC: measured})
+                    measured = validate(state.params) if due(step) else None
+                    if measured is not None:
+                        log.append({"step": step, METRIC: measured})
                     checkpoints.save(devices.first(state), iterator.get_state(), measured)
+                    if preemption.asked():
+                        raise preemption.Preempted
                     meter.restart()
         checkpoints.wait()
-        return _outcome(checkpoints, params, runlog.read(folder / "metrics.jsonl"))
+        return _outcome(checkpoints, params, metrics_log.read(folder / "metrics.jsonl"))
 
 
 def _training_step(run: Run, tx: Any, devices: Devices) -> Callable:
@@ -124,26 +135,47 @@ def _first_state(run: Run, params: Params, tx: Any, seed: int) -> TrainState:
     return init_state(keys[0], params, tx, adapters)
 
 
+def _opened(title: str, folder: Path) -> Checkpoints:
+    """A folder's checkpoints, without those that no longer let themselves be opened."""
+    for path in remove_unreadable(folder):
+        runlog.say(f"{title}: checkpoint {path} cannot be read; deleted, training goes on from an older one")
+    return Checkpoints(folder)
+
+
 def _begin(
-    run: Run, checkpoints: Checkpoints, state: TrainState, iterator: Any, log: runlog.MetricsLog
+    run: Run, checkpoints: Checkpoints, state: TrainState, iterator: Any, log: metrics_log.MetricsLog
 ) -> tuple[int, TrainState]:
-    """(steps already made, the state after them); brings the iterator and the log to the same step."""
-    begun = checkpoints.last()
+    """(steps already made, the state after them); brings the iterator and the log to the same step.
+
+    A damaged checkpoint is deleted: what comes after an older one is made anew, to the same bits.
+    """
+    while (begun := checkpoints.last()) is not None:
+        try:
+            state, position = checkpoints.restore(state)
+            break
+        except Damaged as error:
+            runlog.say(f"{run.title}: {error}; deleted, training goes on from an older one")
+            checkpoints.delete(begun)
     log.truncate_after(-1 if begun is None else begun)
     if begun is None:
         return 0, state
-    state, position = checkpoints.restore(state)
     iterator.set_state(position)
     runlog.say(f"{run.title}: goes on from step {begun}")
     return begun, state
 
 
-def _validation(run: Run, devices: Devices) -> Callable[[Params], float]:
-    """Copied parameters to the mean cross-entropy of the validation split, in nats a token."""
+def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
+    """Copied parameters to the mean cross-entropy of the validation split, in nats a token; None if asked to stop."""
     step = devices.compile_sums(functools.partial(eval_step, model=run.model, terms=VALID_TERMS))
 
-    def validate(params: Params) -> float:
-        sums = jax.device_get([devices.first(step(params, devices.cut(batch)))[METRIC] for batch in run.valid])
+    def validate(params: Params) -> float | None:
+        sums = []
+        for batch in run.valid:
+            if preemption.asked():
+                return None
+            sums.append(devices.first(step(params, devices.cut(batch)))[METRIC])
+            jax.block_until_ready(sums[-2:-1])  # one is under way while the next is cut, no more: asked in time
+        sums = jax.device_get(sums)
         return float(sum(float(one.value) for one in sums) / sum(int(one.weight) for one in sums))
 
     return validate
@@ -162,6 +194,6 @@ def _outcome(checkpoints: Checkpoints, like: Params, rows: list[dict[str, Any]])
         "train_tokens_per_second": sum(row["tokens"] for row in trained) / seconds if seconds else None,
         "best_step": best,
         "dtype": str(jax.tree.leaves(like)[0].dtype),
-        "digest": params_digest(checkpoints.restore_params(best, like)),
+        "digest": params_digest(checkpoints.best_params(like)),
         "files": checkpoints.files(best),
     }

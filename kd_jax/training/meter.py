@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
+from kd_jax.artifacts import runlog
 from kd_jax.artifacts.checkpoint import Checkpoints
 from kd_jax.errors import KdError
 from kd_jax.training.step import Sums
 from kd_jax.types import Batch, Sum
 
 LOG_EVERY = 20
+NAMED = 8  # examples of a batch
 
 
 class Meter:
@@ -23,10 +26,11 @@ class Meter:
     do not count.
     """
 
-    def __init__(self, title: str, checkpoints: Checkpoints, log: Any, bar: Any, rates: Any):
+    def __init__(self, title: str, checkpoints: Checkpoints, log: Any, bar: Any, rates: Any, most_left_out: int):
         self._title, self._checkpoints, self._log, self._bar, self._rates = title, checkpoints, log, bar, rates
+        self._most, self._left_out = most_left_out, 0
         self._shapes: set[tuple[int, ...]] = set()
-        self._pending: tuple[int, Sums] | None = None
+        self._pending: tuple[int, Sums, np.ndarray] | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -45,38 +49,57 @@ class Meter:
         with contextlib.nullcontext() if known else self._bar.compiling(f"step {batch.targets_BT.shape}"):
             yield
 
-    def after(self, step: int, sums: Sums) -> None:
-        """Called with a step's Sums, still on the device; reads those of the step before it."""
-        previous, self._pending = self._pending, (step, sums)
+    def after(self, step: int, sums: Sums, index_B: np.ndarray) -> None:
+        """Called with a step's Sums, still on the device, and its batch's examples; reads those of the step before it.
+
+        Raises:
+          KdError: if its loss was not finite, or too many updates were left out; names the step and the examples.
+        """
+        previous, self._pending = self._pending, (step, sums, index_B)
         if previous is not None:
             self._read(*previous)
 
     def flush(self) -> None:
         """Reads the last step too, and logs what is left over."""
-        step, sums = self._pending
-        self._read(step, sums)
+        step, sums, index_B = self._pending
+        self._read(step, sums, index_B)
         self._pending = None
         self._write(step)
 
-    def _read(self, step: int, sums: Sums) -> None:
+    def _read(self, step: int, sums: Sums, index_B: np.ndarray) -> None:
         host = jax.device_get(sums)
         now = time.perf_counter()
         if self._timed:
             self._seconds += now - self._since
             self._tokens += int(host["loss"].weight)
         self._since, self._timed = now, True
+        left_out = bool(host.pop("left_out").value)
         means = {name: float(one.mean()) for name, one in host.items()}
-        if not all(math.isfinite(value) for value in means.values()):
-            last = self._checkpoints.last()
-            raise KdError(
-                f"{self._title}: step {step} is not finite ({', '.join(f'{k} {v:.4g}' for k, v in means.items())}); "
-                f"last good checkpoint: {'none' if last is None else f'step {last}'}; try a lower learning rate"
-            )
-        # Sums, not means: batches differ in how many tokens count.
-        self._totals = jax.tree.map(lambda a, b: a + b, self._totals, host) if self._totals else host
+        self._left_out += left_out
+        if left_out or not all(math.isfinite(value) for value in means.values()):
+            self._report(step, means, index_B, left_out)
+        else:
+            # Sums, not means: batches differ in how many tokens count.
+            self._totals = jax.tree.map(lambda a, b: a + b, self._totals, host) if self._totals else host
         self._bar.advance(1, loss=means["loss"])
         if step % LOG_EVERY == 0:
             self._write(step)
+
+    def _report(self, step: int, means: dict[str, float], index_B: np.ndarray, left_out: bool) -> None:
+        """Says which update was left out; raises KdError for one too many, or where it was made all the same."""
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+        examples = [str(i) for i in index_B if i >= 0]
+        others = f" and {len(examples) - NAMED} others" if len(examples) > NAMED else ""
+        where = f"{self._title}: step {step} ({figures}; rows from examples {', '.join(examples[:NAMED])}{others})"
+        if left_out and self._left_out <= self._most:
+            runlog.say(f"{where}: its update is left out, {self._left_out} of at most {self._most}")
+            return
+        last = self._checkpoints.last()
+        raise KdError(
+            f"{where} is {f'the update number {self._left_out} that is left out' if left_out else 'not finite'}; "
+            f"last good checkpoint: {'none' if last is None else f'step {last}'}; look at these examples, or try a "
+            "lower learning rate"
+        )
 
     def _write(self, step: int) -> None:
         if not self._totals:

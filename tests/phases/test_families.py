@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax.artifacts import runlog
+from kd_jax.artifacts import metrics_log
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.cli.check import check
 from kd_jax.cli.job import remember
@@ -143,7 +143,7 @@ def test_a_model_drafts_for_the_teacher(experiment, run, drafting, least):
 @pytest.mark.parametrize("name", ["inside", "packed", "other", "best", "unlabelled"])
 def test_every_term_is_in_the_log(experiment, run, name):
     terms = experiment.students[name].terms
-    (row,) = (row for row in runlog.read(run.model(name).path / "metrics.jsonl") if "loss" in row)
+    (row,) = (row for row in metrics_log.read(run.model(name).path / "metrics.jsonl") if "loss" in row)
     assert row.keys() >= terms.keys() and np.isfinite([row[term] for term in terms]).all()
 
 

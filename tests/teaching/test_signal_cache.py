@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax.artifacts import checkpoint, runlog
+from kd_jax.artifacts import checkpoint, metrics_log
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.data.pipeline import Split
 from kd_jax.data.store import Store, shard_path
@@ -192,7 +192,7 @@ def test_a_teacher_in_the_step_never_moves_and_projections_are_not_exported(expe
 
 
 def log_of(workdir):
-    return runlog.read(workdir.model("it").path / "metrics.jsonl")
+    return metrics_log.read(workdir.model("it").path / "metrics.jsonl")
 
 
 def test_the_teacher_as_student_has_no_loss_beside_itself(experiment, workdir, tmp_path):

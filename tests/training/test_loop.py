@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_jax import config
-from kd_jax.artifacts import runlog
+from kd_jax.artifacts import metrics_log
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.data.pipeline import Split, TrainBatches
 from kd_jax.data.store import Store
@@ -73,7 +73,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(experiment, workdir, tmp_path, mo
 
 
 def log_of(workdir, name):
-    return runlog.read(workdir.model(name).path / "metrics.jsonl")
+    return metrics_log.read(workdir.model(name).path / "metrics.jsonl")
 
 
 def test_the_log_says_the_schedules_learning_rates(experiment, workdir):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from kd_jax.artifacts import runlog
+from kd_jax.artifacts import metrics_log, runlog
 from kd_jax.artifacts.checkpoint import Checkpoints
 from kd_jax.errors import KdError
 from kd_jax.training.meter import LOG_EVERY, Meter
@@ -14,6 +14,8 @@ from kd_jax.types import Sum
 from tests.batches import random_examples, to_batch
 
 SHORT, LONG = (to_batch(random_examples(0, [(3, length)], 9)) for length in (2, 5))
+MOST = 2  # updates that may be left out
+ROWS = np.array([7, 30, -1])  # the examples of a batch, whose last row fills up
 RATES = [0.1 * step for step in range(1, 50)]  # of updates 1, 2, ...
 
 
@@ -23,22 +25,28 @@ def measured(tmp_path):
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(tmp_path))
         bar = stack.enter_context(runlog.progress("model", 50))
-        yield Meter("model", checkpoints, runlog.MetricsLog(tmp_path / "log.jsonl"), bar, RATES), tmp_path / "log.jsonl"
+        yield (
+            Meter("model", checkpoints, metrics_log.MetricsLog(tmp_path / "log.jsonl"), bar, RATES, MOST),
+            tmp_path / "log.jsonl",
+        )
 
 
-def sums(loss, tokens):
-    """A step's: this mean loss over so many tokens, and the gradient's norm."""
-    return {"loss": Sum(np.float32(loss * tokens), np.int32(tokens)), "grad_norm": Sum(np.float32(loss), np.int32(1))}
+def sums(loss, tokens, left_out=False):
+    """A step's: this mean loss over so many tokens, the gradient's norm, and whether the update was left out."""
+    once = {"grad_norm": loss, "left_out": left_out}
+    return {"loss": Sum(np.float32(loss * tokens), np.int32(tokens))} | {
+        name: Sum(np.float32(value), np.int32(1)) for name, value in once.items()
+    }
 
 
 def test_means_are_weighted_by_tokens_and_norms_by_steps(measured):
     """Trap 3: (1.0 x 10 + 5.0 x 1 + 3.0 x 4) / 15, where the mean of means would be 3."""
     meter, path = measured
     for step, (loss, tokens) in enumerate([(1.0, 10), (5.0, 1), (3.0, 4)], 1):
-        meter.after(step, sums(loss, tokens))
+        meter.after(step, sums(loss, tokens), ROWS)
     assert not path.exists()
     meter.flush()
-    (row,) = runlog.read(path)
+    (row,) = metrics_log.read(path)
     np.testing.assert_allclose([row["loss"], row["grad_norm"]], [27 / 15, 3.0], rtol=1e-6)
     assert (row["step"], row["learning_rate"]) == (3, RATES[2])
 
@@ -47,10 +55,10 @@ def test_every_step_is_in_one_row(measured):
     """A row each LOG_EVERY steps and one for what is left; a step is read when the next one is on its way."""
     meter, path = measured
     for step in range(1, 2 * LOG_EVERY + 3):
-        meter.after(step, sums(float(step), 1))
-        assert len(runlog.read(path) if path.exists() else []) == (step - 1) // LOG_EVERY
+        meter.after(step, sums(float(step), 1), ROWS)
+        assert len(metrics_log.read(path) if path.exists() else []) == (step - 1) // LOG_EVERY
     meter.flush()
-    rows = runlog.read(path)
+    rows = metrics_log.read(path)
     assert [row["step"] for row in rows] == [LOG_EVERY, 2 * LOG_EVERY, 2 * LOG_EVERY + 2]
     ranges = [(1, LOG_EVERY), (LOG_EVERY + 1, 2 * LOG_EVERY), (2 * LOG_EVERY + 1, 2 * LOG_EVERY + 2)]
     np.testing.assert_allclose([row["loss"] for row in rows], [(first + last) / 2 for first, last in ranges], rtol=1e-6)
@@ -64,21 +72,21 @@ def run(meter, batches, pauses):
     for step, (batch, pause) in enumerate(zip(batches, pauses, strict=True), 1):
         with meter.compiling(batch):
             time.sleep(pause)
-        meter.after(step, sums(1.0, 8))
+        meter.after(step, sums(1.0, 8), ROWS)
     meter.flush()
 
 
 def test_a_new_shape_of_batch_is_compiled_and_its_time_left_out(measured):
     meter, path = measured
     run(meter, [SHORT, SHORT, LONG, LONG], [0.0, 0.0, PAUSE, 0.0])
-    (row,) = runlog.read(path)
+    (row,) = metrics_log.read(path)
     assert row["seconds"] < PAUSE / 2 and 8 <= row["tokens"] <= 24
 
 
 def test_the_first_steps_compilation_is_left_out(measured):
     meter, path = measured
     run(meter, [SHORT, SHORT, SHORT], [PAUSE, 0.0, 0.0])
-    (row,) = runlog.read(path)
+    (row,) = metrics_log.read(path)
     assert row["seconds"] < PAUSE / 2
 
 
@@ -89,15 +97,31 @@ def test_time_between_restarts_is_left_out(measured):
     time.sleep(PAUSE)
     meter.restart()
     run(meter, [SHORT, SHORT], [0.0, 0.0])
-    rows = runlog.read(path)
+    rows = metrics_log.read(path)
     assert rows[1]["seconds"] < PAUSE / 2 and rows[1]["tokens"] == 16
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_stops_the_run(measured, loss):
+def test_a_loss_that_is_not_finite_and_was_learnt_from_stops_the_run(measured, loss):
     meter, path = measured
-    meter.after(1, sums(1.0, 4))
-    meter.after(2, sums(loss, 4))
-    with pytest.raises(KdError, match=r"model: step 2 is not finite .*loss (nan|inf).*checkpoint: none; try a lower"):
+    meter.after(1, sums(1.0, 4), ROWS)
+    meter.after(2, sums(loss, 4), ROWS)
+    with pytest.raises(
+        KdError, match=r"model: step 2 \(grad_norm (nan|inf).*examples 7, 30\) is not finite; .*point: none"
+    ):
         meter.flush()
     assert not path.exists()
+
+
+def test_updates_that_were_left_out_are_said_count_in_no_mean_and_are_too_many_at_last(measured, capsys):
+    meter, path = measured
+    for step, loss in enumerate([1.0, np.nan, np.nan, 3.0], 1):
+        meter.after(step, sums(loss, 4, left_out=np.isnan(loss)), ROWS)
+    meter.flush()
+    said = capsys.readouterr().err
+    assert "step 2 (grad_norm nan, loss nan; rows from examples 7, 30): its update is left out, 1 of at most 2" in said
+    (row,) = metrics_log.read(path)
+    assert (row["loss"], row["grad_norm"], row["tokens"]) == (2.0, 2.0, 16) and "left_out" not in row
+    meter.after(5, sums(np.nan, 4, left_out=True), ROWS)
+    with pytest.raises(KdError, match=r"step 5 .* examples 7, 30\) is the update number 3 that is left out; .*lower"):
+        meter.flush()

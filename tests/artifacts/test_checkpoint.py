@@ -1,0 +1,93 @@
+"""Checkpoints: what is damaged is never taken for whole, whatever file it is."""
+
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_jax.artifacts.checkpoint import Checkpoints, Damaged, checksums, remove_unreadable
+from kd_jax.training.step import init_state
+
+POSITION = {"next": 7}
+
+
+def state_at(step):
+    params = {"w": jax.random.normal(jax.random.key(step), (40, 30)), "b": jnp.arange(5, dtype=jnp.bfloat16)}
+    return init_state(jax.random.key(1), params, optax.trace(decay=0.9))._replace(step=jnp.int32(step))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Steps 4 (the best) and 6, which was not measured."""
+    path = tmp_path_factory.mktemp("saved")
+    with Checkpoints(path) as checkpoints:
+        checkpoints.save(state_at(4), POSITION, 2.0)
+        checkpoints.save(state_at(6), POSITION, None)
+    return path
+
+
+def test_what_was_not_measured_is_the_last_and_never_the_best(saved):
+    with Checkpoints(saved) as checkpoints:
+        assert (checkpoints.last(), checkpoints.best()) == (6, 4)
+        state, position = checkpoints.restore(state_at(0))
+        chex.assert_trees_all_equal(state, state_at(6))
+        assert position == POSITION
+        chex.assert_trees_all_equal(checkpoints.best_params(state_at(0).params), state_at(4).params)
+
+
+def test_a_step_is_saved_again_where_its_measure_came_later(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(state_at(6), POSITION, 1.0)
+        checkpoints.wait()
+        assert (checkpoints.last(), checkpoints.best()) == (6, 6)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "lose"])
+def test_a_damaged_file_is_noticed_or_was_not_needed(saved, tmp_path, damage):
+    noticed = []
+    files = [path for path in sorted((saved / "checkpoints/6").rglob("*")) if path.is_file()]
+    for number, whole in enumerate(files):
+        run = tmp_path / str(number)
+        shutil.copytree(saved, run)
+        path = run / whole.relative_to(saved)
+        if damage == "lose":
+            path.unlink()
+        else:
+            data, half = path.read_bytes(), path.stat().st_size // 2
+            flipped = data[:half] + bytes([data[half] ^ 16]) + data[half + 1 :] if data else data
+            path.write_bytes(data[:half] if damage == "cut" else flipped)
+        noticed += [path.name for _ in remove_unreadable(run)]
+        with Checkpoints(run) as checkpoints:
+            if checkpoints.last() == 4:  # orbax itself may not take it for a checkpoint
+                continue
+            try:
+                state, position = checkpoints.restore(state_at(0))
+            except Damaged as error:
+                assert str(run / "checkpoints/6") in str(error)
+                noticed.append(path.name)
+                checkpoints.delete(6)
+                state, position = checkpoints.restore(state_at(0))
+                chex.assert_trees_all_equal(state, state_at(4))
+            else:
+                chex.assert_trees_all_equal(state, state_at(6))
+                assert position == POSITION
+    assert {"metadata", "metrics"} <= set(noticed) if damage == "cut" else len(noticed) > 4, noticed
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_one_flipped_bit_changes_the_checksum(data):
+    dtype = data.draw(st.sampled_from(["float32", "bfloat16", "int32", "uint8"]))
+    shape = data.draw(st.sampled_from([(), (7,), (3, 5)]))
+    array = np.asarray(jnp.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype))
+    bits = array.copy().reshape(-1).view(np.uint8)
+    bits[data.draw(st.integers(0, len(bits) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    flipped = bits.view(array.dtype).reshape(shape)
+    assert int(checksums([array])[0]) != int(checksums([flipped])[0])

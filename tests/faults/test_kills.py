@@ -1,0 +1,108 @@
+"""A whole run that is killed again and again, in every phase, is the run that was never stopped."""
+
+import json
+import os
+import random
+import re
+import signal
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.artifacts.workdir import Workdir
+from kd_jax.cli.resolve import resolve
+from kd_jax.training.model import trained
+from tests.faults.pipeline import start
+
+STUDENTS = ("student_scratch", "student_init", "student_kd")
+SHORT = ["--backend jit --evaluation.bootstrap 10 --evaluation.speed-texts 1"]
+for recipe, steps, each in (("teacher", 24, 6), *((f"students.{name}", 12, 4) for name in STUDENTS)):
+    field = f"--{recipe}.training"
+    SHORT += [f"{field}.steps {steps} {field}.eval-every {each} {field}.optimizer.warmup 2"]
+# Folder -> how often a run is stopped while it is made.
+KILLS = {"data": 2, "teacher": 3, "cache/topk": 2, "students/student_scratch": 2, "students/student_init": 2}
+KILLS |= {"students/student_kd": 2, "evaluation": 3, "report": 1}
+WARNINGS = {"teacher": 2, "cache/topk": 1, "students/student_kd": 2, "evaluation": 1}
+VARY = ("seconds", "per_second", "bytes", "speed")  # from run to run; orbax compresses as it comes
+PATIENCE = 120
+
+
+@pytest.fixture(scope="module", params=["smoke", "smoke_lm"])
+def command(request, root):
+    return [str(root / f"experiments/configs/{request.param}.py"), *" ".join(SHORT).split()]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """The workdir of a run that was never stopped."""
+    path = tmp_path_factory.mktemp("whole") / "work"
+    assert finish(command, path) == 0
+    return path
+
+
+def finish(command, path):
+    process = start(["run", *command, "--workdir", str(path)], path.with_suffix(".log"))
+    process.join(PATIENCE)
+    return process.exitcode
+
+
+def stopped(command, whole, path, times, number):
+    """How often a run was stopped by signal `number`: at moments by chance, while each folder is made."""
+    chance, stops = random.Random(f"{command[0]} {number}"), 0
+    for folder, often in times.items():
+        seconds = json.loads((whole / folder / "manifest.json").read_text())["seconds"]  # with compilation
+        for _ in range(often):
+            process = start(["run", *command, "--workdir", str(path)], path.with_suffix(".log"))
+            wait_for(path / folder / "inputs.json", process)
+            process.join(chance.uniform(0, 0.4 * seconds))
+            if process.exitcode is None:
+                os.kill(process.pid, number)
+                process.join(PATIENCE)
+                stops += 1
+                assert process.exitcode == (-number if number == signal.SIGKILL else 0)
+    return stops
+
+
+def test_killed_at_15_moments(command, whole, tmp_path):
+    kills = stopped(command, whole, tmp_path / "work", KILLS, signal.SIGKILL)
+    print(f"{kills} kills")
+    assert kills >= 15  # of 17: of what is compiled already, the last may come too late
+    assert finish(command, tmp_path / "work") == 0
+    assert_same(tmp_path / "work", whole, command)
+
+
+def test_asked_to_stop_it_leaves_a_checkpoint_of_that_step(command, whole, tmp_path):
+    stops = stopped(command, whole, tmp_path / "work", WARNINGS, signal.SIGTERM)
+    said = (tmp_path / "work.log").read_text()
+    assert stops >= 5 and said.count("stopped by SIGTERM; the same command goes on from here") == stops
+    steps = [int(step) for step in re.findall("goes on from step ([0-9]+)", said)]
+    assert any(step % 2 for step in steps)  # where nothing is validated
+    assert finish(command, tmp_path / "work") == 0
+    assert_same(tmp_path / "work", whole, command)
+
+
+def wait_for(file, process):
+    began = time.monotonic()
+    while not file.exists() and process.is_alive():
+        assert time.monotonic() < began + PATIENCE, file
+        time.sleep(0.002)
+
+
+def assert_same(path, whole, command):
+    """Parameters, caches and predictions to the bit; figures too, but those of time."""
+    for record in whole.glob("**/*.arrayrecord"):
+        assert (path / record.relative_to(whole)).read_bytes() == record.read_bytes(), record
+    experiment = resolve(command[0], command[1:])
+    for name in ("teacher", *STUDENTS):
+        params = [jax.device_get(trained(experiment, Workdir(run), name)[1]) for run in (path, whole)]
+        chex.assert_trees_all_equal(*params)
+        assert (path / f"evaluation/{name}.jsonl").read_bytes() == (whole / f"evaluation/{name}.jsonl").read_bytes()
+        figures = [json.loads((run / f"evaluation/{name}.json").read_text()) for run in (path, whole)]
+        steady = [{key: x for key, x in one.items() if not any(word in key for word in VARY)} for one in figures]
+        assert steady[0] == steady[1]
+    for arrays in whole.glob("evaluation/*.npz"):
+        with np.load(arrays) as wanted, np.load(path / "evaluation" / arrays.name) as seen:
+            chex.assert_trees_all_equal(dict(seen), dict(wanted))
