@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -69,6 +70,7 @@ class Checkpoints:
         keep = checkpoint_managers.AnyPreservationPolicy(
             [checkpoint_managers.LatestN(n=1), checkpoint_managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
         )
+        logging.getLogger("absl").addFilter(_not_from_orbax)
         self._folder = (folder / "checkpoints").absolute()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep, best_fn=_metric, best_mode="min", cleanup_tmp_directories=True
@@ -238,6 +240,11 @@ def _rest(state: Any) -> dict[str, Any]:
     """All but the model's parameters; orbax takes no empty trees, so adapters only where there are any."""
     rest = {"step": state.step, "key": state.key, "opt_state": state.opt_state}
     return rest | ({"adapters": state.adapters} if state.adapters else {})
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """What orbax fails at it raises as well; the tracebacks in its log would only hide the one line."""
+    return "orbax" not in record.pathname
 
 
 @contextlib.contextmanager

@@ -26,6 +26,13 @@ OPTIONS = {  # of the commands that take no field of an experiment
     "new": ("task", "family", "train"),
     "import-logprobs": ("workdir", "force", *IMPORT),
 }
+DISK = {  # what the system says when nothing more can be written -> what to do
+    errno.ENOSPC: "free some",
+    errno.EDQUOT: "free some of it",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "give this user access",
+}
 HELP = """\
 kd_jax makes a large language-generation model small without losing what it writes.
 
@@ -73,7 +80,8 @@ options:
   --version             the version
 
 A finished phase is skipped while its inputs are the same, and refused when they are not. Results go to standard
-output, progress to standard error. The exit code is 0, 2 after a one-line error, 130 when interrupted.
+output, progress to standard error. The exit code is 0, 2 after a one-line error, 130 when interrupted. SIGTERM (a
+machine that is taken away) leaves a checkpoint and ends with 0; the same command goes on from there.
 """
 
 
@@ -96,10 +104,11 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, RuntimeError, ValueError) as error:  # ArrayRecord and orbax have no errno of their own
-        full = os.strerror(errno.ENOSPC)
-        if full not in str(error):
-            raise
-        return _fail(f"{full} ({str(error).splitlines()[0][:200]}); free some and run the same command again")
+        for number, remedy in DISK.items():
+            if os.strerror(number) in str(error):
+                reason = f"{os.strerror(number)} ({str(error).splitlines()[0][:200]})"
+                return _fail(f"{reason}; {remedy} and run the same command again: what was there is whole")
+        raise
     except preemption.Preempted:
         print("stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
         return 0

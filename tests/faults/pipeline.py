@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -17,17 +18,18 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def start(arguments: list[str], log: Path) -> multiprocessing.Process:
-    """The command, begun; what it says is appended to `log`."""
-    process = CONTEXT.Process(target=_run, args=(arguments, log))
+def start(arguments: list[str], log: Path, largest_file: int = resource.RLIM_INFINITY) -> multiprocessing.Process:
+    """The command, begun; what it says is appended to `log`; it can write no file of more bytes than `largest_file`."""
+    process = CONTEXT.Process(target=_run, args=(arguments, log, largest_file))
     process.start()
     return process
 
 
-def _run(arguments: list[str], log: Path) -> None:
+def _run(arguments: list[str], log: Path, largest_file: int) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     code = main(arguments)
     sys.stderr.flush()
     os._exit(code)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import time
 
@@ -106,3 +107,21 @@ def assert_same(path, whole, command):
     for arrays in whole.glob("evaluation/*.npz"):
         with np.load(arrays) as wanted, np.load(path / "evaluation" / arrays.name) as seen:
             chex.assert_trees_all_equal(dict(seen), dict(wanted))
+
+
+def test_a_disk_that_fills_is_one_line_and_all_that_was_there_is_whole(command, whole, tmp_path):
+    """Files may not grow beyond so many kibibytes: the tokeniser's, then a checkpoint's, then the cache's do."""
+    path = tmp_path / "work"
+    for phase, kibibytes in (("run", 96), ("prepare", 0), ("run", 100), ("teacher", 0), ("run", 300)):
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        process = start([phase, *command, "--workdir", str(path)], log, 1024 * kibibytes or resource.RLIM_INFINITY)
+        process.join(PATIENCE)
+        said = log.read_text()
+        if kibibytes:
+            assert process.exitcode == 2 and not re.search('File ".*/kd_jax/', said), said
+            assert "error: File too large (" in said.splitlines()[-1]
+        else:
+            assert process.exitcode == 0
+    assert finish(command, path) == 0
+    assert_same(path, whole, command)
