@@ -1,4 +1,4 @@
-"""Orbax checkpoints: the best and the last of a training run, and parameters that link the phases."""
+"""Orbax checkpoints: the best and the last ones of a training run, and parameters that link the phases."""
 
 import contextlib
 import hashlib
@@ -21,6 +21,7 @@ from kd_jax.errors import KdError
 from kd_jax.types import Params
 
 METRIC = "valid_cross_entropy"
+LATEST = 2  # checkpoints that stay beside the best: the last, and the one to fall back on
 SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
 
 
@@ -68,7 +69,7 @@ class Checkpoints:
     def __init__(self, folder: Path):
         """Raises Damaged if a step's metrics cannot be read; see `remove_unreadable`."""
         keep = checkpoint_managers.AnyPreservationPolicy(
-            [checkpoint_managers.LatestN(n=1), checkpoint_managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
+            [checkpoint_managers.LatestN(n=LATEST), checkpoint_managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
         )
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._folder = (folder / "checkpoints").absolute()

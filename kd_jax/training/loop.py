@@ -6,6 +6,7 @@ host. What it writes is enough to go on from a kill at any moment to the same bi
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from kd_jax.artifacts import metrics_log, preemption, runlog
 from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, Damaged, params_digest, remove_unreadable
+from kd_jax.errors import KdError
 from kd_jax.experiment import Recipe
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.models.base import Model
@@ -165,7 +167,10 @@ def _begin(
 
 
 def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
-    """Copied parameters to the mean cross-entropy of the validation split, in nats a token; None if asked to stop."""
+    """Copied parameters to the mean cross-entropy of the validation split, in nats a token; None if asked to stop.
+
+    Raises KdError, in use, where it is not finite.
+    """
     step = devices.compile_sums(functools.partial(eval_step, model=run.model, terms=VALID_TERMS))
 
     def validate(params: Params) -> float | None:
@@ -176,7 +181,13 @@ def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
             sums.append(devices.first(step(params, devices.cut(batch)))[METRIC])
             jax.block_until_ready(sums[-2:-1])  # one is under way while the next is cut, no more: asked in time
         sums = jax.device_get(sums)
-        return float(sum(float(one.value) for one in sums) / sum(int(one.weight) for one in sums))
+        mean = float(sum(float(one.value) for one in sums) / sum(int(one.weight) for one in sums))
+        if not math.isfinite(mean):
+            raise KdError(
+                f"{run.title}: the validation cross-entropy is {mean}: its parameters are of no use; try a lower "
+                "learning rate, with --force"
+            )
+        return mean
 
     return validate
 

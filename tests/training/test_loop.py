@@ -1,7 +1,9 @@
 """Training: a kill and a resume give the bits of a run that never stopped; a teacher never moves; NaN stops."""
 
 import dataclasses
+import os
 import shutil
+import signal
 
 import chex
 import jax
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 
 from kd_jax import config
-from kd_jax.artifacts import metrics_log
+from kd_jax.artifacts import metrics_log, preemption
+from kd_jax.artifacts.checkpoint import METRIC
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.data.pipeline import Split, TrainBatches
 from kd_jax.data.store import Store
@@ -53,10 +56,10 @@ def recipe_with(recipe, **training):
 def test_a_killed_run_goes_on_to_the_same_bits(experiment, workdir, tmp_path, monkeypatch, killed_at):
     cut, read = beside(workdir, tmp_path, "data"), Meter._read
 
-    def killed(self, step, sums):
+    def killed(self, step, *measured):
         if step == killed_at:
             raise KeyboardInterrupt
-        read(self, step, sums)
+        read(self, step, *measured)
 
     with monkeypatch.context() as patch:
         patch.setattr(Meter, "_read", killed)
@@ -70,6 +73,55 @@ def test_a_killed_run_goes_on_to_the_same_bits(experiment, workdir, tmp_path, mo
         for run in (cut, workdir)
     ]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("asked_at, goes_on_from", [(1, 1), (6, 6), (8, 8)])
+def test_a_run_that_is_asked_to_stop_goes_on_from_that_step_to_the_same_bits(
+    experiment, workdir, tmp_path, monkeypatch, capsys, asked_at, goes_on_from
+):
+    """Every fourth step is validated: at the eighth the signal comes before its validation, which is made up for."""
+    cut, after = beside(workdir, tmp_path, "data"), Meter.after
+
+    def asked(self, step, *measured):
+        after(self, step, *measured)
+        if step == asked_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, preemption.watched():
+        patch.setattr(Meter, "after", asked)
+        with pytest.raises(preemption.Preempted):
+            teacher.run(experiment, cut)
+    assert [row["step"] for row in log_of(cut, TEACHER) if METRIC in row] == list(range(0, asked_at, 4))
+    teacher.run(experiment, cut)
+    assert f"goes on from step {goes_on_from}" in capsys.readouterr().err
+    chex.assert_trees_all_equal(params_of(cut, experiment), params_of(workdir, experiment))
+    validated = [{row["step"]: row[METRIC] for row in log_of(run, TEACHER) if METRIC in row} for run in (cut, workdir)]
+    assert validated[0] == validated[1]
+
+
+@pytest.mark.parametrize("damaged", [{8}, {4, 8}])
+def test_training_goes_on_from_the_last_checkpoint_that_is_whole(
+    experiment, workdir, tmp_path, monkeypatch, capsys, damaged
+):
+    cut, read = beside(workdir, tmp_path, "data"), Meter._read
+
+    def killed(self, step, *measured):
+        if step == 11:
+            raise KeyboardInterrupt
+        read(self, step, *measured)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Meter, "_read", killed)
+        teacher.run(experiment, cut)
+    for step in damaged:
+        for path in cut.model(TEACHER).path.glob(f"checkpoints/{step}/params/**/d/*"):
+            path.write_bytes(path.read_bytes()[::-1])
+    teacher.run(experiment, cut)
+    said = capsys.readouterr().err
+    for step in damaged:
+        assert f"checkpoints/{step} cannot be read" in said
+    assert ("goes on from step 4" in said) == (damaged == {8})
+    chex.assert_trees_all_equal(params_of(cut, experiment), params_of(workdir, experiment))
 
 
 def log_of(workdir, name):
@@ -135,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(experiment, workdir, tmp_path):
     optimizer = dataclasses.replace(experiment.teacher.training.optimizer, learning_rate=1e30, clip_norm=1e30)
     wild = dataclasses.replace(experiment, teacher=recipe_with(experiment.teacher, optimizer=optimizer))
     run = beside(workdir, tmp_path, "data")
-    with pytest.raises(KdError, match="not finite.*last good checkpoint"):
+    with pytest.raises(KdError, match="validation cross-entropy is nan.*lower learning rate"):
         train_model(wild, run, TEACHER, consumed={}, payloads={}, force=False)
 
 
