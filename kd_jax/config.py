@@ -119,12 +119,16 @@ def from_data(data: Any) -> Any:
     who is handed a folder does not expect that it runs code.
 
     Raises:
-      KdError: if the data names a class of this project that there is not.
+      KdError: if the data names a class of this project that there is not, or is not as `to_data` makes it.
     """
     if isinstance(data, list):
         return tuple(from_data(item) for item in data)
     if not isinstance(data, Mapping):
         return data
+    wanted = {"mapping": Mapping, "class": str, "fields": Mapping, "function": str}
+    for key, kind in wanted.items():
+        if (key in data and not isinstance(data[key], kind)) or ("class" in data and "fields" not in data):
+            raise KdError(f"{str(data)[:80]}: not as kd_jax writes a configuration; use the file that it wrote")
     if "mapping" in data:
         return {name: from_data(item) for name, item in data["mapping"].items()}
     if "class" not in data:

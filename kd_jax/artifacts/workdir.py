@@ -37,7 +37,7 @@ class Workdir:
         """The teacher, or the student of that name."""
         if name == TEACHER:
             return Folder(self.path / TEACHER, "teacher")
-        return Folder(self.path / "students" / name, "student")
+        return Folder(self.path / "students" / _own(name), "student")
 
     @property
     def elsewhere(self) -> bool:
@@ -51,11 +51,11 @@ class Workdir:
 
     def split(self, targets: str) -> Folder:
         """Where the training split with these targets lies; "" for those of the data."""
-        return Folder(self.path / "pseudo" / targets, "cache") if targets else self.data
+        return Folder(self.path / "pseudo" / _own(targets), "cache") if targets else self.data
 
     def cache(self, targets: str, signal: str) -> Folder:
         """What the teacher says about that split."""
-        return Folder((self.split(targets).path if targets else self.path) / "cache" / signal, "cache")
+        return Folder((self.split(targets).path if targets else self.path) / "cache" / _own(signal), "cache")
 
     @property
     def validation_cache(self) -> Folder:
@@ -124,3 +124,10 @@ class Workdir:
             file.write(f"{os.getpid()}\n")
             file.flush()
             yield
+
+
+def _own(name: str) -> str:
+    """A folder's name; raises KdError for one that leads elsewhere: who wrote the workdir may be a stranger."""
+    if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
+        raise KdError(f"{name!r}: a name that leads out of its folder; wanted one without slashes, and not '..'")
+    return name
