@@ -86,6 +86,10 @@ class Workdir:
         """shrink.json: what students that start as their teacher keep of it."""
         return Folder(self.path / "shrink", "shrink")
 
+    def profile(self, name: str) -> Path:
+        """Traces of a model's training steps; nothing reads them here."""
+        return self.path / "profile" / _own(name)
+
     @property
     def config(self) -> Path:
         """The resolved experiment, as data."""

@@ -24,6 +24,7 @@ from kd_jax.experiment import Experiment, settled
 from kd_jax.phases import PHASES
 from kd_jax.teaching.imported.base import Source
 
+TRAINING = ("teacher", "student")  # the phases that train
 Call = tuple[str, dict[str, Any]]  # a phase, and what its `run` is given
 
 
@@ -94,6 +95,8 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     for option, command in (("only", "student"), ("writer", "cache")):
         if vars(words)[option] and words.command != command:
             raise KdError(f"--{option}: goes with the command {command} alone")
+    if words.profile and words.command not in ("run", *TRAINING):
+        raise KdError(f"--profile: goes with the commands run, {', '.join(TRAINING)} alone")
     if words.command == "plan" and words.force:
         raise KdError("--force: plan keeps nothing that could be done again; leave it out")
     if words.command == "shrink" and words.force:
@@ -113,7 +116,8 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         given = {"experiment": experiment, "workdir": workdir, "force": words.force}
         given |= {option: vars(words)[option] for option in ("only", "writer") if vars(words)[option]}
         with occupied(workdir, experiment, words.writer):
-            yield [(phase, given) for phase in words.phases]
+            traced = {"profile": words.profile}
+            yield [(phase, given | traced if phase in TRAINING else given) for phase in words.phases]
 
 
 @contextlib.contextmanager

@@ -75,6 +75,7 @@ phases:
 options:
   --workdir DIR         where the run is kept; the same command goes on where a run was stopped
   --any.field VALUE     replaces a field of the experiment, such as --teacher.training.steps 500
+  --profile 10:15       traces these training steps of every model that is trained, for xprof (run, teacher, student)
   --force               does a finished phase again, from nothing (ablate: the measuring alone)
   --help                this text; after a CONFIG, all of its fields
   --version             the version
@@ -199,6 +200,7 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
     else:
         parser.add_argument("--only", default="")
         parser.add_argument("--writer", type=_writer)
+        parser.add_argument("--profile", type=_steps)
     if command not in ("generate", "export", "new"):
         parser.add_argument("--force", action="store_true")
     if command == "ablate":
@@ -212,4 +214,12 @@ def _writer(given: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if not match or not int(match[1]) < int(match[2]):
         raise KdError(f"--writer {given}: wanted NUMBER/WRITERS, such as 0/4 to 3/4")
+    return int(match[1]), int(match[2])
+
+
+def _steps(given: str) -> tuple[int, int]:
+    """ "10:15" as (10, 15)."""
+    match = re.fullmatch(r"(\d+):(\d+)", given)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise KdError(f"--profile {given}: wanted FIRST:LAST, training steps from 1, such as 10:15")
     return int(match[1]), int(match[2])

@@ -16,7 +16,13 @@ from kd_jax.teaching.imported.base import wanted_of
 from kd_jax.training.model import train_model
 
 
-def run(experiment: Experiment, workdir: Workdir, force: bool = False, only: str = "") -> None:
+def run(
+    experiment: Experiment,
+    workdir: Workdir,
+    force: bool = False,
+    only: str = "",
+    profile: tuple[int, int] | None = None,
+) -> None:
     """Trains every student, or the one called `only`, into workdir/students/NAME.
 
     Raises:
@@ -32,7 +38,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, only: str
         consumed = _consumed(experiment, workdir, name)
         payloads = _payloads(experiment, workdir, name, consumed)
         digests = {f"cache.{signal}": store.digest for signal, store in payloads.items()}
-        train_model(experiment, workdir, name, consumed | digests, payloads, force)
+        train_model(experiment, workdir, name, consumed | digests, payloads, force, profile)
 
 
 def _consumed(experiment: Experiment, workdir: Workdir, name: str) -> dict[str, str]:

@@ -7,9 +7,9 @@ from kd_jax.experiment import Experiment
 from kd_jax.training.model import train_model
 
 
-def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
+def run(experiment: Experiment, workdir: Workdir, force: bool = False, profile: tuple[int, int] | None = None) -> None:
     """Trains experiment.teacher into workdir/teacher; has nothing to do where the teacher is elsewhere."""
     if workdir.elsewhere and not force:
         runlog.say(f"teacher: elsewhere, `{ELSEWHERE}` has read what it says")
         return
-    train_model(experiment, workdir, TEACHER, {}, {}, force)
+    train_model(experiment, workdir, TEACHER, {}, {}, force, profile)

@@ -24,6 +24,7 @@ from kd_jax.models.base import Model
 from kd_jax.objective.terms import Term
 from kd_jax.parallel.base import Devices, disallow_transfers
 from kd_jax.training.meter import Meter
+from kd_jax.training.profile import Profile, tracing
 from kd_jax.training.step import TrainState, eval_step, init_adapters, init_state, train_step
 from kd_jax.types import Batch, Params
 
@@ -42,6 +43,7 @@ class Run(NamedTuple):
       valid: host Batches of the validation split.
       shapes: how many shapes of training batch there may be; one more is a bug, since each is compiled.
       teacher: (network, parameters) of the teacher in the step, where a term needs one; it is only read.
+      profile: which steps are traced; None for none.
     """
 
     title: str
@@ -51,6 +53,7 @@ class Run(NamedTuple):
     valid: list[Batch]
     shapes: int
     teacher: tuple[Model, Params] | None = None
+    profile: Profile | None = None
 
 
 def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> dict[str, Any]:
@@ -95,8 +98,9 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         bar.skip(begun)
         state, teacher_params = devices.put((state, run.teacher and run.teacher[1]))
         meter = Meter(run.title, checkpoints, log, bar, rates, training.optimizer.most_left_out)
-        with disallow_transfers():
+        with disallow_transfers(), tracing(run.profile) as tracer:
             for step in range(begun + 1, training.steps + 1):
+                tracer.before(step)
                 batch = next(iterator)
                 with meter.compiling(batch):
                     state, sums = one_step(state, devices.cut(batch), teacher_params)

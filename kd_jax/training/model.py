@@ -28,6 +28,7 @@ from kd_jax.parallel.base import Devices, host
 from kd_jax.teaching.base import Teacher
 from kd_jax.teaching.importance import scores_of
 from kd_jax.training.loop import Run, fit
+from kd_jax.training.profile import Profile
 from kd_jax.types import Batch, Params
 
 VALID_BATCH = 64
@@ -40,6 +41,7 @@ def train_model(
     consumed: Mapping[str, str],
     payloads: Mapping[str, Store],
     force: bool,
+    profiled: tuple[int, int] | None = None,
 ) -> None:
     """Trains one model, or goes on with it, or finds it done.
 
@@ -49,6 +51,7 @@ def train_model(
       consumed: digests of what goes in besides the data.
       payloads: the signal caches that the terms read, by signal name.
       force: redo it from nothing.
+      profiled: the first and the last step of a trace, for xprof; None for none.
 
     Raises:
       KdError: if the folder was made with other inputs, an earlier phase is missing, or the first
@@ -72,7 +75,8 @@ def train_model(
     first = checkpoint.params_digest(params)
     model = recipe.model.build(data["vocab_size"])
     teacher = trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None
-    run = Run(name, recipe, model, train, valid, len(experiment.shapes), teacher)
+    profile = profiled and Profile(*profiled, workdir.profile(name))
+    run = Run(name, recipe, model, train, valid, len(experiment.shapes), teacher, profile)
     outputs = fit(run, params, folder.path, spread, experiment.seed)
     total, outside = count_parameters(params)
     outputs |= {"first_parameters": first}

@@ -146,6 +146,8 @@ def test_generate_refuses_what_it_does_not_know(finished, capsys):
         (["--students.student_kd.terms.kd.weight", "0"], "student_kd: terms.kd.weight"),
         (["--teacher.model.soft-cap", "-1"], "soft_cap"),
         (["--writer", "0/2"], "--writer"),
+        (["--profile", "0:3"], "--profile 0:3"),
+        (["--profile", "5"], "FIRST:LAST"),
         (["--only", "student_kd"], "--only"),
     ],
 )

@@ -124,6 +124,15 @@ def test_training_goes_on_from_the_last_checkpoint_that_is_whole(
     chex.assert_trees_all_equal(params_of(cut, experiment), params_of(workdir, experiment))
 
 
+@pytest.mark.parametrize("steps", [(2, 4), (10, 40)])
+def test_a_profile_is_a_trace_and_changes_no_bit(experiment, workdir, tmp_path, capsys, steps):
+    run = beside(workdir, tmp_path, "data")
+    teacher.run(experiment, run, profile=steps)
+    assert list(run.profile(TEACHER).rglob("*.xplane.pb"))
+    assert f"profile: steps {steps[0]} to {steps[1]} in {run.profile(TEACHER)}" in capsys.readouterr().err
+    chex.assert_trees_all_equal(params_of(run, experiment), params_of(workdir, experiment))
+
+
 def log_of(workdir, name):
     return metrics_log.read(workdir.model(name).path / "metrics.jsonl")
 
