@@ -13,7 +13,8 @@ def generate(folder, prompts):
     """Token ids that each prompt, a list of token ids, is followed by, without the end."""
     said = json.loads((folder / "settings.json").read_text())
     prefill, step = (export.deserialize((folder / f"{name}.bin").read_bytes()) for name in ("prefill", "step"))
-    params = jax.device_put(tuple(np.load(folder / "params.npz").values()))
+    stored = np.load(folder / "params.npz").values()  # in which bfloat16 is two bytes of no type
+    params = jax.device_put(tuple(x.view(aval.dtype) for x, aval in zip(stored, prefill.in_avals, strict=False)))
     longest = max(map(len, prompts))
     if longest > said["width"]:
         raise ValueError(f"a prompt of {longest} tokens; wanted at most {said['width']}")

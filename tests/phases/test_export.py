@@ -139,6 +139,19 @@ def test_jax_alone_writes_the_same_tokens(trained, tmp_path):
     assert alone(tmp_path / "programs", encoded) == until_end(greedy_rows(experiment, workdir, encoded))
 
 
+def test_a_model_in_bfloat16_stays_one(trained, tmp_path):
+    """Which NumPy's files have no name for."""
+    experiment, workdir, _ = trained
+    ours = Pieces(workdir.data.file("tokenizer.model"))
+    model = experiment.teacher.model
+    params = checkpoint.load_params(workdir.model("teacher"), model.build(ours.vocab_size).init)
+    params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    export.for_jax(tmp_path, experiment, model, params, ours, {"eos_token_id": EOS})
+    assert (tmp_path / "params.npz").stat().st_size < 0.7 * sum(2 * x.nbytes for x in jax.tree.leaves(params))
+    encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts_of(experiment, workdir)]
+    assert alone(tmp_path, encoded) == until_end(greedy_rows(experiment, workdir, encoded, dtype="bfloat16"))
+
+
 def test_int8_programs_need_jax_alone_too_and_a_quarter_of_the_bytes(trained, tmp_path):
     """They write what Int8 writes here, which is mostly what the float model writes; on every platform."""
     experiment, workdir, _ = trained
@@ -180,11 +193,12 @@ def until_end(rows):
     return [row[: row.index(EOS)] if EOS in row else row for row in rows.tolist()]
 
 
-def greedy_rows(experiment, workdir, encoded, quantized=False):
-    """What the teacher writes, int [rows, length]."""
+def greedy_rows(experiment, workdir, encoded, quantized=False, dtype="float32"):
+    """What the teacher writes, int [rows, length]; with parameters of that type."""
     model = experiment.teacher.model
     built = model.build(workdir.data.outputs()["vocab_size"])
     params = checkpoint.load_params(workdir.model("teacher"), built.init)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
     if quantized:
         built, params = Int8(model).build(workdir.data.outputs()["vocab_size"]), quantize(params)
     (inputs,) = PromptBatches(encoded, model.layout(START), (40,), len(encoded), 1, range(len(encoded)))
