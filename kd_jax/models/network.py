@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import KdError
+from kd_jax.models import axes
 from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, Sight, mask_bias, same_segment
 from kd_jax.models.base import Cache, Head, Model
 from kd_jax.models.layers import Dropout, FeedForward, new_norm, token_numbers
@@ -248,7 +249,7 @@ def pure_functions(network: Network) -> Model:
     def bound(method):
         return lambda params, *args: network.apply({"params": params}, *args, method=method)
 
-    return Model(init, apply, taps, bound(network.head), bound(network.prefill), bound(network.extend))
+    return Model(init, apply, taps, bound(network.head), bound(network.prefill), bound(network.extend), axes.named)
 
 
 def _by_name(taps: Mapping[str, Any]) -> dict[str, Array]:

@@ -194,7 +194,8 @@ def train_step(
     if microbatches == 1:
         grads, sums = gradient(batch)
     else:
-        portions = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        # Rows m, m + M, ... and not M blocks of them: over a mesh every device keeps its own rows.
+        portions = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], portions)))
         add = lambda total, microbatch: (jax.tree.map(jnp.add, total, gradient(microbatch)), None)  # noqa: E731
         (grads, sums), _ = jax.lax.scan(add, zeros, portions)
@@ -259,6 +260,26 @@ def init_state(
     """
     adapters = dict(adapters or {})
     return TrainState(jnp.int32(0), jax.random.key_data(key), params, adapters, tx.init((params, adapters)))
+
+
+def state_axes(state: TrainState, tx: optax.GradientTransformation, axes: Any) -> TrainState:
+    """What the axes of every part of the state are called, for `Devices.put`: moments are as their parameters.
+
+    Args:
+      state: as `init_state` begins it.
+      tx: whose state is in it.
+      axes: of the model's parameters, as `Model.axes`.
+
+    Examples:
+      >>> tx = optax.trace(decay=0.9)
+      >>> state_axes(init_state(jax.random.key(0), {"w": jnp.ones(2)}, tx), tx, {"w": "model"}).opt_state.trace
+      ({'w': 'model'}, {})
+    """
+    trained = jax.tree.broadcast(axes, state.params), jax.tree.broadcast("", state.adapters)
+    named = lambda _, names: names  # noqa: E731
+    whole = lambda _: ""  # noqa: E731
+    moments = optax.tree.map_params(tx, named, state.opt_state, trained, transform_non_params=whole)
+    return TrainState("", "", *trained, moments)
 
 
 def init_adapters(
