@@ -92,6 +92,35 @@ def partition(names: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> t
     return tuple(over(name, size) for name, size in zip(names.split(), shape, strict=True)) if names else ()
 
 
+def gathered(params: Tree, axes: Callable[[Tree], Tree]) -> Tree:
+    """Parameters as a network uses them: over "fsdp" whole again, and their gradients cut.
+
+    Without it the compiler cuts the hidden states as the parameters are, and adds up logits over the devices. Where no
+    mesh is, these are the parameters themselves.
+
+    Args:
+      params: a network's.
+      axes: params -> names of the axes, as `Model.axes`.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if "fsdp" not in sizes or sizes["fsdp"] == 1:
+        return params
+    uncut = {**sizes, "fsdp": 1}
+    specs = lambda names, x, sizes: PartitionSpec(*partition(names, x.shape, sizes))  # noqa: E731
+    return jax.tree.map(lambda names, x: _gather(specs(names, x, sizes), specs(names, x, uncut), x), axes(params), params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(cut: PartitionSpec, uncut: PartitionSpec, x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, uncut)
+
+
+_gather.defvjp(
+    lambda cut, uncut, x: (_gather(cut, uncut, x), None),
+    lambda cut, uncut, _, gradient: (jax.lax.with_sharding_constraint(gradient, cut),),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
     """All devices, in a mesh (a `Devices`).
