@@ -117,7 +117,7 @@ def _gather(cut: PartitionSpec, uncut: PartitionSpec, x: jax.Array) -> jax.Array
 
 _gather.defvjp(
     lambda cut, uncut, x: (_gather(cut, uncut, x), None),
-    lambda cut, uncut, _, gradient: (jax.lax.with_sharding_constraint(gradient, cut),),
+    lambda cut, uncut, _, gradient: (functools.reduce(jax.lax.with_sharding_constraint, (uncut, cut), gradient),),
 )
 
 
