@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.base import Head
-from kd_jax.parallel.base import row_shards
+from kd_jax.parallel.base import on_own_rows, row_shards
 from kd_jax.types import Array
 
 # Tokens of a chunk: enough for the matrix product, few enough for the caches; and the most bytes of its logits.
@@ -165,5 +165,6 @@ def map_head(function: Callable[[Array, Any], Any], hidden_ND: Array, head: Head
     """
     tokens = hidden_ND.shape[0]
     chunks = _chunks(hidden_ND, head, rows, 0)
-    mapped = jax.lax.map(lambda x: function(head.logits(x[0]), x[1]), chunks)
+    own = on_own_rows(function) if _shards(tokens) > 1 else function
+    mapped = jax.lax.map(lambda x: own(head.logits(x[0]), x[1]), chunks)
     return jax.tree.map(lambda x: _unchunked(x, tokens), mapped)

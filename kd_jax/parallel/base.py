@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+from jax.sharding import PartitionSpec
 
 Tree = Any
 Compiled = Callable[..., Tree]
@@ -64,6 +65,18 @@ def row_shards() -> int:
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     return math.prod(sizes[axis] for axis in ROWS if axis in sizes)
+
+
+def on_own_rows(function: Callable[..., Tree]) -> Callable[..., Tree]:
+    """The function of arrays [N, ...], of which each device of a mesh computes its own rows.
+
+    For what the compiler does not cut by itself, such as top_k. A row's result depends on that row alone. Where no mesh
+    is, it is the function itself.
+    """
+    if row_shards() == 1:
+        return function
+    own = PartitionSpec(ROWS)
+    return jax.shard_map(function, in_specs=own, out_specs=own, axis_names=set(ROWS))
 
 
 def host() -> tuple[int, int]:
