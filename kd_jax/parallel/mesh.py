@@ -6,6 +6,7 @@ a program means never depends on it; how much it moves does.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -138,7 +139,8 @@ class OnMesh:
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         sizes = dataclasses.asdict(self.shape)
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
+        devices = jax.devices()[: math.prod(sizes.values())]
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices)
 
     def put(self, tree: Tree, axes: Tree = "") -> Tree:
         return jax.tree.map(self._put, axes, tree)
