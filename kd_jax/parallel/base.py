@@ -29,7 +29,7 @@ class Devices(Protocol):
     def put(self, tree: Tree, axes: Tree = "") -> Tree:
         """Every array on all devices: a copy on each, or, over a mesh, cut by the names of its axes.
 
-        `axes` is a prefix of the tree; its leaves are names such as "model inner" (see kd_jax.models.axes), "" for none.
+        `axes` is a prefix of the tree; its leaves are names such as "model inner" (see `Model.axes`), "" for copies.
         """
         ...
 

@@ -17,7 +17,11 @@ from kd_jax.config import is_count
 from kd_jax.errors import KdError
 from kd_jax.parallel.base import ROWS, Compiled, Tree
 
-# A parameter's axis -> the mesh's axis that it is cut over. All others are whole on every device.
+# A parameter's axis -> the mesh's axis that it is cut over. All others are whole on every device. qkv, kv and a gated
+# inner are several matrices side by side, whose parts do not lie on the same devices when they are split apart: those
+# activations are exchanged once forward and once backward (at data = fsdp = tensor = 2, of a gated decoder with grouped
+# keys, 7 all-to-alls and 5 permutations of a device's rows a layer beside 4 all-reduces). To split the matrices first
+# would move parameters instead: less in training once a device has more tokens than channels, more at every decoded token.
 RULES = {
     "model": "fsdp",
     "q": "tensor",
@@ -68,7 +72,7 @@ class Mesh:
 
 
 def partition(names: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[str | None, ...]:
-    """For each axis of an array the mesh's axis that it is cut over, or None: whole on every device.
+    """For each axis of an array, up to the last that is cut, the mesh's axis that it is cut over, or None.
 
     Args:
       names: of the array's axes, such as "model inner"; "" for an array without, which is whole.
@@ -80,8 +84,10 @@ def partition(names: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> t
       ('tensor', 'fsdp')
       >>> partition("token model", (19, 16), {"fsdp": 4, "tensor": 2})
       (None, 'fsdp')
+      >>> partition("neuron model", (32, 15), {"fsdp": 4, "tensor": 2})
+      ('tensor',)
       >>> partition("model", (16,), {"fsdp": 4, "tensor": 2})
-      (None,)
+      ()
     """
 
     def over(name: str, size: int) -> str | None:
@@ -90,7 +96,10 @@ def partition(names: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> t
             return None
         return axis
 
-    return tuple(over(name, size) for name, size in zip(names.split(), shape, strict=True)) if names else ()
+    axes = [over(name, size) for name, size in zip(names.split(), shape, strict=True)] if names else []
+    while axes and axes[-1] is None:  # as JAX writes it: to its caches one layout written in two ways is two
+        axes.pop()
+    return tuple(axes)
 
 
 def gathered(params: Tree, axes: Callable[[Tree], Tree]) -> Tree:
@@ -107,19 +116,29 @@ def gathered(params: Tree, axes: Callable[[Tree], Tree]) -> Tree:
     if "fsdp" not in sizes or sizes["fsdp"] == 1:
         return params
     uncut = {**sizes, "fsdp": 1}
-    specs = lambda names, x, sizes: PartitionSpec(*partition(names, x.shape, sizes))  # noqa: E731
-    return jax.tree.map(lambda names, x: _gather(specs(names, x, sizes), specs(names, x, uncut), x), axes(params), params)
+
+    def gather(names: str, x: jax.Array) -> jax.Array:
+        cut, whole = (PartitionSpec(*partition(names, x.shape, each)) for each in (sizes, uncut))
+        return _gather(cut, whole, x)
+
+    return jax.tree.map(gather, axes(params), params)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gather(cut: PartitionSpec, uncut: PartitionSpec, x: jax.Array) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, uncut)
+def _gather(cut: PartitionSpec, whole: PartitionSpec, x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, whole)
 
 
-_gather.defvjp(
-    lambda cut, uncut, x: (_gather(cut, uncut, x), None),
-    lambda cut, uncut, _, gradient: (functools.reduce(jax.lax.with_sharding_constraint, (uncut, cut), gradient),),
-)
+def _gather_forward(cut, whole, x):
+    return _gather(cut, whole, x), None
+
+
+def _gather_backward(cut, whole, _, gradient):
+    # Added up first: cut at once, an embedding's gradient would have the rows of all devices sent around.
+    return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(gradient, whole), cut),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -275,11 +275,9 @@ def state_axes(state: TrainState, tx: optax.GradientTransformation, axes: Any) -
       >>> state_axes(init_state(jax.random.key(0), {"w": jnp.ones(2)}, tx), tx, {"w": "model"}).opt_state.trace
       ({'w': 'model'}, {})
     """
-    trained = jax.tree.broadcast(axes, state.params), jax.tree.broadcast("", state.adapters)
-    named = lambda _, names: names  # noqa: E731
-    whole = lambda _: ""  # noqa: E731
-    moments = optax.tree.map_params(tx, named, state.opt_state, trained, transform_non_params=whole)
-    return TrainState("", "", *trained, moments)
+    trained = jax.tree.broadcast((axes, ""), (state.params, state.adapters))
+    take, whole = lambda _, names: names, lambda _: ""
+    return TrainState("", "", *trained, optax.tree.map_params(tx, take, state.opt_state, trained, whole))
 
 
 def init_adapters(

@@ -21,7 +21,7 @@ B, S, T, V = 16, 5, 6, 48
 SIZES = {"d_model": 16, "heads": 2, "d_ff": 32, "dropout": 0.2}
 FAMILIES = {
     "encoder_decoder": EncoderDecoder(1, 1, **SIZES, biases="all"),
-    "decoder_only": DecoderOnly(1, **SIZES, tied=False),
+    "decoder_only": DecoderOnly(1, **SIZES, kv_heads=1, tied=False),
 }
 
 
@@ -40,7 +40,9 @@ def network(architecture: Architecture):
     return model, *jax.device_get((init(jax.random.key(0)), init(jax.random.key(9))))
 
 
-def step_on(spread: Devices, architecture: Architecture, terms: Terms, tx: optax.GradientTransformation, microbatches=1):
+def step_on(
+    spread: Devices, architecture: Architecture, terms: Terms, tx: optax.GradientTransformation, microbatches=1
+):
     """(the compiled training step, its first state and the teacher's parameters on the devices)."""
     model, params, said = network(architecture)
     parts = {"model": model, "teacher": model, "terms": terms, "tx": tx, "microbatches": microbatches}
