@@ -14,7 +14,7 @@ from kd_jax.models.init import FromCheckpoint, FromTeacher, Random
 from kd_jax.models.pretrained import FromHuggingFace, Smaller
 from kd_jax.objective.terms import Term, cached_signals
 from kd_jax.optim.optimizer import Optimizer
-from kd_jax.parallel.mesh import Mesh
+from kd_jax.parallel.mesh import DATA_PARALLEL, Mesh
 from kd_jax.signals.base import Signal
 
 Start = FromTeacher | FromCheckpoint | FromHuggingFace | Random
@@ -175,7 +175,7 @@ class Experiment:
     evaluation: Evaluation = Evaluation()
     prompt_buckets: tuple[int, ...] = ()
     backend: str = "auto"
-    mesh: Mesh = Mesh()
+    mesh: Mesh = DATA_PARALLEL
     seed: int = 0
 
     @property

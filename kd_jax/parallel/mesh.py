@@ -21,7 +21,8 @@ from kd_jax.parallel.base import ROWS, Compiled, Tree
 # inner are several matrices side by side, whose parts do not lie on the same devices when they are split apart: those
 # activations are exchanged once forward and once backward (at data = fsdp = tensor = 2, of a gated decoder with grouped
 # keys, 7 all-to-alls and 5 permutations of a device's rows a layer beside 4 all-reduces). To split the matrices first
-# would move parameters instead: less in training once a device has more tokens than channels, more at every decoded token.
+# would move parameters instead: less in training once a device has more tokens than channels, more at every token that
+# is decoded.
 RULES = {
     "model": "fsdp",
     "q": "tensor",
@@ -69,6 +70,9 @@ class Mesh:
                 f"there are {count}"
             )
         return whole
+
+
+DATA_PARALLEL = Mesh()
 
 
 def partition(names: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[str | None, ...]:
