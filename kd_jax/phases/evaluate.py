@@ -95,9 +95,8 @@ def _setting(experiment: Experiment, workdir: Workdir) -> Setting:
     prompts = [task.encode_prompt(task.prompt(measured.examples[i]), tokenizer) for i in measured.written]
     teacher = experiment.teacher.model.build(tokenizer.vocab_size)
     programs = Programs(task.decoding, teacher, tokenizer)
-    return Setting(
-        experiment, workdir, programs, split, measured, prompts, tokenizer, devices(experiment.backend, experiment.mesh)
-    )
+    spread = devices(experiment.backend, experiment.mesh)
+    return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, spread)
 
 
 def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def loss_fn(
         rows["teacher_hidden"], teacher_taps = jax.lax.stop_gradient(said)
         fixed["teacher_head"] = jax.lax.stop_gradient(teacher.head(teacher_params))
         feature_losses = _feature_losses(terms, batch, taps, teacher_taps, adapters)
-    rows_N, hidden_ND = jax.tree.map(_flatten_tokens, (rows, hidden_BTD))
+    rows_N, hidden_ND = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (rows, hidden_BTD))
     loss, sums = fused_head(functools.partial(total_loss, terms), hidden_ND, model.head(params), rows_N, fixed)
     total = loss / jnp.maximum(counts["target"], 1).astype(jnp.float32)
     for name, (feature_loss, where) in feature_losses.items():
@@ -117,10 +117,6 @@ def _apply(model: Model, params: Params, batch: Batch, dropout_key: Array | None
     if tapped:
         return model.taps(params, batch.inputs, dropout_key)
     return model.apply(params, batch.inputs, dropout_key), {}
-
-
-def _flatten_tokens(x: Array) -> Array:
-    return x.reshape(-1, *x.shape[2:])
 
 
 def _feature_losses(terms: Terms, batch: Batch, taps: Any, teacher_taps: Any, adapters: Mapping[str, Params]):
@@ -266,8 +262,7 @@ def state_axes(state: TrainState, tx: optax.GradientTransformation, axes: Any) -
     """What the axes of every part of the state are called, for `Devices.put`: moments are as their parameters.
 
     Args:
-      state: as `init_state` begins it.
-      tx: whose state is in it.
+      state, tx: as `init_state` begins it.
       axes: of the model's parameters, as `Model.axes`.
 
     Examples:
@@ -276,8 +271,10 @@ def state_axes(state: TrainState, tx: optax.GradientTransformation, axes: Any) -
       ({'w': 'model'}, {})
     """
     trained = jax.tree.broadcast((axes, ""), (state.params, state.adapters))
-    take, whole = lambda _, names: names, lambda _: ""
-    return TrainState("", "", *trained, optax.tree.map_params(tx, take, state.opt_state, trained, whole))
+    moments = optax.tree.map_params(
+        tx, lambda _, names: names, state.opt_state, trained, transform_non_params=lambda _: ""
+    )
+    return TrainState("", "", *trained, moments)
 
 
 def init_adapters(

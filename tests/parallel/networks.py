@@ -41,7 +41,7 @@ def network(architecture: Architecture):
 
 
 def step_on(
-    spread: Devices, architecture: Architecture, terms: Terms, tx: optax.GradientTransformation, microbatches=1
+    spread: Devices, architecture: Architecture, terms: Terms, tx: optax.GradientTransformation, microbatches: int = 1
 ):
     """(the compiled training step, its first state and the teacher's parameters on the devices)."""
     model, params, said = network(architecture)

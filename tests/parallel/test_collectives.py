@@ -18,7 +18,7 @@ from kd_jax.signals.topk import TopK
 from kd_jax.teaching.signal_cache import signal_step
 from tests.families import SIGNAL
 from tests.parallel.collectives import Collective, collectives
-from tests.parallel.networks import FAMILIES, B, S, T, V, make_batch, network, step_on
+from tests.parallel.networks import FAMILIES, B, V, make_batch, network, step_on
 
 ARCHITECTURE = FAMILIES["decoder_only"]  # none of whose other axes is as long as the vocabulary
 CHUNK = 8
@@ -55,9 +55,8 @@ def test_with_fsdp_a_step_gathers_matrices_and_no_row():
     gathered = [shape for one in moved if one.kind == "all-gather" for _, shape in one.arrays]
     assert set(matrices) <= {*gathered, *(shape[::-1] for shape in gathered)}
     assert all(one.kind in ("all-gather", "all-reduce", "reduce-scatter") for one in moved)
-    rows = {B, B // 8, B * (S + T + 1), B * (S + T + 1) // 8, CHUNK, 8 * CHUNK} - {
-        x for shape in matrices for x in shape
-    }
+    tokens = B * make_batch(ARCHITECTURE).targets_BT.shape[1]
+    rows = {B, B // 8, tokens, tokens // 8, CHUNK, 8 * CHUNK} - {x for shape in matrices for x in shape}
     assert not [shape for one in moved for _, shape in one.arrays if rows & set(shape)]
 
 

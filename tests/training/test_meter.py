@@ -106,7 +106,9 @@ def test_a_loss_that_is_not_finite_and_was_learnt_from_stops_the_run(measured, l
     meter, path = measured
     meter.after(1, sums(1.0, 4), ROWS)
     meter.after(2, sums(loss, 4), ROWS)
-    with pytest.raises(KdError, match=r"model: step 2 \(grad_norm (nan|inf).*examples 7, 30\) is not finite.*none"):
+    with pytest.raises(
+        KdError, match=r"model: step 2 \(grad_norm (nan|inf).*examples 7, 30\) is not finite.*none"
+    ):
         meter.flush()
     assert not path.exists()
 
