@@ -72,17 +72,15 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     tx = training.optimizer.build(training.steps)
     steps = jnp.arange(training.steps)
     rates = jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(steps)) if training.steps else steps
-    axes, one_step = run.model.axes(params), _training_step(run, tx, devices)
-    validate = _validation(run, devices)
+    axes, one_step, validate = run.model.axes(params), _training_step(run, tx, devices), _validation(run, devices)
     log, iterator = metrics_log.MetricsLog(folder / "metrics.jsonl"), iter(run.train)
     due = lambda step: step % training.eval_every == 0 or step == training.steps  # noqa: E731
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(_opened(run.title, folder))
         bar = stack.enter_context(runlog.progress(run.title, training.steps))
         stack.enter_context(preemption.held())  # until there is a checkpoint
-        # Begun where it will be, so that moments and what is restored never lie on one device alone.
-        state = _first_state(run, devices.first(devices.put(params, axes)), tx, seed)
-        begun, state = _begin(run, checkpoints, state, iterator, log)
+        placed = devices.first(devices.put(params, axes))  # so moments, and what is restored, are made where they will be
+        begun, state = _begin(run, checkpoints, _first_state(run, placed, tx, seed), iterator, log)
         if due(begun) and not log.holds(begun, METRIC):  # before the first step, or where preemption cut it off
             with bar.compiling("validation"):
                 measured = validate(devices.put(state.params, axes))
