@@ -79,7 +79,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         checkpoints = stack.enter_context(_opened(run.title, folder))
         bar = stack.enter_context(runlog.progress(run.title, training.steps))
         stack.enter_context(preemption.held())  # until there is a checkpoint
-        placed = devices.first(devices.put(params, axes))  # so moments, and what is restored, are made where they will be
+        placed = devices.first(devices.put(params, axes))  # moments and what is restored are made there too
         begun, state = _begin(run, checkpoints, _first_state(run, placed, tx, seed), iterator, log)
         if due(begun) and not log.holds(begun, METRIC):  # before the first step, or where preemption cut it off
             with bar.compiling("validation"):

@@ -195,7 +195,6 @@ def train_step(
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], portions)))
         add = lambda total, microbatch: (jax.tree.map(jnp.add, total, gradient(microbatch)), None)  # noqa: E731
         (grads, sums), _ = jax.lax.scan(add, zeros, portions)
-
     grads, sums = all_sum((grads, sums))
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     params, adapters = optax.apply_updates(trained, updates)
