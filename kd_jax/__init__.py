@@ -32,6 +32,7 @@ _HOMES = {
     "kd_jax.optim.ramp": ("Ramp",),
     "kd_jax.objective.terms": ("Term", "total_loss"),
     "kd_jax.objective.fused_head": ("fused_head", "map_head"),
+    "kd_jax.parallel.mesh": ("Mesh",),
     "kd_jax.signals.topk": ("TopK",),
     "kd_jax.signals.sampled": ("Sampled",),
     "kd_jax.signals.online": ("Online",),

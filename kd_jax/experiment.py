@@ -14,6 +14,7 @@ from kd_jax.models.init import FromCheckpoint, FromTeacher, Random
 from kd_jax.models.pretrained import FromHuggingFace, Smaller
 from kd_jax.objective.terms import Term, cached_signals
 from kd_jax.optim.optimizer import Optimizer
+from kd_jax.parallel.mesh import DATA_PARALLEL, Mesh
 from kd_jax.signals.base import Signal
 
 Start = FromTeacher | FromCheckpoint | FromHuggingFace | Random
@@ -151,6 +152,7 @@ class Experiment:
       prompt_buckets: padded length of the prompt beside each of `buckets`; empty for the same lengths. Where the
         task has no prompts, those of the beginnings that texts are written from.
       backend: how steps are spread over devices (kd_jax.parallel.BACKENDS); the numbers are the same.
+      mesh: how many ways, with backend="mesh": for models that do not fit one device.
       seed: decides parameters, order and dropout.
 
     Examples:
@@ -173,6 +175,7 @@ class Experiment:
     evaluation: Evaluation = Evaluation()
     prompt_buckets: tuple[int, ...] = ()
     backend: str = "auto"
+    mesh: Mesh = DATA_PARALLEL
     seed: int = 0
 
     @property

@@ -23,7 +23,7 @@ def check(experiment: Experiment) -> None:
     """Raises KdError naming the field, the value and what is wanted."""
     check_names(experiment.students)
     check_buckets(experiment)
-    parallel.check(experiment.backend)
+    parallel.check(experiment.backend, experiment.mesh)
     if not is_count(experiment.seed, 0) or experiment.seed >= 2**32:
         raise KdError(f"seed: {experiment.seed}; wanted a whole number from 0 to {2**32 - 1}")
     if experiment.comparison:

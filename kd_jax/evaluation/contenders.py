@@ -73,6 +73,10 @@ class Programs:
         self.likelihood = functools.cache(self._likelihood)
         self.write = functools.cache(self._write)
 
+    def put(self, contender: Contender, devices: Devices) -> Params:
+        """A model's parameters on the devices."""
+        return devices.put(contender.params, contender.architecture.build(self._vocab_size).axes(contender.params))
+
     def _compare(self, architecture: Architecture, devices: Devices) -> Callable:
         student = architecture.build(self._vocab_size)
         return devices.compile_sums(functools.partial(compare_step, teacher=self._teacher, student=student))

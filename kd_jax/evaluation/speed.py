@@ -60,7 +60,7 @@ def decoding_speeds(
         for contender in contenders:
             layout = contender.architecture.layout(tokenizer.start, tokenizer.opening)
             batches = PromptBatches([prompts[i] for i in chosen], layout, widths, size, where.count, chosen)
-            write, params = programs.write(contender.architecture, way, where), where.put(contender.params)
+            write, params = programs.write(contender.architecture, way, where), programs.put(contender, where)
             calls[contender.name] = functools.partial(_timed, write, params, list(map(where.cut, batches)), where)
         for name, (seconds, tokens) in _medians(calls, f"time{suffix.replace('_', ' ')} decoding").items():
             figures[name][f"decode_tokens_per_second{suffix}"] = tokens / seconds

@@ -136,7 +136,7 @@ def split(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
 
 def _split_forward(logits_NV, ids_NK):
     # The sum is shifted by the largest of what is summed: the row's own largest would let it underflow.
-    others_NV = jnp.put_along_axis(logits_NV, ids_NK, -jnp.inf, axis=-1, inplace=False)
+    others_NV = put(logits_NV, ids_NK, jnp.full_like(ids_NK, -jnp.inf, dtype=logits_NV.dtype))
     rest_N = jax.nn.logsumexp(others_NV, axis=-1)
     return (at(logits_NV, ids_NK), rest_N), (logits_NV, rest_N, ids_NK)
 
@@ -148,7 +148,7 @@ def _split_backward(residuals, cotangents):
     # Taken again rather than kept: an exponential in a fused pass costs less than an array that is written and read.
     share_NV = jnp.exp(logits_NV - jnp.where(there_N, rest_N, 0.0)[:, None])
     d_others_NV = share_NV * jnp.where(there_N, d_rest_N, 0.0)[:, None]
-    return jnp.put_along_axis(d_others_NV, ids_NK, d_at_ids_NK, axis=-1, inplace=False), None
+    return put(d_others_NV, ids_NK, d_at_ids_NK), None
 
 
 split.defvjp(_split_forward, _split_backward)
@@ -157,6 +157,15 @@ split.defvjp(_split_forward, _split_backward)
 def at(logits_NV: Array, ids_NK: Array) -> Array:
     """The logits at the ids [N, K]; -inf where an id is V or above, and so no token's."""
     return jnp.take_along_axis(logits_NV, ids_NK, axis=-1, mode="fill", fill_value=-jnp.inf)
+
+
+def put(x_NV: Array, ids_NK: Array, values_NK: Array) -> Array:
+    """x with the values at the ids [N, K]; nowhere where an id is V or above.
+
+    Row by row: of jnp.put_along_axis the compiler does not see that no row needs another one, and over a mesh gathers
+    the ids of all.
+    """
+    return jax.vmap(lambda x_V, ids_K, values_K: x_V.at[ids_K].set(values_K, mode="drop"))(x_NV, ids_NK, values_NK)
 
 
 def logp_with_rest(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:

@@ -113,6 +113,8 @@ class Model(NamedTuple):
       prefill: (params, inputs, room) -> Cache with all but the last decoder token read, and room for `room` more.
         Rows of the decoder's inputs hold one text each, padded on the left.
       extend: (params, cache, ids_BT) -> (logits_BTV, cache): what follows each of T tokens, read at once.
+      axes: params -> a prefix of their tree with the names of every parameter's axes, such as "model inner" (see
+        kd_jax.models.axes), by which a mesh cuts them; "" for what every device holds whole.
     """
 
     init: Callable[..., Params]
@@ -121,6 +123,7 @@ class Model(NamedTuple):
     head: Callable[[Params], Head]
     prefill: Callable[..., Cache]
     extend: Callable[..., tuple[Array, Cache]]
+    axes: Callable[[Params], Any] = lambda params: ""
 
     def step(self, params: Params, cache: Cache, token_B: Array) -> tuple[Array, Cache]:
         """(logits_BV, cache): `extend` by one token."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from kd_jax.config import is_count
 from kd_jax.errors import KdError
+from kd_jax.models.axes import axes_of
 from kd_jax.models.layers import GATES
 from kd_jax.models.transformer import Transformer
 from kd_jax.types import Array, Params
@@ -18,42 +19,7 @@ Width = Literal["importance", "first", "random"]
 Scores = Mapping[str, np.ndarray]  # by what is scored, as `scored`; the largest are kept
 Indices = Mapping[str, np.ndarray]  # "model" or MODULE.AXIS -> what is kept of that axis, ascending
 
-# Parameter -> its axes. Axes of one name within a module are cut alike, "model" is cut alike everywhere, and token,
-# position, bucket and width (of a head) are never cut. q: queries, head by head; kv: keys, then values; qkv: all three;
-# inner: neurons, gated ones twice.
-AXES = {
-    r"embedding": ("token", "model"),
-    r"output": ("model", "token"),
-    r"output_bias": ("token",),
-    r"\w+_positions": ("position", "model"),
-    r"\w+_buckets": ("bucket", "head"),
-    r"\w+coder_(norm|enter)\.(scale|bias)": ("model",),
-    r"\w+\.norm_\w+\.(scale|bias)": ("model",),
-    r"\w+\.self_attention\.qkv\.kernel": ("model", "qkv"),
-    r"\w+\.self_attention\.qkv\.bias": ("qkv",),
-    r"\w+\.cross_attention\.q\.kernel": ("model", "q"),
-    r"\w+\.cross_attention\.q\.bias": ("q",),
-    r"\w+\.cross_attention\.kv": ("model", "kv"),
-    r"\w+\.cross_attention\.kv_bias": ("kv",),
-    r"\w+\.\w+_attention\.[qk]_norm\.scale": ("width",),
-    r"\w+\.\w+_attention\.out\.kernel": ("q", "model"),
-    r"\w+\.ffn\.in\.kernel": ("model", "inner"),
-    r"\w+\.ffn\.in\.bias": ("inner",),
-    r"\w+\.ffn\.out\.kernel": ("neuron", "model"),
-    r"\w+\.\w+\.out\.bias": ("model",),
-}
 NORM_SCALE = r"\w+coder_(norm|enter)\.scale|\w+\.norm_\w+\.scale"
-
-
-def axes_of(name: str) -> tuple[str, ...]:
-    """The names of a parameter's axes.
-
-    Examples:
-      >>> axes_of("decoder_3.ffn.out.kernel")
-      ('neuron', 'model')
-    """
-    (axes,) = (axes for pattern, axes in AXES.items() if re.fullmatch(pattern, name))
-    return axes
 
 
 def narrower(teacher: Transformer, student: Transformer) -> bool:
@@ -197,6 +163,9 @@ def _of_attention(module: str, teacher: Transformer, student: Transformer, score
 
 def narrow(params: Params, indices: Indices) -> Params:
     """The parameters with what is kept of them; those that are kept whole are the same arrays.
+
+    Axes of one name within a module are cut alike, "model" is cut alike everywhere, and token, position, bucket and
+    width (of a head) are never cut.
 
     Args:
       params: of the wider network.

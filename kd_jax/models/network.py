@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import KdError
+from kd_jax.models import axes
 from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, Sight, mask_bias, same_segment
 from kd_jax.models.base import Cache, Head, Model
 from kd_jax.models.layers import Dropout, FeedForward, new_norm, token_numbers
 from kd_jax.models.positions import BUCKETS, relative_buckets, rotation, sinusoids
 from kd_jax.models.transformer import Transformer
+from kd_jax.parallel.mesh import gathered
 from kd_jax.types import Array, Inputs, Params, Tokens
 
 
@@ -236,19 +238,22 @@ def pure_functions(network: Network) -> Model:
         one = Tokens(*(jnp.full((1, 1), i, jnp.int32) for i in (1, 0, 1)))
         return network.init(key, Inputs(jnp.ones(1, jnp.int32), one, one))["params"]
 
+    def variables(params: Params) -> dict[str, Params]:
+        return {"params": gathered(params, axes.named)}
+
     def apply(params: Params, inputs: Inputs, dropout_key: Array | None = None) -> Array:
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        return network.apply({"params": params}, inputs, rngs=rngs)
+        return network.apply(variables(params), inputs, rngs=rngs)
 
     def taps(params: Params, inputs: Inputs, dropout_key: Array | None = None):
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        hidden_BTD, variables = network.apply({"params": params}, inputs, rngs=rngs, mutable=["taps"])
-        return hidden_BTD, _by_name(variables["taps"])
+        hidden_BTD, sown = network.apply(variables(params), inputs, rngs=rngs, mutable=["taps"])
+        return hidden_BTD, _by_name(sown["taps"])
 
     def bound(method):
-        return lambda params, *args: network.apply({"params": params}, *args, method=method)
+        return lambda params, *args: network.apply(variables(params), *args, method=method)
 
-    return Model(init, apply, taps, bound(network.head), bound(network.prefill), bound(network.extend))
+    return Model(init, apply, taps, bound(network.head), bound(network.prefill), bound(network.extend), axes.named)
 
 
 def _by_name(taps: Mapping[str, Any]) -> dict[str, Array]:

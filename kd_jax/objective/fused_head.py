@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.base import Head
+from kd_jax.parallel.base import on_own_rows, row_shards
 from kd_jax.types import Array
 
 # Tokens of a chunk: enough for the matrix product, few enough for the caches; and the most bytes of its logits.
@@ -77,13 +78,14 @@ def _forward(objective, hidden_ND, head, rows, fixed, chunk):
 
     first = jax.tree.map(lambda x: x[0], xs)
     if xs[0].shape[0] == 1:
-        total, d_hidden = add_chunk(None, first)
+        total, d_hidden_CD = add_chunk(None, first)
+        d_hidden = d_hidden_CD[None]
     else:
         shapes, _ = jax.eval_shape(add_chunk, None, first)
         total, d_hidden = jax.lax.scan(add_chunk, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), xs)
     value, d_kernel_DV, d_bias_V = total
     d_head = Head(d_kernel_DV, d_bias_V, head.soft_cap, head.vocab_size)
-    d_hidden_ND = d_hidden.reshape(-1, hidden_ND.shape[1])[: hidden_ND.shape[0]].astype(hidden_ND.dtype)
+    d_hidden_ND = _unchunked(d_hidden, hidden_ND.shape[0]).astype(hidden_ND.dtype)
     return value, (d_hidden_ND, jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), d_head, head))
 
 
@@ -95,16 +97,31 @@ def _backward(objective, chunk, gradients, cotangents):
 fused_head.defvjp(_forward, _backward)
 
 
+def _shards(tokens: int) -> int:
+    """Portions of the tokens that lie on devices of their own. Every chunk has some of each, and each its own chunk."""
+    return row_shards() if tokens % row_shards() == 0 else 1
+
+
 def _chunks(hidden_ND: Array, head: Head, rows: Any, chunk: int) -> tuple[Array, Any]:
     """(hidden, rows), each [chunks, C, ...]."""
-    tokens = hidden_ND.shape[0]
-    chunk = min(chunk, tokens) or chunk_tokens(tokens, head.kernel_DV.shape[1])
+    shards = _shards(hidden_ND.shape[0])
+    each = hidden_ND.shape[0] // shards
+    chunk = min(chunk // shards, each) or chunk_tokens(each, head.kernel_DV.shape[1])
 
     def split(x):
-        filled = jnp.pad(x, [(0, -tokens % chunk)] + [(0, 0)] * (x.ndim - 1))
-        return filled.reshape(-1, chunk, *x.shape[1:])
+        x = x.reshape(shards, each, *x.shape[1:])
+        filled = jnp.pad(x, [(0, 0), (0, -each % chunk)] + [(0, 0)] * (x.ndim - 2))
+        chunks = filled.reshape(shards, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+        return chunks.reshape(-1, shards * chunk, *x.shape[2:])
 
     return jax.tree.map(split, (hidden_ND, rows))
+
+
+def _unchunked(x: Array, tokens: int) -> Array:
+    """The inverse: [chunks, C, ...] to [N, ...]."""
+    shards = _shards(tokens)
+    x = x.reshape(x.shape[0], shards, -1, *x.shape[2:]).swapaxes(0, 1)
+    return x.reshape(shards, -1, *x.shape[3:])[:, : tokens // shards].reshape(tokens, *x.shape[3:])
 
 
 def _outer(hidden_CD: Array, d_raw_CV: Array) -> Array:
@@ -148,5 +165,6 @@ def map_head(function: Callable[[Array, Any], Any], hidden_ND: Array, head: Head
     """
     tokens = hidden_ND.shape[0]
     chunks = _chunks(hidden_ND, head, rows, 0)
-    mapped = jax.lax.map(lambda x: function(head.logits(x[0]), x[1]), chunks)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:tokens], mapped)
+    own = on_own_rows(function) if _shards(tokens) > 1 else function
+    mapped = jax.lax.map(lambda x: own(head.logits(x[0]), x[1]), chunks)
+    return jax.tree.map(lambda x: _unchunked(x, tokens), mapped)

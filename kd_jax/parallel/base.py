@@ -5,26 +5,32 @@ One step function serves every backend: it names no axis, and where it adds over
 never see it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+from jax.sharding import PartitionSpec
 
 Tree = Any
 Compiled = Callable[..., Tree]
+ROWS = ("data", "fsdp")  # axes of a mesh that a batch's rows are cut over
 
 
 class Devices(Protocol):
     """Devices that work on one batch together.
 
     Attributes:
-      count: how many; a batch's rows are a multiple of it.
+      count: portions that a batch is cut into; its rows are a multiple of it.
     """
 
     count: int
 
-    def put(self, tree: Tree) -> Tree:
-        """A copy of every array on each device."""
+    def put(self, tree: Tree, axes: Tree = "") -> Tree:
+        """Every array on all devices: a copy on each, or, over a mesh, cut by the names of its axes.
+
+        `axes` is a prefix of the tree; its leaves are names such as "model inner" (see `Model.axes`), "" for copies.
+        """
         ...
 
     def cut(self, batch: Tree) -> Tree:
@@ -36,7 +42,7 @@ class Devices(Protocol):
         ...
 
     def first(self, tree: Tree) -> Tree:
-        """One device's copy of what `put` copied, or of sums that all devices share; no host transfer."""
+        """What `put` was given, or sums that all devices share, as single arrays; no host transfer."""
         ...
 
     def compile(self, function: Callable[[Tree, Tree], Tree]) -> Compiled:
@@ -46,9 +52,31 @@ class Devices(Protocol):
     def compile_sums(self, function: Callable[..., Tree], donate: bool = False) -> Compiled:
         """function(copied, cut, ..., all_sum=) -> what `all_sum` has added up, the same on every device.
 
-        `donate` gives the first argument's memory to the result.
+        `donate` gives the first argument's memory to the result, which is then (what it becomes, the sums).
         """
         ...
+
+
+def row_shards() -> int:
+    """Into how many portions a mesh cuts the rows of the program that is being traced; 1 where no mesh does.
+
+    It is static. Who takes rows in turn, such as the chunks of a head, takes some of every portion, or the rows of
+    one device would have to be sent to all the others.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[axis] for axis in ROWS if axis in sizes)
+
+
+def on_own_rows(function: Callable[..., Tree]) -> Callable[..., Tree]:
+    """The function of arrays [N, ...], of which each device of a mesh computes its own rows.
+
+    For what the compiler does not cut by itself, such as top_k. A row's result depends on that row alone. Where no mesh
+    is, it is the function itself.
+    """
+    if row_shards() == 1:
+        return function
+    own = PartitionSpec(ROWS)
+    return jax.shard_map(function, in_specs=own, out_specs=own, axis_names=set(ROWS))
 
 
 def host() -> tuple[int, int]:

@@ -26,7 +26,8 @@ class Pmap:
 
     count: int
 
-    def put(self, tree: Tree) -> Tree:
+    def put(self, tree: Tree, axes: Tree = "") -> Tree:
+        del axes  # every device holds all of it
         return self._stacked(jax.tree.map(lambda x: jnp.broadcast_to(x[None], (self.count, *jnp.shape(x))), tree))
 
     def cut(self, batch: Tree) -> Tree:

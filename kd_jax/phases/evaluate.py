@@ -63,7 +63,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     models = contenders(experiment, workdir)
     setting = _setting(experiment, workdir)
     spread = setting.devices
-    on_devices = {contender.name: spread.put(contender.params) for contender in models}
+    on_devices = {contender.name: setting.programs.put(contender, spread) for contender in models}
     figures: dict[str, dict[str, Any]] = {}
     for contender in models:
         params = on_devices[contender.name]
@@ -95,7 +95,8 @@ def _setting(experiment: Experiment, workdir: Workdir) -> Setting:
     prompts = [task.encode_prompt(task.prompt(measured.examples[i]), tokenizer) for i in measured.written]
     teacher = experiment.teacher.model.build(tokenizer.vocab_size)
     programs = Programs(task.decoding, teacher, tokenizer)
-    return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, devices(experiment.backend))
+    spread = devices(experiment.backend, experiment.mesh)
+    return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, spread)
 
 
 def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str, Any]:

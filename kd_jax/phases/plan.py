@@ -14,7 +14,7 @@ from kd_jax.experiment import Experiment
 from kd_jax.phases import prepare
 from kd_jax.teaching.base import Teacher
 from kd_jax.training.model import batches, initial_params
-from kd_jax.training.step import init_state, train_step
+from kd_jax.training.step import init_state, state_axes, train_step
 
 STAND_IN_STEPS = 150
 NOTE = f"""\
@@ -66,7 +66,8 @@ def _stand_in(teacher: Teacher) -> None:
     """Gives an untrained teacher its first parameters, or, where they are drawn, what a few batches leave of them."""
     experiment, spread, recipe = teacher.experiment, teacher.devices, teacher.experiment.teacher
     if recipe.init.origin != "chance":
-        teacher.params = spread.put(initial_params(experiment, teacher.workdir, recipe))
+        params = initial_params(experiment, teacher.workdir, recipe)
+        teacher.params = spread.put(params, teacher.model.axes(params))
         return
     train, _, _ = batches(experiment, teacher.workdir, recipe, {}, spread)
     params = jax.jit(teacher.model.init)(jax.random.key(experiment.seed))
@@ -74,7 +75,8 @@ def _stand_in(teacher: Teacher) -> None:
     tx = recipe.training.optimizer.build(recipe.training.steps)
     parts = {"model": teacher.model, "terms": recipe.terms, "tx": tx}
     step = spread.compile_sums(functools.partial(train_step, **parts), donate=True)
-    state, iterator = spread.put(init_state(jax.random.key(experiment.seed), params, tx)), iter(train)
+    state, iterator = init_state(jax.random.key(experiment.seed), params, tx), iter(train)
+    state = spread.put(state, state_axes(state, tx, teacher.model.axes(params)))
     with runlog.progress("plan: a stand-in for the teacher, which is not trained yet", steps) as bar:
         for _ in range(steps):
             state, sums = step(state, spread.cut(next(iterator)), None)

@@ -142,7 +142,7 @@ def measured(teacher: Teacher, options: Sequence[Choice]) -> list[dict[str, Any]
         return on_devices.compile_sums(step)
 
     def figures(model: Architecture, its_params: Params) -> dict[str, Any]:
-        both = teacher.params, on_devices.put(its_params)
+        both = teacher.params, on_devices.put(its_params, model.build(vocab_size).axes(its_params))
         parts = [on_devices.first(program(model)(both, on_devices.cut((batch, batch)))) for batch in batches]
         compared = means(jax.tree.map(lambda *each: sum(each), *jax.device_get(parts)))
         total, outside = count_parameters(its_params)

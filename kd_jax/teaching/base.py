@@ -30,7 +30,7 @@ class Teacher:
         """Args: the run; writer: as store.write's, None for this host's. Raises KdError if the data is not prepared."""
         self.experiment, self.workdir, self.writer = experiment, workdir, writer or host()
         self.data = workdir.data.outputs()
-        self.devices = devices(experiment.backend)
+        self.devices = devices(experiment.backend, experiment.mesh)
         self.model = experiment.teacher.model.build(self.data["vocab_size"])
 
     @property
@@ -43,7 +43,8 @@ class Teacher:
 
     @functools.cached_property
     def params(self) -> Params:
-        return self.devices.put(checkpoint.load_params(self.workdir.model(TEACHER), self.model.init))
+        params = checkpoint.load_params(self.workdir.model(TEACHER), self.model.init)
+        return self.devices.put(params, self.model.axes(params))
 
     def consumed(self, targets: PseudoTargets | None, split: str) -> dict[str, Any]:
         """What a manifest keeps of where something that the teacher says came from."""

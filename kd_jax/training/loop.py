@@ -25,7 +25,7 @@ from kd_jax.objective.terms import Term
 from kd_jax.parallel.base import Devices, disallow_transfers
 from kd_jax.training.meter import Meter
 from kd_jax.training.profile import Profile, tracing
-from kd_jax.training.step import TrainState, eval_step, init_adapters, init_state, train_step
+from kd_jax.training.step import TrainState, eval_step, init_adapters, init_state, state_axes, train_step
 from kd_jax.types import Batch, Params
 
 # What decides between checkpoints, and what every model is compared by: no smoothing, no teacher.
@@ -77,18 +77,18 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     tx = training.optimizer.build(training.steps)
     steps = jnp.arange(training.steps)
     rates = jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(steps)) if training.steps else steps
-    one_step = _training_step(run, tx, devices)
-    validate = _validation(run, devices)
+    axes, one_step, validate = run.model.axes(params), _training_step(run, tx, devices), _validation(run, devices)
     log, iterator = metrics_log.MetricsLog(folder / "metrics.jsonl"), iter(run.train)
     due = lambda step: step % training.eval_every == 0 or step == training.steps  # noqa: E731
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(_opened(run.title, folder))
         bar = stack.enter_context(runlog.progress(run.title, training.steps))
         stack.enter_context(preemption.held())  # until there is a checkpoint
-        begun, state = _begin(run, checkpoints, _first_state(run, params, tx, seed), iterator, log)
+        placed = devices.first(devices.put(params, axes))  # moments and what is restored are made there too
+        begun, state = _begin(run, checkpoints, _first_state(run, placed, tx, seed), iterator, log)
         if due(begun) and not log.holds(begun, METRIC):  # before the first step, or where preemption cut it off
             with bar.compiling("validation"):
-                measured = validate(devices.put(state.params))
+                measured = validate(devices.put(state.params, axes))
             if measured is None:
                 raise preemption.Preempted
             if begun or not training.steps:
@@ -96,7 +96,8 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                 checkpoints.wait()
             log.append({"step": begun, METRIC: measured})
         bar.skip(begun)
-        state, teacher_params = devices.put((state, run.teacher and run.teacher[1]))
+        state = devices.put(state, state_axes(state, tx, axes))
+        teacher_params = run.teacher and devices.put(run.teacher[1], run.teacher[0].axes(run.teacher[1]))
         meter = Meter(run.title, checkpoints, log, bar, rates, training.optimizer.most_left_out)
         with disallow_transfers(), tracing(run.profile) as tracer:
             for step in range(begun + 1, training.steps + 1):

@@ -67,7 +67,7 @@ def train_model(
         runlog.say(f"{name}: already trained, {folder.path}")
         return
     began = time.perf_counter()
-    spread = devices(experiment.backend)
+    spread = devices(experiment.backend, experiment.mesh)
     train, valid, left_out = batches(experiment, workdir, recipe, payloads, spread)
     if left_out:
         runlog.say(f"{name}: {left_out} training examples longer than the last bucket are left out")

@@ -100,7 +100,7 @@ def loss_fn(
         rows["teacher_hidden"], teacher_taps = jax.lax.stop_gradient(said)
         fixed["teacher_head"] = jax.lax.stop_gradient(teacher.head(teacher_params))
         feature_losses = _feature_losses(terms, batch, taps, teacher_taps, adapters)
-    rows_N, hidden_ND = jax.tree.map(_flatten_tokens, (rows, hidden_BTD))
+    rows_N, hidden_ND = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (rows, hidden_BTD))
     loss, sums = fused_head(functools.partial(total_loss, terms), hidden_ND, model.head(params), rows_N, fixed)
     total = loss / jnp.maximum(counts["target"], 1).astype(jnp.float32)
     for name, (feature_loss, where) in feature_losses.items():
@@ -117,10 +117,6 @@ def _apply(model: Model, params: Params, batch: Batch, dropout_key: Array | None
     if tapped:
         return model.taps(params, batch.inputs, dropout_key)
     return model.apply(params, batch.inputs, dropout_key), {}
-
-
-def _flatten_tokens(x: Array) -> Array:
-    return x.reshape(-1, *x.shape[2:])
 
 
 def _feature_losses(terms: Terms, batch: Batch, taps: Any, teacher_taps: Any, adapters: Mapping[str, Params]):
@@ -194,11 +190,11 @@ def train_step(
     if microbatches == 1:
         grads, sums = gradient(batch)
     else:
-        portions = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        # Rows m, m + M, ... and not M blocks of them: over a mesh every device keeps its own rows.
+        portions = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], portions)))
         add = lambda total, microbatch: (jax.tree.map(jnp.add, total, gradient(microbatch)), None)  # noqa: E731
         (grads, sums), _ = jax.lax.scan(add, zeros, portions)
-
     grads, sums = all_sum((grads, sums))
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     params, adapters = optax.apply_updates(trained, updates)
@@ -259,6 +255,25 @@ def init_state(
     """
     adapters = dict(adapters or {})
     return TrainState(jnp.int32(0), jax.random.key_data(key), params, adapters, tx.init((params, adapters)))
+
+
+def state_axes(state: TrainState, tx: optax.GradientTransformation, axes: Any) -> TrainState:
+    """What the axes of every part of the state are called, for `Devices.put`: moments are as their parameters.
+
+    Args:
+      state, tx: as `init_state` begins it.
+      axes: of the model's parameters, as `Model.axes`.
+
+    Examples:
+      >>> tx = optax.trace(decay=0.9)
+      >>> state_axes(init_state(jax.random.key(0), {"w": jnp.ones(2)}, tx), tx, {"w": "model"}).opt_state.trace
+      ({'w': 'model'}, {})
+    """
+    trained = jax.tree.broadcast((axes, ""), (state.params, state.adapters))
+    moments = optax.tree.map_params(
+        tx, lambda _, names: names, state.opt_state, trained, transform_non_params=lambda _: ""
+    )
+    return TrainState("", "", *trained, moments)
 
 
 def init_adapters(

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.errors import KdError
+from kd_jax.models.axes import AXES, axes_of
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.init import FromTeacher, shrink
-from kd_jax.models.narrow import AXES, axes_of, best_heads, kept, narrow, scored, unmeasured
+from kd_jax.models.narrow import best_heads, kept, narrow, scored, unmeasured
 from tests.models.cases import FAMILIES, OPTIONS, V, batch_of, case, program, segments
 
 EVERY = pytest.mark.parametrize("options", OPTIONS)

@@ -84,5 +84,5 @@ def test_auto_takes_all_devices():
 
 @pytest.mark.parametrize("refuse", [check, devices])
 def test_an_unknown_backend_is_refused(refuse):
-    with pytest.raises(KdError, match="backend: 'gpu'; wanted one of auto, jit, pmap"):
+    with pytest.raises(KdError, match="backend: 'gpu'; wanted one of auto, jit, pmap, mesh"):
         refuse("gpu")

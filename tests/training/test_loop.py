@@ -19,6 +19,7 @@ from kd_jax.data.store import Store
 from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.errors import KdError
 from kd_jax.models.init import FromCheckpoint
+from kd_jax.parallel.mesh import Mesh
 from kd_jax.phases import cache, student, teacher
 from kd_jax.training.meter import Meter
 from kd_jax.training.model import train_model, trained
@@ -162,13 +163,14 @@ def test_the_log_counts_the_tokens_that_trained(experiment, workdir, tmp_path):
 
 
 def test_one_and_eight_devices_train_to_the_same_model(experiment, workdir, tmp_path):
-    """A batch is a whole multiple of eight rows, so both backends see the same ones."""
+    """A batch is a whole multiple of eight rows, so all backends see the same ones."""
     recipe, losses = recipe_with(experiment.teacher, tokens_per_batch=768, steps=4), []
-    for backend in ("jit", "pmap"):
+    for backend, mesh in (("jit", Mesh()), ("pmap", Mesh()), ("mesh", Mesh(fsdp=4, tensor=2))):
         run = beside(workdir, tmp_path / backend, "data")
-        teacher.run(dataclasses.replace(experiment, teacher=recipe, backend=backend, buckets=(32,)), run)
+        changes = {"teacher": recipe, "backend": backend, "mesh": mesh, "buckets": (32,)}
+        teacher.run(dataclasses.replace(experiment, **changes), run)
         losses.append(run.model(TEACHER).outputs()["valid_cross_entropy"])
-    np.testing.assert_allclose(*losses, rtol=1e-4)
+    np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-4)
 
 
 def test_the_student_learns_and_the_teacher_does_not_move(experiment, workdir):

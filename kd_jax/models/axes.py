@@ -1,0 +1,55 @@
+"""What the axes of every parameter mean, by name: for who cuts a network narrower, or over devices."""
+
+import re
+from typing import Any
+
+import jax
+
+from kd_jax.types import Params
+
+# Parameter -> its axes. q: queries, head by head; kv: keys, then values; qkv: all three; inner: neurons, gated ones
+# twice; width: of one head.
+AXES = {
+    r"embedding": ("token", "model"),
+    r"output": ("model", "token"),
+    r"output_bias": ("token",),
+    r"\w+_positions": ("position", "model"),
+    r"\w+_buckets": ("bucket", "head"),
+    r"\w+coder_(norm|enter)\.(scale|bias)": ("model",),
+    r"\w+\.norm_\w+\.(scale|bias)": ("model",),
+    r"\w+\.self_attention\.qkv\.kernel": ("model", "qkv"),
+    r"\w+\.self_attention\.qkv\.bias": ("qkv",),
+    r"\w+\.cross_attention\.q\.kernel": ("model", "q"),
+    r"\w+\.cross_attention\.q\.bias": ("q",),
+    r"\w+\.cross_attention\.kv": ("model", "kv"),
+    r"\w+\.cross_attention\.kv_bias": ("kv",),
+    r"\w+\.\w+_attention\.[qk]_norm\.scale": ("width",),
+    r"\w+\.\w+_attention\.out\.kernel": ("q", "model"),
+    r"\w+\.ffn\.in\.kernel": ("model", "inner"),
+    r"\w+\.ffn\.in\.bias": ("inner",),
+    r"\w+\.ffn\.out\.kernel": ("neuron", "model"),
+    r"\w+\.\w+\.out\.bias": ("model",),
+}
+
+
+def axes_of(name: str) -> tuple[str, ...]:
+    """The names of a parameter's axes.
+
+    Examples:
+      >>> axes_of("decoder_3.ffn.out.kernel")
+      ('neuron', 'model')
+    """
+    (axes,) = (axes for pattern, axes in AXES.items() if re.fullmatch(pattern, name))
+    return axes
+
+
+def named(params: Params) -> Any:
+    """The tree of parameters with the names of each one's axes in its place, such as "model inner".
+
+    Examples:
+      >>> import numpy as np
+      >>> named({"embedding": np.ones((5, 2)), "decoder_norm": {"scale": np.ones(2)}})
+      {'decoder_norm': {'scale': 'model'}, 'embedding': 'token model'}
+    """
+    names = lambda path, _: " ".join(axes_of(".".join(key.key for key in path)))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(names, params)
