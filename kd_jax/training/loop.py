@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from kd_jax.artifacts import metrics_log, preemption, runlog
 from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, Damaged, params_digest, remove_unreadable
 from kd_jax.errors import KdError
-from kd_jax.experiment import Recipe
+from kd_jax.experiment import Recipe, Training
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.models.base import Model
 from kd_jax.objective.terms import Term
@@ -75,8 +75,6 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     """
     training = run.recipe.training
     tx = training.optimizer.build(training.steps)
-    steps = jnp.arange(training.steps)
-    rates = jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(steps)) if training.steps else steps
     axes, one_step, validate = run.model.axes(params), _training_step(run, tx, devices), _validation(run, devices)
     log, iterator = metrics_log.MetricsLog(folder / "metrics.jsonl"), iter(run.train)
     due = lambda step: step % training.eval_every == 0 or step == training.steps  # noqa: E731
@@ -98,7 +96,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         bar.skip(begun)
         state = devices.put(state, state_axes(state, tx, axes))
         teacher_params = run.teacher and devices.put(run.teacher[1], run.teacher[0].axes(run.teacher[1]))
-        meter = Meter(run.title, checkpoints, log, bar, rates, training.optimizer.most_left_out)
+        meter = Meter(run.title, checkpoints, log, bar, _rates(training), training.optimizer.most_left_out)
         with disallow_transfers(), tracing(run.profile) as tracer:
             for step in range(begun + 1, training.steps + 1):
                 tracer.before(step)
@@ -131,6 +129,13 @@ def _training_step(run: Run, tx: Any, devices: Devices) -> Callable:
         microbatches=run.recipe.training.microbatches,
     )
     return devices.compile_sums(step, donate=True)
+
+
+def _rates(training: Training) -> Any:
+    """The learning rate of every update, on the host."""
+    if not training.steps:
+        return ()
+    return jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(jnp.arange(training.steps)))
 
 
 def _first_state(run: Run, params: Params, tx: Any, seed: int) -> TrainState:
