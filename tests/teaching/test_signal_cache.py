@@ -175,10 +175,10 @@ def test_a_teacher_in_the_step_never_moves_and_projections_are_not_exported(expe
     with pytest.MonkeyPatch.context() as patch:
         read = Meter._read
 
-        def killed(self, step, sums):
+        def killed(self, step, *measured):
             if step == 5:
                 raise KeyboardInterrupt
-            read(self, step, sums)
+            read(self, step, *measured)
 
         patch.setattr(Meter, "_read", killed)
         with pytest.raises(KeyboardInterrupt):
