@@ -4,7 +4,7 @@ from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import ELSEWHERE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.experiment import Experiment
-from kd_jax.training.model import train_model
+from kd_jax.training.model import Sources, train_model
 
 
 def run(experiment: Experiment, workdir: Workdir, force: bool = False, profile: tuple[int, int] | None = None) -> None:
@@ -12,4 +12,4 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, profile: 
     if workdir.elsewhere and not force:
         runlog.say(f"teacher: elsewhere, `{ELSEWHERE}` has read what it says")
         return
-    train_model(experiment, workdir, TEACHER, {}, {}, force, profile)
+    train_model(experiment, workdir, TEACHER, Sources({}, {}), force, profile)

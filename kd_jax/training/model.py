@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,23 @@ from kd_jax.types import Batch, Params
 VALID_BATCH = 64
 
 
+class Sources(NamedTuple):
+    """What goes into a model besides the data.
+
+    Attributes:
+      consumed: name -> digest.
+      payloads: the signal caches that the terms read, by signal name.
+    """
+
+    consumed: Mapping[str, str]
+    payloads: Mapping[str, Store]
+
+
 def train_model(
     experiment: Experiment,
     workdir: Workdir,
     name: str,
-    consumed: Mapping[str, str],
-    payloads: Mapping[str, Store],
+    sources: Sources,
     force: bool,
     profiled: tuple[int, int] | None = None,
 ) -> None:
@@ -48,8 +59,7 @@ def train_model(
     Args:
       experiment, workdir: the run.
       name: which of the experiment's recipes.
-      consumed: digests of what goes in besides the data.
-      payloads: the signal caches that the terms read, by signal name.
+      sources: what goes in besides the data.
       force: redo it from nothing.
       profiled: the first and the last step of a trace, for xprof; None for none.
 
@@ -60,7 +70,7 @@ def train_model(
     recipe, folder, data = experiment.recipes[name], workdir.model(name), workdir.data.outputs()
     field = name if name == TEACHER else f"students.{name}"
     digests = {split: data["splits"][split] for split in ("train", "validation")}
-    digests |= {"tokenizer": data["tokenizer"]} | dict(consumed)
+    digests |= {"tokenizer": data["tokenizer"]} | dict(sources.consumed)
     inputs = config.flatten(recipe, field) | {f"consumed.{key}": value for key, value in digests.items()}
     inputs |= {"seed": experiment.seed, "buckets": [list(bucket) for bucket in experiment.shapes]}
     if not folder.begin(inputs, force):
@@ -68,7 +78,7 @@ def train_model(
         return
     began = time.perf_counter()
     spread = devices(experiment.backend, experiment.mesh)
-    train, valid, left_out = batches(experiment, workdir, recipe, payloads, spread)
+    train, valid, left_out = batches(experiment, workdir, recipe, sources.payloads, spread)
     if left_out:
         runlog.say(f"{name}: {left_out} training examples longer than the last bucket are left out")
     params = initial_params(experiment, workdir, recipe)

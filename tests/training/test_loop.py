@@ -22,7 +22,7 @@ from kd_jax.models.init import FromCheckpoint
 from kd_jax.parallel.mesh import Mesh
 from kd_jax.phases import cache, student, teacher
 from kd_jax.training.meter import Meter
-from kd_jax.training.model import train_model, trained
+from kd_jax.training.model import Sources, train_model, trained
 from tests.runs import beside, smoke, taught
 
 SHORT = """
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(experiment, workdir, tmp_path):
     wild = dataclasses.replace(experiment, teacher=recipe_with(experiment.teacher, optimizer=optimizer))
     run = beside(workdir, tmp_path, "data")
     with pytest.raises(KdError, match="validation cross-entropy is nan.*lower learning rate"):
-        train_model(wild, run, TEACHER, consumed={}, payloads={}, force=False)
+        train_model(wild, run, TEACHER, Sources({}, {}), force=False)
 
 
 def test_damage_is_found(experiment, workdir, tmp_path):
