@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -67,7 +68,7 @@ class Checkpoints:
     """The checkpoints of one run, under folder/checkpoints; orbax commits each by rename."""
 
     def __init__(self, folder: Path):
-        """Raises Damaged if a step's metrics cannot be read; see `remove_unreadable`."""
+        """Raises Damaged if a step's metrics cannot be read; see `set_unreadable_aside`."""
         keep = checkpoint_managers.AnyPreservationPolicy(
             [checkpoint_managers.LatestN(n=LATEST), checkpoint_managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
         )
@@ -129,9 +130,11 @@ class Checkpoints:
         metrics = {METRIC: math.inf if valid_cross_entropy is None else valid_cross_entropy}
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
-    def delete(self, step: int) -> None:
-        """Removes a checkpoint that cannot be read."""
-        self._manager.delete(step)
+    def set_aside(self, step: int) -> Path:
+        """Moves a checkpoint that cannot be read away, and says where to: it may be the machine that erred."""
+        aside = _set_aside(self._folder / str(step))
+        self._manager.reload()
+        return aside
 
     def wait(self) -> None:
         """Until all that was saved is on disk."""
@@ -187,16 +190,23 @@ class Checkpoints:
             raise Damaged(f"checkpoint {self._folder / str(step)} cannot be read ({reason})") from error
 
 
-def remove_unreadable(folder: Path) -> list[Path]:
-    """Deletes the checkpoints in `folder` whose metrics are no JSON any more, and says which: none could be opened."""
-    removed = []
+def set_unreadable_aside(folder: Path) -> list[Path]:
+    """Moves checkpoints whose metrics are no JSON any more, with which none could be opened; where they are now."""
+    aside = []
     for path in sorted((folder / "checkpoints").glob("*/metrics/metrics")):
         try:
             json.loads(path.read_bytes())
         except ValueError:
-            shutil.rmtree(path.parents[1])
-            removed.append(path.parents[1])
-    return removed
+            aside.append(_set_aside(path.parents[1]))
+    return aside
+
+
+def _set_aside(path: Path) -> Path:
+    """checkpoints/STEP to damaged_checkpoints/STEP, or STEP.1, STEP.2, ... where an earlier one lies there."""
+    folder = path.parent.with_name("damaged_checkpoints")
+    folder.mkdir(exist_ok=True)
+    names = itertools.chain([path.name], (f"{path.name}.{n}" for n in itertools.count(1)))
+    return path.rename(next(folder / name for name in names if not (folder / name).exists()))
 
 
 def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:

@@ -41,7 +41,7 @@ class Optimizer:
       clip_norm: largest global norm of a gradient.
       spike: an update whose gradient's norm is more than so many times the usual one is left out; 0 to leave out
         only what is not finite. See kd_jax.optim.outliers.
-      most_left_out: updates that may be left out before the run stops.
+      most_left_out: updates that may be left out, from one start of the run to the next, before it stops.
 
     References:
       Loshchilov and Hutter 2017, arXiv 1711.05101 (AdamW); Vaswani et al. 2017, arXiv 1706.03762, eq. 3 (rsqrt).

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.artifacts import metrics_log, preemption, runlog
-from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, Damaged, params_digest, remove_unreadable
+from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, Damaged, params_digest, set_unreadable_aside
 from kd_jax.errors import KdError
 from kd_jax.experiment import Recipe, Training
 from kd_jax.losses.cross_entropy import cross_entropy
@@ -149,8 +149,8 @@ def _first_state(run: Run, params: Params, tx: Any, seed: int) -> TrainState:
 
 def _opened(title: str, folder: Path) -> Checkpoints:
     """A folder's checkpoints, without those that no longer let themselves be opened."""
-    for path in remove_unreadable(folder):
-        runlog.say(f"{title}: checkpoint {path} cannot be read; deleted, training goes on from an older one")
+    for aside in set_unreadable_aside(folder):
+        runlog.say(f"{title}: a checkpoint cannot be opened, it is {aside} now; training goes on from an older one")
     return Checkpoints(folder)
 
 
@@ -159,15 +159,16 @@ def _begin(
 ) -> tuple[int, TrainState]:
     """(steps already made, the state after them); brings the iterator and the log to the same step.
 
-    A damaged checkpoint is deleted: what comes after an older one is made anew, to the same bits.
+    A damaged checkpoint is set aside: what comes after an older one is made anew, to the same bits.
     """
     while (begun := checkpoints.last()) is not None:
         try:
             state, position = checkpoints.restore(state)
             break
         except Damaged as error:
-            runlog.say(f"{run.title}: {error}; deleted, training goes on from an older one")
-            checkpoints.delete(begun)
+            runlog.say(
+                f"{run.title}: {error}; it is {checkpoints.set_aside(begun)} now, training goes on from an older one"
+            )
     log.truncate_after(-1 if begun is None else begun)
     if begun is None:
         return 0, state

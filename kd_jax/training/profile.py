@@ -27,7 +27,7 @@ class Tracer:
     """Traces the steps of a profile, where there is one."""
 
     def __init__(self, profile: Profile | None):
-        self._profile, self._running = profile, False
+        self._profile, self._running, self._begun = profile, False, False
 
     def before(self, step: int) -> None:
         """Called before each step; what is measured is read one step late, so the end is too."""
@@ -35,12 +35,14 @@ class Tracer:
             return
         if step == self._profile.first:
             jax.profiler.start_trace(str(self._profile.folder))
-            self._running = True
+            self._running = self._begun = True
         elif step == self._profile.last + 2:
             self.stop()
 
     def stop(self) -> None:
-        """Writes the trace, if one is being made."""
+        """Writes the trace, if one is being made; says where none was."""
+        if self._profile and not self._begun:
+            runlog.say(f"profile: step {self._profile.first} was not among those that were made now: no trace")
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

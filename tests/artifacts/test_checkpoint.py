@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.artifacts.checkpoint import Checkpoints, Damaged, checksums, remove_unreadable
+from kd_jax.artifacts.checkpoint import Checkpoints, Damaged, checksums, set_unreadable_aside
 from kd_jax.training.step import init_state
 
 POSITION = {"next": 7}
@@ -63,7 +63,9 @@ def test_a_damaged_file_is_noticed_or_was_not_needed(saved, tmp_path, damage):
             data, half = path.read_bytes(), path.stat().st_size // 2
             flipped = data[:half] + bytes([data[half] ^ 16]) + data[half + 1 :] if data else data
             path.write_bytes(data[:half] if damage == "cut" else flipped)
-        noticed += [path.name for _ in remove_unreadable(run)]
+        aside = set_unreadable_aside(run)
+        noticed += [path.name for _ in aside]
+        assert all(one == run / "damaged_checkpoints/6" and one.is_dir() for one in aside)
         with Checkpoints(run) as checkpoints:
             if checkpoints.last() == 4:  # orbax itself may not take it for a checkpoint
                 continue
@@ -72,13 +74,23 @@ def test_a_damaged_file_is_noticed_or_was_not_needed(saved, tmp_path, damage):
             except Damaged as error:
                 assert str(run / "checkpoints/6") in str(error)
                 noticed.append(path.name)
-                checkpoints.delete(6)
+                assert checkpoints.set_aside(6) == run / "damaged_checkpoints/6" and checkpoints.last() == 4
                 state, position = checkpoints.restore(state_at(0))
                 chex.assert_trees_all_equal(state, state_at(4))
             else:
                 chex.assert_trees_all_equal(state, state_at(6))
                 assert position == POSITION
     assert {"metadata", "metrics"} <= set(noticed) if damage == "cut" else len(noticed) > 4, noticed
+
+
+def test_what_was_set_aside_before_stays(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        first = checkpoints.set_aside(6)
+        checkpoints.save(state_at(6), POSITION, 1.0)
+        checkpoints.wait()
+        second = checkpoints.set_aside(6)
+        assert [first.name, second.name, checkpoints.last()] == ["6", "6.1", 4] and first.is_dir()
 
 
 @settings(deadline=None)

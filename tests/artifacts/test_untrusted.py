@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -115,9 +114,3 @@ def test_no_name_leads_out_of_a_workdir(tmp_path, name):
     if name:
         with pytest.raises(KdError, match="leads out"):
             workdir.split(name)
-
-
-def test_lengths_are_read_without_pickle(workdir, tmp_path):
-    np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match="pickle"):
-        np.load(tmp_path / "a.npy")

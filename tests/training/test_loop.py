@@ -121,8 +121,16 @@ def test_training_goes_on_from_the_last_checkpoint_that_is_whole(
     said = capsys.readouterr().err
     for step in damaged:
         assert f"checkpoints/{step} cannot be read" in said
+        assert (cut.model(TEACHER).path / f"damaged_checkpoints/{step}").is_dir()
     assert ("goes on from step 4" in said) == (damaged == {8})
     chex.assert_trees_all_equal(params_of(cut, experiment), params_of(workdir, experiment))
+
+
+def test_a_profile_of_steps_that_are_not_made_is_said_to_be_none(experiment, workdir, tmp_path, capsys):
+    run = beside(workdir, tmp_path, "data")
+    teacher.run(experiment, run, profile=(13, 20))
+    assert "profile: step 13 was not among those that were made now: no trace" in capsys.readouterr().err
+    assert not run.profile(TEACHER).exists()
 
 
 @pytest.mark.parametrize("steps", [(2, 4), (10, 40)])
