@@ -105,6 +105,16 @@ def with_tail(experiment, tail, **evaluation):
     return dataclasses.replace(experiment, students=experiment.students | {"student_kd": kd}, evaluation=measured)
 
 
+def assert_same_order(got, want):
+    """The same ids; two whose logits are closer than float16 or 12 bits tell apart may have changed places."""
+    logits = np.pad(want["logits"].astype(float), ((0, 0), (1, 0)), constant_values=np.inf)
+    apart = np.diff(-logits) > 0.01
+    clear = (apart[:, :-1] & apart[:, 1:])[:, :K]  # Of the last rank it is not known what comes behind it.
+    ranks = clear.shape[1]
+    assert clear.mean() > 0.7
+    np.testing.assert_array_equal(got["ids"][:, :ranks][clear], want["ids"][:, :ranks][clear])
+
+
 @pytest.mark.parametrize(
     "form, tail", [*((f, "bucket") for f in ("vllm", "flat", "sglang", "distillkit")), ("maxtext", "")]
 )
@@ -118,14 +128,14 @@ def test_a_teachers_word_is_the_same_through_its_files(experiment, there, said, 
     close = {"atol": 0.02 if form == "distillkit" else 4e-3}
     for got, want in zip(records(run), records(there), strict=True):
         np.testing.assert_array_equal(got["digest"], want["digest"])
-        np.testing.assert_array_equal(got["ids"], want["ids"])
+        assert_same_order(got, want)
         np.testing.assert_allclose(got["logits"].astype(float), want["logits"].astype(float), **close)
         assert ("rest_t1" in got) == bool(tail)
         if tail:
             np.testing.assert_allclose(got["rest_t1"], want["rest_t1"], **close)
     if tail:
         for got, want in zip(records(run, run.validation_cache), records(there, there.validation_cache), strict=True):
-            np.testing.assert_array_equal(got["ids"][:, :K], want["ids"][:, :K])
+            assert_same_order(got, want)
     student.run(wanted, run, only="student_kd")
     made = run.cache("", "topk").manifest()
     assert made["inputs"]["imported.format"] == source.format and made["inputs"]["imported.mode"] == "raw"
