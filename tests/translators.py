@@ -8,6 +8,7 @@ import sentencepiece
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from kd_jax.data.sources import Toy
+from kd_jax.data.tokenizers.m2m100 import CODES
 
 ROWS = Toy(200).splits(("en", "fr"))["train"]
 TEXTS = [text for row in ROWS for text in row.values()]
@@ -41,6 +42,24 @@ def marian(folder, kind="unigram"):
     pad = len(words) - 1
     ids = {"decoder_start_token_id": pad, "pad_token_id": pad, "eos_token_id": 0, "bos_token_id": 0}
     return described(folder, "marian", ids | {"forced_eos_token_id": None}, {"bad_words_ids": [[pad]]})
+
+
+def m2m100(folder):
+    """Of a hundred languages, whose tokens are in no file."""
+    hf = pytest.importorskip("transformers")
+    model = spm(TEXTS, 150, "bpe")
+    words = ["<s>", "<pad>", "</s>", "<unk>", *pieces_of(model)[:-2]]
+    files = {"vocab_file": folder / "v.json", "spm_file": folder / "m.model"}
+    files["vocab_file"].write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    files["spm_file"].write_bytes(model)
+    hf.M2M100Tokenizer(**{name: str(path) for name, path in files.items()}, src_lang="en").save_pretrained(folder)
+    for path in files.values():
+        path.unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    languages = [f"__{code}__" for code in CODES["m2m100"].split()]  # as published
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"additional_special_tokens": languages}))
+    ids = {"decoder_start_token_id": 2, "pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 0}
+    return described(folder, "m2m_100", ids, {})
 
 
 def nllb(folder, **options):

@@ -14,15 +14,15 @@ from kd_jax import Comparison, Debian, Decoding, EncoderDecoder, Evaluation, Sum
 summaries = load(__file__.replace("pays_summaries", "debian_summaries"))
 
 
-def shorter(recipe, **model):
-    """Half of the steps, and a smaller network."""
-    training = dataclasses.replace(recipe.training, steps=recipe.training.steps // 2, eval_every=250)
+def shorter(recipe, steps, **model):
+    """Fewer steps, and a smaller network."""
+    training = dataclasses.replace(recipe.training, steps=steps, eval_every=250)
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **model), training=training)
 
 
 width = {"d_model": 96, "heads": 4, "d_ff": 384}
 small = EncoderDecoder(encoder_layers=1, decoder_layers=1, d_model=48, heads=2, d_ff=192, dropout=0.0)
-ce, kd = (shorter(summaries.students[name], **width) for name in ("student_init", "student_kd"))
+ce, kd = (shorter(summaries.students[name], 500, **width) for name in ("student_init", "student_kd"))
 decoding = Decoding(beam=1, length_ratio=0.0, length=32)
 
 experiment = dataclasses.replace(
@@ -32,7 +32,7 @@ experiment = dataclasses.replace(
     task=Summarization(document="description", summary="synopsis", document_tokens=127, decoding=decoding),
     buckets=(32, 40),
     prompt_buckets=(64, 128),
-    teacher=shorter(summaries.teacher, **width),
+    teacher=shorter(summaries.teacher, 1500, **width),
     students=by_setting(ce, kd, small),
     comparison=Comparison("scratch_ce", "init_kd", controls=CONTROLS),
     evaluation=Evaluation(texts=600, speed_texts=4),

@@ -36,7 +36,7 @@ def resolve(path: str, overrides: Sequence[str]) -> Experiment:
                 prog=f"python -m kd_jax run {path} --workdir DIR",
                 default=experiment,
                 args=list(overrides),
-                config=(tyro.conf.AvoidSubcommands,),
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),  # --field True, as every field
             )
     except SystemExit as stop:
         if stop.code == 0:
@@ -49,7 +49,7 @@ def resolve(path: str, overrides: Sequence[str]) -> Experiment:
 
 def _in_one_line(panel: str) -> str:
     """The message of tyro's panel: its first paragraph and the nearest names, without the help texts."""
-    lines = [line.strip() for line in panel.splitlines() if line.strip(" -─╭╮╰╯│")]
+    lines = [line.strip(" ─╭╮╰╯│") for line in panel.splitlines() if line.strip(" -─╭╮╰╯│")]
     said = []
     for line in lines[1:]:
         if line.startswith(("Argument helptext", "For full helptext")):

@@ -127,6 +127,11 @@ def test_generate_refuses_what_it_does_not_know(finished, capsys):
     assert "holds no run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_a_field_that_is_true_or_false_takes_a_word(root, value):
+    assert resolve(str(root / SMOKE), ["--teacher.training.packed", str(value)]).teacher.training.packed == value
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
