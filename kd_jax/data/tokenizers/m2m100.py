@@ -21,6 +21,7 @@ CODES = {  # by language_codes of tokenizer_config.json, in the order of their i
     "pt ro ru sd si sk sl so sq sr ss su sv sw ta th tl tn tr uk ur uz vi wo xh yi yo zh zu",
     "wmt21": "en ha is ja cs ru zh de",
 }
+LANGUAGES = {f"__{code}__" for codes in CODES.values() for code in codes.split()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,7 @@ class M2M100(Marian):
     def __init__(self, model: bytes, vocab: dict[str, int], special: dict[str, Any], rows_V: np.ndarray, folder: Path):
         """Args: as Marian's, of one model."""
         super().__init__({SOURCE: model, TARGET: model}, vocab, special, rows_V, folder)
+        self._unwritten |= LANGUAGES
         self.opening = (vocab[special["tokens"]["target"]],)
 
     def language(self, text: str) -> tuple[list[str], str]:
@@ -142,7 +144,7 @@ class M2M100(Marian):
     def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
         """As Tokenizer.export, for transformers' M2M100Tokenizer, which numbers the languages itself."""
         (to / MODEL).write_bytes((self._folder / MODEL).read_bytes())
-        pieces = {word: i for word, i in self._vocab.items() if not (word.startswith("__") and word.endswith("__"))}
+        pieces = {word: i for word, i in self._vocab.items() if word not in LANGUAGES}
         manifest.write_json(to / VOCAB, pieces)
         tokens = {f"{name}_token": self._special["tokens"][name] for name in TOKENS}
         languages = sorted(set(self._vocab) - set(pieces), key=self._vocab.__getitem__)

@@ -170,6 +170,7 @@ class Marian:
         self._words = {i: word for word, i in vocab.items()}
         self.vocab_size = max(self._words) + 1
         tokens = special["tokens"]
+        self._unwritten = set(tokens.values())
         self.start, self.eos, self.pad = (vocab[tokens[name]] for name in ("start", "eos", "pad"))
         self._unknown = vocab[tokens["unk"]]
         self.barred = tuple(vocab[word] for word in special["barred"])
@@ -195,9 +196,8 @@ class Marian:
 
     def decode(self, ids: Sequence[int]) -> str:
         """As Tokenizer.decode: by the model that writes; a piece that it has not is written as it is."""
-        special = set(self._special["tokens"].values())
         pieces = [self._words[int(i)] for i in ids if int(i) in self._words]
-        text = self.models[TARGET].decode([piece for piece in pieces if piece not in special])
+        text = self.models[TARGET].decode([piece for piece in pieces if piece not in self._unwritten])
         return text.replace(BLANK, " ").strip()
 
     def pieces(self) -> list[str]:
