@@ -95,6 +95,8 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     for option, command in (("only", "student"), ("writer", "cache")):
         if vars(words)[option] and words.command != command:
             raise KdError(f"--{option}: goes with the command {command} alone")
+    if words.processes and words.command not in ("run", "prepare"):
+        raise KdError("--processes: goes with the commands run and prepare alone")
     if words.profile and words.command not in ("run", *TRAINING):
         raise KdError(f"--profile: goes with the commands run, {', '.join(TRAINING)} alone")
     if words.command == "plan" and words.force:
@@ -116,8 +118,9 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         given = {"experiment": experiment, "workdir": workdir, "force": words.force}
         given |= {option: vars(words)[option] for option in ("only", "writer") if vars(words)[option]}
         with occupied(workdir, experiment, words.writer):
-            traced = {"profile": words.profile}
-            yield [(phase, given | traced if phase in TRAINING else given) for phase in words.phases]
+            own = {phase: {"profile": words.profile} for phase in TRAINING}
+            own["prepare"] = {"processes": words.processes or 1}
+            yield [(phase, given | own[phase] if phase in own else given) for phase in words.phases]
 
 
 @contextlib.contextmanager

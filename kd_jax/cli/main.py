@@ -64,7 +64,8 @@ to start with:
   kd-jax run experiments/configs/quickstart.py --workdir runs/quickstart   ten minutes on two cores
 
 phases:
-  prepare    fetch the text, train the tokeniser, encode every split
+  prepare    fetch the text, train the tokeniser, encode every split (--processes 4: in as many processes, of this
+             machine; the files are the same)
   teacher    train the large model on the text alone
   cache      let the teacher say, once, what it thinks of every training token (--writer 0/4: a fourth of the work,
              in as many processes or machines as you like)
@@ -201,6 +202,7 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
         parser.add_argument("--only", default="")
         parser.add_argument("--writer", type=_writer)
         parser.add_argument("--profile", type=_steps)
+        parser.add_argument("--processes", type=_processes)
     if command not in ("generate", "export", "new"):
         parser.add_argument("--force", action="store_true")
     if command == "ablate":
@@ -215,6 +217,13 @@ def _writer(given: str) -> tuple[int, int]:
     if not match or not int(match[1]) < int(match[2]):
         raise KdError(f"--writer {given}: wanted NUMBER/WRITERS, such as 0/4 to 3/4")
     return int(match[1]), int(match[2])
+
+
+def _processes(given: str) -> int:
+    """ "4" as 4."""
+    if not re.fullmatch(r"[1-9]\d{0,2}", given):
+        raise KdError(f"--processes {given}: wanted a number of processes, from 1 to 999")
+    return int(given)
 
 
 def _steps(given: str) -> tuple[int, int]:

@@ -147,6 +147,8 @@ def test_generate_refuses_what_it_does_not_know(finished, capsys):
         (["--teacher.model.soft-cap", "-1"], "soft_cap"),
         (["--writer", "0/2"], "--writer"),
         (["--profile", "0:3"], "--profile 0:3"),
+        (["--processes", "0"], "--processes 0: wanted a number of processes"),
+        (["--processes", "two"], "--processes two: wanted a number of processes"),
         (["--profile", "5"], "FIRST:LAST"),
         (["--only", "student_kd"], "--only"),
     ],
