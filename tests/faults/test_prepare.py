@@ -11,7 +11,7 @@ from tests.runs import corpus, digests
 CONFIG = """
 import dataclasses
 from kd_jax import Files, SentencePiece, load
-source, tokenizer = Files(train=({train!r},)), SentencePiece(300, sample=20_000)
+source, tokenizer = Files(train=({train!r},)), SentencePiece(100, sample=20_000)
 experiment = dataclasses.replace(load({smoke!r}), source=source, tokenizer=tokenizer)
 """
 PATIENCE = 300  # seconds, on a busy machine

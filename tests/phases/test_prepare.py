@@ -42,7 +42,7 @@ def large(request, root, tmp_path, monkeypatch):
     """An experiment on three shards; of generation's long texts each is cut, so that shards differ in size."""
     monkeypatch.setattr(encoding, "SHARD", 200)
     source = corpus(tmp_path / "train.jsonl", 600)
-    tokenizer = SentencePiece(300, sample=5000)
+    tokenizer = SentencePiece(100, sample=5000)
     experiment = dataclasses.replace(smoke(root, []), source=source, tokenizer=tokenizer, students={})
     if request.param == "translation":
         return experiment
@@ -106,7 +106,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.phases import prepare
 from tests.runs import smoke
 experiment = dataclasses.replace(
-    smoke(pathlib.Path(), []), source=Files(train=(sys.argv[1],)), tokenizer=SentencePiece(300, sample=50_000)
+    smoke(pathlib.Path(), []), source=Files(train=(sys.argv[1],)), tokenizer=SentencePiece(100, sample=50_000)
 )
 prepare.run(experiment, Workdir(pathlib.Path(sys.argv[2])))
 """
