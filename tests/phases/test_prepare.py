@@ -69,7 +69,9 @@ def test_every_example_is_found_by_its_number(large, tmp_path):
     records, tokenizer = Store(folder.path, "validation"), large.tokenizer.load(folder.path)
     assert len(records) == len(owners) == len(lengths) and sorted(set(owners)) == list(range(len(texts)))
     train, train_lengths = Store(folder.path, "train"), np.load(folder.file("train.lengths.npy"))
-    assert [(len(x["prompt"]), len(x["completion"])) for x in train] == list(map(tuple, train_lengths))
+    assert [(len(x["prompt"]), len(x["completion"])) for x in map(train.__getitem__, range(len(train)))] == list(
+        map(tuple, train_lengths)
+    )
     for number, text in enumerate(texts):
         mine = [records[i] for i in np.flatnonzero(owners == number)]
         written = np.concatenate([one["completion"] for one in mine])
