@@ -4,7 +4,7 @@
 
 Cross-entropy, AdamW, narrow networks of both families: what is compiled does not depend on the widths. Nothing is run,
 and nothing is read from a cache of compiled programs. "trace" is to StableHLO, "compile" is XLA's part; the best of
---repeats, in seconds of all cores (user time), which other work on the machine leaves alone.
+--repeats, in seconds of processor time on all cores, which other work on the machine moves less than the clock.
 """
 
 import argparse

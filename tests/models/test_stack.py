@@ -10,6 +10,7 @@ import pytest
 
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.types import Inputs, Tokens
 from tests.models.cases import OPTIONS, V, batch_of, segments
 from tests.models.jaxprs import equations
 
@@ -101,15 +102,14 @@ def test_a_scan_holds_one_layer_however_many_there_are(config):
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_what_is_computed_again_takes_no_memory(scan_layers):
-    """Of 8 layers; products with matrices are kept as "dots", what they are made of is not."""
-    ids_BT = jnp.ones((8, 64), jnp.int32)
+    """Of 8 layers; as "dots" the products with matrices are kept, what is made of them is not."""
+    ones_BT = jnp.ones((8, 64), jnp.int32)
+    inputs = Inputs(ones_BT[:, 0], Tokens(ones_BT, ones_BT, ones_BT), None)
 
     def used(remat):
-        sizes = {"d_model": 32, "heads": 4, "d_ff": 64, "dropout": 0.0}
-        config = DecoderOnly(8, **sizes, scan_layers=scan_layers, remat=remat)
-        model, batch = config.build(V), batch_for(config)
-        tokens = batch.inputs.decoder._replace(**dict.fromkeys(("ids_BT", "position_BT", "segment_BT"), ids_BT))
-        loss = lambda params: model.apply(params, batch.inputs._replace(decoder=tokens)).sum()  # noqa: E731
+        config = DecoderOnly(8, d_model=32, heads=4, d_ff=64, dropout=0.0, scan_layers=scan_layers, remat=remat)
+        model = config.build(V)
+        loss = lambda params: model.apply(params, inputs).sum()  # noqa: E731
         step = jax.jit(jax.grad(loss)).lower(jax.eval_shape(model.init, jax.random.key(0))).compile()
         return step.memory_analysis().temp_size_in_bytes
 

@@ -1,5 +1,6 @@
 """A mesh of any shape gives one device's numbers, in training, evaluation, cache writing and decoding."""
 
+import dataclasses
 import functools
 
 import chex
@@ -28,13 +29,15 @@ SGD = optax.sgd(1.0)  # what it changes is the gradient
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (1, 2, 2), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
 each_mesh = pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "x".join(map(str, shape)))
 each_family = pytest.mark.parametrize("family", FAMILIES)
+SCANNED = dataclasses.replace(FAMILIES["decoder_only"], layers=3, scan_layers=True, remat="layer")
+NETWORKS = FAMILIES | {"scanned": SCANNED}
 close = functools.partial(chex.assert_trees_all_close, atol=1e-5, rtol=1e-5)
 
 
 @functools.cache
 def after_one_step(backend, family, microbatches):
     """(parameters, Sums, on the host) of one step; backend is a mesh's shape, or "jit" or "pmap"."""
-    spread, architecture = devices(backend) if isinstance(backend, str) else OnMesh(Mesh(*backend)), FAMILIES[family]
+    spread, architecture = devices(backend) if isinstance(backend, str) else OnMesh(Mesh(*backend)), NETWORKS[family]
     step, state, said = step_on(spread, architecture, every_term(architecture), SGD, microbatches)
     state, sums = step(state, spread.cut(make_batch(architecture)), said)
     return jax.device_get(spread.first((state.params, sums)))
@@ -51,6 +54,11 @@ def test_a_step_is_one_devices(shape, family):
 @pytest.mark.parametrize("backend", [(1, 2, 2), "pmap"], ids=str)
 def test_an_accumulated_step_is_one_devices(backend, family):
     close(after_one_step(backend, family, 2), after_one_step("jit", family, 1))
+
+
+def test_layers_that_are_scanned_and_computed_again_are_one_devices():
+    """Stacked where they are used, they are cut as they were."""
+    close(after_one_step((2, 2, 2), "scanned", 2), after_one_step("jit", "scanned", 1))
 
 
 @pytest.fixture(scope="module", params=[(2, 2, 2), (1, 4, 2)], ids=str)
