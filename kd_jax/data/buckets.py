@@ -88,6 +88,16 @@ def rows_within(batch_size: int, divisor: int, length: int) -> int:
     return max(1, min(-(-batch_size // divisor), fitting // divisor)) * divisor
 
 
+def rows_of(tokens: int, divisor: int, length: int) -> int:
+    """Rows of a training batch: as many as `tokens` padded targets fill, a multiple of `divisor`, and at least that.
+
+    Examples:
+      >>> rows_of(512, 4, 20), rows_of(512, 64, 20)
+      (24, 64)
+    """
+    return max(1, tokens // length // divisor) * divisor
+
+
 def cut(indices: np.ndarray, size: int) -> list[np.ndarray]:
     """Parts of that size, the last one perhaps shorter."""
     return [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from kd_jax.artifacts.manifest import Folder
-from kd_jax.data.buckets import cut, pack, padded_lengths, place, rows_within
+from kd_jax.data.buckets import cut, pack, padded_lengths, place, rows_of, rows_within
 from kd_jax.data.layouts import Bucket, Layout, Segment
 from kd_jax.data.store import Store
 from kd_jax.errors import KdError
@@ -122,7 +122,7 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
             members = {bucket: np.flatnonzero(places == b)[:, None] for b, bucket in enumerate(buckets)}
         width = lambda bucket: layout.sizes(np.asarray(bucket))[-1]  # noqa: E731  # of the targets
         self._buckets = [  # (bucket, rows of a batch, the examples in each row) of every bucket that has examples
-            (bucket, max(1, tokens_per_batch // width(bucket) // divisor) * divisor, rows)
+            (bucket, rows_of(tokens_per_batch, divisor, int(width(bucket))), rows)
             for bucket, rows in members.items()
             if len(rows)
         ]

@@ -22,9 +22,11 @@ class Devices(Protocol):
 
     Attributes:
       count: portions that a batch is cut into; its rows are a multiple of it.
+      local: devices of this process that take part.
     """
 
     count: int
+    local: int
 
     def put(self, tree: Tree, axes: Tree = "") -> Tree:
         """Every array on all devices: a copy on each, or, over a mesh, cut by the names of its axes.

@@ -7,7 +7,7 @@ host. What it writes is enough to go on from a kill at any moment to the same bi
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from kd_jax.models.base import Model
 from kd_jax.objective.terms import Term
 from kd_jax.parallel.base import Devices, disallow_transfers
 from kd_jax.training.meter import Meter
+from kd_jax.training.peak import seconds_at_peak
 from kd_jax.training.profile import Profile, tracing
 from kd_jax.training.step import TrainState, eval_step, init_adapters, init_state, state_axes, train_step
 from kd_jax.types import Batch, Params
@@ -44,6 +45,7 @@ class Run(NamedTuple):
       shapes: how many shapes of training batch there may be; one more is a bug, since each is compiled.
       teacher: (network, parameters) of the teacher in the step, where a term needs one; it is only read.
       profile: which steps are traced; None for none.
+      writers: that the log's rows go to besides.
     """
 
     title: str
@@ -54,6 +56,7 @@ class Run(NamedTuple):
     shapes: int
     teacher: tuple[Model, Params] | None = None
     profile: Profile | None = None
+    writers: Sequence[metrics_log.Writer] = ()
 
 
 def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> dict[str, Any]:
@@ -75,15 +78,15 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     """
     training = run.recipe.training
     tx = training.optimizer.build(training.steps)
-    axes, one_step, validate = run.model.axes(params), _training_step(run, tx, devices), _validation(run, devices)
-    log, iterator = metrics_log.MetricsLog(folder / "metrics.jsonl"), iter(run.train)
+    axes, one_step, validate = run.model.axes(params), training_step(run, tx, devices), _validation(run, devices)
+    log, iterator = metrics_log.MetricsLog(folder / "metrics.jsonl", run.writers), iter(run.train)
     due = lambda step: step % training.eval_every == 0 or step == training.steps  # noqa: E731
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, contextlib.closing(log):
         checkpoints = stack.enter_context(_opened(run.title, folder))
         bar = stack.enter_context(runlog.progress(run.title, training.steps))
         stack.enter_context(preemption.held())  # until there is a checkpoint
         placed = devices.first(devices.put(params, axes))  # moments and what is restored are made there too
-        begun, state = _begin(run, checkpoints, _first_state(run, placed, tx, seed), iterator, log)
+        begun, state = _begin(run, checkpoints, first_state(run, placed, tx, seed), iterator, log)
         if due(begun) and not log.holds(begun, METRIC):  # before the first step, or where preemption cut it off
             with bar.compiling("validation"):
                 measured = validate(devices.put(state.params, axes))
@@ -96,6 +99,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         bar.skip(begun)
         state = devices.put(state, state_axes(state, tx, axes))
         teacher_params = run.teacher and devices.put(run.teacher[1], run.teacher[0].axes(run.teacher[1]))
+        at_peak = seconds_at_peak(devices, (run.model, params), run.teacher)
         meter = Meter(run.title, checkpoints, log, bar, _rates(training), training.optimizer.most_left_out)
         with disallow_transfers(), tracing(run.profile) as tracer:
             for step in range(begun + 1, training.steps + 1):
@@ -103,7 +107,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                 batch = next(iterator)
                 with meter.compiling(batch):
                     state, sums = one_step(state, devices.cut(batch), teacher_params)
-                meter.after(step, devices.first(sums), batch.inputs.index_B)
+                meter.after(step, devices.first(sums), batch.inputs.index_B, at_peak(batch))
                 if due(step) or preemption.asked():
                     meter.flush()
                     measured = validate(state.params) if due(step) else None
@@ -117,7 +121,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         return _outcome(checkpoints, params, metrics_log.read(folder / "metrics.jsonl"))
 
 
-def _training_step(run: Run, tx: Any, devices: Devices) -> Callable:
+def training_step(run: Run, tx: Any, devices: Devices) -> Callable:
     """The compiled step; one trace more than `shapes` is an error."""
     chex.clear_trace_counter()  # it counts per function and process, and another model may have been trained
     step = functools.partial(
@@ -138,7 +142,7 @@ def _rates(training: Training) -> Any:
     return jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(jnp.arange(training.steps)))
 
 
-def _first_state(run: Run, params: Params, tx: Any, seed: int) -> TrainState:
+def first_state(run: Run, params: Params, tx: Any, seed: int) -> TrainState:
     """The state before the first step, with the terms' adapters."""
     keys = [jax.random.fold_in(jax.random.key(seed), i) for i in (2, 3)]
     adapters = {}
