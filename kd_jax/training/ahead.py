@@ -10,9 +10,9 @@ from kd_jax.data.buckets import rows_of
 from kd_jax.experiment import Experiment, wanted_signals
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.parallel.mesh import OnMesh
-from kd_jax.training.loop import Run, first_state, training_step
-from kd_jax.training.step import state_axes
-from kd_jax.types import Batch
+from kd_jax.training.loop import Run, training_step
+from kd_jax.training.step import TrainState, init_adapters, init_state, state_axes
+from kd_jax.types import Batch, Params
 
 # LLVM need not make machine code fast that nobody runs; what is read of a program is settled before.
 NEVER_RUN = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -48,9 +48,15 @@ def compile_ahead(experiment: Experiment, name: str, vocab_size: int, spread: On
     if needs_teacher(recipe.terms):
         network = experiment.teacher.model.build(vocab_size)
         teacher = network, jax.eval_shape(network.init, jax.random.key(0))
+
+    def first_state(params: Params) -> TrainState:
+        key = jax.random.key(0)
+        adapters = init_adapters(key, recipe.terms, (model, params), teacher, batch) if teacher else {}
+        return init_state(key, params, tx, adapters)
+
     run = Run(name, recipe, model, (), [batch], 1, teacher)
     tx = recipe.training.optimizer.build(recipe.training.steps)
-    state = jax.eval_shape(lambda params: first_state(run, params, tx, experiment.seed), params)
+    state = jax.eval_shape(first_state, params)
     beside = teacher and spread.put_shapes(teacher[1], teacher[0].axes(teacher[1]))
     arguments = spread.put_shapes(state, state_axes(state, tx, model.axes(params))), spread.cut_shapes(batch), beside
     lowered = training_step(run, tx, spread).lower(*arguments)

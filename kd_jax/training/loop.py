@@ -86,7 +86,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         bar = stack.enter_context(runlog.progress(run.title, training.steps))
         stack.enter_context(preemption.held())  # until there is a checkpoint
         placed = devices.first(devices.put(params, axes))  # moments and what is restored are made there too
-        begun, state = _begin(run, checkpoints, first_state(run, placed, tx, seed), iterator, log)
+        begun, state = _begin(run, checkpoints, _first_state(run, placed, tx, seed), iterator, log)
         if due(begun) and not log.holds(begun, METRIC):  # before the first step, or where preemption cut it off
             with bar.compiling("validation"):
                 measured = validate(devices.put(state.params, axes))
@@ -142,7 +142,7 @@ def _rates(training: Training) -> Any:
     return jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(jnp.arange(training.steps)))
 
 
-def first_state(run: Run, params: Params, tx: Any, seed: int) -> TrainState:
+def _first_state(run: Run, params: Params, tx: Any, seed: int) -> TrainState:
     """The state before the first step, with the terms' adapters."""
     keys = [jax.random.fold_in(jax.random.key(seed), i) for i in (2, 3)]
     adapters = {}
