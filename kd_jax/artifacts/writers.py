@@ -1,8 +1,8 @@
 """What training measures, also to where a person looks at curves: TensorBoard, Weights & Biases, MLflow.
 
 The log of a run is metrics.jsonl (`metrics_log`), which a resume cuts to the checkpoint. These cannot be cut, but what
-is trained again gives the same figures to the last bit. So each figure is handed over once: beside every writer lies
-the last step of each name that it was given, and what it has been given before is left out. The only files that import
+is trained again gives the same figures to the last bit, times apart. So each figure is handed over once: beside every
+writer lies the last step of each name that it was given, and what is not later is left out. The only file that imports
 their libraries, when they are asked for.
 """
 

@@ -63,13 +63,13 @@ def memory_of(compiled: Any) -> int:
 
 def model_flops(experiment: Experiment, name: str, vocab_size: int, portions: int) -> float:
     """FLOPs that the networks need for the batch of `compile_ahead`, on all devices together; rows as if full."""
-    read = whole_reading(longest_batch(experiment, name, vocab_size, portions))
+    whole = whole_reading(longest_batch(experiment, name, vocab_size, portions))
     passes = [(TRAINING, experiment.recipes[name].model)]
     if needs_teacher(experiment.recipes[name].terms):
         passes.append((1, experiment.teacher.model))
     models = [(times, architecture.build(vocab_size)) for times, architecture in passes]
     shapes = lambda model: jax.eval_shape(model.init, jax.random.key(0))  # noqa: E731
-    return sum(times * flops_of_each(model, shapes(model)).times(read) for times, model in models)
+    return sum(times * flops_of_each(model, shapes(model)).times(whole) for times, model in models)
 
 
 def step_on_chips(experiment: Experiment, name: str, vocab_size: int, spread: OnMesh, chip: Chip) -> dict[str, str]:
@@ -95,7 +95,7 @@ def step_on_chips(experiment: Experiment, name: str, vocab_size: int, spread: On
         f"FLOP a byte (chip {chip.intensity:.0f})": f"{work.flops / work.traffic:,.1f}",
     }
     told |= {f"{kind}, MiB sent": f"{work.moved.get(kind, 0) / MIB:,.2f}" for kind in COLLECTIVES}
-    told |= {f"{reason}, ms": f"{1e3 * seconds:,.4f}" for reason, seconds in least._asdict().items()}
+    told |= {f"{reason}, ms at least": f"{1e3 * seconds:,.4f}" for reason, seconds in least._asdict().items()}
     return told | {
         "at most, targets a second": f"{step.rows * step.length / least.seconds:,.0f}",
         "limit": least.binding,

@@ -153,7 +153,7 @@ class Program:
         for line in text.split("\n"):
             if header := re.match(r"(ENTRY )?%([\w.-]+) \(.*\{$", line):
                 lines = self.computations.setdefault(header[2], {})
-                entry = header[2]  # the last one is
+                entry = header[2]  # of the last one, ENTRY: what is called stands before who calls it
             elif found := INSTRUCTION.match(line):
                 lines[found[2]] = _instruction(*found.groups())
         self._run(entry, 1)

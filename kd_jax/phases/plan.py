@@ -55,6 +55,8 @@ def show_scale(experiment: Experiment, workdir: Workdir | None, spread: OnMesh, 
     prepared = workdir is not None and workdir.data.finished() and workdir.data.inputs() == prepare.inputs(experiment)
     vocab_size = workdir.data.outputs()["vocab_size"] if prepared else experiment.tokenizer.vocab_size
     names = [name for name, recipe in experiment.recipes.items() if recipe.training.steps and only in ("", name)]
+    if not names:
+        raise KdError(f"{only or 'training'}: 0 steps; wanted a model that is trained")
     with runlog.progress(f"plan: {spread.shape}", len(names)) as bar:
         columns = []
         for name in names:
@@ -62,7 +64,7 @@ def show_scale(experiment: Experiment, workdir: Workdir | None, spread: OnMesh, 
                 columns.append(step_on_chips(experiment, name, vocab_size, spread, chip(kind)))
             bar.advance(1)
     head = (f"{spread.devices} x {kind}", *names)
-    rows = [(title, *(column[title] for column in columns)) for title in (columns[0] if columns else {})]
+    rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
     runlog.show("\n" + runlog.table(head, rows))
     runlog.show(f"{spread.shape}; a vocabulary of {vocab_size}. {SCALE_NOTE}")
     if spread.devices > chip(kind).joined:
