@@ -93,24 +93,14 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     if words.command == "new":
         yield [("new", {"path": words.config, "task": words.task, "family": words.family, "train": words.train})]
         return
-    for option, command in (("only", "student"), ("writer", "cache")):
-        if vars(words)[option] and words.command != command and not (option == "only" and _scaled(words)):
-            raise KdError(f"--{option}: goes with the command {command} alone")
-    for option in ("profile", "metrics"):
-        if vars(words)[option] and words.command not in ("run", *TRAINING):
-            raise KdError(f"--{option}: goes with the commands run, {', '.join(TRAINING)} alone")
-    writers.check(words.metrics)
-    if words.command == "plan" and words.force:
-        raise KdError("--force: plan keeps nothing that could be done again; leave it out")
-    if words.command == "shrink" and words.force:
-        raise KdError("--force: shrink measures anew each time; leave it out")
-    scale = _scaled(words) and {"devices": words.devices, "kind": words.kind, "only": words.only}
-    if scale:
+    _check_options(words)
+    if _scaled(words):
         parallel.pretend(words.devices)  # before anything asks JAX for its devices
     experiment = resolve(words.config, words.overrides)
     if words.command == "plan":
         given = {"experiment": experiment, "workdir": words.workdir and _workdir(words.workdir)}
-        yield [("plan", given | (scale or {}))]
+        options = ("devices", "kind", "only") if _scaled(words) else ()
+        yield [("plan", given | {option: vars(words)[option] for option in options})]
     elif words.command == "shrink":
         workdir = _workdir(words.workdir)
         with workdir.lock():  # its students need not be those that are trained there: experiment.json stays as it is
@@ -125,6 +115,22 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         with occupied(workdir, experiment, words.writer):
             watched = {"profile": words.profile, "metrics": words.metrics}
             yield [(phase, given | watched if phase in TRAINING else given) for phase in words.phases]
+
+
+def _check_options(words: argparse.Namespace) -> None:
+    """Raises KdError for an option that goes with other commands, or a writer that is not there."""
+    if words.only and words.command != "student" and not _scaled(words):
+        raise KdError("--only: goes with the commands student and plan --devices alone")
+    if words.writer and words.command != "cache":
+        raise KdError("--writer: goes with the command cache alone")
+    for option in ("profile", "metrics"):
+        if vars(words)[option] and words.command not in ("run", *TRAINING):
+            raise KdError(f"--{option}: goes with the commands run, {', '.join(TRAINING)} alone")
+    writers.check(words.metrics)
+    if words.command == "plan" and words.force:
+        raise KdError("--force: plan keeps nothing that could be done again; leave it out")
+    if words.command == "shrink" and words.force:
+        raise KdError("--force: shrink measures anew each time; leave it out")
 
 
 def _scaled(words: argparse.Namespace) -> bool:
