@@ -110,9 +110,8 @@ def whole_reading(batch: Batch) -> Reading:
     return Reading(tokens, tokens, rows * source, own, rows * source**2, tokens * source)
 
 
-def _lengths(segment_BX: Array) -> dict[tuple[int, int], int]:
-    """(row, segment) -> its tokens."""
+def _lengths(segment_BX: Array) -> dict[int, int]:
+    """A number for each (row, segment) -> its tokens."""
     row_N, column_N = np.nonzero(segment_BX)
-    pairs = np.stack([row_N, np.asarray(segment_BX)[row_N, column_N]])
-    keys, counts = np.unique(pairs, axis=1, return_counts=True)
-    return dict(zip(zip(*keys.tolist(), strict=True), counts.tolist(), strict=True))
+    numbers, counts = np.unique(row_N * 2**32 + np.asarray(segment_BX)[row_N, column_N], return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))

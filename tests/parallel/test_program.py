@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kd_jax.parallel.mesh import Mesh, OnMesh
 from kd_jax.parallel.program import Array, Collective, read
 
-M, K, N, TIMES = 8, 16, 32, 5
+M, K, N, TIMES = 8, 16, 32, 50
 
 
 def of(function, *shapes):
@@ -36,7 +36,7 @@ def test_what_a_loop_repeats_counts_as_often_as_it_runs():
     outer = lambda x, stack: jax.lax.fori_loop(0, 3, lambda _, x: repeated(x, stack), x)  # noqa: E731
     assert of(outer, (M, K), (TIMES, K, K)).flops == 3 * looped.flops
     whole = 4 * TIMES * K * K
-    assert whole < looped.traffic < 4 * whole  # of the stack it reads one matrix at a time
+    assert whole < looped.traffic < 10 * whole  # of the stack it reads one matrix at a time
 
 
 def test_what_is_changed_in_place_is_not_moved_as_a_whole():
@@ -73,22 +73,22 @@ def test_what_is_gathered_is_sent_once():
 
 
 def test_an_all_reduce_of_which_each_device_takes_its_part_is_a_reduce_scatter():
-    on = OnMesh(Mesh(fsdp=8)).mesh
+    on = OnMesh(Mesh(fsdp=8).over(8)).mesh
     cut, whole = NamedSharding(on, PartitionSpec("fsdp")), NamedSharding(on, PartitionSpec())
 
     def summed(x, y):
         product = jax.lax.with_sharding_constraint(x.T @ y, whole)
-        return jax.lax.with_sharding_constraint(product, cut), product[0, 0]
+        return jax.lax.with_sharding_constraint(product, cut), product.sum(1)
 
     arrays = [jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=cut)] * 2
     only_part = jax.jit(lambda x, y: summed(x, y)[0]).lower(*arrays).compile()
     assert read(only_part).moved == {"reduce-scatter": 4 * 64 * 64 * 7 / 8}
-    too = jax.jit(lambda x, y: (summed(x, y)[0], jnp.linalg.norm(x.T @ y))).lower(*arrays).compile()
-    assert "all-reduce" in read(too).moved
+    both = jax.jit(summed).lower(*arrays).compile()
+    assert read(both).moved == {"all-reduce": 2 * 4 * 64 * 64 * 7 / 8}
 
 
 def test_a_loops_collectives_count_each_time():
-    step = lambda x, _: (x + jax.lax.with_sharding_constraint(x.sum(0), PartitionSpec()), None)  # noqa: E731
+    step = lambda x, _: (x + jax.lax.with_sharding_constraint(x.sum(0), PartitionSpec())[None], None)  # noqa: E731
     on = OnMesh(Mesh().over(8)).mesh
     rows = NamedSharding(on, PartitionSpec("data"))
 
@@ -96,7 +96,7 @@ def test_a_loops_collectives_count_each_time():
     def looped(x):
         return jax.lax.scan(step, x, None, TIMES)[0]
 
-    with jax.sharding.use_abstract_mesh(on.abstract_mesh), jax.numpy_rank_promotion("allow"):
+    with jax.sharding.use_abstract_mesh(on.abstract_mesh):
         compiled = looped.lower(jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=rows)).compile()
     (one,) = read(compiled).collectives
     assert (one.kind, one.times) == ("all-reduce", TIMES)

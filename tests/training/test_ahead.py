@@ -67,7 +67,7 @@ def test_with_fsdp_each_device_gathers_every_matrix_and_keeps_its_part(experimen
 
 def test_memory_falls_as_fsdp_grows(experiment):
     used = [memory_of(ahead(experiment, Mesh(fsdp=fsdp))) for fsdp in (1, 2, 8)]
-    assert used[0] > 1.2 * used[1] > 1.2 * used[2]
+    assert used[0] > used[1] > used[2]
 
 
 @pytest.mark.parametrize("name", ["teacher", "cached", "beside"])
