@@ -15,6 +15,7 @@ _HOMES = {
     "kd_jax.experiment": ("Comparison", "Evaluation", "Experiment", "Recipe", "Training"),
     "kd_jax.data.sources": ("Debian", "Directions", "Files", "Tfds", "Toy"),
     "kd_jax.data.tokenizers.huggingface": ("HuggingFaceTokenizer",),
+    "kd_jax.data.tokenizers.m2m100": ("M2M100Tokenizer",),
     "kd_jax.data.tokenizers.marian": ("MarianTokenizer",),
     "kd_jax.data.tokenizers.sentence_piece": ("SentencePiece",),
     "kd_jax.data.pseudo_targets": ("PseudoTargets",),

@@ -43,6 +43,21 @@ def marian(folder, kind="unigram"):
     return described(folder, "marian", ids | {"forced_eos_token_id": None}, {"bad_words_ids": [[pad]]})
 
 
+def m2m100(folder):
+    """Of a hundred languages, whose tokens are in no file."""
+    hf = pytest.importorskip("transformers")
+    model = spm(TEXTS, 150, "bpe")
+    words = ["<s>", "<pad>", "</s>", "<unk>", *pieces_of(model)[:-2]]
+    files = {"vocab_file": folder / "v.json", "spm_file": folder / "m.model"}
+    files["vocab_file"].write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    files["spm_file"].write_bytes(model)
+    hf.M2M100Tokenizer(**{name: str(path) for name, path in files.items()}, src_lang="en").save_pretrained(folder)
+    for path in files.values():
+        path.unlink()
+    ids = {"decoder_start_token_id": 2, "pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 0}
+    return described(folder, "m2m_100", ids, {})
+
+
 def nllb(folder, **options):
     """Of three languages; nothing says which to write."""
     hf = pytest.importorskip("transformers")

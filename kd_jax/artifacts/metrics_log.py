@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from kd_jax import hosts
 from kd_jax.errors import KdError
 
 
@@ -26,7 +27,7 @@ class Writer(Protocol):
 
 
 class MetricsLog:
-    """Metrics as JSON lines, one row per `append`; each row has its `step`."""
+    """Metrics as JSON lines, one row per `append`; each row has its `step`. Of several hosts the first writes them."""
 
     def __init__(self, path: Path, writers: Sequence[Writer] = ()):
         """Args: path: of the file; writers: what else is given the rows, from `truncate_after` on."""
@@ -34,6 +35,8 @@ class MetricsLog:
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row and hands it to the system at once."""
+        if not hosts.first():
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -47,7 +50,9 @@ class MetricsLog:
 
     def holds(self, step: int, name: str) -> bool:
         """Whether a row of this step says `name`."""
-        return self._path.exists() and any(row["step"] == step and name in row for row in read(self._path))
+        return hosts.agreed(
+            lambda: self._path.exists() and any(row["step"] == step and name in row for row in read(self._path))
+        )
 
     def truncate_after(self, step: int) -> None:
         """Drops rows of later steps, and a last row that a kill cut short: a run goes on from `step`, or begins at -1.
@@ -55,6 +60,8 @@ class MetricsLog:
         Raises:
           KdError: if another row is damaged; names the file and the line.
         """
+        if not hosts.first():
+            return
         for writer in self._writers:
             writer.begin(anew=step < 0)
         if not self._path.exists():

@@ -88,14 +88,14 @@ def rows_within(batch_size: int, divisor: int, length: int) -> int:
     return max(1, min(-(-batch_size // divisor), fitting // divisor)) * divisor
 
 
-def rows_of(tokens: int, divisor: int, length: int) -> int:
-    """Rows of a training batch: as many as `tokens` padded targets fill, a multiple of `divisor`, and at least that.
+def filled(rows: int, divisor: int) -> int:
+    """Rows of a batch that empty ones fill up to a multiple of `divisor`.
 
     Examples:
-      >>> rows_of(512, 4, 20), rows_of(512, 64, 20)
-      (24, 64)
+      >>> filled(25, 4), filled(25, 64)
+      (28, 64)
     """
-    return max(1, tokens // length // divisor) * divisor
+    return -(-rows // divisor) * divisor
 
 
 def cut(indices: np.ndarray, size: int) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kd_jax.config import is_count
@@ -151,9 +152,11 @@ class OnMesh:
 
     Attributes:
       shape: of the mesh, without a 0.
+      own: whether it is made of this host's devices alone, rather than of those of all hosts.
     """
 
     shape: Mesh
+    own: bool = False
 
     @property
     def count(self) -> int:
@@ -166,22 +169,31 @@ class OnMesh:
 
     @property
     def local(self) -> int:
-        return self.devices // jax.process_count()
+        return self.devices // self.share[1]
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         sizes = dataclasses.asdict(self.shape)
-        devices = jax.devices()[: math.prod(sizes.values())]
+        devices = (jax.local_devices() if self.own else jax.devices())[: math.prod(sizes.values())]
         return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices)
+
+    @functools.cached_property
+    def share(self) -> tuple[int, int]:
+        portions = self._over(ROWS).addressable_devices_indices_map((self.count,)).values()
+        starts = {rows.start or 0 for (rows,) in portions}
+        return min(starts) // len(starts), self.count // len(starts)
 
     def put(self, tree: Tree, axes: Tree = "") -> Tree:
         return jax.tree.map(self._put, axes, tree)
 
     def cut(self, batch: Tree) -> Tree:
-        return jax.device_put(batch, self._over(ROWS))
+        rows = self._over(ROWS)
+        if self.share == (0, 1):
+            return jax.device_put(batch, rows)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
 
     def gather(self, tree: Tree) -> Tree:
-        return jax.device_get(tree)
+        return jax.device_get(tree)  # over the devices of one host
 
     def first(self, tree: Tree) -> Tree:
         return tree
@@ -210,7 +222,7 @@ class OnMesh:
 
     def _put(self, names: str, tree: Tree) -> Tree:
         """What has axes of these names."""
-        return jax.tree.map(lambda x: jax.device_put(x, self._layout(names, x.shape)), tree)
+        return jax.tree.map(lambda x: _placed(x, self._layout(names, x.shape)), tree)
 
     def _layout(self, names: str, shape: tuple[int, ...]) -> NamedSharding:
         return self._over(*partition(names, shape, dataclasses.asdict(self.shape)))
@@ -245,6 +257,15 @@ class _Kept:
 
     def lower(self, *arguments: Tree) -> Any:
         return self._jitted.lower(_layouts(arguments[0]), *arguments)
+
+
+def _placed(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array in a mesh: each host gives its devices' parts of what all of them have, or of what is spread already."""
+    spread = isinstance(x, jax.Array) and not x.is_fully_addressable
+    if spread or sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def _layouts(tree: Tree) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ class OneDevice:
 
     count = 1
     local = 1
+    share = (0, 1)
 
     def put(self, tree: Tree, axes: Tree = "") -> Tree:
         del axes  # every device holds all of it

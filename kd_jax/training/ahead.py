@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from kd_jax.artifacts.workdir import TEACHER
-from kd_jax.data.buckets import rows_of
+from kd_jax.data.buckets import filled
 from kd_jax.experiment import Experiment, wanted_signals
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.parallel.mesh import OnMesh
@@ -73,7 +73,7 @@ def longest_batch(experiment: Experiment, name: str, vocab_size: int, portions: 
     recipe, bucket = experiment.recipes[name], experiment.shapes[-1]
     layout, training = recipe.model.layout(START), recipe.training
     width = int(layout.sizes(np.asarray(bucket))[-1])
-    rows = rows_of(training.tokens_per_batch, portions * training.microbatches, width)
+    rows = filled(max(1, training.tokens_per_batch // width), portions * training.microbatches)
     stored = wanted_signals(experiment)[recipe.targets] if name != TEACHER else {}
     schemas = {signal: stored[signal].schema(vocab_size) for signal in cached_signals(recipe.terms)}
     return layout.batch([], rows, bucket, schemas)

@@ -23,6 +23,7 @@ from kd_jax.data.tokenizers.folder import (
     renumbered,
     special_tokens,
 )
+from kd_jax.data.tokenizers.m2m100 import MODEL, M2M100Tokenizer
 from kd_jax.data.tokenizers.marian import SOURCE, MarianTokenizer
 from kd_jax.errors import KdError
 
@@ -44,8 +45,9 @@ class HuggingFaceTokenizer:
       folder: with tokenizer.json, tokenizer_config.json, and the model's config.json; "" for the teacher's.
       chat: whether prompts are wrapped in the folder's chat template, as one user's message.
       prefix: what stands in front of every prompt, such as T5's "translate English to French: " or a chat's request.
-      source, target: tokens of the languages that are read and written, such as NLLB's "eng_Latn" and "fra_Latn"; of
-        Marian's models the one to write, such as ">>fra<<". "" for the folder's: src_lang, and forced_bos_token_id.
+      source, target: tokens of the languages that are read and written, such as NLLB's "eng_Latn" and "fra_Latn",
+        M2M100's "__en__" and "__fr__"; of Marian's models the one to write, such as ">>fra<<". "" for the folder's:
+        src_lang, and forced_bos_token_id (M2M100's tgt_lang).
       end: the token that ends a text; "" for the folder's eos_token.
       cut: whether tokens that the training texts do not use are left out, in the model's embedding too. The teacher's
         probabilities are then those among the tokens that are left.
@@ -73,21 +75,27 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         """Tokens of the whole tokeniser."""
         return max(vocabulary(self._spec).values()) + 1
 
-    def at(self, folder: str) -> "HuggingFaceTokenizer | MarianTokenizer":
-        """The same for a folder; MarianTokenizer where it holds two SentencePiece models.
+    def at(self, folder: str) -> "HuggingFaceTokenizer | MarianTokenizer | M2M100Tokenizer":
+        """The same for a folder; MarianTokenizer or M2M100Tokenizer where it holds their files.
 
         Raises:
           KdError: for a field that such a folder has no use of.
         """
-        if not (Path(folder) / SOURCE).exists():
-            return dataclasses.replace(self, folder=folder)
-        for field in ("chat", "prefix", "end", "source"):
+        if (Path(folder) / SOURCE).exists():
+            self._refuse(("chat", "prefix", "end", "source"), f"{folder!r} is a Marian model's", ">>fra<<")
+            return MarianTokenizer(folder, target=self.target, cut=self.cut)
+        if (Path(folder) / MODEL).exists() and not (Path(folder) / JSON).exists():
+            self._refuse(("chat", "prefix", "end", "cut"), f"{folder!r} is an M2M100 model's", "__fr__")
+            return M2M100Tokenizer(folder, self.source, self.target)
+        return dataclasses.replace(self, folder=folder)
+
+    def _refuse(self, fields: Iterable[str], why: str, target: str) -> None:
+        for field in fields:
             if vars(self)[field]:
                 raise KdError(
-                    f"tokenizer.{field}: {vars(self)[field]!r}; {folder!r} is a Marian model's and has no use of it: "
-                    "wanted its default, and the language to write, if it has several, as tokenizer.target '>>fra<<'"
+                    f"tokenizer.{field}: {vars(self)[field]!r}; {why} and has no use of it: wanted its default, and "
+                    f"the language to write, if it has several, as tokenizer.target {target!r}"
                 )
-        return MarianTokenizer(folder, target=self.target, cut=self.cut)
 
     def check(self) -> None:
         """Raises KdError if the folder holds no tokeniser, a special token is missing, or a chat template fails."""

@@ -6,7 +6,7 @@ import pytest
 
 from kd_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from kd_jax.errors import KdError
-from tests.translators import ROWS, TEXTS, bart, marian, nllb
+from tests.translators import ROWS, TEXTS, bart, m2m100, marian, nllb
 
 hf = pytest.importorskip("transformers")
 
@@ -18,11 +18,13 @@ CASES = {  # (how the folder is made, our settings, transformers')
         {"target": "fra_Latn"},
         {"tgt_lang": "fra_Latn"},
     ),
+    "m2m100": (m2m100, {"target": "__fr__"}, {"src_lang": "en", "tgt_lang": "fr"}),
     "bart": (bart, {}, {}),
 }
+WAYS = [(name, cut) for name in CASES for cut in (False, True) if (name, cut) != ("m2m100", True)]  # no unigram model
 
 
-@pytest.fixture(scope="module", params=[(name, cut) for name in CASES for cut in (False, True)], ids=str)
+@pytest.fixture(scope="module", params=WAYS, ids=str)
 def case(request, tmp_path_factory):
     """(name, whether it is cut, our tokeniser, transformers' of the folder, of the exported folder)."""
     (name, cut), path = request.param, tmp_path_factory.mktemp("tokeniser")
@@ -72,6 +74,7 @@ def test_unknown_texts_are_those_of_transformers(case):
 def test_what_is_given_stands_in_front(case):
     name, cut, ours, _, _ = case
     words, wanted = ours.pieces(), {"marian": [], "nllb": ["fra_Latn"], "nllb_legacy": ["fra_Latn"], "bart": ["<s>"]}
+    wanted["m2m100"] = ["__fr__"]
     assert [words[i] for i in ours.opening] == wanted[name]
     assert (ours.vocab_size < max(ours.rows_V) + 1) == cut
 
@@ -99,8 +102,11 @@ def test_a_config_that_names_no_special_tokens_has_their_numbers(tmp_path):
         (sourceless, {"target": "fra_Latn"}, "tokenizer.source: '' is no token of a m2m_100 folder"),
         (nllb, {"source": "eng_Latn", "target": "fr"}, "tokenizer.target: 'fr' is no token .* such as eng_Latn"),
         (bart, {"target": "fra_Latn"}, "tokenizer.target: 'fra_Latn', but texts of a model of type bart begin"),
+        (m2m100, {}, "tokenizer.target: '' is no token of"),
+        (m2m100, {"target": "__xx__"}, "tokenizer.target: '__xx__' is no token of"),
+        (m2m100, {"target": "__fr__", "cut": True}, "tokenizer.cut: True; .* is an M2M100 model's"),
     ],
 )
 def test_a_language_that_cannot_be_is_told(tmp_path, make, options, message):
     with pytest.raises(KdError, match=message):
-        HuggingFaceTokenizer(str(make(tmp_path)), **options).check()
+        HuggingFaceTokenizer(**options).at(str(make(tmp_path))).check()
