@@ -9,6 +9,7 @@ their libraries, when they are asked for.
 import importlib.util
 import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,14 +61,14 @@ class Wandb:
     def __init__(self, folder: Path, title: str, run: str):
         import wandb
 
-        self.run = run or wandb.util.generate_id()
+        self.run = run or uuid.uuid4().hex[:8]
         self._run = wandb.init(project=PROJECT, name=title, id=self.run, resume="allow", dir=str(folder))
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class MlFlow:

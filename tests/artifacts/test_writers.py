@@ -74,6 +74,7 @@ def test_a_writer_that_is_not_there_is_refused(monkeypatch):
 def test_tensorboard_reads_back_what_was_written(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
     def trained(anew, *steps):
         writer = writers.Writer("tensorboard", tmp_path, "teacher")
@@ -83,7 +84,7 @@ def test_tensorboard_reads_back_what_was_written(tmp_path):
         writer.close()
         events = EventAccumulator(str(tmp_path / "tensorboard/teacher"))
         events.Reload()
-        return [(one.step, pytest.approx(one.value)) for one in events.Scalars("loss")]
+        return [(one.step, pytest.approx(make_ndarray(one.tensor_proto).item())) for one in events.Tensors("loss")]
 
     assert trained(True, 20, 40) == [(20, 1 / 20), (40, 1 / 40)]
     assert trained(False, 40, 60) == [(20, 1 / 20), (40, 1 / 40), (60, 1 / 60)]
