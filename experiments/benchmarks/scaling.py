@@ -103,9 +103,9 @@ def main() -> None:
     parser.add_argument("--smaller", type=int, default=1, help="every size through this number, for a try")
     arguments = parser.parse_args()
     base, rows = Size(), []
-    base = Size(*(size // arguments.smaller for size in base))
+    base = Size(*(max(1, size // arguments.smaller) for size in base))
     for axis in arguments.axes:
-        values = [value // arguments.smaller for value in AXES[axis]]
+        values = [max(1, value // arguments.smaller) for value in AXES[axis]]
         seconds, needed = measured([base._replace(**{axis: value}) for value in values], arguments.blocks)
         time_fit, flops_fit = (stats.linregress(np.log(values), np.log(figures)) for figures in (seconds, needed))
         rows.append({"axis": axis, "values": values, "seconds": seconds, "flops": needed})

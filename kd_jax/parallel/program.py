@@ -247,6 +247,8 @@ def group_size(text: str) -> int:
       [2, 4]
       >>> group_size("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, x")
       4
+      >>> group_size("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, x")
+      4
       >>> group_size("source_target_pairs={{0,1},{1,0}}, x")
       2
     """
@@ -254,7 +256,7 @@ def group_size(text: str) -> int:
         return len(listed[1].split(","))
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(counted[1])
-    sizes, axes = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text).groups()
+    sizes, axes = re.search(r"replica_groups=mesh\[(.*?)\][^{]* \{(.*?)\}", text).groups()
     named = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", sizes)}
     parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes)  # 'x':(2)4 is a part of 4 of an axis
     return math.prod(int(part) if part else named[name] for name, part in parts)

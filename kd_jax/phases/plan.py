@@ -66,7 +66,7 @@ def show_scale(experiment: Experiment, workdir: Workdir | None, spread: OnMesh, 
     head = (f"{spread.devices} x {kind}", *names)
     rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
     runlog.show("\n" + runlog.table(head, rows))
-    runlog.show(f"{spread.shape}; a vocabulary of {vocab_size}. {SCALE_NOTE}")
+    runlog.show(f"{spread.shape}; a vocabulary of {vocab_size}.\n{SCALE_NOTE}")
     if spread.devices > chip(kind).joined:
         runlog.show(
             f"The interconnect joins {chip(kind).joined} of these chips; beyond them is a slower network, "

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from kd_jax.errors import KdError
+from kd_jax.parallel import pretend
 from kd_jax.parallel.mesh import Mesh, OnMesh
 from kd_jax.parallel.program import Array, Collective, read
 
@@ -65,6 +67,13 @@ def test_a_sum_over_devices_is_sent_twice_but_for_each_ones_part(mesh, devices):
     (one,) = work.collectives
     assert one == Collective("all-reduce", (Array("f32", (64,)),), devices, 1)
     assert work.moved == {"all-reduce": 2 * 4 * 64 * (devices - 1) / devices}
+
+
+def test_jax_that_has_begun_has_no_more_devices_than_it_had():
+    assert jax.device_count() == 8
+    with pytest.raises(KdError, match="--devices 9: JAX has begun with 8"):
+        pretend(9)
+    pretend(8)
 
 
 def test_what_is_gathered_is_sent_once():

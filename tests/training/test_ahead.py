@@ -58,8 +58,10 @@ def test_with_fsdp_each_device_gathers_every_matrix_and_keeps_its_part(experimen
     compiled, spread = ahead(experiment, Mesh(fsdp=fsdp)), OnMesh(Mesh(fsdp=fsdp).over(8))
     moved, share = read(compiled).moved, (fsdp - 1) / fsdp
     assert moved["all-gather"] == pytest.approx(matrices * share)
-    if fsdp == 8:
-        assert moved["reduce-scatter"] == pytest.approx(matrices * share)
+    if fsdp == 8:  # but for the head's gradient, which is scaled between its sum and its cut
+        head = 4 * params["output"].size
+        assert moved["reduce-scatter"] == pytest.approx((matrices - head) * share)
+        assert 2 * (head + vectors) * share <= moved["all-reduce"] < 2 * (head + vectors) * share + 200
     batch = sum(x.nbytes for x in jax.tree.leaves(longest_batch(experiment, "teacher", V, 8)))
     state = 3 * (matrices / fsdp + vectors)  # parameters and two moments of each
     assert compiled.memory_analysis().argument_size_in_bytes == pytest.approx(state + batch / spread.count, rel=0.01)
