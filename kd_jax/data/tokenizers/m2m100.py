@@ -9,7 +9,7 @@ import numpy as np
 
 from kd_jax.artifacts import manifest
 from kd_jax.data.tokenizers import base
-from kd_jax.data.tokenizers.folder import conventions, special_tokens
+from kd_jax.data.tokenizers.folder import barred, conventions, special_tokens
 from kd_jax.data.tokenizers.marian import CONFIG, OURS, ROWS, SOURCE, TARGET, VOCAB, Marian
 from kd_jax.errors import KdError
 
@@ -121,11 +121,12 @@ whole, with sentencepiece.bpe.model, vocab.json, tokenizer_config.json
             tokens[field] = vars(self)[field] or (f"__{code}__" if code else "")
         for name, token in tokens.items():
             if token not in vocab:
+                language = name in ("source", "target")
                 raise KdError(
-                    f"tokenizer.{name if name in ('source', 'target') else 'folder'}: {token!r} is no token of "
-                    f"{self.folder!r}; wanted one such as __en__"
+                    f"tokenizer.{name if language else 'folder'}: {token!r} is no token of {self.folder!r}; wanted "
+                    + ("one such as __en__" if language else "the files of one model")
                 )
-        return {"tokens": tokens, "target": "", "barred": []}
+        return {"tokens": tokens, "target": "", "barred": [words[i] for i in barred(said) if i in words]}
 
 
 class M2M100(Marian):
