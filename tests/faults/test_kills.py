@@ -54,11 +54,11 @@ def stopped(command, whole, path, times, number):
     """How often a run was stopped by signal `number`: at moments by chance, while each folder is made."""
     chance, stops = random.Random(f"{command[0]} {number}"), 0
     for folder, often in times.items():
-        seconds = json.loads((whole / folder / "manifest.json").read_text())["seconds"]  # with compilation
+        seconds = json.loads((whole / folder / "manifest.json").read_text())["seconds"]  # most of them to compile
         for _ in range(often):
             process = start(["run", *command, "--workdir", str(path)], path.with_suffix(".log"))
             wait_for(path / folder / "inputs.json", process)
-            process.join(chance.uniform(0, 0.4 * seconds))
+            process.join(chance.uniform(0, 0.25 * seconds))
             if process.exitcode is None:
                 os.kill(process.pid, number)
                 process.join(PATIENCE)
