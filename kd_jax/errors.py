@@ -1,4 +1,4 @@
-"""The one error that a user is meant to see; imports nothing, so that the command line answers at once."""
+"""The one error that a user is meant to see, and the end that is none; imports nothing, so that --help is quick."""
 
 
 class KdError(Exception):
@@ -11,3 +11,7 @@ class KdError(Exception):
       Traceback (most recent call last):
       kd_jax.errors.KdError: training.steps: 0; wanted a whole number of at least 1
     """
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and what it had done is on disk."""

@@ -26,6 +26,7 @@ FLOORS = [  # from the top down; a file imports from lower wings alone
     "tasks",
     "parallel",
     "artifacts",
+    "hosts",
     "config",
     "types",
     "errors",

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from kd_jax import hosts
 from kd_jax.artifacts.manifest import ELSEWHERE, Folder
 from kd_jax.errors import KdError
 from kd_jax.types import Params
@@ -132,9 +133,9 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Moves a checkpoint that cannot be read away, and says where to: it may be the machine that erred."""
-        aside = _set_aside(self._folder / str(step))
+        aside = hosts.agreed(lambda: str(_set_aside(self._folder / str(step))))
         self._manager.reload()
-        return aside
+        return Path(aside)
 
     def wait(self) -> None:
         """Until all that was saved is on disk."""
@@ -162,7 +163,7 @@ class Checkpoints:
         Raises:
           KdError: if the checkpoint cannot be read, or is not what was saved.
         """
-        items = {"params": _restore_args(like), "beside": ocp.args.JsonRestore()}
+        items = {"params": _restore_whole(like), "beside": ocp.args.JsonRestore()}
         with _or_redo():
             restored = self._restored(self.best(), items)
             self._check(self.best(), restored["params"], restored["beside"])
@@ -174,7 +175,7 @@ class Checkpoints:
         Raises:
           Damaged: if the checkpoint cannot be read.
         """
-        return self._restored(step, {"params": _restore_args(like)})["params"]
+        return self._restored(step, {"params": _restore_whole(like)})["params"]
 
     def _check(self, step: int, read: Any, beside: dict[str, Any]) -> None:
         """Raises Damaged unless what was read (the first leaves of what was saved) has the checksums of then."""
@@ -268,6 +269,13 @@ def _or_redo() -> Iterator[None]:
 
 def _restore_args(like: Any) -> Any:
     return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+
+
+def _restore_whole(like: Any) -> Any:
+    """All of every array on each host, whatever it was spread over: where there are several, as numpy arrays."""
+    if hosts.host()[1] == 1:
+        return _restore_args(like)
+    return ocp.args.StandardRestore(jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), like))
 
 
 def _digest(beside: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kd_jax import hosts
 from kd_jax.errors import KdError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
@@ -27,7 +28,8 @@ ELSEWHERE = "import-logprobs"  # the command that stands for a teacher of which 
 class Folder:
     """The output of one phase.
 
-    It has an `inputs.json` from its first moment and, once it is whole, a `manifest.json`.
+    It has an `inputs.json` from its first moment and, once it is whole, a `manifest.json`. Of several hosts the first
+    begins and finishes it, and the others wait for that.
 
     Attributes:
       path: the folder.
@@ -51,6 +53,9 @@ class Folder:
           KdError: if the folder was begun or finished with other inputs (names the first that differs), or holds
             files that no phase made.
         """
+        return hosts.agreed(lambda: self._begin(inputs, force))
+
+    def _begin(self, inputs: Mapping[str, Any], force: bool) -> bool:
         self._refuse_foreign()
         if force and self.path.exists():
             shutil.rmtree(self.path)
@@ -65,6 +70,9 @@ class Folder:
 
     def finish(self, outputs: Mapping[str, Any], seconds: float) -> None:
         """Marks the phase as done; the manifest is the last file that it writes."""
+        hosts.agreed(lambda: self._finish(outputs, seconds))
+
+    def _finish(self, outputs: Mapping[str, Any], seconds: float) -> None:
         manifest = {
             "phase": self.phase,
             "inputs": self.inputs(),
@@ -176,7 +184,9 @@ def part(path: Path) -> Path:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes beside, then renames: the file is whole or not there."""
+    """Writes beside, then renames: the file is whole or not there. Of several hosts the first writes."""
+    if not hosts.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = part(path)
     with open(beside, "wb") as file:

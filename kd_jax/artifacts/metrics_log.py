@@ -5,24 +5,29 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kd_jax import hosts
 from kd_jax.errors import KdError
 
 
 class MetricsLog:
-    """Metrics as JSON lines, one row per `append`; each row has its `step`."""
+    """Metrics as JSON lines, one row per `append`; each row has its `step`. Of several hosts the first writes them."""
 
     def __init__(self, path: Path):
         self._path = path
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row and hands it to the system at once."""
+        if not hosts.first():
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def holds(self, step: int, name: str) -> bool:
         """Whether a row of this step says `name`."""
-        return self._path.exists() and any(row["step"] == step and name in row for row in read(self._path))
+        return hosts.agreed(
+            lambda: self._path.exists() and any(row["step"] == step and name in row for row in read(self._path))
+        )
 
     def truncate_after(self, step: int) -> None:
         """Drops rows of later steps, and a last row that a kill cut short: a run goes on from `step`.
@@ -30,7 +35,7 @@ class MetricsLog:
         Raises:
           KdError: if another row is damaged; names the file and the line.
         """
-        if not self._path.exists():
+        if not hosts.first() or not self._path.exists():
             return
         whole = self._path.read_bytes().rpartition(b"\n")[0]
         rows = [row for row in _rows(self._path, whole) if row["step"] <= step]

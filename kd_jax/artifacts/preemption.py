@@ -8,12 +8,11 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
+from kd_jax import hosts
+from kd_jax.errors import Preempted
+
 _asked = False
 _held = False
-
-
-class Preempted(Exception):
-    """The run was asked to stop, and what it had done is on disk."""
 
 
 @contextlib.contextmanager
@@ -29,13 +28,19 @@ def watched() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether the run was asked to stop."""
-    return _asked
+    """Whether the run was asked to stop, here or on another host."""
+    return _asked or hosts.told_to_stop()
+
+
+def asked_alone() -> bool:
+    """As `asked`, where no other host would have to stop at the same place."""
+    return hosts.host()[1] == 1 and asked()
 
 
 def poll() -> None:
     """Raises Preempted if the run was asked to stop, but within `held`."""
-    if _asked and not _held:
+    if asked() and not _held:
+        hosts.tell_to_stop()
         raise Preempted
 
 

@@ -7,19 +7,22 @@ import textwrap
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
+from kd_jax import hosts
 from kd_jax.artifacts import preemption
 
 PLAIN_SECONDS = 10.0
 
 
 def say(text: str) -> None:
-    """One line for the person watching, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person watching, on standard error; of several hosts the first speaks."""
+    if hosts.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
-    """A result (a table, a closing line), on standard output, where it can be piped."""
-    print(text, flush=True)
+    """A result (a table, a closing line), on standard output, where it can be piped; the first host's."""
+    if hosts.first():
+        print(text, flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -136,6 +139,7 @@ class Bar:
         """
         self._pace, self._metrics = self._pace.advance(n), metrics
         self._draw(self._text())
+        hosts.progress()
         preemption.poll()
 
     def skip(self, n: int) -> None:
@@ -238,7 +242,7 @@ def progress(title: str, total: int) -> Iterator[Bar]:
       title: what is going on.
       total: how many there are to do.
     """
-    bar = TerminalBar(title, total) if sys.stderr.isatty() else PlainBar(title, total)
+    bar = TerminalBar(title, total) if sys.stderr.isatty() and hosts.first() else PlainBar(title, total)
     try:
         yield bar
     finally:

@@ -6,13 +6,13 @@ import dataclasses
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from kd_jax import config
+from kd_jax import config, hosts
 from kd_jax.artifacts import manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.check import check
@@ -21,7 +21,7 @@ from kd_jax.errors import KdError
 from kd_jax.evaluation.ablation import chosen_metrics
 from kd_jax.evaluation.controls import with_controls
 from kd_jax.experiment import Experiment, settled
-from kd_jax.phases import PHASES
+from kd_jax.phases import OF_ONE_HOST, PHASES
 from kd_jax.teaching.imported.base import Source
 
 TRAINING = ("teacher", "student")  # the phases that train
@@ -58,8 +58,17 @@ def run(experiment: Experiment, workdir: str | Path, force: bool = False) -> dic
     run_folder = _workdir(Path(workdir))
     with occupied(run_folder, experiment):
         for phase in PHASES:
-            importlib.import_module(f"kd_jax.phases.{phase}").run(experiment, run_folder, force)
+            call(phase, {"experiment": experiment, "workdir": run_folder, "force": force})
         return manifest.read_json(run_folder.report.file("report.json"))
+
+
+def call(phase: str, options: Mapping[str, Any]) -> None:
+    """Runs a phase; of several hosts the first does what is not shared, and the others wait."""
+    run_phase = importlib.import_module(f"kd_jax.phases.{phase.replace('-', '_')}").run
+    if phase in OF_ONE_HOST:
+        hosts.agreed(lambda: run_phase(**options))
+    else:
+        run_phase(**options)
 
 
 @contextlib.contextmanager
@@ -92,15 +101,9 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     if words.command == "new":
         yield [("new", {"path": words.config, "task": words.task, "family": words.family, "train": words.train})]
         return
-    for option, command in (("only", "student"), ("writer", "cache")):
-        if vars(words)[option] and words.command != command:
-            raise KdError(f"--{option}: goes with the command {command} alone")
-    if words.profile and words.command not in ("run", *TRAINING):
-        raise KdError(f"--profile: goes with the commands run, {', '.join(TRAINING)} alone")
-    if words.command == "plan" and words.force:
-        raise KdError("--force: plan keeps nothing that could be done again; leave it out")
-    if words.command == "shrink" and words.force:
-        raise KdError("--force: shrink measures anew each time; leave it out")
+    _check_options(words)
+    if words.host:
+        _join(words)
     experiment = resolve(words.config, words.overrides)
     if words.command == "plan":
         yield [("plan", {"experiment": experiment, "workdir": words.workdir and _workdir(words.workdir)})]
@@ -118,6 +121,34 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         with occupied(workdir, experiment, words.writer):
             traced = {"profile": words.profile}
             yield [(phase, given | traced if phase in TRAINING else given) for phase in words.phases]
+
+
+def _check_options(words: argparse.Namespace) -> None:
+    """Raises KdError for an option that goes with other commands."""
+    for option, command in (("only", "student"), ("writer", "cache")):
+        if vars(words)[option] and words.command != command:
+            raise KdError(f"--{option}: goes with the command {command} alone")
+    if words.profile and words.command not in ("run", *TRAINING):
+        raise KdError(f"--profile: goes with the commands run, {', '.join(TRAINING)} alone")
+    for option in ("host", "coordinator"):
+        if vars(words)[option] and words.command not in ("run", *PHASES):
+            raise KdError(f"--{option}: goes with the commands run, {', '.join(PHASES)} alone")
+    if words.coordinator and not words.host:
+        raise KdError("--coordinator: goes with --host, which process this is, such as --host 0/4")
+    if words.command == "plan" and words.force:
+        raise KdError("--force: plan keeps nothing that could be done again; leave it out")
+    if words.command == "shrink" and words.force:
+        raise KdError("--force: shrink measures anew each time; leave it out")
+
+
+def _join(words: argparse.Namespace) -> None:
+    """This process becomes one of several hosts; raises KdError where it is not said where they meet."""
+    if words.writer:
+        raise KdError("--writer: several hosts share the cache's work by themselves; leave it out")
+    place = None if words.host == "auto" else words.host
+    if place is not None and not words.coordinator:
+        raise KdError("--coordinator: missing; wanted ADDRESS:PORT of the first host, such as 10.0.0.1:1234")
+    hosts.join(place, words.coordinator, words.patience)
 
 
 @contextlib.contextmanager
@@ -170,13 +201,20 @@ def occupied(workdir: Workdir, experiment: Experiment, writer: tuple[int, int] |
     Raises:
       KdError: if another process works there, or its experiment.json is not as kd_jax writes it.
     """
-    with workdir.lock(writer):
-        if workdir.config.exists():
-            recall(workdir)  # a file of somebody else's is refused, not written over
-        else:
-            remember(workdir, experiment)
+    with contextlib.ExitStack() as stack:
+        hosts.agreed(lambda: _occupy(stack, workdir, experiment, writer))
         yield
         # Only now: a configuration that a phase refused must not take the place of the one that made what is there.
+        remember(workdir, experiment)
+
+
+def _occupy(
+    stack: contextlib.ExitStack, workdir: Workdir, experiment: Experiment, writer: tuple[int, int] | None
+) -> None:
+    stack.enter_context(workdir.lock(writer))
+    if workdir.config.exists():
+        recall(workdir)  # a file of somebody else's is refused, not written over
+    else:
         remember(workdir, experiment)
 
 

@@ -3,16 +3,16 @@
 import argparse
 import contextlib
 import errno
-import importlib
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kd_jax import hosts
 from kd_jax.artifacts import preemption
 from kd_jax.cli.memory import with_large_pages
-from kd_jax.errors import KdError
+from kd_jax.errors import KdError, Preempted
 from kd_jax.phases import PHASES
 
 # How texts are written, where it differs from the task's own way.
@@ -76,6 +76,9 @@ options:
   --workdir DIR         where the run is kept; the same command goes on where a run was stopped
   --any.field VALUE     replaces a field of the experiment, such as --teacher.training.steps 500
   --profile 10:15       traces these training steps of every model that is trained, for xprof (run, teacher, student)
+  --host 0/4            this process is the first of four that work on the run together, each started with its own
+                        number; --coordinator ADDRESS:PORT is where the first listens. --host auto: as the pod, SLURM
+                        or MPI says. --patience SECONDS (1800) without progress, and all of them end
   --force               does a finished phase again, from nothing (ablate: the measuring alone)
   --help                this text; after a CONFIG, all of its fields
   --version             the version
@@ -92,13 +95,13 @@ def main(arguments: Sequence[str]) -> int:
         words = parse(arguments)
         if words is None:
             return 0
-        from kd_jax.cli.job import job  # imports JAX, which --help must not
+        from kd_jax.cli.job import call, job  # imports JAX, which --help must not
 
         # What waits for a person's words ends at once.
         watched = contextlib.nullcontext() if words.command in OPTIONS else preemption.watched()
-        with watched, job(words) as calls:
+        with hosts.ending(), job(words) as calls, watched:  # last: JAX's runtime of several hosts watches too
             for phase, options in calls:
-                importlib.import_module(f"kd_jax.phases.{phase.replace('-', '_')}").run(**options)
+                call(phase, options)
     except KdError as error:
         return _fail(str(error))
     except BrokenPipeError:  # `| head` has read enough
@@ -110,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
                 reason = f"{os.strerror(number)} ({str(error).splitlines()[0][:200]})"
                 return _fail(f"{reason}; {remedy} and run the same command again: what was there is whole")
         raise
-    except preemption.Preempted:
+    except Preempted:
         print("stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
         return 0
     except KeyboardInterrupt:
@@ -201,6 +204,9 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
         parser.add_argument("--only", default="")
         parser.add_argument("--writer", type=_writer)
         parser.add_argument("--profile", type=_steps)
+        parser.add_argument("--host", type=_host)
+        parser.add_argument("--coordinator", default="")
+        parser.add_argument("--patience", type=float, default=hosts.PATIENCE)
     if command not in ("generate", "export", "new"):
         parser.add_argument("--force", action="store_true")
     if command == "ablate":
@@ -209,11 +215,20 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
     return parser
 
 
+def _host(given: str) -> tuple[int, int] | str:
+    """ "0/4" as (0, 4), and "auto"."""
+    return given if given == "auto" else _number("host", given)
+
+
 def _writer(given: str) -> tuple[int, int]:
     """ "0/4" as (0, 4)."""
+    return _number("writer", given)
+
+
+def _number(option: str, given: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if not match or not int(match[1]) < int(match[2]):
-        raise KdError(f"--writer {given}: wanted NUMBER/WRITERS, such as 0/4 to 3/4")
+        raise KdError(f"--{option} {given}: wanted NUMBER/{option.upper()}S, such as 0/4 to 3/4")
     return int(match[1]), int(match[2])
 
 

@@ -121,10 +121,9 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
         else:
             members = {bucket: np.flatnonzero(places == b)[:, None] for b, bucket in enumerate(buckets)}
         width = lambda bucket: layout.sizes(np.asarray(bucket))[-1]  # noqa: E731  # of the targets
+        self._divisor = divisor
         self._buckets = [  # (bucket, rows of a batch, the examples in each row) of every bucket that has examples
-            (bucket, max(1, tokens_per_batch // width(bucket) // divisor) * divisor, rows)
-            for bucket, rows in members.items()
-            if len(rows)
+            (bucket, max(1, tokens_per_batch // width(bucket)), rows) for bucket, rows in members.items() if len(rows)
         ]
         self.per_epoch = sum(max(1, len(rows) // count) for _, count, rows in self._buckets)
         self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
@@ -145,7 +144,8 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
     def __getitem__(self, i: int) -> Batch:
         epoch, place = divmod(int(i), self.per_epoch)
         bucket, rows = self.epoch(epoch)[place]
-        share = len(rows) // self._shard[1]
+        # Empty rows fill it up, so that which examples it has does not depend on the number of devices.
+        share = -(-len(rows) // self._divisor) * self._divisor // self._shard[1]
         mine = rows[self._shard[0] * share :][:share]
         return self._split.batch(self._layout, mine, share, bucket)
 
@@ -163,7 +163,7 @@ def train_batches(split: Split, layout: Layout, buckets: Sequence[Bucket], **opt
       buckets: padded lengths, ascending; longer examples are left out.
       tokens_per_batch: padded target tokens of a batch over all hosts.
       packed: whether several examples share a row.
-      divisor: devices times microbatches; every batch has a multiple of it.
+      divisor: devices times microbatches; every batch is filled up to a multiple of it.
       seed: decides the order.
       shard: (this host, hosts): a batch's slice.
     """
@@ -185,9 +185,10 @@ class EvalBatches(Sequence):
         batch_size: int,
         divisor: int = 1,
         indices: Sequence[int] | None = None,
+        shard: tuple[int, int] = (0, 1),
     ):
         """Args: as `train_batches`; batch_size: rows of a batch, fewer of long ones; indices: some examples alone."""
-        self._split, self._layout = split, layout
+        self._split, self._layout, self._shard = split, layout, shard
         indices = np.arange(len(split)) if indices is None else np.asarray(indices)
         padded = padded_lengths(split.lengths[indices], buckets, layout)
         buckets = sorted({Bucket(*map(int, lengths)) for lengths in padded})
@@ -205,7 +206,9 @@ class EvalBatches(Sequence):
 
     def __getitem__(self, i: Any) -> Batch:
         bucket, indices = self.plan[i]
-        return self._split.batch(self._layout, indices[:, None], self._rows[bucket], bucket)
+        share = self._rows[bucket] // self._shard[1]
+        mine = indices[self._shard[0] * share :][:share]
+        return self._split.batch(self._layout, mine[:, None], share, bucket)
 
 
 class PromptBatches(Sequence):

@@ -1,10 +1,11 @@
 """What a model writes, how likely it holds the true texts, and how good that is by the task's metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from kd_jax import hosts
 from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import Folder, read_lines
 from kd_jax.data.pipeline import EvalBatches, PromptBatches
@@ -14,7 +15,7 @@ from kd_jax.evaluation.contenders import Contender, Programs
 from kd_jax.parallel.base import Devices
 from kd_jax.tasks.base import Example, Task
 from kd_jax.tasks.metrics import Metric, Outcome
-from kd_jax.types import Params
+from kd_jax.types import Batch, Params
 
 Texts = Mapping[str, Sequence[str]]  # way of writing -> a text of every written example
 
@@ -61,16 +62,15 @@ def texts(
       ways: such as ("greedy", "beam").
       tokenizer, devices: the run's.
     """
-    written: dict[str, dict[int, str]] = {way: {} for way in ways}
-    with runlog.progress(f"write {contender.name}", len(batches)) as bar:
-        for (width, numbers), batch in zip(batches.plan, batches, strict=True):
-            prompts = devices.cut(batch)
-            with bar.meeting(width):
-                for way, by_number in written.items():
-                    ids_BT = devices.gather(programs.write(contender.architecture, way, devices)(params, prompts))
-                    by_number |= {int(n): to_text(ids_BT[b], tokenizer) for b, n in enumerate(numbers)}
-            bar.advance(1)
-    return {way: [by_number[n] for n in sorted(by_number)] for way, by_number in written.items()}
+
+    def write(numbers: np.ndarray, batch: Any) -> dict[str, list[tuple[int, str]]]:
+        prompts = devices.cut(batch)
+        ids = {way: programs.write(contender.architecture, way, devices)(params, prompts) for way in ways}
+        rows = {way: devices.gather(ids_BT) for way, ids_BT in ids.items()}
+        return {way: [(int(n), to_text(rows[way][b], tokenizer)) for b, n in enumerate(numbers)] for way in ways}
+
+    parts = of_all_batches(f"write {contender.name}", batches, write)
+    return {way: [text for _, text in sorted(pair for part in parts for pair in part[way])] for way in ways}
 
 
 def likelihoods(
@@ -88,15 +88,36 @@ def likelihoods(
       batches: the encoded examples.
       owners: int [encoded examples], the text example that each is a part of.
     """
+
+    def nats(indices: np.ndarray, batch: Batch) -> tuple[list[int], list[float], list[int]]:
+        nll_B = devices.gather(programs.likelihood(contender.architecture, devices)(params, devices.cut(batch)))
+        count = len(indices)
+        return owners[indices].tolist(), nll_B[:count].tolist(), batch.mask_BT[:count].sum(-1).tolist()
+
     nll, tokens = np.zeros(owners.max() + 1), np.zeros(owners.max() + 1, np.int64)
-    with runlog.progress(f"likelihood {contender.name}", len(batches)) as bar:
-        for (bucket, indices), batch in zip(batches.plan, batches, strict=True):
-            with bar.meeting(bucket):
-                nll_B = devices.gather(programs.likelihood(contender.architecture, devices)(params, devices.cut(batch)))
-            np.add.at(nll, owners[indices], nll_B[: len(indices)])
-            np.add.at(tokens, owners[indices], batch.mask_BT[: len(indices)].sum(-1))
-            bar.advance(1)
+    for numbers, nll_B, tokens_B in of_all_batches(f"likelihood {contender.name}", batches, nats):
+        np.add.at(nll, numbers, nll_B)
+        np.add.at(tokens, numbers, tokens_B)
     return nll, tokens
+
+
+def of_all_batches(title: str, batches: PromptBatches | EvalBatches, measure: Callable[[np.ndarray, Any], Any]) -> list:
+    """What is measured of every batch, in their order, under a bar; each host takes its share of the batches.
+
+    Args:
+      title: of the bar.
+      batches: with their `plan` of (padded lengths, example numbers).
+      measure: (example numbers, batch) -> something JSON-able, if there are several hosts.
+    """
+    here, of = hosts.host()
+    mine, parts = range(here, len(batches), of), []
+    with runlog.progress(title, len(mine)) as bar:
+        for i in mine:
+            length, indices = batches.plan[i]
+            with bar.meeting(length):
+                parts.append(measure(indices, batches[i]))
+            bar.advance(1)
+    return hosts.gathered(parts)
 
 
 def of_tokens(task: Task, measured: Measured, nll_N: np.ndarray, tokens_N: np.ndarray) -> Outcome:

@@ -1,33 +1,41 @@
 """How steps are spread over devices."""
 
+import dataclasses
+
 import jax
 
+from kd_jax import hosts
 from kd_jax.errors import KdError
 from kd_jax.parallel.base import Devices
 from kd_jax.parallel.mesh import DATA_PARALLEL, Mesh, OnMesh
 from kd_jax.parallel.one_device import OneDevice
 from kd_jax.parallel.pmap import Pmap
 
-BACKENDS = {
-    "auto": lambda mesh: OneDevice() if jax.device_count() == 1 else Pmap(jax.local_device_count()),
-    "jit": lambda mesh: OneDevice(),
-    "pmap": lambda mesh: Pmap(jax.local_device_count()),
-    "mesh": lambda mesh: OnMesh(mesh.over(jax.device_count())),
-}
+BACKENDS = ("auto", "jit", "pmap", "mesh")
 
 
 def check(backend: str, mesh: Mesh = DATA_PARALLEL) -> None:
-    """Raises KdError for an unknown backend, a mesh of another number of devices, or one that nobody would use."""
+    """Raises KdError for an unknown backend, one that does not suit the hosts, or a mesh that does not the devices."""
     if backend not in BACKENDS:
         raise KdError(f"backend: {backend!r}; wanted one of {', '.join(BACKENDS)}")
-    if backend == "mesh":
-        mesh.over(jax.device_count())
+    several = hosts.host()[1] > 1
+    if several and backend in ("jit", "pmap"):
+        raise KdError(f"backend: {backend!r} is for one host, these are {hosts.host()[1]}; wanted 'mesh' or 'auto'")
+    if backend == "mesh" or several:
+        whole, own = mesh.over(jax.device_count()), jax.local_device_count()
+        if own % (whole.fsdp * whole.tensor):
+            raise KdError(
+                f"mesh: fsdp {whole.fsdp} x tensor {whole.tensor}; the {own} devices of a host must hold whole copies "
+                "of the parameters, or it could not write its share of the cache; wanted a product that divides them"
+            )
     elif mesh != DATA_PARALLEL:
         raise KdError(f"backend: {backend!r} has no use for {mesh}; wanted backend='mesh', or no mesh")
 
 
 def devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
-    """The devices: "jit" for one, "pmap" for all, "auto" for pmap where there are several, "mesh" for all in a mesh.
+    """The devices: "jit" for one, "pmap" for all of a host, "mesh" for all of all hosts in a mesh.
+
+    "auto" is the mesh where there are several hosts, else pmap where there are several devices, else jit.
 
     Raises:
       KdError: as `check`.
@@ -36,5 +44,18 @@ def devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
       >>> devices("jit").count
       1
     """
+    if backend == "jit" and mesh == DATA_PARALLEL:
+        return OneDevice()
     check(backend, mesh)
-    return BACKENDS[backend](mesh)
+    if backend == "mesh" or hosts.host()[1] > 1:
+        return OnMesh(mesh.over(jax.device_count()))
+    count = jax.local_device_count()
+    return Pmap(count) if backend == "pmap" or count > 1 else OneDevice()
+
+
+def own_devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
+    """This host's devices, for work that the hosts share out among them; as `devices` where there is one host."""
+    if hosts.host()[1] == 1:
+        return devices(backend, mesh)
+    check(backend, mesh)
+    return OnMesh(dataclasses.replace(mesh, data=0).over(jax.local_device_count()), own=True)

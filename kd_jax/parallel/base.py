@@ -22,9 +22,14 @@ class Devices(Protocol):
 
     Attributes:
       count: portions that a batch is cut into; its rows are a multiple of it.
+      share: (number, of how many) of the shares that a batch's rows are cut into for its hosts: which is this host's.
+        Hosts that hold the same rows have the same number.
     """
 
     count: int
+
+    @property
+    def share(self) -> tuple[int, int]: ...
 
     def put(self, tree: Tree, axes: Tree = "") -> Tree:
         """Every array on all devices: a copy on each, or, over a mesh, cut by the names of its axes.
@@ -34,7 +39,7 @@ class Devices(Protocol):
         ...
 
     def cut(self, batch: Tree) -> Tree:
-        """Host arrays [B, ...] to the devices, B cut evenly over them."""
+        """Host arrays [B, ...] of this host's share of the rows to its devices, B cut evenly over them."""
         ...
 
     def gather(self, tree: Tree) -> Tree:
@@ -77,11 +82,6 @@ def on_own_rows(function: Callable[..., Tree]) -> Callable[..., Tree]:
         return function
     own = PartitionSpec(ROWS)
     return jax.shard_map(function, in_specs=own, out_specs=own, axis_names=set(ROWS))
-
-
-def host() -> tuple[int, int]:
-    """(this process, number of processes)."""
-    return jax.process_index(), jax.process_count()
 
 
 def disallow_transfers():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kd_jax.config import is_count
@@ -151,9 +152,11 @@ class OnMesh:
 
     Attributes:
       shape: of the mesh, without a 0.
+      own: whether it is made of this host's devices alone, rather than of those of all hosts.
     """
 
     shape: Mesh
+    own: bool = False
 
     @property
     def count(self) -> int:
@@ -162,17 +165,26 @@ class OnMesh:
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         sizes = dataclasses.asdict(self.shape)
-        devices = jax.devices()[: math.prod(sizes.values())]
+        devices = (jax.local_devices() if self.own else jax.devices())[: math.prod(sizes.values())]
         return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices)
+
+    @functools.cached_property
+    def share(self) -> tuple[int, int]:
+        portions = self._over(ROWS).addressable_devices_indices_map((self.count,)).values()
+        starts = {rows.start or 0 for (rows,) in portions}
+        return min(starts) // len(starts), self.count // len(starts)
 
     def put(self, tree: Tree, axes: Tree = "") -> Tree:
         return jax.tree.map(self._put, axes, tree)
 
     def cut(self, batch: Tree) -> Tree:
-        return jax.device_put(batch, self._over(ROWS))
+        rows = self._over(ROWS)
+        if self.share == (0, 1):
+            return jax.device_put(batch, rows)
+        return jax.tree.map(functools.partial(_joined, rows, self.share), batch)
 
     def gather(self, tree: Tree) -> Tree:
-        return jax.device_get(tree)
+        return jax.device_get(tree)  # over the devices of one host
 
     def first(self, tree: Tree) -> Tree:
         return tree
@@ -192,7 +204,7 @@ class OnMesh:
     def _put(self, names: str, tree: Tree) -> Tree:
         """What has axes of these names."""
         sizes = dataclasses.asdict(self.shape)
-        return jax.tree.map(lambda x: jax.device_put(x, self._over(*partition(names, x.shape, sizes))), tree)
+        return jax.tree.map(lambda x: _placed(x, self._over(*partition(names, x.shape, sizes))), tree)
 
     def _within(self, function: Callable[..., Tree]) -> Callable[..., Tree]:
         """The function, traced where `row_shards` is this mesh's; JAX keeps such traces apart from others."""
@@ -224,6 +236,24 @@ class _Kept:
 
     def lower(self, *arguments: Tree) -> Any:
         return self._jitted.lower(_layout(arguments[0]), *arguments)
+
+
+def _joined(rows: NamedSharding, share: tuple[int, int], x: Any) -> jax.Array:
+    """A batch's array [B, ...], of which each host has the rows of its share."""
+    shape, before = (len(x) * share[1], *x.shape[1:]), share[0] * len(x)
+    places, count = rows.addressable_devices_indices_map(shape), rows.shard_shape(shape)[0]
+    starts = {device: (index[0].start or 0) - before for device, index in places.items()}
+    parts = [jax.device_put(x[start : start + count], device) for device, start in starts.items()]
+    return jax.make_array_from_single_device_arrays(shape, rows, parts)
+
+
+def _placed(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array in a mesh: each host gives its devices' parts of what all of them have, or of what is spread already."""
+    spread = isinstance(x, jax.Array) and not x.is_fully_addressable
+    if spread or sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def _layout(tree: Tree) -> tuple[Any, ...]:

@@ -21,10 +21,12 @@ class Pmap:
     """This process's devices (a `Devices`).
 
     Attributes:
-      count: devices that take part.
+      count: devices that take part, the first of this process.
     """
 
     count: int
+
+    share = (0, 1)
 
     def put(self, tree: Tree, axes: Tree = "") -> Tree:
         del axes  # every device holds all of it
@@ -40,15 +42,17 @@ class Pmap:
         return jax.tree.map(lambda x: x.addressable_shards[0].data.reshape(x.shape[1:]), tree)
 
     def compile(self, function: Callable[[Tree, Tree], Tree]) -> Compiled:
-        return jax.pmap(function, axis_name=AXIS)
+        return jax.pmap(function, axis_name=AXIS, devices=self._devices)
 
     def compile_sums(self, function: Callable[..., Tree], donate: bool = False) -> Compiled:
-        all_sum = functools.partial(jax.lax.psum, axis_name=AXIS)
-        return jax.pmap(
-            functools.partial(function, all_sum=all_sum), axis_name=AXIS, donate_argnums=(0,) if donate else ()
-        )
+        step = functools.partial(function, all_sum=functools.partial(jax.lax.psum, axis_name=AXIS))
+        return jax.pmap(step, axis_name=AXIS, devices=self._devices, donate_argnums=(0,) if donate else ())
+
+    @property
+    def _devices(self) -> list[jax.Device]:
+        return jax.local_devices()[: self.count]
 
     def _stacked(self, tree: Tree) -> Tree:
         """[devices, ...] arrays, one row to a device."""
-        mesh = jax.make_mesh((self.count,), (AXIS,), (AxisType.Auto,), devices=jax.local_devices())
+        mesh = jax.make_mesh((self.count,), (AXIS,), (AxisType.Auto,), devices=self._devices)
         return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))

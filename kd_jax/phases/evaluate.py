@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import config
+from kd_jax import config, hosts
 from kd_jax.artifacts import manifest, runlog
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data.buckets import place
@@ -22,10 +22,10 @@ from kd_jax.evaluation.contenders import Contender, Programs, contenders
 from kd_jax.evaluation.speed import decoding_speeds, drafting_speed
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture
-from kd_jax.parallel import devices
+from kd_jax.parallel import own_devices
 from kd_jax.parallel.base import Devices
 from kd_jax.signals.topk import TopK
-from kd_jax.types import Batch, Params
+from kd_jax.types import Batch, Params, Sum
 
 FROM_TRAINING = (
     "parameters",
@@ -76,10 +76,9 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
         said = [f"{m.label} {figures[contender.name][m.name]:.{m.digits}f}" for m in task.metrics]
         runlog.say(f"{contender.name}: {', '.join(said)}")
     widths, tokenizer = experiment.prompt_widths, setting.tokenizer
-    speeds = decoding_speeds(
-        evaluation, models, setting.programs, setting.prompts, widths, tokenizer, task.decoding.ways[0], spread
-    )
-    for name, drafting in _drafting(setting, models, figures).items():
+    timed = evaluation, models, setting.programs, setting.prompts, widths, tokenizer, task.decoding.ways[0], spread
+    speeds = hosts.agreed(lambda: decoding_speeds(*timed))
+    for name, drafting in hosts.agreed(lambda: _drafting(setting, models, figures)).items():
         figures[name] |= drafting
     for name in figures:
         manifest.write_json(folder.path / f"{name}.json", figures[name] | speeds[name])
@@ -95,7 +94,7 @@ def _setting(experiment: Experiment, workdir: Workdir) -> Setting:
     prompts = [task.encode_prompt(task.prompt(measured.examples[i]), tokenizer) for i in measured.written]
     teacher = experiment.teacher.model.build(tokenizer.vocab_size)
     programs = Programs(task.decoding, teacher, tokenizer)
-    spread = devices(experiment.backend, experiment.mesh)
+    spread = own_devices(experiment.backend, experiment.mesh)
     return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, spread)
 
 
@@ -115,7 +114,8 @@ def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str
     if any(metric.reads == "tokens" for metric in task.metrics):
         owners = np.load(setting.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
         nll_N, tokens_N = quality.likelihoods(contender, params, programs, _batches(setting, layout), owners, spread)
-        np.savez(path / f"{contender.name}.npz", nll=nll_N, tokens=tokens_N)
+        if hosts.first():
+            np.savez(path / f"{contender.name}.npz", nll=nll_N, tokens=tokens_N)
         tokens = quality.of_tokens(task, setting.measured, nll_N, tokens_N)
     return quality.scores(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
 
@@ -237,10 +237,12 @@ def _offline(setting: Setting, contender: Contender, params: Params) -> dict[str
 
 def _added(step: Callable[[Batch], Any], batches: EvalBatches, spread: Devices, title: str) -> closeness.Sums:
     """What a step measures of each batch, added up."""
-    parts = []
-    with runlog.progress(title, len(batches)) as bar:
-        for (bucket, _), batch in zip(batches.plan, batches, strict=True):
-            with bar.meeting(bucket):
-                parts.append(jax.device_get(spread.first(step(spread.cut(batch)))))
-            bar.advance(1)
+
+    def sums(_: np.ndarray, batch: Any) -> dict[str, Any]:
+        return jax.tree.map(lambda x: x.tolist(), jax.device_get(spread.first(step(spread.cut(batch)))))
+
+    def read(part: dict[str, Any]) -> closeness.Sums:
+        return {name: Sum(np.asarray(value, np.float32), np.asarray(n, np.int32)) for name, (value, n) in part.items()}
+
+    parts = map(read, quality.of_all_batches(title, batches, sums))
     return jax.tree.map(lambda *each: sum(each), *parts)

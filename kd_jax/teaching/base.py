@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kd_jax import hosts
 from kd_jax.artifacts import checkpoint, runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
@@ -14,8 +15,7 @@ from kd_jax.data.layouts import Layout, Segment
 from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.experiment import Experiment, targets_name
-from kd_jax.parallel import devices
-from kd_jax.parallel.base import host
+from kd_jax.parallel import own_devices
 from kd_jax.types import Params
 
 BATCH = 64
@@ -28,9 +28,9 @@ class Teacher:
 
     def __init__(self, experiment: Experiment, workdir: Workdir, writer: tuple[int, int] | None = None):
         """Args: the run; writer: as store.write's, None for this host's. Raises KdError if the data is not prepared."""
-        self.experiment, self.workdir, self.writer = experiment, workdir, writer or host()
+        self.experiment, self.workdir, self.writer = experiment, workdir, writer or hosts.host()
         self.data = workdir.data.outputs()
-        self.devices = devices(experiment.backend, experiment.mesh)
+        self.devices = own_devices(experiment.backend, experiment.mesh)
         self.model = experiment.teacher.model.build(self.data["vocab_size"])
 
     @property
@@ -46,6 +46,10 @@ class Teacher:
         params = checkpoint.load_params(self.workdir.model(TEACHER), self.model.init)
         return self.devices.put(params, self.model.axes(params))
 
+    def load(self) -> None:
+        """Its parameters are on the devices now."""
+        _ = self.params
+
     def consumed(self, targets: PseudoTargets | None, split: str) -> dict[str, Any]:
         """What a manifest keeps of where something that the teacher says came from."""
         inputs = {"teacher": self.workdir.model(TEACHER).outputs()["digest"], "tokenizer": self.data["tokenizer"]}
@@ -60,12 +64,28 @@ def begin_store(folder: Folder, name: str, inputs: Mapping[str, Any], force: boo
     """Whether there is work to do; a finished store is looked through, and damaged shards are deleted."""
     if folder.begin(inputs, force):
         return True
-    damaged = store.remove_damaged(folder.path, name)
+    damaged = hosts.agreed(lambda: [str(path) for path in store.remove_damaged(folder.path, name)])
     if not damaged:
         runlog.say(f"cache: already written, {folder.path}")
         return False
-    runlog.say(f"cache: damaged, made anew: {', '.join(str(path) for path in damaged)}")
+    runlog.say(f"cache: damaged, made anew: {', '.join(damaged)}")
     return True
+
+
+def write_store(
+    teacher: Teacher, folder: Folder, name: str, schema: store.Schema, count: int, make: Callable
+) -> str | None:
+    """As store.write: every host makes its shards, and the first, once all are there, the index."""
+    teacher.load()  # on every host, with shards to write or without: orbax waits for all
+    write = functools.partial(store.write, folder.path, name, schema, count, make, RECORDS_PER_SHARD)
+    digest = write(teacher.writer)
+    return digest if hosts.host()[1] == 1 else _completed(write)
+
+
+def _completed(write: Callable) -> str:
+    """The digest, from the first host, which finds the shards of all."""
+    hosts.exchanged("done")
+    return hosts.agreed(write)
 
 
 def records(

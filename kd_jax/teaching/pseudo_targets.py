@@ -2,11 +2,12 @@
 
 import functools
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from kd_jax import config
+from kd_jax import config, hosts
 from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.data import pipeline, pseudo_targets, store
@@ -54,7 +55,7 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
     schema = pseudo_targets.NBEST | pipeline.DIGEST
     with runlog.progress(f"write {split_name}, beam {beam}", len(split)) as bar:
         make = base.records(split, batches_of, say, record, bar)
-        digest = store.write(folder.path, "nbest", schema, len(split), make, base.RECORDS_PER_SHARD, teacher.writer)
+        digest = base.write_store(teacher, folder, "nbest", schema, len(split), make)
     if digest is None:
         raise KdError(
             f"{folder.path}: this writer's shards are done; run this once more when the other writers are done"
@@ -90,6 +91,10 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
     if not folder.begin(inputs, force):
         runlog.say(f"pseudo-targets: already written, {folder.path}")
         return
+    hosts.agreed(lambda: _write_chosen(teacher, targets, beams, folder))
+
+
+def _write_chosen(teacher: Teacher, targets: PseudoTargets, beams: Mapping[str, Folder], folder: Folder) -> None:
     began = time.perf_counter()
     examples: list[Target] = []
     if "train" not in targets.splits:

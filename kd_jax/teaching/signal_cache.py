@@ -44,7 +44,7 @@ def write_signal(
     split = pipeline.Split(teacher.workdir.split(targets_name(targets)), split_name)
     with runlog.progress(f"cache {folder.path.name}", len(split)) as bar:
         make = signal_records(teacher, split, signal, bar, teacher.experiment.shapes)
-        digest = store.write(folder.path, "records", schema, len(split), make, base.RECORDS_PER_SHARD, teacher.writer)
+        digest = base.write_store(teacher, folder, "records", schema, len(split), make)
     if digest is None:
         runlog.say(f"{folder.path}: this writer's shards are done; the last writer to finish completes the cache")
         return

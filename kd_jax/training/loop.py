@@ -15,9 +15,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from kd_jax import hosts
 from kd_jax.artifacts import metrics_log, preemption, runlog
 from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, Damaged, params_digest, set_unreadable_aside
-from kd_jax.errors import KdError
+from kd_jax.errors import KdError, Preempted
 from kd_jax.experiment import Recipe, Training
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.models.base import Model
@@ -82,19 +83,19 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         checkpoints = stack.enter_context(_opened(run.title, folder))
         bar = stack.enter_context(runlog.progress(run.title, training.steps))
         stack.enter_context(preemption.held())  # until there is a checkpoint
-        placed = devices.first(devices.put(params, axes))  # moments and what is restored are made there too
-        begun, state = _begin(run, checkpoints, _first_state(run, placed, tx, seed), iterator, log)
+        state, places = _first_state(run, params, tx, devices, seed)
+        begun, state = _begin(run, checkpoints, state, iterator, log)
         if due(begun) and not log.holds(begun, METRIC):  # before the first step, or where preemption cut it off
             with bar.compiling("validation"):
                 measured = validate(devices.put(state.params, axes))
             if measured is None:
-                raise preemption.Preempted
+                raise Preempted
             if begun or not training.steps:
                 checkpoints.save(state, iterator.get_state(), measured)
                 checkpoints.wait()
             log.append({"step": begun, METRIC: measured})
         bar.skip(begun)
-        state = devices.put(state, state_axes(state, tx, axes))
+        state = devices.put(state, places)
         teacher_params = run.teacher and devices.put(run.teacher[1], run.teacher[0].axes(run.teacher[1]))
         meter = Meter(run.title, checkpoints, log, bar, _rates(training), training.optimizer.most_left_out)
         with disallow_transfers(), tracing(run.profile) as tracer:
@@ -104,17 +105,18 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                 with meter.compiling(batch):
                     state, sums = one_step(state, devices.cut(batch), teacher_params)
                 meter.after(step, devices.first(sums), batch.inputs.index_B)
-                if due(step) or preemption.asked():
+                stops = hosts.stops_after(step, preemption.asked())
+                if due(step) or stops:
                     meter.flush()
                     measured = validate(state.params) if due(step) else None
                     if measured is not None:
                         log.append({"step": step, METRIC: measured})
                     checkpoints.save(devices.first(state), iterator.get_state(), measured)
-                    if preemption.asked():
-                        raise preemption.Preempted
+                    if stops:
+                        raise Preempted
                     meter.restart()
         checkpoints.wait()
-        return _outcome(checkpoints, params, metrics_log.read(folder / "metrics.jsonl"))
+        return _outcome(checkpoints, params, hosts.agreed(lambda: metrics_log.read(folder / "metrics.jsonl")))
 
 
 def _training_step(run: Run, tx: Any, devices: Devices) -> Callable:
@@ -138,18 +140,22 @@ def _rates(training: Training) -> Any:
     return jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(jnp.arange(training.steps)))
 
 
-def _first_state(run: Run, params: Params, tx: Any, seed: int) -> TrainState:
-    """The state before the first step, with the terms' adapters."""
+def _first_state(run: Run, params: Params, tx: Any, devices: Devices, seed: int) -> tuple[TrainState, TrainState]:
+    """(the state before the first step, with the terms' adapters, as single arrays; names of its axes)."""
+    axes = run.model.axes(params)
+    params = devices.first(devices.put(params, axes))  # so moments are made where their parameters are
     keys = [jax.random.fold_in(jax.random.key(seed), i) for i in (2, 3)]
     adapters = {}
     if run.teacher:
         adapters = init_adapters(keys[1], run.recipe.terms, (run.model, params), run.teacher, run.valid[0])
-    return init_state(keys[0], params, tx, adapters)
+    state = init_state(keys[0], params, tx, adapters)
+    places = state_axes(state, tx, axes)
+    return devices.first(devices.put(state, places)), places
 
 
 def _opened(title: str, folder: Path) -> Checkpoints:
     """A folder's checkpoints, without those that no longer let themselves be opened."""
-    for aside in set_unreadable_aside(folder):
+    for aside in hosts.agreed(lambda: [str(path) for path in set_unreadable_aside(folder)]):
         runlog.say(f"{title}: a checkpoint cannot be opened, it is {aside} now; training goes on from an older one")
     return Checkpoints(folder)
 
@@ -187,7 +193,7 @@ def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
     def validate(params: Params) -> float | None:
         sums = []
         for batch in run.valid:
-            if preemption.asked():
+            if preemption.asked_alone():
                 return None
             sums.append(devices.first(step(params, devices.cut(batch)))[METRIC])
             jax.block_until_ready(sums[-2:-1])  # one is under way while the next is cut, no more: asked in time

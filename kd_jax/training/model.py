@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kd_jax import config
+from kd_jax import config, hosts
 from kd_jax.artifacts import checkpoint, runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
@@ -24,7 +24,7 @@ from kd_jax.models.narrow import narrower
 from kd_jax.models.pretrained import cut_rows
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.parallel import devices
-from kd_jax.parallel.base import Devices, host
+from kd_jax.parallel.base import Devices
 from kd_jax.teaching.base import Teacher
 from kd_jax.teaching.importance import scores_of
 from kd_jax.training.loop import Run, fit
@@ -92,7 +92,7 @@ def train_model(
     outputs |= {"first_parameters": first}
     outputs |= {"parameters": total, "parameters_outside_embeddings": outside, "left_out_as_too_long": left_out}
     outputs["bytes"] = sum(outputs["files"].values())
-    tokenizers.copy(experiment.tokenizer, workdir.data, folder.path)
+    hosts.agreed(lambda: tokenizers.copy(experiment.tokenizer, workdir.data, folder.path))
     folder.finish(outputs, time.perf_counter() - began)
     runlog.say(
         f"{name}: validation cross-entropy {outputs['loss_before_first_step']:.3f} before the first step, "
@@ -104,7 +104,6 @@ def batches(
     experiment: Experiment, workdir: Workdir, recipe: Recipe, payloads: Mapping[str, Store], spread: Devices
 ) -> tuple[Any, list[Batch], int]:
     """(training batches without end, the validation split's, how many training examples are too long), on the host."""
-    this_host, hosts = host()
     layout, shapes = recipe.model.layout(workdir.data.outputs()["start"]), experiment.shapes
     split = pipeline.Split(workdir.split(targets_name(recipe.targets)), "train", payloads)
     train = pipeline.train_batches(
@@ -113,12 +112,12 @@ def batches(
         shapes,
         tokens_per_batch=recipe.training.tokens_per_batch,
         packed=recipe.training.packed,
-        divisor=spread.count * hosts * recipe.training.microbatches,
+        divisor=spread.count * recipe.training.microbatches,
         seed=experiment.seed,
-        shard=(this_host, hosts),
+        shard=spread.share,
     )
     validation = pipeline.Split(workdir.data, "validation")
-    valid = pipeline.EvalBatches(validation, layout, shapes, VALID_BATCH, divisor=spread.count)
+    valid = pipeline.EvalBatches(validation, layout, shapes, VALID_BATCH, spread.count, shard=spread.share)
     return train, list(valid), int((place(split.lengths, shapes, layout) == len(shapes)).sum())
 
 

@@ -143,6 +143,19 @@ def test_hosts_read_slices_of_the_same_batches(data, hosts, packed):
 
 
 @pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_has_the_same_examples_on_any_number_of_devices(data, packed):
+    """Empty rows fill it up, so a run may go on with more devices or fewer."""
+    one = batches(data, divisor=1, packed=packed)
+    for devices in (3, 8):
+        several = batches(data, divisor=devices, packed=packed)
+        assert several.per_epoch == one.per_epoch
+        for i in range(one.per_epoch):
+            rows, wanted = several[i].inputs.index_B, one[i].inputs.index_B
+            assert len(rows) % devices == 0 and rows[: len(wanted)].tolist() == wanted.tolist()
+            assert (rows[len(wanted) :] == -1).all() and examples_of(several[i]) == examples_of(one[i])
+
+
+@pytest.mark.parametrize("packed", [False, True])
 def test_an_iterator_goes_on_where_its_state_was_saved(data, packed):
     def fresh():
         options = {"tokens_per_batch": 32, "divisor": 1, "seed": 0, "packed": packed}

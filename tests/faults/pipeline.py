@@ -6,6 +6,8 @@ import resource
 import sys
 from pathlib import Path
 
+import jax
+
 from kd_jax.cli.main import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -18,18 +20,24 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def start(arguments: list[str], log: Path, largest_file: int = resource.RLIM_INFINITY) -> multiprocessing.Process:
-    """The command, begun; what it says is appended to `log`; it can write no file of more bytes than `largest_file`."""
-    process = CONTEXT.Process(target=_run, args=(arguments, log, largest_file))
+def start(
+    arguments: list[str], log: Path, largest_file: int = resource.RLIM_INFINITY, devices: int = 1
+) -> multiprocessing.Process:
+    """The command, begun on so many devices; what it says is appended to `log`.
+
+    It can write no file of more bytes than `largest_file`.
+    """
+    process = CONTEXT.Process(target=_run, args=(arguments, log, largest_file, devices))
     process.start()
     return process
 
 
-def _run(arguments: list[str], log: Path, largest_file: int) -> None:
+def _run(arguments: list[str], log: Path, largest_file: int, devices: int) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    jax.config.update("jax_num_cpu_devices", devices)
     code = main(arguments)
     sys.stderr.flush()
     os._exit(code)

@@ -17,6 +17,7 @@ from kd_jax.objective.terms import Term
 from kd_jax.optim.optimizer import Optimizer
 from kd_jax.parallel import check, devices
 from kd_jax.parallel.mesh import Mesh, OnMesh
+from kd_jax.parallel.pmap import Pmap
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.signal_cache import signal_step
 from kd_jax.training.step import eval_step
@@ -26,29 +27,33 @@ from tests.parallel.networks import FAMILIES, V, make_batch, network, step_on
 
 SGD = optax.sgd(1.0)  # what it changes is the gradient
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (1, 2, 2), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
-each_mesh = pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "x".join(map(str, shape)))
+PMAPS = [1, 2, 4]  # devices
+each_backend = pytest.mark.parametrize("backend", MESHES + PMAPS, ids=str)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 close = functools.partial(chex.assert_trees_all_close, atol=1e-5, rtol=1e-5)
 
 
 @functools.cache
 def after_one_step(backend, family, microbatches):
-    """(parameters, Sums, on the host) of one step; backend is a mesh's shape, or "jit" or "pmap"."""
-    spread, architecture = devices(backend) if isinstance(backend, str) else OnMesh(Mesh(*backend)), FAMILIES[family]
+    """(parameters, Sums, on the host) of one step; backend: a mesh's shape, "jit", or pmap's devices."""
+    architecture = FAMILIES[family]
+    spread = {tuple: lambda: OnMesh(Mesh(*backend)), str: lambda: devices(backend), int: lambda: Pmap(backend)}[
+        type(backend)
+    ]()
     step, state, said = step_on(spread, architecture, every_term(architecture), SGD, microbatches)
     state, sums = step(state, spread.cut(make_batch(architecture)), said)
     return jax.device_get(spread.first((state.params, sums)))
 
 
 @each_family
-@each_mesh
-def test_a_step_is_one_devices(shape, family):
+@each_backend
+def test_a_step_is_one_devices(backend, family):
     """Dropout, masks, rows that only fill up, every kind of term."""
-    close(after_one_step(shape, family, 1), after_one_step("jit", family, 1))
+    close(after_one_step(backend, family, 1), after_one_step("jit", family, 1))
 
 
 @each_family
-@pytest.mark.parametrize("backend", [(1, 2, 2), "pmap"], ids=str)
+@pytest.mark.parametrize("backend", [(1, 2, 2), 2, 8], ids=str)
 def test_an_accumulated_step_is_one_devices(backend, family):
     close(after_one_step(backend, family, 2), after_one_step("jit", family, 1))
 

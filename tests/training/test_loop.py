@@ -17,7 +17,7 @@ from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.data.pipeline import Split, TrainBatches
 from kd_jax.data.store import Store
 from kd_jax.data.tokenizers.sentence_piece import START
-from kd_jax.errors import KdError
+from kd_jax.errors import KdError, Preempted
 from kd_jax.models.init import FromCheckpoint
 from kd_jax.parallel.mesh import Mesh
 from kd_jax.phases import cache, student, teacher
@@ -90,7 +90,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_that_step_to_the_same_bits(
 
     with monkeypatch.context() as patch, preemption.watched():
         patch.setattr(Meter, "after", asked)
-        with pytest.raises(preemption.Preempted):
+        with pytest.raises(Preempted):
             teacher.run(experiment, cut)
     assert [row["step"] for row in log_of(cut, TEACHER) if METRIC in row] == list(range(0, asked_at, 4))
     teacher.run(experiment, cut)
