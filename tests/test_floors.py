@@ -44,6 +44,7 @@ OWNERS = {  # a library -> the only files that import it
     "google": r"data/logprobs/maxtext\.py",
     "pyarrow|yaml": r"data/logprobs/distillkit\.py",
     "qwix": r"models/int8\.py",
+    "tensorboard|wandb|mlflow": r"artifacts/writers\.py",
     "torch|transformers": r"nowhere",
     "flax": r"models/.*",
 }

@@ -2,18 +2,36 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kd_jax import hosts
 from kd_jax.errors import KdError
 
 
+class Writer(Protocol):
+    """Another place that every row goes to, such as TensorBoard (see `writers`)."""
+
+    def begin(self, anew: bool) -> None:
+        """A training begins, `anew` or from a checkpoint: rows may come that came before."""
+        ...
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """One row, with its `step`."""
+        ...
+
+    def close(self) -> None:
+        """No more rows come."""
+        ...
+
+
 class MetricsLog:
     """Metrics as JSON lines, one row per `append`; each row has its `step`. Of several hosts the first writes them."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, writers: Sequence[Writer] = ()):
+        """Args: path: of the file; writers: what else is given the rows, from `truncate_after` on."""
+        self._path, self._writers = path, writers
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row and hands it to the system at once."""
@@ -22,6 +40,13 @@ class MetricsLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        for writer in self._writers:
+            writer.write(row)
+
+    def close(self) -> None:
+        """Closes the other writers."""
+        for writer in self._writers:
+            writer.close()
 
     def holds(self, step: int, name: str) -> bool:
         """Whether a row of this step says `name`."""
@@ -30,12 +55,16 @@ class MetricsLog:
         )
 
     def truncate_after(self, step: int) -> None:
-        """Drops rows of later steps, and a last row that a kill cut short: a run goes on from `step`.
+        """Drops rows of later steps, and a last row that a kill cut short: a run goes on from `step`, or begins at -1.
 
         Raises:
           KdError: if another row is damaged; names the file and the line.
         """
-        if not hosts.first() or not self._path.exists():
+        if not hosts.first():
+            return
+        for writer in self._writers:
+            writer.begin(anew=step < 0)
+        if not self._path.exists():
             return
         whole = self._path.read_bytes().rpartition(b"\n")[0]
         rows = [row for row in _rows(self._path, whole) if row["step"] <= step]

@@ -91,6 +91,11 @@ class Workdir:
         return self.path / "profile" / _own(name)
 
     @property
+    def metrics(self) -> Path:
+        """What --metrics keeps here of every model's training; nothing reads it here."""
+        return self.path / "metrics"
+
+    @property
     def config(self) -> Path:
         """The resolved experiment, as data."""
         return self.path / "experiment.json"

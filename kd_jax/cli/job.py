@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
-from kd_jax import config, hosts
-from kd_jax.artifacts import manifest
+from kd_jax import config, hosts, parallel
+from kd_jax.artifacts import manifest, writers
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.check import check
 from kd_jax.cli.resolve import resolve
@@ -21,6 +21,7 @@ from kd_jax.errors import KdError
 from kd_jax.evaluation.ablation import chosen_metrics
 from kd_jax.evaluation.controls import with_controls
 from kd_jax.experiment import Experiment, settled
+from kd_jax.parallel import chips
 from kd_jax.phases import OF_ONE_HOST, PHASES
 from kd_jax.teaching.imported.base import Source
 
@@ -104,9 +105,13 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     _check_options(words)
     if words.host:
         _join(words)
+    if _scaled(words):
+        parallel.pretend(words.devices)  # before anything asks JAX for its devices
     experiment = resolve(words.config, words.overrides)
     if words.command == "plan":
-        yield [("plan", {"experiment": experiment, "workdir": words.workdir and _workdir(words.workdir)})]
+        given = {"experiment": experiment, "workdir": words.workdir and _workdir(words.workdir)}
+        options = ("devices", "kind", "only") if _scaled(words) else ()
+        yield [("plan", given | {option: vars(words)[option] for option in options})]
     elif words.command == "shrink":
         workdir = _workdir(words.workdir)
         with workdir.lock():  # its students need not be those that are trained there: experiment.json stays as it is
@@ -119,26 +124,39 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         given = {"experiment": experiment, "workdir": workdir, "force": words.force}
         given |= {option: vars(words)[option] for option in ("only", "writer") if vars(words)[option]}
         with occupied(workdir, experiment, words.writer):
-            traced = {"profile": words.profile}
-            yield [(phase, given | traced if phase in TRAINING else given) for phase in words.phases]
+            watched = {"profile": words.profile, "metrics": words.metrics}
+            yield [(phase, given | watched if phase in TRAINING else given) for phase in words.phases]
 
 
 def _check_options(words: argparse.Namespace) -> None:
-    """Raises KdError for an option that goes with other commands."""
-    for option, command in (("only", "student"), ("writer", "cache")):
-        if vars(words)[option] and words.command != command:
-            raise KdError(f"--{option}: goes with the command {command} alone")
-    if words.profile and words.command not in ("run", *TRAINING):
-        raise KdError(f"--profile: goes with the commands run, {', '.join(TRAINING)} alone")
+    """Raises KdError for an option that goes with other commands, or a writer that is not there."""
+    if words.only and words.command != "student" and not _scaled(words):
+        raise KdError("--only: goes with the commands student and plan --devices alone")
+    if words.writer and words.command != "cache":
+        raise KdError("--writer: goes with the command cache alone")
+    for option in ("profile", "metrics"):
+        if vars(words)[option] and words.command not in ("run", *TRAINING):
+            raise KdError(f"--{option}: goes with the commands run, {', '.join(TRAINING)} alone")
     for option in ("host", "coordinator"):
         if vars(words)[option] and words.command not in ("run", *PHASES):
             raise KdError(f"--{option}: goes with the commands run, {', '.join(PHASES)} alone")
     if words.coordinator and not words.host:
         raise KdError("--coordinator: goes with --host, which process this is, such as --host 0/4")
+    writers.check(words.metrics)
     if words.command == "plan" and words.force:
         raise KdError("--force: plan keeps nothing that could be done again; leave it out")
     if words.command == "shrink" and words.force:
         raise KdError("--force: shrink measures anew each time; leave it out")
+
+
+def _scaled(words: argparse.Namespace) -> bool:
+    """Whether a plan is of many devices; raises KdError for an option that lacks the other."""
+    if words.command != "plan" or (words.devices is None and not words.kind):
+        return False
+    if words.devices is None or words.devices < 1:
+        raise KdError(f"--devices: {words.devices}; wanted how many there would be, such as 256")
+    chips.chip(words.kind)
+    return True
 
 
 def _join(words: argparse.Namespace) -> None:

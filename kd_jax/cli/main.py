@@ -43,6 +43,8 @@ usage:
                                                               T: translation, summarization, instructions, generation;
                                                               F: encoder_decoder, decoder_only
   kd-jax plan CONFIG [--workdir DIR]                          what a cache would cost and keep
+  kd-jax plan CONFIG --devices N --kind KIND [--only NAME]    whether training fits N chips, and which limit binds it;
+                                                              KIND: tpu-v5e, tpu-v5p, tpu-v6e, h100. Needs none of them
   kd-jax shrink CONFIG --workdir DIR [--any.field VALUE ...]  what students keep of the trained teacher's layers, heads,
                                                               neurons and channels, before any training
   kd-jax ablate CONFIG --workdir DIR --seeds 0 1 2            what distillation adds: a run for each seed, students
@@ -76,6 +78,7 @@ options:
   --workdir DIR         where the run is kept; the same command goes on where a run was stopped
   --any.field VALUE     replaces a field of the experiment, such as --teacher.training.steps 500
   --profile 10:15       traces these training steps of every model that is trained, for xprof (run, teacher, student)
+  --metrics NAME ...    writes what training measures to tensorboard, wandb or mlflow too (run, teacher, student)
   --host 0/4            this process is the first of four that work on the run together, each started with its own
                         number; --coordinator ADDRESS:PORT is where the first listens. --host auto: as the pod, SLURM
                         or MPI says. --patience SECONDS (1800) without progress, and all of them end
@@ -204,11 +207,15 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
         parser.add_argument("--only", default="")
         parser.add_argument("--writer", type=_writer)
         parser.add_argument("--profile", type=_steps)
+        parser.add_argument("--metrics", nargs="*", default=[])
         parser.add_argument("--host", type=_host)
         parser.add_argument("--coordinator", default="")
         parser.add_argument("--patience", type=float, default=hosts.PATIENCE)
     if command not in ("generate", "export", "new"):
         parser.add_argument("--force", action="store_true")
+    if command == "plan":
+        parser.add_argument("--devices", type=int)
+        parser.add_argument("--kind", default="")
     if command == "ablate":
         parser.add_argument("--seeds", nargs="*", default=[])
         parser.add_argument("--metric", default="")

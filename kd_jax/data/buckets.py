@@ -88,6 +88,16 @@ def rows_within(batch_size: int, divisor: int, length: int) -> int:
     return max(1, min(-(-batch_size // divisor), fitting // divisor)) * divisor
 
 
+def filled(rows: int, divisor: int) -> int:
+    """Rows of a batch that empty ones fill up to a multiple of `divisor`.
+
+    Examples:
+      >>> filled(25, 4), filled(25, 64)
+      (28, 64)
+    """
+    return -(-rows // divisor) * divisor
+
+
 def cut(indices: np.ndarray, size: int) -> list[np.ndarray]:
     """Parts of that size, the last one perhaps shorter."""
     return [indices[start : start + size] for start in range(0, len(indices), size)]

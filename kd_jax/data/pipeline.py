@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from kd_jax.artifacts.manifest import Folder
-from kd_jax.data.buckets import cut, pack, padded_lengths, place, rows_within
+from kd_jax.data.buckets import cut, filled, pack, padded_lengths, place, rows_within
 from kd_jax.data.layouts import Bucket, Layout, Segment
 from kd_jax.data.store import Store
 from kd_jax.errors import KdError
@@ -145,7 +145,7 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
         epoch, place = divmod(int(i), self.per_epoch)
         bucket, rows = self.epoch(epoch)[place]
         # Empty rows fill it up, so that which examples it has does not depend on the number of devices.
-        share = -(-len(rows) // self._divisor) * self._divisor // self._shard[1]
+        share = filled(len(rows), self._divisor) // self._shard[1]
         mine = rows[self._shard[0] * share :][:share]
         return self._split.batch(self._layout, mine, share, bucket)
 

@@ -1,5 +1,6 @@
 """How steps are spread over devices."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -30,6 +31,37 @@ def check(backend: str, mesh: Mesh = DATA_PARALLEL) -> None:
             )
     elif mesh != DATA_PARALLEL:
         raise KdError(f"backend: {backend!r} has no use for {mesh}; wanted backend='mesh', or no mesh")
+
+
+def pretend(count: int) -> None:
+    """This process's devices are so many of the CPU: for programs that are compiled and never run.
+
+    Raises:
+      KdError: if JAX has begun with fewer, and cannot begin again.
+
+    Examples:
+      >>> pretend(jax.device_count())  # as it is
+    """
+    jax.config.update("jax_platforms", "cpu")
+    with contextlib.suppress(RuntimeError):  # it has begun
+        jax.config.update("jax_num_cpu_devices", count)
+    if jax.device_count() < count:
+        raise KdError(f"--devices {count}: JAX has begun with {jax.device_count()}; wanted a process of its own")
+
+
+def as_mesh(backend: str, mesh: Mesh, count: int) -> OnMesh:
+    """What `count` devices do with this backend, as a mesh: "auto" and "pmap" cut the rows alone.
+
+    Raises:
+      KdError: for "jit" and several devices, of which it has no use, and as Mesh.over.
+
+    Examples:
+      >>> as_mesh("auto", DATA_PARALLEL, 256).shape
+      Mesh(data=256, fsdp=1, tensor=1)
+    """
+    if backend == "jit" and count > 1:
+        raise KdError(f"backend: 'jit' works on one device, --devices {count}; wanted auto, pmap or mesh")
+    return OnMesh((mesh if backend == "mesh" else DATA_PARALLEL).over(count))
 
 
 def devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:

@@ -22,11 +22,13 @@ class Devices(Protocol):
 
     Attributes:
       count: portions that a batch is cut into; its rows are a multiple of it.
+      local: devices that work on one host's share of a batch.
       share: (number, of how many) of the shares that a batch's rows are cut into for its hosts: which is this host's.
         Hosts that hold the same rows have the same number.
     """
 
     count: int
+    local: int
 
     @property
     def share(self) -> tuple[int, int]: ...

@@ -162,6 +162,15 @@ class OnMesh:
     def count(self) -> int:
         return self.shape.data * self.shape.fsdp
 
+    @property
+    def devices(self) -> int:
+        """Of all processes together."""
+        return self.count * self.shape.tensor
+
+    @property
+    def local(self) -> int:
+        return self.devices // self.share[1]
+
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         sizes = dataclasses.asdict(self.shape)
@@ -189,6 +198,16 @@ class OnMesh:
     def first(self, tree: Tree) -> Tree:
         return tree
 
+    def put_shapes(self, tree: Tree, axes: Tree = "") -> Tree:
+        """Shapes and layouts of what `put` would make of arrays of these shapes; they take no memory."""
+        like = lambda names, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._layout(names, x.shape))  # noqa: E731
+        return jax.tree.map(lambda names, part: jax.tree.map(functools.partial(like, names), part), axes, tree)
+
+    def cut_shapes(self, batch: Tree) -> Tree:
+        """The same of `cut`."""
+        rows = self._over(ROWS)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+
     def compile(self, function: Callable[[Tree, Tree], Tree]) -> Compiled:
         return jax.jit(self._within(function), out_shardings=self._over(ROWS))
 
@@ -203,8 +222,10 @@ class OnMesh:
 
     def _put(self, names: str, tree: Tree) -> Tree:
         """What has axes of these names."""
-        sizes = dataclasses.asdict(self.shape)
-        return jax.tree.map(lambda x: _placed(x, self._over(*partition(names, x.shape, sizes))), tree)
+        return jax.tree.map(lambda x: _placed(x, self._layout(names, x.shape)), tree)
+
+    def _layout(self, names: str, shape: tuple[int, ...]) -> NamedSharding:
+        return self._over(*partition(names, shape, dataclasses.asdict(self.shape)))
 
     def _within(self, function: Callable[..., Tree]) -> Callable[..., Tree]:
         """The function, traced where `row_shards` is this mesh's; JAX keeps such traces apart from others."""
@@ -232,10 +253,10 @@ class _Kept:
         self._jitted = jax.jit(laid_out, static_argnums=0, donate_argnums=1)
 
     def __call__(self, *arguments: Tree) -> tuple[Tree, Tree]:
-        return self._jitted(_layout(arguments[0]), *arguments)
+        return self._jitted(_layouts(arguments[0]), *arguments)
 
     def lower(self, *arguments: Tree) -> Any:
-        return self._jitted.lower(_layout(arguments[0]), *arguments)
+        return self._jitted.lower(_layouts(arguments[0]), *arguments)
 
 
 def _joined(rows: NamedSharding, share: tuple[int, int], x: Any) -> jax.Array:
@@ -256,5 +277,5 @@ def _placed(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def _layout(tree: Tree) -> tuple[Any, ...]:
+def _layouts(tree: Tree) -> tuple[Any, ...]:
     return tuple(x.sharding for x in jax.tree.leaves(tree))

@@ -18,6 +18,7 @@ class OneDevice:
     """This process's first device (a `Devices`)."""
 
     count = 1
+    local = 1
     share = (0, 1)
 
     def put(self, tree: Tree, axes: Tree = "") -> Tree:

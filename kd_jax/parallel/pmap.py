@@ -28,6 +28,10 @@ class Pmap:
 
     share = (0, 1)
 
+    @property
+    def local(self) -> int:
+        return self.count
+
     def put(self, tree: Tree, axes: Tree = "") -> Tree:
         del axes  # every device holds all of it
         return self._stacked(jax.tree.map(lambda x: jnp.broadcast_to(x[None], (self.count, *jnp.shape(x))), tree))

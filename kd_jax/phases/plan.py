@@ -1,4 +1,4 @@
-"""What would a cache of the teacher cost, and what would it keep? From a sample, before anything long runs."""
+"""Before anything long runs: what would a cache cost and keep, or, with devices, does training fit them and scale?"""
 
 import functools
 import tempfile
@@ -9,8 +9,13 @@ import jax
 
 from kd_jax.artifacts import runlog
 from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.errors import KdError
 from kd_jax.evaluation.cost import SAMPLE, signal_costs, step_costs
+from kd_jax.evaluation.limits import step_on_chips
 from kd_jax.experiment import Experiment
+from kd_jax.parallel import as_mesh
+from kd_jax.parallel.chips import chip
+from kd_jax.parallel.mesh import OnMesh
 from kd_jax.phases import prepare
 from kd_jax.teaching.base import Teacher
 from kd_jax.training.model import batches, initial_params
@@ -23,8 +28,54 @@ draws: KL(drawn || full), which averages out over tokens (its gradient is unbias
 top-k's."""
 
 
-def run(experiment: Experiment, workdir: Workdir | None) -> None:
-    """Prints two tables: what a signal costs and keeps, and what a student's step costs with and without it.
+SCALE_NOTE = """\
+All figures are of one device and one step. XLA compiled it for virtual devices of the CPU; an accelerator's compiler
+fuses otherwise, so memory and its traffic are estimates. FLOP: of matrix products; collectives: what a ring sends.
+Times: at the chip's peak in bfloat16, all three at once; no run is faster."""
+
+
+def run(
+    experiment: Experiment, workdir: Workdir | None, devices: int | None = None, kind: str = "", only: str = ""
+) -> None:
+    """Prints what a cache costs and keeps, or, where `devices` are given, what training does on so many of that kind.
+
+    Raises:
+      KdError: as `as_mesh`, or if no model is called `only`.
+    """
+    if devices is None:
+        show_cache(experiment, workdir)
+    else:
+        show_scale(experiment, workdir, as_mesh(experiment.backend, experiment.mesh, devices), kind, only)
+
+
+def show_scale(experiment: Experiment, workdir: Workdir | None, spread: OnMesh, kind: str, only: str) -> None:
+    """One table: each model's training step on the mesh, had it chips of that kind. Nothing is trained or prepared."""
+    if only and only not in experiment.recipes:
+        raise KdError(f"--only {only}: no such model; wanted one of {', '.join(experiment.recipes)}")
+    prepared = workdir is not None and workdir.data.finished() and workdir.data.inputs() == prepare.inputs(experiment)
+    vocab_size = workdir.data.outputs()["vocab_size"] if prepared else experiment.tokenizer.vocab_size
+    names = [name for name, recipe in experiment.recipes.items() if recipe.training.steps and only in ("", name)]
+    if not names:
+        raise KdError(f"{only or 'training'}: 0 steps; wanted a model that is trained")
+    with runlog.progress(f"plan: {spread.shape}", len(names)) as bar:
+        columns = []
+        for name in names:
+            with bar.compiling(name):
+                columns.append(step_on_chips(experiment, name, vocab_size, spread, chip(kind)))
+            bar.advance(1)
+    head = (f"{spread.devices} x {kind}", *names)
+    rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
+    runlog.show("\n" + runlog.table(head, rows))
+    runlog.show(f"{spread.shape}; a vocabulary of {vocab_size}.\n{SCALE_NOTE}")
+    if spread.devices > chip(kind).joined:
+        runlog.show(
+            f"The interconnect joins {chip(kind).joined} of these chips; beyond them is a slower network, "
+            "so collectives take longer than is said here."
+        )
+
+
+def show_cache(experiment: Experiment, workdir: Workdir | None) -> None:
+    """Two tables: what a signal costs and keeps, and what a student's step costs with and without it.
 
     The workdir is left as it is: what it lacks is made in a temporary folder. Where the teacher is not trained
     yet, one of a few steps stands in; a better teacher is surer, so its top k cover more.

@@ -1,7 +1,7 @@
 """Train the students from what the teacher left in files; no teacher is in memory while they train."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from kd_jax.experiment import Experiment, targets_name
 from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.teaching.imported.base import wanted_of
-from kd_jax.training.model import Sources, train_model
+from kd_jax.training.model import Sources, Watched, train_model
 
 
 def run(
@@ -22,6 +22,7 @@ def run(
     force: bool = False,
     only: str = "",
     profile: tuple[int, int] | None = None,
+    metrics: Sequence[str] = (),
 ) -> None:
     """Trains every student, or the one called `only`, into workdir/students/NAME.
 
@@ -38,7 +39,7 @@ def run(
         consumed = _consumed(experiment, workdir, name)
         payloads = _payloads(experiment, workdir, name, consumed)
         digests = {f"cache.{signal}": store.digest for signal, store in payloads.items()}
-        train_model(experiment, workdir, name, Sources(consumed | digests, payloads), force, profile)
+        train_model(experiment, workdir, name, Sources(consumed | digests, payloads), force, Watched(profile, metrics))
 
 
 def _consumed(experiment: Experiment, workdir: Workdir, name: str) -> dict[str, str]:

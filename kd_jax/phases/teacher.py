@@ -1,15 +1,23 @@
 """Train the teacher on the data alone."""
 
+from collections.abc import Sequence
+
 from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import ELSEWHERE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.experiment import Experiment
-from kd_jax.training.model import Sources, train_model
+from kd_jax.training.model import Sources, Watched, train_model
 
 
-def run(experiment: Experiment, workdir: Workdir, force: bool = False, profile: tuple[int, int] | None = None) -> None:
+def run(
+    experiment: Experiment,
+    workdir: Workdir,
+    force: bool = False,
+    profile: tuple[int, int] | None = None,
+    metrics: Sequence[str] = (),
+) -> None:
     """Trains experiment.teacher into workdir/teacher; has nothing to do where the teacher is elsewhere."""
     if workdir.elsewhere and not force:
         runlog.say(f"teacher: elsewhere, `{ELSEWHERE}` has read what it says")
         return
-    train_model(experiment, workdir, TEACHER, Sources({}, {}), force, profile)
+    train_model(experiment, workdir, TEACHER, Sources({}, {}), force, Watched(profile, metrics))

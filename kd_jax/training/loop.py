@@ -7,7 +7,7 @@ host. What it writes is enough to go on from a kill at any moment to the same bi
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from kd_jax.models.base import Model
 from kd_jax.objective.terms import Term
 from kd_jax.parallel.base import Devices, disallow_transfers
 from kd_jax.training.meter import Meter
+from kd_jax.training.peak import seconds_at_peak
 from kd_jax.training.profile import Profile, tracing
 from kd_jax.training.step import TrainState, eval_step, init_adapters, init_state, state_axes, train_step
 from kd_jax.types import Batch, Params
@@ -45,6 +46,7 @@ class Run(NamedTuple):
       shapes: how many shapes of training batch there may be; one more is a bug, since each is compiled.
       teacher: (network, parameters) of the teacher in the step, where a term needs one; it is only read.
       profile: which steps are traced; None for none.
+      writers: that the log's rows go to besides.
     """
 
     title: str
@@ -55,6 +57,7 @@ class Run(NamedTuple):
     shapes: int
     teacher: tuple[Model, Params] | None = None
     profile: Profile | None = None
+    writers: Sequence[metrics_log.Writer] = ()
 
 
 def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> dict[str, Any]:
@@ -76,10 +79,10 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     """
     training = run.recipe.training
     tx = training.optimizer.build(training.steps)
-    axes, one_step, validate = run.model.axes(params), _training_step(run, tx, devices), _validation(run, devices)
-    log, iterator = metrics_log.MetricsLog(folder / "metrics.jsonl"), iter(run.train)
+    axes, one_step, validate = run.model.axes(params), training_step(run, tx, devices), _validation(run, devices)
+    log, iterator = metrics_log.MetricsLog(folder / "metrics.jsonl", run.writers), iter(run.train)
     due = lambda step: step % training.eval_every == 0 or step == training.steps  # noqa: E731
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, contextlib.closing(log):
         checkpoints = stack.enter_context(_opened(run.title, folder))
         bar = stack.enter_context(runlog.progress(run.title, training.steps))
         stack.enter_context(preemption.held())  # until there is a checkpoint
@@ -97,6 +100,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         bar.skip(begun)
         state = devices.put(state, places)
         teacher_params = run.teacher and devices.put(run.teacher[1], run.teacher[0].axes(run.teacher[1]))
+        at_peak = seconds_at_peak(devices, (run.model, params), run.teacher)
         meter = Meter(run.title, checkpoints, log, bar, _rates(training), training.optimizer.most_left_out)
         with disallow_transfers(), tracing(run.profile) as tracer:
             for step in range(begun + 1, training.steps + 1):
@@ -104,9 +108,8 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                 batch = next(iterator)
                 with meter.compiling(batch):
                     state, sums = one_step(state, devices.cut(batch), teacher_params)
-                meter.after(step, devices.first(sums), batch.inputs.index_B)
-                stops = hosts.stops_after(step, preemption.asked())
-                if due(step) or stops:
+                meter.after(step, devices.first(sums), batch.inputs.index_B, at_peak(batch))
+                if (stops := hosts.stops_after(step, preemption.asked())) or due(step):
                     meter.flush()
                     measured = validate(state.params) if due(step) else None
                     if measured is not None:
@@ -119,7 +122,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         return _outcome(checkpoints, params, hosts.agreed(lambda: metrics_log.read(folder / "metrics.jsonl")))
 
 
-def _training_step(run: Run, tx: Any, devices: Devices) -> Callable:
+def training_step(run: Run, tx: Any, devices: Devices) -> Callable:
     """The compiled step; one trace more than `shapes` is an error."""
     chex.clear_trace_counter()  # it counts per function and process, and another model may have been trained
     step = functools.partial(

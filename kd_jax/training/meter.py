@@ -20,7 +20,7 @@ NAMED = 8  # examples of a batch
 
 
 class Meter:
-    """The figures of a training run.
+    """The figures of a training run; "mfu" is the share of the devices' peak that the model's FLOPs take.
 
     Its seconds are those of training alone: a step that had to be compiled, evaluations and checkpoints
     do not count.
@@ -30,14 +30,14 @@ class Meter:
         self._title, self._checkpoints, self._log, self._bar, self._rates = title, checkpoints, log, bar, rates
         self._most, self._left_out = most_left_out, 0
         self._shapes: set[tuple[int, ...]] = set()
-        self._pending: tuple[int, Sums, np.ndarray] | None = None
+        self._pending: tuple[int, Sums, np.ndarray, float] | None = None
         self.restart()
 
     def restart(self) -> None:
         """Leaves out the time since the last step was read."""
         self._since, self._timed = time.perf_counter(), True
         self._totals: dict[str, Sum] = {}
-        self._tokens = self._seconds = 0.0
+        self._tokens = self._seconds = self._at_peak = 0.0
 
     @contextlib.contextmanager
     def compiling(self, batch: Batch) -> Iterator[None]:
@@ -49,29 +49,35 @@ class Meter:
         with contextlib.nullcontext() if known else self._bar.compiling(f"step {batch.targets_BT.shape}"):
             yield
 
-    def after(self, step: int, sums: Sums, index_B: np.ndarray) -> None:
-        """Called with a step's Sums, still on the device, and its batch's examples; reads those of the step before it.
+    def after(self, step: int, sums: Sums, index_B: np.ndarray, at_peak: float = 0.0) -> None:
+        """Called after each step; reads what the step before it measured.
+
+        Args:
+          step: its number.
+          sums: its Sums, still on the device.
+          index_B: its batch's examples.
+          at_peak: seconds that it needs at the devices' peak, as `peak.seconds_at_peak`.
 
         Raises:
           KdError: if its loss was not finite, or too many updates were left out; names the step and the examples.
         """
-        previous, self._pending = self._pending, (step, sums, index_B)
+        previous, self._pending = self._pending, (step, sums, index_B, at_peak)
         if previous is not None:
             self._read(*previous)
 
     def flush(self) -> None:
         """Reads the last step too, and logs what is left over."""
-        step, sums, index_B = self._pending
-        self._read(step, sums, index_B)
-        self._pending = None
-        self._write(step)
+        pending, self._pending = self._pending, None
+        self._read(*pending)
+        self._write(pending[0])
 
-    def _read(self, step: int, sums: Sums, index_B: np.ndarray) -> None:
+    def _read(self, step: int, sums: Sums, index_B: np.ndarray, at_peak: float) -> None:
         host = jax.device_get(sums)
         now = time.perf_counter()
         if self._timed:
             self._seconds += now - self._since
             self._tokens += int(host["loss"].weight)
+            self._at_peak += at_peak
         self._since, self._timed = now, True
         left_out = bool(host.pop("left_out").value)
         means = {name: float(one.mean()) for name, one in host.items()}
@@ -81,7 +87,7 @@ class Meter:
         else:
             # Sums, not means: batches differ in how many tokens count.
             self._totals = jax.tree.map(lambda a, b: a + b, self._totals, host) if self._totals else host
-        self._bar.advance(1, loss=means["loss"])
+        self._bar.advance(1, loss=means["loss"], **self._utilisation())
         if step % LOG_EVERY == 0:
             self._write(step)
 
@@ -105,6 +111,12 @@ class Meter:
         if not self._totals:
             return
         means = {name: float(one.mean()) for name, one in self._totals.items()}
-        timed = {"tokens": self._tokens, "seconds": self._seconds}
+        timed = {"tokens": self._tokens, "seconds": self._seconds} | self._utilisation()
+        if self._seconds:
+            timed["tokens_per_second"] = self._tokens / self._seconds
         self._log.append(means | timed | {"step": step, "learning_rate": float(self._rates[step - 1])})
-        self._totals, self._tokens, self._seconds = {}, 0.0, 0.0
+        self._totals, self._tokens, self._seconds, self._at_peak = {}, 0.0, 0.0, 0.0
+
+    def _utilisation(self) -> dict[str, float]:
+        """{"mfu": seconds at the peak / seconds}, of the steps since the last row; {} where no peak is known."""
+        return {"mfu": self._at_peak / self._seconds} if self._at_peak else {}

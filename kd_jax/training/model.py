@@ -1,7 +1,7 @@
 """From a recipe to a finished model folder: what the phases `teacher` and `student` share."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import config, hosts
-from kd_jax.artifacts import checkpoint, runlog
+from kd_jax.artifacts import checkpoint, runlog, writers
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data import pipeline
@@ -46,13 +46,28 @@ class Sources(NamedTuple):
     payloads: Mapping[str, Store]
 
 
+class Watched(NamedTuple):
+    """What is written of a training for a person to look at; it changes nothing that is trained.
+
+    Attributes:
+      profile: the first and the last step of a trace, for xprof; None for none.
+      metrics: names of artifacts.writers.SINKS that get the log's rows.
+    """
+
+    profile: tuple[int, int] | None = None
+    metrics: Sequence[str] = ()
+
+
+NOT_WATCHED = Watched()
+
+
 def train_model(
     experiment: Experiment,
     workdir: Workdir,
     name: str,
     sources: Sources,
     force: bool,
-    profiled: tuple[int, int] | None = None,
+    watched: Watched = NOT_WATCHED,
 ) -> None:
     """Trains one model, or goes on with it, or finds it done.
 
@@ -61,7 +76,7 @@ def train_model(
       name: which of the experiment's recipes.
       sources: what goes in besides the data.
       force: redo it from nothing.
-      profiled: the first and the last step of a trace, for xprof; None for none.
+      watched: what is written for a person to look at.
 
     Raises:
       KdError: if the folder was made with other inputs, an earlier phase is missing, or the first
@@ -85,8 +100,9 @@ def train_model(
     first = checkpoint.params_digest(params)
     model = recipe.model.build(data["vocab_size"])
     teacher = trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None
-    profile = profiled and Profile(*profiled, workdir.profile(name))
-    run = Run(name, recipe, model, train, valid, len(experiment.shapes), teacher, profile)
+    profile = watched.profile and Profile(*watched.profile, workdir.profile(name))
+    others = [writers.Writer(sink, workdir.metrics, name) for sink in watched.metrics]
+    run = Run(name, recipe, model, train, valid, len(experiment.shapes), teacher, profile, others)
     outputs = fit(run, params, folder.path, spread, experiment.seed)
     total, outside = count_parameters(params)
     outputs |= {"first_parameters": first}

@@ -153,6 +153,7 @@ def test_a_field_that_is_true_or_false_takes_a_word(root, value):
         (["--writer", "0/2"], "--writer"),
         (["--profile", "0:3"], "--profile 0:3"),
         (["--profile", "5"], "FIRST:LAST"),
+        (["--metrics", "paper"], "--metrics paper: wanted tensorboard, wandb, mlflow"),
         (["--only", "student_kd"], "--only"),
     ],
 )
@@ -175,6 +176,15 @@ def test_bad_fields_are_one_line_and_exit_code_2(words, message, root, tmp_path,
         (["run"], "config"),
         (["generate"], "--workdir: missing"),
         (["plan", SMOKE, "--force"], "--force: plan keeps nothing"),
+        (["plan", SMOKE, "--devices", "8"], "--kind: ''; wanted tpu-v5e, tpu-v5p, tpu-v6e, h100"),
+        (["plan", SMOKE, "--kind", "h100"], "--devices: None; wanted how many"),
+        (["plan", SMOKE, "--devices", "8", "--kind", "h100", "--backend", "jit"], "backend: 'jit' works on one device"),
+        (["plan", SMOKE, "--devices", "8", "--kind", "h100", "--only", "nobody"], "--only nobody: no such model"),
+        (["plan", SMOKE, "--metrics", "wandb"], "--metrics: goes with the commands run"),
+        (
+            ["run", SMOKE, "--workdir", "w", "--only", "student_kd"],
+            "--only: goes with the commands student and plan --devices alone",
+        ),
         (["shrink", SMOKE, "--force"], "--force: shrink measures anew"),
         (["shrink", SMOKE], "--workdir: missing"),
     ],
@@ -215,6 +225,28 @@ def test_objectives_that_cannot_be_are_refused_when_the_run_starts(term, message
     assert main(["run", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "w")]) == 2
     assert message in capsys.readouterr().err.strip().split("\n")[-1]
     assert not (tmp_path / "w").exists()
+
+
+def test_plan_of_devices_prints_one_table_and_needs_no_workdir(root, capsys, lax_promotion):
+    words = ["--devices", "8", "--kind", "tpu-v5e", "--only", "student_kd", "--buckets", "8"]
+    assert main(["plan", str(root / SMOKE), *words]) == 0
+    said = capsys.readouterr().out
+    assert "8 x tpu-v5e" in said and "student_kd" in said and "student_scratch" not in said
+    sent = [float(line.split()[-1]) for line in said.split("\n") if line.startswith("all-reduce, MiB sent")]
+    assert sent and sent[0] > 0
+    (limit,) = (line.split()[-1] for line in said.split("\n") if line.startswith("limit "))
+    assert limit in ("compute-bound", "memory-bound", "collective-bound")
+    assert "memory and its traffic are estimates" in said and "data=8" in said
+
+
+def test_as_many_devices_as_are_asked_for_before_jax_begins():
+    code = (
+        "import kd_jax.cli.job, kd_jax.cli.check, jax\n"
+        "from kd_jax.parallel import pretend\n"
+        "pretend(32)\n"
+        "assert jax.device_count() == 32"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def contents(folder):

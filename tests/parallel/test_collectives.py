@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import optax
@@ -13,11 +14,11 @@ from kd_jax.objective import fused_head as module
 from kd_jax.objective.terms import Term
 from kd_jax.parallel import devices
 from kd_jax.parallel.mesh import Mesh
+from kd_jax.parallel.program import Collective, read
 from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.signal_cache import signal_step
 from tests.families import SIGNAL
-from tests.parallel.collectives import Collective, collectives
 from tests.parallel.networks import FAMILIES, B, V, make_batch, network, step_on
 
 ARCHITECTURE = FAMILIES["decoder_only"]  # none of whose other axes is as long as the vocabulary
@@ -32,10 +33,10 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_TOKENS", CHUNK)
 
 
-def of_step(mesh: Mesh, terms, microbatches: int = 1) -> list[Collective]:
+def of_step(mesh: Mesh, terms, microbatches: int = 1) -> tuple[Collective, ...]:
     spread = devices("mesh", mesh)
     step, state, said = step_on(spread, ARCHITECTURE, terms, optax.sgd(1.0), microbatches)
-    return collectives(step.lower(state, spread.cut(make_batch(ARCHITECTURE)), said).compile())
+    return read(step.lower(state, spread.cut(make_batch(ARCHITECTURE)), said).compile()).collectives
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -60,7 +61,7 @@ def test_with_fsdp_a_step_gathers_matrices_and_no_row():
     assert not [shape for one in moved for _, shape in one.arrays if rows & set(shape)]
 
 
-def with_rows_of_logits(moved: list[Collective], tensor: int) -> list[tuple[int, ...]]:
+def with_rows_of_logits(moved: Sequence[Collective], tensor: int) -> list[tuple[int, ...]]:
     """Shapes that have the vocabulary, or a device's part of it, and are no parameter's."""
     width = ARCHITECTURE.d_model
     parts, params = {V, V // tensor}, {(V // tensor, width), (width, V // tensor)}
@@ -79,5 +80,5 @@ def test_over_a_cut_vocabulary_the_cache_is_written_chunk_by_chunk(mesh):
     spread, (model, params, _) = devices("mesh", mesh), network(ARCHITECTURE)
     write = spread.compile(functools.partial(signal_step, model=model, signal=TopK(k=5), seed=0))
     put, cut = spread.put(params, model.axes(params)), spread.cut(make_batch(ARCHITECTURE))
-    logits = with_rows_of_logits(collectives(write.lower(put, cut).compile()), 2)
+    logits = with_rows_of_logits(read(write.lower(put, cut).compile()).collectives, 2)
     assert logits and max(map(math.prod, logits)) <= CHUNK * V

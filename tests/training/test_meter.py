@@ -101,6 +101,23 @@ def test_time_between_restarts_is_left_out(measured):
     assert rows[1]["seconds"] < PAUSE / 2 and rows[1]["tokens"] == 16
 
 
+def test_tokens_a_second_and_utilisation_are_of_the_time_that_is_counted(measured):
+    meter, path = measured
+    for step in (1, 2, 3):
+        meter.after(step, sums(1.0, 8), ROWS, at_peak=0.25)
+        time.sleep(PAUSE / 10)
+    meter.flush()
+    (row,) = metrics_log.read(path)
+    assert row["tokens_per_second"] == row["tokens"] / row["seconds"]
+    assert row["mfu"] == 3 * 0.25 / row["seconds"]
+
+
+def test_where_no_peak_is_known_there_is_no_utilisation(measured):
+    meter, path = measured
+    run(meter, [SHORT, SHORT], [0.0, 0.0])
+    assert "mfu" not in metrics_log.read(path)[0]
+
+
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_and_was_learnt_from_stops_the_run(measured, loss):
     meter, path = measured

@@ -1,0 +1,102 @@
+"""Which limit of a chip binds a training step: its products, its memory, or what it sends to others."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from kd_jax.experiment import Experiment
+from kd_jax.models.flops import TRAINING, flops_of_each, whole_reading
+from kd_jax.objective.terms import needs_teacher
+from kd_jax.parallel.chips import Chip
+from kd_jax.parallel.mesh import OnMesh
+from kd_jax.parallel.program import COLLECTIVES, Work, read
+from kd_jax.training.ahead import compile_ahead, longest_batch
+
+MIB = 2**20
+
+
+class Limits(NamedTuple):
+    """Seconds that a program takes at least for each reason, were a chip at its peak: a roofline.
+
+    Attributes:
+      compute, memory, collectives: for products, for traffic with the memory, for what is sent to other devices.
+    """
+
+    compute: float
+    memory: float
+    collectives: float
+
+    @property
+    def seconds(self) -> float:
+        """At least, with all three at the same time."""
+        return max(self)
+
+    @property
+    def binding(self) -> str:
+        """Which one that is.
+
+        Examples:
+          >>> Limits(compute=2.0, memory=3.0, collectives=1.0).binding
+          'memory-bound'
+        """
+        titles = {"compute": "compute-bound", "memory": "memory-bound", "collectives": "collective-bound"}
+        return titles[max(self._asdict(), key=self._asdict().get)]
+
+
+def limits(work: Work, chip: Chip) -> Limits:
+    """Of a program on each chip.
+
+    Examples:
+      >>> from kd_jax.parallel.chips import CHIPS
+      >>> limits(Work(flops=197 * 10**12, traffic=819 * 10**9, collectives=()), CHIPS["tpu-v5e"])
+      Limits(compute=1.0, memory=1.0, collectives=0.0)
+    """
+    return Limits(work.flops / chip.flops, work.traffic / chip.bandwidth, sum(work.moved.values()) / chip.interconnect)
+
+
+def memory_of(compiled: Any) -> int:
+    """Bytes that a program has on each device at once: what it is given, what it gives, what it needs between."""
+    memory = compiled.memory_analysis()
+    together = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return together + memory.temp_size_in_bytes
+
+
+def model_flops(experiment: Experiment, name: str, vocab_size: int, portions: int) -> float:
+    """FLOPs that the networks need for the batch of `compile_ahead`, on all devices together; rows as if full."""
+    whole = whole_reading(longest_batch(experiment, name, vocab_size, portions))
+    passes = [(TRAINING, experiment.recipes[name].model)]
+    if needs_teacher(experiment.recipes[name].terms):
+        passes.append((1, experiment.teacher.model))
+    models = [(times, architecture.build(vocab_size)) for times, architecture in passes]
+    shapes = lambda model: jax.eval_shape(model.init, jax.random.key(0))  # noqa: E731
+    return sum(times * flops_of_each(model, shapes(model)).times(whole) for times, model in models)
+
+
+def step_on_chips(experiment: Experiment, name: str, vocab_size: int, spread: OnMesh, chip: Chip) -> dict[str, str]:
+    """Title -> what is to be said of a model's training step on each device, as text.
+
+    Args:
+      experiment, name, vocab_size, spread: as `compile_ahead`.
+      chip: that each device would be.
+    """
+    step = compile_ahead(experiment, name, vocab_size, spread)
+    work, memory = read(step.compiled), memory_of(step.compiled)
+    least = limits(work, chip)
+    needed = model_flops(experiment, name, vocab_size, spread.count) / spread.devices
+    kept = step.compiled.memory_analysis().argument_size_in_bytes
+    told = {
+        "rows x length of a batch": f"{step.rows} x {step.length}",
+        "memory, MiB": f"{memory / MIB:,.1f}",
+        "of it state and batch": f"{kept / MIB:,.1f}",
+        f"fits {chip.memory / 1e9:.0f} GB": f"{'yes' if memory <= chip.memory else 'NO'}, {memory / chip.memory:.1%}",
+        "GFLOP": f"{work.flops / 1e9:,.3f}",
+        "of it the model's": f"{needed / work.flops:.0%}",
+        "memory traffic, MiB": f"{work.traffic / MIB:,.1f}",
+        f"FLOP a byte (chip {chip.intensity:.0f})": f"{work.flops / work.traffic:,.1f}",
+    }
+    told |= {f"{kind}, MiB sent": f"{work.moved.get(kind, 0) / MIB:,.2f}" for kind in COLLECTIVES}
+    told |= {f"{reason}, ms at least": f"{1e3 * seconds:,.4f}" for reason, seconds in least._asdict().items()}
+    return told | {
+        "at most, targets a second": f"{step.rows * step.length / least.seconds:,.0f}",
+        "limit": least.binding,
+    }

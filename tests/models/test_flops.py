@@ -1,0 +1,73 @@
+"""FLOPs by formula are those of the compiled network, to the last one; what is read is counted one by one."""
+
+import jax
+import pytest
+
+from kd_jax.data.layouts import Bucket
+from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.models.decoder_only import DecoderOnly
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.flops import flops_of_each, reading, whole_reading
+from kd_jax.parallel.program import read
+from tests.batches import random_examples, rows_of, taught_segments, to_batch
+from tests.families import SIGNAL
+
+V = 24
+SIZES = {"d_model": 16, "heads": 4, "kv_heads": 2, "d_ff": 20, "dropout": 0.0}
+FAMILIES = [
+    EncoderDecoder(2, 1, **SIZES, biases="all", positions="learned", context=16),
+    EncoderDecoder(1, 2, **SIZES, activation="geglu", tied=False, positions="relative"),
+    DecoderOnly(2, **SIZES, tied=False),
+    DecoderOnly(1, **SIZES | {"head_dim": 6}, activation="relu"),
+]
+
+
+@pytest.mark.parametrize("architecture", FAMILIES, ids=lambda one: one.family)
+def test_a_forward_pass_has_as_many_as_its_program(architecture):
+    """Which computes all pairs of so short a row, the masked ones too."""
+    model = architecture.build(V)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    batch = to_batch(random_examples(0, [(7, 5)] * 3, V), (7, 5), architecture.layout(START))
+    rows, length = batch.targets_BT.shape
+    each, computed = flops_of_each(model, params), whole_reading(batch)._replace(own=rows * length**2)
+    hidden = read(jax.jit(model.apply).lower(params, batch.inputs).compile()).flops
+    assert hidden == each.times(computed._replace(targets=0))
+
+    def logits(params):
+        return model.head(params).logits(model.apply(params, batch.inputs))
+
+    assert read(jax.jit(logits).lower(params).compile()).flops == each.times(computed)
+
+
+def test_the_formula_of_the_docstring():
+    """6 N + 6 D V + 12 L Hd t for a token in training, at t = (T + 1) / 2."""
+    architecture = DecoderOnly(3, d_model=16, heads=2, head_dim=12, d_ff=20, positions="rotary")
+    model = architecture.build(V)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    matrices = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2) - V * 16
+    batch, length = to_batch(random_examples(0, [(0, 9)], V), (0, 9), architecture.layout(START)), 9
+    token = 3 * flops_of_each(model, params).times(whole_reading(batch)) / length
+    assert token == 6 * matrices + 6 * 16 * V + 12 * 3 * 24 * (length + 1) / 2
+
+
+@pytest.mark.parametrize("architecture", FAMILIES[1:3], ids=lambda one: one.family)
+@pytest.mark.parametrize("sizes", [[1] * 6, [2, 1, 3]], ids=["a row each", "packed"])
+def test_what_is_read_is_what_is_there(architecture, sizes):
+    segments = taught_segments(0, (4, 5), 6, SIGNAL, V)
+    batch = architecture.layout(START).batch(
+        rows_of(segments, sizes), 7, Bucket(14, 16), {SIGNAL.name: SIGNAL.schema(V)}
+    )
+    lengths = [(len(one.encoded.prompt), len(one.encoded.completion)) for one in segments]
+    if architecture.family == "decoder_only":
+        lengths = [(0, sum(one)) for one in lengths]
+    own = sum(sum(j <= i for i in range(c) for j in range(c)) for _, c in lengths)
+    seen = reading(batch)
+    assert (seen.decoder, seen.encoder) == (sum(c for _, c in lengths), sum(p for p, _ in lengths))
+    assert (seen.own, seen.source) == (own, sum(p * p for p, _ in lengths))
+    assert seen.across == sum(p * c for p, c in lengths)
+    assert seen.targets == sum(int(one.encoded.counts.sum()) for one in segments)
+
+
+def test_a_row_that_is_full_is_read_whole():
+    batch = to_batch(random_examples(0, [(4, 6)] * 2, V))
+    assert reading(batch) == whole_reading(batch)
