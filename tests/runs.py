@@ -1,8 +1,13 @@
 """Short runs of the smoke experiment."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from kd_jax import Files
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.resolve import resolve
 from kd_jax.experiment import Experiment
@@ -37,3 +42,20 @@ def kept(wanted, path: Path, texts: Sequence[str]):
     wanted.check()
     wanted.prepare(texts, path)
     return wanted.load(path)
+
+
+def corpus(path: Path, count: int) -> Files:
+    """That many pairs in a file of JSON lines."""
+    words = np.random.default_rng(0).integers(0, 1000, (count, 8))
+    with open(path, "w") as file:
+        for i, row in enumerate(words.tolist()):
+            file.write(
+                json.dumps({"en": f"w{i} " + " ".join(map(str, row)), "fr": " ".join(map(str, row[::-1]))}) + "\n"
+            )
+    return Files(train=(str(path),))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of every file but those that say when and how fast."""
+    names = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    return {name: hashlib.blake2b((folder / name).read_bytes()).hexdigest() for name in names}

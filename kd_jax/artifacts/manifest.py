@@ -4,6 +4,7 @@ Nothing half-written is ever taken for whole, nothing that was edited for what w
 emptied that this project did not make.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -12,9 +13,11 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from kd_jax import hosts
 from kd_jax.errors import KdError
@@ -183,17 +186,35 @@ def part(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes beside, then renames: the file is whole or not there. Of several hosts the first writes."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside, which is renamed at the end of the block: `path` is whole or not there.
+
+    Of several hosts the first writes, and what the others write goes nowhere.
+    """
     if not hosts.first():
+        with open(os.devnull, "wb") as nowhere:
+            yield nowhere
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = part(path)
     with open(beside, "wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes beside, then renames: the file is whole or not there."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """As `write_bytes`, in NumPy's format."""
+    with replacing(path) as file:
+        np.save(file, array)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -208,7 +229,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """As `write_text`, one JSON-able row a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with replacing(path) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def read_lines(path: Path) -> list[Any]:

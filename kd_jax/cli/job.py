@@ -124,8 +124,9 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         given = {"experiment": experiment, "workdir": workdir, "force": words.force}
         given |= {option: vars(words)[option] for option in ("only", "writer") if vars(words)[option]}
         with occupied(workdir, experiment, words.writer):
-            watched = {"profile": words.profile, "metrics": words.metrics}
-            yield [(phase, given | watched if phase in TRAINING else given) for phase in words.phases]
+            own = {phase: {"profile": words.profile, "metrics": words.metrics} for phase in TRAINING}
+            own["prepare"] = {"processes": words.processes or 1}
+            yield [(phase, given | own[phase] if phase in own else given) for phase in words.phases]
 
 
 def _check_options(words: argparse.Namespace) -> None:
@@ -134,6 +135,8 @@ def _check_options(words: argparse.Namespace) -> None:
         raise KdError("--only: goes with the commands student and plan --devices alone")
     if words.writer and words.command != "cache":
         raise KdError("--writer: goes with the command cache alone")
+    if words.processes and words.command not in ("run", "prepare"):
+        raise KdError("--processes: goes with the commands run and prepare alone")
     for option in ("profile", "metrics"):
         if vars(words)[option] and words.command not in ("run", *TRAINING):
             raise KdError(f"--{option}: goes with the commands run, {', '.join(TRAINING)} alone")

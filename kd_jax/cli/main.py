@@ -66,7 +66,8 @@ to start with:
   kd-jax run experiments/configs/quickstart.py --workdir runs/quickstart   ten minutes on two cores
 
 phases:
-  prepare    fetch the text, train the tokeniser, encode every split
+  prepare    fetch the text, train the tokeniser, encode every split (--processes 4: in as many processes, of this
+             machine; the files are the same)
   teacher    train the large model on the text alone
   cache      let the teacher say, once, what it thinks of every training token (--writer 0/4: a fourth of the work,
              in as many processes or machines as you like)
@@ -208,6 +209,7 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
         parser.add_argument("--writer", type=_writer)
         parser.add_argument("--profile", type=_steps)
         parser.add_argument("--metrics", nargs="*", default=[])
+        parser.add_argument("--processes", type=_processes)
         parser.add_argument("--host", type=_host)
         parser.add_argument("--coordinator", default="")
         parser.add_argument("--patience", type=float, default=hosts.PATIENCE)
@@ -237,6 +239,13 @@ def _number(option: str, given: str) -> tuple[int, int]:
     if not match or not int(match[1]) < int(match[2]):
         raise KdError(f"--{option} {given}: wanted NUMBER/{option.upper()}S, such as 0/4 to 3/4")
     return int(match[1]), int(match[2])
+
+
+def _processes(given: str) -> int:
+    """ "4" as 4."""
+    if not re.fullmatch(r"[1-9]\d{0,2}", given):
+        raise KdError(f"--processes {given}: wanted a number of processes, from 1 to 999")
+    return int(given)
 
 
 def _steps(given: str) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """Which padded length an example gets, which examples share a row, and how many rows fit a batch: arithmetic alone."""
 
+import array
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +29,27 @@ def place(lengths: np.ndarray, buckets: Sequence[Bucket], layout: Layout) -> np.
     return np.max([np.searchsorted(room, sizes_N) for room, sizes_N in zip(rooms.T, sizes_NX.T, strict=True)], axis=0)
 
 
-def pack(sizes_NX: np.ndarray, room_X: np.ndarray, seed: int) -> list[np.ndarray]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed(Sequence):
+    """The numbers of the examples in each row, end to end.
+
+    Attributes:
+      numbers_N: uint32, of all examples, row by row.
+      ends_R: uint32, where each row ends among them.
+    """
+
+    numbers_N: np.ndarray
+    ends_R: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends_R)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        row = range(len(self))[row]
+        return self.numbers_N[self.ends_R[row - 1] if row else 0 : self.ends_R[row]]
+
+
+def pack(sizes_NX: np.ndarray, room_X: np.ndarray, seed: int) -> Packed:
     """Examples side by side in rows that they nearly fill: best fit, in a random order, among a few open rows.
 
     Args:
@@ -47,18 +69,25 @@ def pack(sizes_NX: np.ndarray, room_X: np.ndarray, seed: int) -> list[np.ndarray
       [[0, 1], [2, 3]]
     """
     free_OX = np.tile(room_X, (OPEN_ROWS, 1))
-    open_rows: list[list[int]] = [[] for _ in range(OPEN_ROWS)]
-    full = []
-    for i in np.random.default_rng(seed).permutation(len(sizes_NX)):
+    opened = OPEN_ROWS  # rows that were opened so far; row_O: which of them are open
+    row_O, closed = np.arange(OPEN_ROWS), array.array("I")
+    order_N = np.random.default_rng(seed).permutation(len(sizes_NX))
+    row_N = np.zeros(len(order_N), np.uint32)  # in that order
+    for n, i in enumerate(order_N):
         left_O = (free_OX - sizes_NX[i]).min(-1)
         fullest = np.where(left_O < 0, np.iinfo(left_O.dtype).max, left_O).argmin()
         if left_O[fullest] < 0:  # it fits in none: the fullest is closed
             fullest = free_OX.min(-1).argmin()
-            full.append(open_rows[fullest])
-            open_rows[fullest], free_OX[fullest] = [], room_X
-        open_rows[fullest].append(int(i))
+            closed.append(row_O[fullest])
+            row_O[fullest], free_OX[fullest], opened = opened, room_X, opened + 1
+        row_N[n] = row_O[fullest]
         free_OX[fullest] -= sizes_NX[i]
-    return [np.asarray(row) for row in (*full, *open_rows) if row]
+    place_R = np.zeros(opened, np.uint32)  # rows in the order in which they were closed
+    place_R[np.concatenate([np.asarray(closed, int), row_O])] = np.arange(opened)
+    place_N = place_R[row_N]
+    counts_R = np.bincount(place_N, minlength=opened)
+    numbers_N = order_N[np.argsort(place_N, kind="stable")].astype(np.uint32)
+    return Packed(numbers_N, np.cumsum(counts_R[counts_R > 0]).astype(np.uint32))
 
 
 def padded_lengths(lengths: np.ndarray, buckets: Sequence[Bucket], layout: Layout) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from kd_jax.data.held_out import (
     hold_out,
     refuse_unlabelled,
 )
+from kd_jax.data.text_files import is_blank
 from kd_jax.errors import KdError
 
 
@@ -87,8 +88,8 @@ class Tfds:
         tfds.check_fields(builder, {field: self.fields[field] for field in complete})
         tfds.prepare(builder)
 
-        def read(split: str, fields: Sequence[str]) -> Iterable[Example]:
-            return tfds.read(builder, split, {field: self.fields[field] for field in fields})
+        def read(split: str, fields: Sequence[str]) -> tfds.Stored:
+            return tfds.Stored(builder, split, {field: self.fields[field] for field in fields})
 
         named = {"validation": self.validation, "test": self.test}
         named = {split: name or split for split, name in named.items() if name or split in builder.info.splits}
@@ -102,8 +103,11 @@ class Tfds:
         if self.unlabelled:
             examples[UNLABELLED] = read(self.unlabelled, prompt_fields)
         train = read(self.train, complete if missing else fields)
-        splits = hold_out(train, fields[0], missing, self.held_out, self.limit)
-        splits |= {split: first(rows, self.limit) for split, rows in examples.items()}
+        with tfds.whole(train) as wanted:
+            splits = hold_out(train, fields[0], missing, self.held_out, self.limit, wanted)
+        for split, rows in examples.items():
+            with tfds.whole(rows) as wanted:
+                splits[split] = first(rows, self.limit, wanted)
         return drop_references(splits, fields[0], prompt_fields, self.labelled)
 
 
@@ -171,7 +175,8 @@ class Debian:
         longest, kinds = self.max_characters or math.inf, self.kinds or CONFIGS[self.config].kinds
 
         def wanted(row: Example) -> bool:
-            return row["kind"] in kinds and all(len(row[field]) <= longest for field in texts)
+            fits = row["kind"] in kinds and all(len(row[field]) <= longest for field in texts)
+            return fits and not any(map(is_blank, row.values()))
 
-        splits = {split: first(filter(wanted, tfds.read(builder, split, columns)), self.limit) for split in SPLITS}
+        splits = {split: first(tfds.Stored(builder, split, columns), self.limit, wanted) for split in SPLITS}
         return drop_references(splits, fields[0], prompt_fields, self.labelled)

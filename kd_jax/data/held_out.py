@@ -1,30 +1,41 @@
 """Splits: held-out examples where a split is missing, text without references, and leaks between what is left."""
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from kd_jax.artifacts import runlog
+from kd_jax.data.processes import Workers
+from kd_jax.data.rows import Example, Joined, Mapped, chosen, only, passing
 from kd_jax.errors import KdError
 
-Example = dict[str, str]
-Splits = dict[str, list[Example]]
+Splits = dict[str, Sequence[Example]]
+PART = 16_384  # examples that a process compares at a time
 SPLITS = ("train", "validation", "test")
 UNLABELLED = "unlabelled"  # prompts alone, for which the teacher writes the targets
 
 
 def hold_out(
-    train: Iterable[Example], field: str, missing: Sequence[str], share: float, limit: int
-) -> dict[str, list[Example]]:
+    train: Sequence[Example],
+    field: str,
+    missing: Sequence[str],
+    share: float,
+    limit: int,
+    wanted: Callable[[Example], bool] | None = None,
+) -> Splits:
     """The training examples, and of them a share for each split that is missing.
 
     Where an example goes depends on its text alone, so that it stays there as the file grows or is shuffled.
 
     Args:
+      train: read once, and not beyond the examples that are kept.
       field: whose text decides.
       missing: the splits to fill, such as ("validation", "test").
       share: of the training examples, for each of them.
       limit: examples kept of a split; 0 for all.
+      wanted: whether an example is kept at all; None for all.
 
     Returns:
       "train" and the missing splits -> examples, in their order.
@@ -35,14 +46,20 @@ def hold_out(
       >>> {split: len(examples) for split, examples in splits.items()}
       {'train': 884, 'test': 116}
     """
-    splits: dict[str, list[Example]] = {split: [] for split in ("train", *missing)}
-    for row in train:
-        split = next((split for split in missing if _chance(split + row[field]) < share), "train")
-        if not limit or len(splits[split]) < limit:
-            splits[split].append(row)
-        elif all(len(rows) == limit for rows in splits.values()):
+    names = ("train", *missing)
+    if not missing and wanted is None:
+        return {"train": chosen(train, np.arange(min(limit, len(train)))) if limit else train}
+    place_N, kept = np.full(len(train), len(names), np.uint8), [0] * len(names)
+    for number, row in enumerate(passing(train, "read")):
+        if wanted is not None and not wanted(row):
+            continue
+        place = next((i for i, name in enumerate(missing, 1) if _chance(name + row[field]) < share), 0)
+        if not limit or kept[place] < limit:
+            place_N[number] = place
+            kept[place] += 1
+        if limit and all(count == limit for count in kept):
             break
-    return splits
+    return {name: chosen(train, np.flatnonzero(place_N == place)) for place, name in enumerate(names)}
 
 
 def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], labelled: int) -> Splits:
@@ -70,42 +87,73 @@ def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], la
         return splits
     if labelled > len(train):
         raise KdError(f"source.labelled: {labelled}, of {len(train)} training examples; wanted fewer, or 0 for all")
-    chosen = set(sorted(range(len(train)), key=lambda i: _chance(train[i][field]))[:labelled])
-    others = [{name: row[name] for name in prompt_fields} for i, row in enumerate(train) if i not in chosen]
+    chances = (_chance(row[field]) for row in passing(train, "choose references"))
+    keeps_N = np.zeros(len(train), bool)
+    keeps_N[np.argsort(np.fromiter(chances, float, len(train)), kind="stable")[:labelled]] = True
+    others = Mapped(chosen(train, np.flatnonzero(~keeps_N)), only(*prompt_fields))
     given = splits[UNLABELLED] if UNLABELLED in splits else []
-    return splits | {"train": [train[i] for i in sorted(chosen)], UNLABELLED: others + given}
+    return splits | {"train": chosen(train, np.flatnonzero(keeps_N)), UNLABELLED: Joined(others, given)}
 
 
-def without_leaks(splits: Splits, *fields: str) -> tuple[Splits, dict[str, int]]:
+def without_leaks(splits: Splits, *fields: str, processes: int = 1) -> tuple[Splits, dict[str, int]]:
     """Drops held-out examples of which a text, case apart, is trained on (or, for test, validated on).
 
-    Unlabelled examples are trained on too.
+    Unlabelled examples are trained on too. Texts are compared by hashes of 64 bits, of which those of the held-out
+    examples alone are kept.
 
     Args:
       splits: "train", "validation", "test" and perhaps "unlabelled" -> examples.
       fields: whose texts are compared, with the texts of all of them; as a rule the one that the model reads.
+      processes: that read them.
 
     Returns:
       (splits, how many were dropped of each).
 
     Examples:
       >>> splits = {"train": [{"en": "Yes"}], "validation": [{"en": "yes"}, {"en": "no"}], "test": [{"en": "so"}]}
-      >>> without_leaks(splits, "en")[0]["validation"]
+      >>> list(without_leaks(splits, "en")[0]["validation"])
       [{'en': 'no'}]
       >>> without_leaks(splits, "en")[1]
       {'train': 0, 'validation': 1, 'test': 0}
     """
     order = [split for split in ("train", UNLABELLED, "validation", "test") if split in splits]
-    earlier: set[str] = set()
+    held_out = {split: _hashes(splits[split], fields) for split in SPLITS[1:] if split in splits}
+    known_H = np.unique(np.concatenate([np.zeros(0, np.uint64), *(x_NF.ravel() for x_NF in held_out.values())]))
+    met_H = np.zeros(len(known_H), bool)  # in what came before
     clean: Splits = {}
-    for split in order:
-        texts = [{row[field].casefold() for field in fields if field in row} for row in splits[split]]
-        trained_on = split in ("train", UNLABELLED)
-        clean[split] = [
-            row for row, own in zip(splits[split], texts, strict=True) if trained_on or own.isdisjoint(earlier)
-        ]
-        earlier = earlier.union(*texts)
+    with Workers(processes, _Compared(splits, fields, known_H)) as workers:
+        for split in order:
+            clean[split], rows = splits[split], splits[split]
+            if split in held_out:
+                places_NF = np.searchsorted(known_H, held_out[split])
+                clean[split] = chosen(rows, np.flatnonzero(~met_H[places_NF].any(-1)))
+                met_H[places_NF] = True
+                continue
+            parts = [(split, range(start, min(start + PART, len(rows)))) for start in range(0, len(rows), PART)]
+            with runlog.progress(f"compare {split}", len(rows)) as bar:
+                for (_, part), places in zip(parts, workers.map(_met, parts), strict=True):
+                    met_H[places] = True
+                    bar.advance(len(part))
     return clean, {split: len(splits[split]) - len(clean[split]) for split in order}
+
+
+class _Compared(NamedTuple):
+    """What is looked for, and where: hashes of texts, uint64 [H], ascending."""
+
+    splits: Splits
+    fields: Sequence[str]
+    known_H: np.ndarray
+
+
+def _met(compared: _Compared, part: tuple[str, range]) -> np.ndarray:
+    """Places of those hashes that some texts of a split have."""
+    split, numbers = part
+    hashes_N = _hashes(compared.splits[split][numbers.start : numbers.stop], compared.fields).ravel()
+    known_H = compared.known_H
+    places_N = np.searchsorted(known_H, hashes_N)
+    within = places_N < len(known_H)
+    places_N, hashes_N = places_N[within], hashes_N[within]
+    return np.unique(places_N[known_H[places_N] == hashes_N])
 
 
 def leak_sentence(counts_before: Mapping[str, int], dropped: Mapping[str, int]) -> str:
@@ -148,9 +196,16 @@ def refuse_unlabelled(asked: Mapping[str, Any], prompt_fields: Sequence[str]) ->
             )
 
 
-def first(rows: Iterable[Example], limit: int) -> list[Example]:
-    """All rows, or the first `limit`; 0 for all."""
-    return list(itertools.islice(rows, limit or None))
+def first(rows: Sequence[Example], limit: int, wanted: Callable[[Example], bool] | None = None) -> Sequence[Example]:
+    """All rows, or the first `limit` (0 for all), of those that are wanted."""
+    return hold_out(rows, "", (), 0.0, limit, wanted)["train"]
+
+
+def _hashes(rows: Sequence[Example], fields: Sequence[str]) -> np.ndarray:
+    """uint64 [rows, fields], of the texts of those fields that the rows have, case apart."""
+    texts = (row[field].casefold().encode() for row in rows for field in fields if field in row)
+    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, np.uint64).reshape(len(rows), -1) if digests else np.zeros((0, 1), np.uint64)
 
 
 def _chance(text: str) -> float:

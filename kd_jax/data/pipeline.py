@@ -5,6 +5,7 @@ number of hosts reads slices of the same batches. Record i of a signal's cache b
 the split; the two are zipped before anything is shuffled, and each record is checked against its example.
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -115,35 +116,45 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
         if not (places < len(buckets)).any():
             raise KdError(f"buckets: {tuple(buckets)}; no training example is that short, wanted longer buckets")
         if packed:
-            fitting = np.flatnonzero(places < len(buckets))
+            fitting = np.flatnonzero(places < len(buckets)).astype(np.uint32)
             sizes, room = (layout.sizes(x) for x in (split.lengths[fitting], np.asarray(buckets[-1])))
-            members = {buckets[-1]: [fitting[row] for row in pack(sizes, room, seed)]}
+            rows = pack(sizes, room, seed)
+            members = {buckets[-1]: dataclasses.replace(rows, numbers_N=fitting[rows.numbers_N])}
         else:
-            members = {bucket: np.flatnonzero(places == b)[:, None] for b, bucket in enumerate(buckets)}
+            numbers = {bucket: np.flatnonzero(places == b) for b, bucket in enumerate(buckets)}
+            members = {bucket: numbers_N.astype(np.uint32)[:, None] for bucket, numbers_N in numbers.items()}
         width = lambda bucket: layout.sizes(np.asarray(bucket))[-1]  # noqa: E731  # of the targets
         self._divisor = divisor
         self._buckets = [  # (bucket, rows of a batch, the examples in each row) of every bucket that has examples
             (bucket, max(1, tokens_per_batch // width(bucket)), rows) for bucket, rows in members.items() if len(rows)
         ]
-        self.per_epoch = sum(max(1, len(rows) // count) for _, count, rows in self._buckets)
-        self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
+        batches = [max(1, len(rows) // count) for _, count, rows in self._buckets]  # of each bucket in an epoch
+        self.per_epoch, self._first = sum(batches), np.cumsum([0, *batches])
+        self._orders = functools.lru_cache(maxsize=2)(self._orders_of)
 
-    def _epoch(self, epoch: int) -> list[tuple[Bucket, list[np.ndarray]]]:
-        """[(bucket, the examples in each row)] of one epoch's batches, in order."""
-        batches = []
-        for b, (bucket, count, rows) in enumerate(self._buckets):
-            order = np.random.default_rng((self._seed, epoch, b)).permutation(len(rows))
-            parts = np.resize(order, (max(1, len(rows) // count), count))
-            batches += [(bucket, [rows[i] for i in part]) for part in parts]
-        order = np.random.default_rng((self._seed, epoch)).permutation(len(batches))
-        return [batches[i] for i in order]
+    def _orders_of(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(order of an epoch's batches, order of each bucket's rows); before it the batches stand bucket by bucket."""
+        rows = [
+            np.random.default_rng((self._seed, epoch, b)).permutation(len(rows)).astype(np.uint32)
+            for b, (_, _, rows) in enumerate(self._buckets)
+        ]
+        return np.random.default_rng((self._seed, epoch)).permutation(self.per_epoch), rows
+
+    def plan(self, i: int) -> tuple[Bucket, list[np.ndarray]]:
+        """(bucket, the examples in each row) of batch i."""
+        epoch, place = divmod(int(i), self.per_epoch)
+        order, row_orders = self._orders(epoch)
+        b = int(np.searchsorted(self._first, order[place], side="right")) - 1
+        bucket, count, rows = self._buckets[b]
+        start = int(order[place] - self._first[b]) * count
+        part = row_orders[b].take(np.arange(start, start + count), mode="wrap")  # too few for one batch are repeated
+        return bucket, [rows[int(row)] for row in part]
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, i: int) -> Batch:
-        epoch, place = divmod(int(i), self.per_epoch)
-        bucket, rows = self.epoch(epoch)[place]
+        bucket, rows = self.plan(i)
         # Empty rows fill it up, so that which examples it has does not depend on the number of devices.
         share = filled(len(rows), self._divisor) // self._shard[1]
         mine = rows[self._shard[0] * share :][:share]

@@ -3,11 +3,12 @@
 `splits(fields, held_out_fields, prompt_fields)` of every source takes a task's fields: those of every example,
 further ones of validation and test examples (such as other references), and those of a prompt without a reference.
 It returns "train", "validation" and "test", and "unlabelled" where that was asked for: prompts alone, for which the
-teacher writes the targets. It raises KdError where a field, a file or a split is lacking.
+teacher writes the targets. Each is a list of examples, or Rows, which stay where they are (kd_jax.data.rows). It raises
+KdError where a field, a file or a split is lacking.
 """
 
 import dataclasses
-import itertools
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from kd_jax.data.held_out import (
     refuse_unlabelled,
     without_leaks,
 )
+from kd_jax.data.rows import InTurn, Mapped
 from kd_jax.data.text_files import existing, read_files
 from kd_jax.errors import KdError
 
@@ -94,7 +96,7 @@ class Files:
     def splits(
         self, fields: Sequence[str], held_out_fields: Sequence[str] = (), prompt_fields: Sequence[str] = ()
     ) -> Splits:
-        """Reads all files; see above. What is wrong in one is named with its line."""
+        """Looks through the files; see above. What is wrong in a line is named with it, when that is read."""
         refuse_unlabelled({"unlabelled": self.unlabelled, "labelled": self.labelled}, prompt_fields)
         missing = [split for split in SPLITS[1:] if not self._paths[split]]
         complete = (*fields, *held_out_fields)
@@ -216,28 +218,23 @@ class Directions:
             raise KdError(
                 f"source Directions: the task reads {', '.join(sorted(unknown))}; wanted {', '.join(DIRECTION)}"
             )
-        streams: dict[str, list[list[Example]]] = {}
+        streams: dict[str, list[Sequence[Example]]] = {}
         for pair, source in self.pairs.items():
             languages = tuple(pair.split("-"))
             for split, rows in source.splits(languages, (), languages[:1] if prompt_fields else ()).items():
                 ways = (languages,) if split == UNLABELLED else (languages, languages[::-1])
-                streams.setdefault(split, []).extend([_directed(row, *way) for row in rows] for way in ways)
-        in_turn = {split: _in_turn(rows) for split, rows in streams.items()}
+                streams.setdefault(split, []).extend(Mapped(rows, functools.partial(_directed, *way)) for way in ways)
+        in_turn = {split: InTurn(*parts) for split, parts in streams.items()}
         splits, leaked = without_leaks(in_turn, "source", "target")
         if sentence := leak_sentence({split: len(rows) for split, rows in in_turn.items()}, leaked):
             runlog.say(f"data: {sentence}, in whatever direction")
         return splits
 
 
-def _directed(row: Example, source: str, target: str) -> Example:
+def _directed(source: str, target: str, row: Example) -> Example:
     """An example of two languages as one of a direction; without its target where it has none."""
     texts = {"source": row[source], "target": row[target]} if target in row else {"source": row[source]}
     return texts | {"direction": f"{source}-{target}"}
-
-
-def _in_turn(streams: Sequence[Sequence[Example]]) -> list[Example]:
-    """One example of each stream, then the next of each, until all have ended."""
-    return [row for turn in itertools.zip_longest(*streams) for row in turn if row is not None]
 
 
 Source = Debian | Tfds | Files | Toy | Directions

@@ -6,11 +6,13 @@ in the making and writing goes on with the first one missing. The index, written
 and every shard's digest; without it the store does not exist.
 """
 
+import functools
 import hashlib
+import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,30 +92,59 @@ def write(
     Returns:
       The store's digest, over its schema and all shards; None while other writers' shards are missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     shards = -(-count // records_per_shard)
     for shard in range(writer[0], shards, writer[1]):
-        path = shard_path(folder, name, shard)
-        if path.exists():
-            continue
-        # Its own name for every process: should two make the same shard, both are whole and the same.
-        beside = manifest.part(path)
-        file_writer = ArrayRecordWriter(str(beside), OPTIONS)
-        for record in make(shard * records_per_shard, min(count, (shard + 1) * records_per_shard)):
-            file_writer.write(pack(schema, record))
-        file_writer.close()
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        if not shard_path(folder, name, shard).exists():
+            start, stop = shard * records_per_shard, min(count, (shard + 1) * records_per_shard)
+            write_shard(folder, name, shard, schema, make(start, stop))
     if not all(shard_path(folder, name, shard).exists() for shard in range(shards)):
         return None
+    counts = [min(records_per_shard, count - start) for start in range(0, count, records_per_shard)]
+    return write_index(folder, name, schema, counts, records_per_shard)
+
+
+def write_all(folder: Path, name: str, schema: Schema, records: Iterable[Record], records_per_shard: int = 4096) -> str:
+    """Writes records of which only their end tells how many they are, from the first on; returns as `write`."""
+    records, counts = iter(records), []
+    while chunk := list(itertools.islice(records, records_per_shard)):
+        write_shard(folder, name, len(counts), schema, chunk)
+        counts.append(len(chunk))
+    return write_index(folder, name, schema, counts, records_per_shard)
+
+
+def write_shard(folder: Path, name: str, shard: int, schema: Schema, records: Iterable[Record]) -> None:
+    """Writes one shard beside, then renames it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = shard_path(folder, name, shard)
+    # Its own name for every process: should two make the same shard, both are whole and the same.
+    beside = manifest.part(path)
+    file_writer = ArrayRecordWriter(str(beside), OPTIONS)
+    for record in records:
+        file_writer.write(pack(schema, record))
+    file_writer.close()
+    with open(beside, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_index(folder: Path, name: str, schema: Schema, counts: Sequence[int], records_per_shard: int) -> str:
+    """Finishes a store whose shards are all there.
+
+    Args:
+      counts: records of each shard.
+      records_per_shard: of every one but the last, where they are as many.
+
+    Returns:
+      The store's digest, over its schema and all shards.
+    """
     for left in folder.glob(f"{name}-*.part"):  # of writers that were killed
         left.unlink(missing_ok=True)
+    even = all(count == records_per_shard for count in counts[:-1]) and sum(counts[-1:]) <= records_per_shard
     index = {
         "schema": {key: [list(field.shape), field.dtype] for key, field in schema.items()},
-        "count": count,
-        "records_per_shard": records_per_shard,
-        "shards": [manifest.file_digest(shard_path(folder, name, shard)) for shard in range(shards)],
+        "count": sum(counts),
+        "records_per_shard": records_per_shard if even else list(counts),
+        "shards": [manifest.file_digest(shard_path(folder, name, shard)) for shard in range(len(counts))],
     }
     index["digest"] = _digest(index)
     manifest.write_json(folder / f"{name}.index.json", index)
@@ -161,8 +192,11 @@ class Store:
             raise KdError(f"{path}: missing; the store was not finished, run the phase that makes it again")
         index = read_index(path)
         self.schema = {key: Field(tuple(shape), dtype) for key, (shape, dtype) in index["schema"].items()}
-        self.digest, self._count, self._per_shard = index["digest"], index["count"], index["records_per_shard"]
-        self._digests = index["shards"]
+        self.digest, self._count, self._digests = index["digest"], index["count"], index["shards"]
+        counts = index["records_per_shard"]  # of every shard, or a list where they differ
+        if not isinstance(counts, list):
+            counts = [counts] * len(self._digests)
+        self._starts = np.cumsum([0, *counts])  # the first record of each shard
         self._shards: dict[int, list[bytes] | ArrayRecordReader] = {}
         for shard in range(len(self._digests)):
             if not shard_path(folder, name, shard).exists():
@@ -175,9 +209,13 @@ class Store:
         return self._count
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        shard, row = divmod(int(i), self._per_shard)
-        records = self._open(shard)
+        shard = int(np.searchsorted(self._starts, i, side="right")) - 1
+        records, row = self._open(shard), int(i - self._starts[shard])
         return unpack(self.schema, records[row] if isinstance(records, list) else records.read([row])[0])
+
+    @functools.cached_property
+    def _in_memory(self) -> bool:
+        return self.bytes() < IN_MEMORY_BYTES
 
     def bytes(self) -> int:
         """Size of all shards on disk."""
@@ -192,5 +230,5 @@ class Store:
                     "which makes this shard anew; for data `prepare --force`"
                 )
             reader = ArrayRecordReader(str(path))
-            self._shards[shard] = reader.read_all() if self.bytes() < IN_MEMORY_BYTES else reader
+            self._shards[shard] = reader.read_all() if self._in_memory else reader
         return self._shards[shard]

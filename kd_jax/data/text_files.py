@@ -1,19 +1,27 @@
-"""Local text: JSON lines, and plain text with an example a line."""
+"""Local text, read by the number of a line: JSON lines, and plain text with an example a line."""
 
 import codecs
+import dataclasses
 import json
+import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from kd_jax.artifacts import preemption
+from kd_jax.data.rows import Rows
 from kd_jax.errors import KdError
 
 JSON_SUFFIXES = (".jsonl", ".json")
 UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's controls, marks such as U+200B, and blanks
+SURROGATES = re.compile("[\ud800-\udfff]")
+NEWLINE, BLOCK = ord("\n"), 2**20  # bytes of a file that are looked through at a time
 
 
-def read_files(paths: Sequence[str], fields: Sequence[str], where: str) -> list[dict[str, str]]:
-    """Examples of one JSON-lines file, or of one text file per field.
+def read_files(paths: Sequence[str], fields: Sequence[str], where: str) -> Rows:
+    """Examples of one JSON-lines file, or of one text file per field; a line is checked when it is read.
 
     One file is text only where there is one field and its name does not end in .jsonl or .json.
 
@@ -23,23 +31,112 @@ def read_files(paths: Sequence[str], fields: Sequence[str], where: str) -> list[
       where: names the paths' field in errors, such as "source.train".
 
     Raises:
-      KdError: names the file, and the line where there is one.
+      KdError: names the file, and (from the examples) the line where there is one.
     """
     if len(paths) == 1 and (len(fields) > 1 or paths[0].endswith(JSON_SUFFIXES)):
-        lines = enumerate(read_lines(paths[0]), 1)
-        return [_json_example(line, fields, f"{paths[0]}, line {number}") for number, line in lines]
+        return JsonLines(Lines(paths[0]), tuple(fields))
     if len(paths) != len(fields):
         raise KdError(
             f"{where}: {len(paths)} files for the fields {', '.join(fields)}; wanted one .jsonl or one for each"
         )
-    sides = [read_lines(path) for path in paths]
+    sides = [Lines(path) for path in paths]
     if len({len(side) for side in sides}) > 1:
         counts = ", ".join(f"{len(side)} in {path}" for path, side in zip(paths, sides, strict=True))
         raise KdError(f"{where}: lines: {counts}; line n of one must be line n of the other")
-    for path, side in zip(paths, sides, strict=True):
-        for number, text in enumerate(side, 1):
-            _check_text(text, f"{path}, line {number}")
-    return [dict(zip(fields, row, strict=True)) for row in zip(*sides, strict=True)]
+    return SideBySide(tuple(sides), tuple(fields))
+
+
+class Lines:
+    r"""The lines of a UTF-8 text file by number, without a byte order mark; eight bytes a line are kept.
+
+    A line ends with "\n" or "\r\n", and the last one without; all other separators (U+2028, U+0085, form
+    feed) are characters of the text, which `str.splitlines` would cut at.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp(), "text")
+      >>> path.write_bytes("one\r\ntwo\u2028still two".encode("utf-8-sig"))
+      23
+      >>> lines = Lines(str(path))
+      >>> len(lines), lines.read([1, 0])
+      (2, ['two\u2028still two', 'one'])
+    """
+
+    def __init__(self, path: str):
+        """Raises KdError if the file is missing or empty."""
+        self.path = path
+        with open(existing(path), "rb") as file:
+            begin = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+            file.seek(begin)
+            starts, end = [np.asarray([begin])], begin
+            while block := file.read(BLOCK):
+                starts.append(end + 1 + np.flatnonzero(np.frombuffer(block, np.uint8) == NEWLINE))
+                end += len(block)
+                preemption.poll()
+        if end == begin:
+            raise KdError(f"{path}: empty; wanted an example a line")
+        self._starts = np.concatenate(starts)  # and the end of the last
+        if self._starts[-1] < end:
+            self._starts = np.append(self._starts, end)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def read(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        """The lines of these numbers, from 0; raises KdError if one is not UTF-8."""
+        numbers = np.asarray(numbers, int)
+        starts, ends = self._starts[numbers].tolist(), self._starts[numbers + 1].tolist()
+        texts = []
+        with open(self.path, "rb") as file:
+            for number, start, end in zip(numbers.tolist(), starts, ends, strict=True):
+                file.seek(start)
+                texts.append(self._decoded(file.read(end - start), number))
+        return texts
+
+    def _decoded(self, line: bytes, number: int) -> str:
+        try:
+            return line.removesuffix(b"\n").decode().removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise KdError(
+                f"{self.path}, line {number + 1}: not UTF-8 (byte {error.start + 1}); convert it with iconv"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class JsonLines(Rows):
+    """The fields of an object a line."""
+
+    lines: Lines
+    fields: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def read(self, numbers_N: np.ndarray) -> list[dict[str, str]]:
+        """As Rows.read; raises KdError for a line that is no such object."""
+        return [
+            _json_example(line, self.fields, f"{self.lines.path}, line {number + 1}")
+            for number, line in zip(numbers_N.tolist(), self.lines.read(numbers_N), strict=True)
+        ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SideBySide(Rows):
+    """Line n of one file for each field."""
+
+    sides: tuple[Lines, ...]
+    fields: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.sides[0])
+
+    def read(self, numbers_N: np.ndarray) -> list[dict[str, str]]:
+        """As Rows.read; raises KdError for an empty line."""
+        texts = [side.read(numbers_N) for side in self.sides]
+        for side, column in zip(self.sides, texts, strict=True):
+            for number, text in zip(numbers_N.tolist(), column, strict=True):
+                _check_text(text, f"{side.path}, line {number + 1}")
+        return [dict(zip(self.fields, row, strict=True)) for row in zip(*texts, strict=True)]
 
 
 def existing(path: str) -> Path:
@@ -52,40 +149,6 @@ def existing(path: str) -> Path:
     if not file.is_file():
         raise KdError(f"{path}: no such file; wanted a UTF-8 text file or .jsonl")
     return file
-
-
-def read_lines(path: str) -> list[str]:
-    r"""The lines of a UTF-8 text file, without a byte order mark.
-
-    A line ends with "\n" or "\r\n", and the last one without; all other separators (U+2028, U+0085, form
-    feed) are characters of the text, which `str.splitlines` would cut at.
-
-    Examples:
-      >>> import pathlib, tempfile
-      >>> path = pathlib.Path(tempfile.mkdtemp(), "text")
-      >>> path.write_bytes("one\r\ntwo\u2028still two".encode("utf-8-sig"))
-      23
-      >>> read_lines(str(path))
-      ['one', 'two\u2028still two']
-
-    Raises:
-      KdError: if the file is missing or empty, or a line is not UTF-8.
-    """
-    content = existing(path).read_bytes().removeprefix(codecs.BOM_UTF8)
-    if not content:
-        raise KdError(f"{path}: empty; wanted an example a line")
-    lines = content.removesuffix(b"\n").split(b"\n")
-    return list(_decoded(lines, path))
-
-
-def _decoded(lines: Sequence[bytes], path: str) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        try:
-            yield line.decode().removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise KdError(
-                f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); convert it with iconv"
-            ) from error
 
 
 def _json_example(line: str, fields: Sequence[str], where: str) -> dict[str, str]:
@@ -117,5 +180,5 @@ def is_blank(text: str) -> bool:
 def _check_text(text: str, where: str) -> None:
     if is_blank(text):
         raise KdError(f"{where}: empty; wanted a text, or leave the example out")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if SURROGATES.search(text):
         raise KdError(f"{where}: half a character (a lone surrogate); wanted text that UTF-8 can hold")

@@ -1,8 +1,10 @@
 """Text out of the TensorFlow Datasets catalogue, without TensorFlow: find, prepare, read."""
 
+import contextlib
 import difflib
+import functools
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tensorflow_datasets.core.download.util import DownloadError
 
 from kd_jax.artifacts import runlog
 from kd_jax.data.lock import alone
+from kd_jax.data.rows import Rows
 from kd_jax.data.text_files import is_blank
 from kd_jax.errors import KdError
 
@@ -21,7 +24,6 @@ from kd_jax.errors import KdError
 # needs TensorFlow, before it comes to the text.
 TEXT_FOLDERS = ("question_answering", "summarization", "text", "text_simplification", "translate")
 NEAREST = 20
-CHUNK = 1024  # examples read at a time
 ELSEWHERE = "prepare it where it can be, with `tfds build --file_format=array_record`, and name that source.data_dir"
 
 
@@ -114,45 +116,59 @@ def check_fields(builder: tfds.core.DatasetBuilder, fields: Mapping[str, str]) -
             )
 
 
-def read(builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """The examples of a prepared split, in the order of its files; those with an empty text are left out, and said.
+class Stored(Rows):
+    """The examples of a prepared split, in the order of its files."""
 
-    Args:
-      split: in TFDS's slicing syntax, such as "train[:10%]".
-      fields: our field -> the path of the dataset's.
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str, str]):
+        """Args: split: in TFDS's slicing syntax, such as "train[:10%]"; fields: our field -> the path of the dataset's.
 
-    Raises:
-      KdError: if there is no such split, naming those there are.
-    """
-    name = builder.info.full_name
-    try:
-        if not builder.info.splits[split].num_examples:
-            return iter(())
-    except (KeyError, ValueError, AssertionError) as error:
-        there = ", ".join(builder.info.splits)
-        raise KdError(f"source: {name} has no split {split!r}; it has {there}, also in slices: train[:10%]") from error
-    rows = _rows(builder.as_data_source(split=split))
-    examples = ({ours: _text_at(row, path.split("/")) for ours, path in fields.items()} for row in rows)
-    return _without_empty(examples, f"{name}, {split}")
+        Raises:
+          KdError: if there is no such split, naming those there are.
+        """
+        name = builder.info.full_name
+        self.name, self._builder, self._split, self._fields = f"{name}, {split}", builder, split, dict(fields)
+        try:
+            self._count = builder.info.splits[split].num_examples
+        except (KeyError, ValueError, AssertionError) as error:
+            there = ", ".join(builder.info.splits)
+            raise KdError(
+                f"source: {name} has no split {split!r}; it has {there}, also in slices: train[:10%]"
+            ) from error
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        return self._builder.as_data_source(split=self._split)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _stored, (str(self._builder.data_dir), self._split, self._fields)
+
+    def read(self, numbers_N: np.ndarray) -> list[dict[str, str]]:
+        """As Rows.read."""
+        rows = self._source.__getitems__(numbers_N.tolist()) if len(numbers_N) else []
+        return [{ours: _text_at(row, path.split("/")) for ours, path in self._fields.items()} for row in rows]
 
 
-def _rows(source: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
-    """All rows, many read at a time: twice as fast as one by one."""
-    for start in range(0, len(source), CHUNK):
-        yield from source.__getitems__(range(start, min(start + CHUNK, len(source))))
+def _stored(data_dir: str, split: str, fields: Mapping[str, str]) -> Stored:
+    return Stored(tfds.builder_from_directory(data_dir), split, fields)
 
 
-def _without_empty(examples: Iterator[dict[str, str]], where: str) -> Iterator[dict[str, str]]:
+@contextlib.contextmanager
+def whole(rows: Stored) -> Iterator[Callable[[Mapping[str, str]], bool]]:
+    """Whether an example has no empty text; how many of those it was asked of have one is said at the end."""
     empty = 0
-    try:
-        for example in examples:
-            if any(map(is_blank, example.values())):
-                empty += 1
-            else:
-                yield example
-    finally:  # also where somebody stops at the number that is wanted
-        if empty:
-            runlog.say(f"data: {where}: examples left out for an empty text: {empty:,}")
+
+    def wanted(row: Mapping[str, str]) -> bool:
+        nonlocal empty
+        blank = any(map(is_blank, row.values()))
+        empty += blank
+        return not blank
+
+    yield wanted
+    if empty:
+        runlog.say(f"data: {rows.name}: examples left out for an empty text: {empty:,}")
 
 
 def _text_at(row: Mapping[str, Any], path: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from string import Template
 from typing import NamedTuple
 
 from kd_jax.artifacts import runlog
-from kd_jax.data.text_files import JSON_SUFFIXES, read_lines
+from kd_jax.data.text_files import JSON_SUFFIXES, Lines
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import Task
 from kd_jax.tasks.generation import Generation
@@ -146,7 +146,7 @@ def text_fields(train: str, wanted: Sequence[str]) -> tuple[str, ...]:
       ('document', 'headline')
     """
     try:
-        row = json.loads(read_lines(train)[0])
+        row = json.loads(Lines(train).read([0])[0])
     except json.JSONDecodeError as error:
         raise KdError(f"--train {train}, line 1: not JSON ({error.msg}); wanted one object a line") from error
     if not isinstance(row, dict):

@@ -1,14 +1,15 @@
 """What the teacher writes of a split, and the training splits made of it (Kim & Rush 2016, arXiv 1606.07947)."""
 
+import array
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from kd_jax import config, hosts
-from kd_jax.artifacts import runlog
+from kd_jax.artifacts import manifest, runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.data import pipeline, pseudo_targets, store
 from kd_jax.data.layouts import Segment
@@ -96,31 +97,35 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
 
 def _write_chosen(teacher: Teacher, targets: PseudoTargets, beams: Mapping[str, Folder], folder: Folder) -> None:
     began = time.perf_counter()
-    examples: list[Target] = []
-    if "train" not in targets.splits:
-        references = pipeline.Split(teacher.workdir.data, "train")
-        examples = [(references.read(i).encoded, 1.0) for i in range(len(references))]
-    without = 0  # examples that no hypothesis ended for
-    for split, beam in beams.items():
-        chosen, unended = _chosen(teacher, targets, split, beam)
-        examples, without = examples + chosen, without + unended
-    records = [encoded._asdict() | {"weight": np.asarray([weight], np.float32)} for encoded, weight in examples]
-    schema = ENCODED | pseudo_targets.WEIGHT
-    digest = store.write(folder.path, "train", schema, len(records), lambda start, stop: records[start:stop])
-    np.save(folder.path / "train.lengths.npy", pipeline.lengths_of(records))
-    outputs = {"digest": digest, "examples": len(records), "unended": without}
-    folder.finish(outputs, time.perf_counter() - began)
+    lengths, without = array.array("i"), 0  # without: examples that no hypothesis ended for
+
+    def examples() -> Iterator[Target]:
+        nonlocal without
+        if "train" not in targets.splits:
+            references = pipeline.Split(teacher.workdir.data, "train")
+            yield from ((references.read(i).encoded, 1.0) for i in range(len(references)))
+        for split, beam in beams.items():
+            without += yield from _chosen(teacher, targets, split, beam)
+
+    def records() -> Iterator[Record]:
+        for encoded, weight in examples():
+            lengths.extend((len(encoded.prompt), len(encoded.completion)))
+            yield encoded._asdict() | {"weight": np.asarray([weight], np.float32)}
+
+    digest = store.write_all(folder.path, "train", ENCODED | pseudo_targets.WEIGHT, records())
+    lengths_N2 = np.asarray(lengths, np.int32).reshape(-1, 2)
+    manifest.write_array(folder.path / "train.lengths.npy", lengths_N2)
+    folder.finish({"digest": digest, "examples": len(lengths_N2), "unended": without}, time.perf_counter() - began)
     runlog.say(
-        f"pseudo-targets: {len(records)} examples; of {without} no hypothesis ended, so their references stay, "
+        f"pseudo-targets: {len(lengths_N2)} examples; of {without} no hypothesis ended, so their references stay, "
         f"or, where they have none, they are left out; {folder.path}"
     )
 
 
-def _chosen(teacher: Teacher, targets: PseudoTargets, split_name: str, beam: Folder) -> tuple[list[Target], int]:
-    """(examples with targets of the teacher's and their weights, how many have no ended hypothesis) of a split."""
+def _chosen(teacher: Teacher, targets: PseudoTargets, split_name: str, beam: Folder) -> Generator[Target, None, int]:
+    """Examples of a split with the teacher's targets and their weights; returns how many have no ended hypothesis."""
     task, tokenizer = teacher.experiment.task, teacher.tokenizer
     split = pipeline.Split(teacher.workdir.data, split_name, {"nbest": store.Store(beam.path, "nbest")})
-    chosen: list[Target] = []
     unended = 0
     with runlog.progress(f"choose {targets.name}", len(split)) as bar:
         for i in range(len(split)):
@@ -131,12 +136,12 @@ def _chosen(teacher: Teacher, targets: PseudoTargets, split_name: str, beam: Fol
                 reference = tokenizer.decode(encoded.completion[len(tokenizer.opening) : -1].tolist())
                 closeness = functools.partial(_closeness, task, tokenizer, reference)
                 for ids, weight in targets.choose(hypotheses, example.records["nbest"]["logp"], closeness):
-                    chosen.append((completed(prompt, encoded.counts[: len(prompt)], tokenizer.opening, ids), weight))
+                    yield completed(prompt, encoded.counts[: len(prompt)], tokenizer.opening, ids), weight
             elif len(encoded.completion):
-                chosen.append((encoded, 1.0))
+                yield encoded, 1.0
             unended += not hypotheses
             bar.advance(1)
-    return chosen, unended
+    return unended
 
 
 def _closeness(task: Any, tokenizer: tokenizers.Tokenizer, reference: str, ids_T: np.ndarray) -> float:

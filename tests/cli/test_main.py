@@ -152,6 +152,8 @@ def test_a_field_that_is_true_or_false_takes_a_word(root, value):
         (["--teacher.model.soft-cap", "-1"], "soft_cap"),
         (["--writer", "0/2"], "--writer"),
         (["--profile", "0:3"], "--profile 0:3"),
+        (["--processes", "0"], "--processes 0: wanted a number of processes"),
+        (["--processes", "two"], "--processes two: wanted a number of processes"),
         (["--profile", "5"], "FIRST:LAST"),
         (["--metrics", "paper"], "--metrics paper: wanted tensorboard, wandb, mlflow"),
         (["--only", "student_kd"], "--only"),

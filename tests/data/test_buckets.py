@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.data.buckets import pack, padded_lengths, place, rows_within
+from kd_jax.data.buckets import OPEN_ROWS, pack, padded_lengths, place, rows_within
 from kd_jax.data.layouts import Bucket, DecoderOnlyLayout, EncoderDecoderLayout
 from kd_jax.data.tokenizers.sentence_piece import START
 
@@ -84,3 +84,22 @@ def test_another_seed_puts_other_examples_side_by_side():
     sizes = np.random.default_rng(0).integers(1, 20, (200, 1))
     one, other = ({tuple(sorted(row)) for row in pack(sizes, np.asarray([40]), seed)} for seed in (0, 1))
     assert one != other
+
+
+@given(st.integers(0, 400), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_rows_are_those_of_best_fit_by_lists(examples, seed):
+    """Krell et al.'s rule in plain lists: the fullest row that has room; else the fullest is closed."""
+    sizes = np.random.default_rng(seed).integers(1, 20, examples)
+    open_rows, closed = [[] for _ in range(OPEN_ROWS)], []
+    for i in np.random.default_rng(seed).permutation(examples).tolist():
+        left = [30 - sum(sizes[j] for j in row) for row in open_rows]
+        fitting = [row for row in range(OPEN_ROWS) if left[row] >= sizes[i]]
+        chosen = min(fitting or range(OPEN_ROWS), key=left.__getitem__)
+        if not fitting:
+            closed.append(open_rows[chosen])
+            open_rows[chosen] = []
+        open_rows[chosen].append(i)
+    rows = pack(sizes[:, None], np.asarray([30]), seed)
+    assert [row.tolist() for row in rows] == [row for row in closed + open_rows if row]
+    assert rows.numbers_N.nbytes + rows.ends_R.nbytes <= 8 * examples

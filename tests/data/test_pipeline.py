@@ -126,6 +126,29 @@ def test_a_batch_depends_on_seed_and_number_alone(data, number, seed, packed):
 
 
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("tokens", [32, 4000])
+def test_the_plan_is_what_lists_of_lists_would_hold(data, packed, tokens):
+    """Each bucket's rows permuted and cut, too few for a batch repeated; then the batches permuted."""
+    source = batches(data, packed=packed, tokens_per_batch=tokens, seed=3)
+    lengths = Split(data, "train").lengths
+    places = arithmetic.place(lengths, BUCKETS, LAYOUT)
+    rows_of = [[[i] for i in range(EXAMPLES) if places[i] == b] for b in range(len(BUCKETS))]
+    if packed:
+        rows_of = [[], [], [row.tolist() for row in arithmetic.pack(lengths, np.asarray(BUCKETS[-1]), 3)]]
+    rows_of = [(bucket, rows) for bucket, rows in zip(BUCKETS, rows_of, strict=True) if rows]
+    for epoch in range(2):
+        want = []
+        for b, (bucket, rows) in enumerate(rows_of):
+            count = max(1, tokens // bucket.completion // 2) * 2
+            order = np.random.default_rng((3, epoch, b)).permutation(len(rows))
+            for start in range(0, max(1, len(rows) // count) * count, count):
+                want.append((bucket, [rows[order[i % len(rows)]] for i in range(start, start + count)]))
+        order = np.random.default_rng((3, epoch)).permutation(len(want))
+        plans = [source.plan(epoch * source.per_epoch + i) for i in range(source.per_epoch)]
+        assert [(bucket, [row.tolist() for row in rows]) for bucket, rows in plans] == [want[i] for i in order]
+
+
+@pytest.mark.parametrize("packed", [False, True])
 def test_other_seeds_and_epochs_have_other_orders(data, packed):
     one, two = batches(data, packed=packed), batches(data, seed=1, packed=packed)
     assert any(one[i].inputs.index_B.tolist() != two[i].inputs.index_B.tolist() for i in range(4))

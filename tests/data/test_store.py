@@ -93,3 +93,19 @@ def test_a_shard_cut_short_or_missing_is_found(tmp_path):
     path.unlink()
     with pytest.raises(KdError, match="missing"):
         Store(tmp_path, "s")
+
+
+@pytest.mark.parametrize("counts", [[4, 4, 2], [3, 0, 5], [7], []])
+def test_shards_may_differ_in_size(tmp_path, counts):
+    start = 0
+    for shard, count in enumerate(counts):
+        store.write_shard(tmp_path, "s", shard, SCHEMA, make(start, start + count))
+        start += count
+    digest = store.write_index(tmp_path, "s", SCHEMA, counts, records_per_shard=4)
+    opened = Store(tmp_path, "s")
+    assert len(opened) == sum(counts) and opened.digest == digest
+    for i in range(sum(counts)):
+        np.testing.assert_array_equal(opened[i]["ids"], record(i)["ids"])
+    if counts == [4, 4, 2]:  # as if they had been asked for by their number, or come one by one
+        assert digest == write(tmp_path / "a", "s", SCHEMA, 10, make, records_per_shard=4)
+        assert digest == store.write_all(tmp_path / "b", "s", SCHEMA, make(0, 10), records_per_shard=4)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from kd_jax.data.text_files import read_files, read_lines
+from kd_jax.data.text_files import Lines, read_files
 from kd_jax.data.tokenizers.sentence_piece import SentencePiece
 from kd_jax.errors import KdError
 
@@ -31,7 +31,8 @@ def test_separators_inside_a_text_are_characters(tmp_path, separator):
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_line_ends_and_byte_order_mark_are_no_text(tmp_path, ending, last, mark):
     text = mark + ending.join(["one", "\ufefftwo", "three"]) + ending * last
-    assert read_lines(put(tmp_path / "t", text)) == ["one", "\ufefftwo", "three"]
+    lines = Lines(put(tmp_path / "t", text))
+    assert lines.read(range(len(lines))) == ["one", "\ufefftwo", "three"]
     row = mark + json.dumps({"en": "a", "fr": "b"}) + ending * last
     assert read_files((put(tmp_path / "t.jsonl", row),), FIELDS, "source.train") == [{"en": "a", "fr": "b"}]
 
@@ -45,4 +46,4 @@ def test_a_document_without_tokens_is_refused_by_file_and_line(tmp_path, text):
     lines = put(tmp_path / "t.jsonl", "".join(json.dumps({"text": row}) + "\n" for row in ("a", text, "b")))
     for path in (plain, lines):
         with pytest.raises(KdError, match=f"^{re.escape(path)}, line 2.*: empty; wanted a text"):
-            read_files((path,), ("text",), "source.train")
+            list(read_files((path,), ("text",), "source.train"))

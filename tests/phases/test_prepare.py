@@ -1,15 +1,22 @@
-"""What is refused as soon as the text is read, before anything is trained."""
+"""What is refused as soon as the text is read; the same files from any number of processes; memory."""
 
 import dataclasses
+import os
+import sys
 
+import numpy as np
 import pytest
 
+from kd_jax import Generation, SentencePiece
+from kd_jax.artifacts import manifest
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.data import encoding
 from kd_jax.data.pseudo_targets import PseudoTargets
+from kd_jax.data.store import Store
 from kd_jax.errors import KdError
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.phases import prepare
-from tests.runs import smoke
+from tests.runs import corpus, digests, smoke
 
 
 def test_a_held_out_example_longer_than_a_models_context(root, tmp_path):
@@ -28,3 +35,95 @@ def test_targets_of_unlabelled_text_that_the_source_lacks(root, tmp_path, of):
     student = dataclasses.replace(experiment.students["student_kd"], targets=PseudoTargets(of=of))
     with pytest.raises(KdError, match=f"it: targets.of: '{of}'; the source has no unlabelled text"):
         prepare.run(dataclasses.replace(experiment, students={"it": student}), Workdir(tmp_path))
+
+
+@pytest.fixture(params=["translation", "generation"])
+def large(request, root, tmp_path, monkeypatch):
+    """An experiment on three shards; of generation's long texts each is cut, so that shards differ in size."""
+    monkeypatch.setattr(encoding, "SHARD", 200)
+    source = corpus(tmp_path / "train.jsonl", 600)
+    tokenizer = SentencePiece(100, sample=5000)
+    experiment = dataclasses.replace(smoke(root, []), source=source, tokenizer=tokenizer, students={})
+    if request.param == "translation":
+        return experiment
+    return dataclasses.replace(experiment, task=Generation(text="en", window=16, context=4))
+
+
+def test_two_processes_write_the_bytes_of_one(large, tmp_path):
+    for processes in (1, 2):
+        prepare.run(large, Workdir(tmp_path / str(processes)), processes=processes)
+    one, two = (tmp_path / str(processes) / "data" for processes in (1, 2))
+    assert digests(one) == digests(two)
+    assert {"train-00002.arrayrecord", "validation.jsonl"} <= digests(one).keys()
+    assert not list(one.glob("*.part*"))
+    outputs = [{**Workdir(one.parent).data.manifest(), "seconds": 0, "created": 0} for one in (one, two)]
+    assert outputs[0] == outputs[1]
+
+
+def test_every_example_is_found_by_its_number(large, tmp_path):
+    """Across shards of different sizes: the tokens of an example's parts are its text's."""
+    prepare.run(large, Workdir(tmp_path / "work"))
+    folder = Workdir(tmp_path / "work").data
+    owners, lengths = (np.load(folder.file(f"validation.{name}.npy")) for name in ("owners", "lengths"))
+    texts = manifest.read_lines(folder.file("validation.jsonl"))
+    records, tokenizer = Store(folder.path, "validation"), large.tokenizer.load(folder.path)
+    assert len(records) == len(owners) == len(lengths) and sorted(set(owners)) == list(range(len(texts)))
+    train, train_lengths = Store(folder.path, "train"), np.load(folder.file("train.lengths.npy"))
+    assert [(len(x["prompt"]), len(x["completion"])) for x in map(train.__getitem__, range(len(train)))] == list(
+        map(tuple, train_lengths)
+    )
+    for number, text in enumerate(texts):
+        mine = [records[i] for i in np.flatnonzero(owners == number)]
+        written = np.concatenate([one["completion"] for one in mine])
+        assert tokenizer.decode(written[:-1].tolist()) == text["en" if large.task.name == "generation" else "fr"]
+
+
+def test_a_stopped_prepare_goes_on_with_the_shards_that_are_whole(large, tmp_path, monkeypatch):
+    whole, stopped = (Workdir(tmp_path / name) for name in ("whole", "stopped"))
+    prepare.run(large, whole)
+    encode_shard, made = encoding.encode_shard, []
+
+    def stopping(job, shard):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(shard[:2])
+        return encode_shard(job, shard)
+
+    monkeypatch.setattr(encoding, "encode_shard", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.run(large, stopped)
+    assert made == [("train", 0), ("train", 1)] and not stopped.data.finished()
+    times = {path: path.stat().st_mtime_ns for path in stopped.data.path.glob("*.arrayrecord")}
+    (stopped.data.path / "train-00002.arrayrecord.1.part").write_bytes(b"half")
+    monkeypatch.setattr(encoding, "encode_shard", encode_shard)
+    prepare.run(large, stopped)
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items()) and len(times) == 2
+    assert digests(stopped.data.path) == digests(whole.data.path)
+
+
+PREPARE = """
+import dataclasses, pathlib, sys
+from kd_jax import Files, SentencePiece
+from kd_jax.artifacts.workdir import Workdir
+from kd_jax.phases import prepare
+from tests.runs import smoke
+experiment = dataclasses.replace(
+    smoke(pathlib.Path(), []), source=Files(train=(sys.argv[1],)), tokenizer=SentencePiece(100, sample=50_000)
+)
+prepare.run(experiment, Workdir(pathlib.Path(sys.argv[2])))
+"""
+
+
+def test_memory_does_not_grow_with_the_corpus(root, tmp_path, monkeypatch):
+    """A few bytes an example: of 80,000 more, whose texts alone are 6 MB and as objects 60 MB, 12 MiB at most."""
+    monkeypatch.chdir(root)
+    largest = {}
+    for count in (20_000, 100_000):
+        path = tmp_path / f"{count}.jsonl"
+        corpus(path, count)
+        words = [sys.executable, "-c", PREPARE, str(path), str(tmp_path / str(count))]
+        pid = os.spawnv(os.P_NOWAIT, sys.executable, words)
+        _, status, usage = os.wait4(pid, 0)
+        assert status == 0
+        largest[count] = usage.ru_maxrss / 1024
+    assert largest[100_000] < largest[20_000] + 12, largest

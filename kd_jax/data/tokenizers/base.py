@@ -76,11 +76,13 @@ class Settings(Protocol):
     Attributes:
       vocab_size: tokens, as far as they are known before `prepare`.
       pretrained: whether it is of a pretrained model's `folder`.
+      sample: characters of the texts that it wants at most; 0 for all.
       files: names of the files that `prepare` leaves and `load` reads.
     """
 
     vocab_size: int
     pretrained: bool
+    sample: int
     files: tuple[str, ...]
 
     def check(self) -> None:
@@ -92,10 +94,10 @@ class Settings(Protocol):
         ...
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """Leaves `files` in the folder.
+        """Leaves `files` in the folder, each whole or not there, and the last of them last.
 
         Args:
-          texts: of the training split.
+          texts: of the training split, or `sample` of them.
           folder: of the prepared data.
           symbols: texts that must be one piece each, such as language tags.
         """

@@ -68,6 +68,7 @@ Hugging Face's layout (transformers' save_pretrained writes one)
     target: str = ""
 
     pretrained: ClassVar[bool] = True
+    sample: ClassVar[int] = 0
     files: ClassVar[tuple[str, ...]] = (JSON, CONFIG, OURS, ROWS)
 
     @property
@@ -140,7 +141,7 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         manifest.write_text(folder / JSON, json.dumps(spec, ensure_ascii=False))
         manifest.write_json(folder / CONFIG, settings)
         manifest.write_json(folder / OURS, special)
-        np.save(folder / ROWS, np.asarray(rows, np.int32))
+        manifest.write_array(folder / ROWS, np.asarray(rows, np.int32))
 
     def load(self, folder: Path) -> "Wrapped":
         """As Settings.load."""

@@ -48,6 +48,7 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
     cut: bool = False
 
     pretrained: ClassVar[bool] = True
+    sample: ClassVar[int] = 0
     files: ClassVar[tuple[str, ...]] = (SOURCE, TARGET, VOCAB, CONFIG, OURS, ROWS)
 
     @property
@@ -114,7 +115,7 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
         manifest.write_json(folder / VOCAB, vocab)
         manifest.write_json(folder / CONFIG, settings)
         manifest.write_json(folder / OURS, special)
-        np.save(folder / ROWS, np.asarray(rows, np.int32))
+        manifest.write_array(folder / ROWS, np.asarray(rows, np.int32))
 
     def load(self, folder: Path) -> "Marian":
         """As Settings.load."""

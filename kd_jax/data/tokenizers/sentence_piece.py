@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -28,6 +27,8 @@ class SentencePiece:
       model_type: "unigram" (arXiv 1804.10959) or "bpe".
       character_coverage: share of the characters that get a piece; 0.9995 for rich scripts.
       byte_fallback: spell unknown characters as bytes, at a price of 256 pieces.
+      sample: characters that it is trained on at most, drawn evenly from all training text; 0 for all. A unigram model
+        takes about 21 bytes of memory for each.
 
     Examples:
       >>> import tempfile
@@ -43,6 +44,7 @@ class SentencePiece:
     model_type: Literal["unigram", "bpe"] = "unigram"
     character_coverage: float = 1.0
     byte_fallback: bool = False
+    sample: int = 30_000_000
 
     pretrained: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = (MODEL,)
@@ -55,6 +57,8 @@ class SentencePiece:
             raise KdError(f"tokenizer.model_type: {self.model_type!r}; wanted unigram or bpe")
         if not 0.98 <= self.character_coverage <= 1:
             raise KdError(f"tokenizer.character_coverage: {self.character_coverage}; wanted 0.98 to 1")
+        if type(self.sample) is not int or self.sample < 0:
+            raise KdError(f"tokenizer.sample: {self.sample}; wanted a number of characters, or 0 for all")
 
     def sources(self) -> tuple[Path, ...]:
         """As Settings.sources: none."""
@@ -89,9 +93,7 @@ class SentencePiece:
             raise KdError(
                 f"tokenizer.vocab_size: {self.vocab_size} does not suit the training text: {reason}"
             ) from error
-        beside = folder / f"{MODEL}.part"
-        beside.write_bytes(model.getvalue())
-        os.replace(beside, folder / MODEL)
+        manifest.write_bytes(folder / MODEL, model.getvalue())
 
     def load(self, folder: Path) -> "Pieces":
         """As Settings.load."""
