@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.models.layers import KERNEL_INIT, Dense, project
+from kd_jax.models.layers import KERNEL_INIT, Dense, HeadNorm, project
 from kd_jax.models.positions import rotate
 from kd_jax.models.transformer import Transformer
 from kd_jax.types import Array
@@ -24,8 +24,8 @@ class Sight(NamedTuple):
 
     Attributes:
       self_bias: float [B or 1, H or 1, T, S].
-      turn, local_turn: (cosine, sine) of the positions' angles; those of the local layers. None where positions are
-        not rotary, or no layer is local.
+      turn, local_turn: (cosine, sine) of the positions' angles; those that local layers have in their place. None
+        where positions are not rotary, or no layer is local.
       causal: whether queries and keys are of the same tokens, and none sees one behind it; the bias says so too.
       cross_bias: float [B, 1, T or 1, S]; None where there is no source.
     """
@@ -56,7 +56,7 @@ def split_heads(x_BTD: Array, heads: int) -> Array:
 def attend(
     q_BHTd: Array, k_BGSd: Array, v_BGSd: Array, bias: Array, scale: float = 0.0, soft_cap: float = 0.0
 ) -> Array:
-    """softmax(cap(scale q k') + bias) v per head, heads side by side again.
+    """softmax(cap(scale q k') + bias) v per head, heads side by side again; the softmax in float32.
 
     Queries of the heads that share keys stand below each other, so that no key is repeated. Batch and heads stay two
     axes: flattened into one, XLA on CPU copies the whole decoding cache three times a step.
@@ -79,11 +79,12 @@ def attend(
     batch, heads, length, width = q_BHTd.shape
     groups = k_BGSd.shape[1]
     q_BGRd = q_BHTd.reshape(batch, groups, heads // groups * length, width)
-    scores_BGRS = jnp.einsum("bgrd,bgsd->bgrs", q_BGRd, k_BGSd) * (scale or width**-0.5)
+    scores_BGRS = jnp.einsum("bgrd,bgsd->bgrs", q_BGRd, k_BGSd).astype(jnp.float32) * (scale or width**-0.5)
     if soft_cap:
         scores_BGRS = soft_cap * jnp.tanh(scores_BGRS / soft_cap)
     weights_BHTS = jax.nn.softmax(scores_BGRS.reshape(batch, heads, length, k_BGSd.shape[2]) + bias, axis=-1)
-    out_BGRd = jnp.einsum("bgrs,bgsd->bgrd", weights_BHTS.reshape(scores_BGRS.shape), v_BGSd)
+    weights_BGRS = weights_BHTS.reshape(scores_BGRS.shape).astype(v_BGSd.dtype)
+    out_BGRd = jnp.einsum("bgrs,bgsd->bgrd", weights_BGRS, v_BGSd)
     return out_BGRd.reshape(q_BHTd.shape).swapaxes(1, 2).reshape(batch, length, heads * width)
 
 
@@ -106,22 +107,16 @@ def attend_causal(
 
 
 class SelfAttention(nn.Module):
-    """Queries, keys and values from one product.
-
-    Attributes:
-      config: of the network.
-      local: whether the layer's rotary angles are the local ones.
-    """
+    """Queries, keys and values from one product."""
 
     config: Transformer
-    local: bool = False
 
     def setup(self):
         c = self.config
         self.qkv = Dense((c.heads + 2 * c.key_heads) * c.head_width, c.biases != "none")
         self.out = Dense(c.d_model, c.biases == "all")
         if c.qk_norm:
-            self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=c.norm_epsilon) for _ in "qk")
+            self.q_norm, self.k_norm = (HeadNorm(epsilon=c.norm_epsilon) for _ in "qk")
 
     def __call__(
         self, x_BTD: Array, sight: Sight, earlier: KeyValue | None = None, slot: Array | None = None
@@ -134,9 +129,8 @@ class SelfAttention(nn.Module):
         q_BHTd, *kv = self.split(x_BTD)
         if c.qk_norm:
             q_BHTd, kv[0] = self.q_norm(q_BHTd), self.k_norm(kv[0])
-        turn = sight.local_turn if self.local else sight.turn
-        if turn is not None:
-            q_BHTd, kv[0] = rotate(q_BHTd, turn), rotate(kv[0], turn)
+        if sight.turn is not None:
+            q_BHTd, kv[0] = rotate(q_BHTd, sight.turn), rotate(kv[0], sight.turn)
         if earlier is not None:
             update = jax.lax.dynamic_update_slice_in_dim
             kv = [update(before, now, slot, 2) for before, now in zip(earlier, kv, strict=True)]
@@ -168,7 +162,7 @@ class CrossAttention(nn.Module):
         self.kv = self.param("kv", KERNEL_INIT, (c.d_model, 2 * width))
         self.kv_bias = self.param("kv_bias", nn.initializers.zeros, (2 * width,)) if c.biases != "none" else None
         if c.qk_norm:
-            self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=c.norm_epsilon) for _ in "qk")
+            self.q_norm, self.k_norm = (HeadNorm(epsilon=c.norm_epsilon) for _ in "qk")
 
     def __call__(self, x_BTD: Array, kv: KeyValue, bias: Array) -> Array:
         c = self.config

@@ -38,8 +38,9 @@ class Head:
     vocab_size: int = 0
 
     def raw(self, hidden_ND: Array) -> Array:
-        """hidden @ kernel, summed in float32."""
-        return jnp.matmul(hidden_ND, self.kernel_DV, preferred_element_type=jnp.float32)
+        """hidden @ kernel, multiplied in the type of the hidden states, summed in float32."""
+        kernel_DV = self.kernel_DV.astype(hidden_ND.dtype)
+        return jnp.matmul(hidden_ND, kernel_DV, preferred_element_type=jnp.float32)
 
     def finish(self, raw_NV: Array, bias_V: Array | None) -> Array:
         """Bias, cap and cut: float32 [N, V]."""

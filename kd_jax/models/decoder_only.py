@@ -33,6 +33,7 @@ class DecoderOnly(Transformer):
     embedding_scale: bool = False
 
     family: ClassVar[str] = "decoder_only"
+    depths: ClassVar[tuple[str, ...]] = ("layers",)
     layout: ClassVar[type[DecoderOnlyLayout]] = DecoderOnlyLayout
 
     def stacks(self) -> dict[str, int]:

@@ -9,7 +9,8 @@ from kd_jax.data.layouts import EncoderDecoderLayout
 from kd_jax.models.attention import KeyValue, cross_kv, same_segment
 from kd_jax.models.base import Model
 from kd_jax.models.layers import token_numbers
-from kd_jax.models.network import Block, Network, pure_functions, through
+from kd_jax.models.network import Network, pure_functions
+from kd_jax.models.stack import Block, through
 from kd_jax.models.transformer import Activation, Norm, Positions, Transformer
 from kd_jax.types import Array, Inputs
 
@@ -39,6 +40,7 @@ class EncoderDecoder(Transformer):
     embedding_scale: bool = True
 
     family: ClassVar[str] = "encoder_decoder"
+    depths: ClassVar[tuple[str, ...]] = ("encoder_layers", "decoder_layers")
     layout: ClassVar[type[EncoderDecoderLayout]] = EncoderDecoderLayout
 
     def stacks(self) -> dict[str, int]:

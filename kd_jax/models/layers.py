@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.data.buckets import LONGEST
-from kd_jax.models.transformer import Transformer
-from kd_jax.types import Array, Tokens
+from kd_jax.models.transformer import Compute, Transformer
+from kd_jax.types import Array, Params, Tokens
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 ACTIVATIONS = {
@@ -24,13 +24,24 @@ ACTIVATIONS = {
 GATES = {"swiglu": nn.silu, "geglu": nn.gelu}
 
 
-class Tapped:
+class InFloat32:
+    """A norm that computes in float32, whatever it reads."""
+
+    def __call__(self, x: Array) -> Array:
+        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+
+
+class Tapped(InFloat32):
     """A norm whose output is tapped."""
 
     def __call__(self, x_BTD: Array) -> Array:
         normed_BTD = super().__call__(x_BTD)
         self.sow("taps", "out", normed_BTD)
         return normed_BTD
+
+
+class HeadNorm(InFloat32, nn.RMSNorm):
+    """Of each head's queries or keys; not tapped."""
 
 
 class RMSNorm(Tapped, nn.RMSNorm):
@@ -44,15 +55,35 @@ class LayerNorm(Tapped, nn.LayerNorm):
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 
 
+def rounded(params: Params, compute: Compute) -> Params:
+    """The parameters as the layers use them: with the matrices of their products in bfloat16, if that is asked for.
+
+    The embedding among the others stays as it is: a row's gradient is a sum over all places where its token stands.
+
+    Examples:
+      >>> params = rounded({"in": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}, "bfloat16")
+      >>> params["in"]["kernel"].dtype, params["in"]["bias"].dtype
+      (dtype(bfloat16), dtype('float32'))
+    """
+    if compute == "float32":
+        return params
+    narrow = lambda path, x: x.astype(jnp.bfloat16) if path[-1].key in ("kernel", "kv") else x  # noqa: E731
+    return jax.tree_util.tree_map_with_path(narrow, params)
+
+
 def new_norm(config: Transformer) -> nn.Module:
     """A norm over the last axis, as configured."""
     return NORMS[config.norm](epsilon=config.norm_epsilon)
 
 
 def project(x: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """x @ kernel + bias over the last axis, every other axis flattened."""
+    """x @ kernel + bias over the last axis, every other axis flattened.
+
+    The bias is added in its own type: so its gradient, a sum over all tokens, is too.
+    """
     flat = x.reshape(-1, x.shape[-1]) @ kernel
-    return (flat if bias is None else flat + bias[None]).reshape(*x.shape[:-1], kernel.shape[1])
+    flat = flat if bias is None else (flat.astype(bias.dtype) + bias[None]).astype(flat.dtype)
+    return flat.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 class Dense(nn.Module):

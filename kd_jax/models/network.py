@@ -1,7 +1,7 @@
 """The network of both families: a decoder, which may look at a source, and the pure functions that it gives."""
 
-import itertools
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,79 +10,14 @@ import jax.numpy as jnp
 
 from kd_jax.errors import KdError
 from kd_jax.models import axes
-from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, Sight, mask_bias, same_segment
+from kd_jax.models.attention import KeyValue, Sight, mask_bias, same_segment
 from kd_jax.models.base import Cache, Head, Model
-from kd_jax.models.layers import Dropout, FeedForward, new_norm, token_numbers
+from kd_jax.models.layers import Dropout, new_norm, rounded, token_numbers
 from kd_jax.models.positions import BUCKETS, relative_buckets, rotation, sinusoids
+from kd_jax.models.stack import Block, through
 from kd_jax.models.transformer import Transformer
 from kd_jax.parallel.mesh import gathered
 from kd_jax.types import Array, Inputs, Params, Tokens
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attention where `cross`, feed-forward: sub-layers with residual sums and norms."""
-
-    config: Transformer
-    cross: bool
-    local: bool = False
-
-    def setup(self):
-        c = self.config
-        sublayers = ("self", "cross", "ffn") if self.cross else ("self", "ffn")
-        self.norm = {sublayer: new_norm(c) for sublayer in sublayers}
-        if c.norm_position == "both":
-            self.norm_out = {sublayer: new_norm(c) for sublayer in sublayers}
-        self.drop = Dropout(c.dropout)
-        self.self_attention, self.ffn = SelfAttention(c, self.local), FeedForward(c)
-        if self.cross:
-            self.cross_attention = CrossAttention(c)
-
-    def __call__(
-        self,
-        x_BTD: Array,
-        number_BT: Array | None,
-        sight: Sight,
-        source: KeyValue | None = None,
-        earlier: KeyValue | None = None,
-        slot: Array | None = None,
-    ) -> tuple[Array, KeyValue]:
-        """(x_BTD, the self-attention's keys and values); see SelfAttention."""
-        seen_BTD, kv = self.self_attention(self.enter("self", x_BTD), sight, earlier, slot)
-        x_BTD = self.leave("self", x_BTD, seen_BTD, number_BT)
-        if self.cross:
-            seen_BTD = self.cross_attention(self.enter("cross", x_BTD), source, sight.cross_bias)
-            x_BTD = self.leave("cross", x_BTD, seen_BTD, number_BT)
-        x_BTD = self.leave("ffn", x_BTD, self.ffn(self.enter("ffn", x_BTD)), number_BT)
-        self.sow("taps", "hidden", x_BTD)
-        return x_BTD, kv
-
-    def enter(self, sublayer: str, x_BTD: Array) -> Array:
-        """What a sub-layer reads."""
-        return x_BTD if self.config.norm_position == "after" else self.norm[sublayer](x_BTD)
-
-    def leave(self, sublayer: str, x_BTD: Array, out_BTD: Array, number_BT: Array | None) -> Array:
-        """The residual sum."""
-        if self.config.norm_position == "both":
-            out_BTD = self.norm_out[sublayer](out_BTD)
-        x_BTD += self.drop(out_BTD, number_BT)
-        return self.norm[sublayer](x_BTD) if self.config.norm_position == "after" else x_BTD
-
-
-def through(
-    layers: Sequence[Block],
-    x_BTD: Array,
-    number_BT: Array | None,
-    sight: Sight,
-    source_kv: Sequence[KeyValue] = (),
-    self_kv: Sequence[KeyValue] = (),
-    slot: Array | None = None,
-) -> tuple[Array, tuple[KeyValue, ...]]:
-    """(x_BTD, every layer's keys and values). A plain loop: easy to pick from, and faster on CPU than a scan."""
-    kvs = []
-    for layer, source, earlier in itertools.zip_longest(layers, source_kv, self_kv):
-        x_BTD, kv = layer(x_BTD, number_BT, sight, source, earlier, slot)
-        kvs.append(kv)
-    return x_BTD, tuple(kvs)
 
 
 class Network(nn.Module):
@@ -146,7 +81,7 @@ class Network(nn.Module):
     def embed(self, ids_BT: Array, position_BT: Array, table: Array | None, length: int) -> Array:
         """Embeddings, and the positions that are added to them; no position reaches `length`."""
         c = self.config
-        x_BTD = self.embedding[ids_BT]
+        x_BTD = self.embedding[ids_BT].astype(jnp.float32)
         if c.embedding_scale:
             x_BTD *= c.d_model**0.5
         if c.positions == "sinusoidal":
@@ -155,8 +90,8 @@ class Network(nn.Module):
             x_BTD += sinusoids(length + c.first_position, c.d_model, timing=True)[position_BT + c.first_position]
         if c.positions == "learned":
             # Beyond the table only drafts stand that are thrown away; JAX gives them its last row.
-            x_BTD += table[position_BT]
-        return x_BTD
+            x_BTD += table[position_BT].astype(jnp.float32)
+        return x_BTD.astype(jnp.bfloat16 if c.compute == "bfloat16" else self.embedding.dtype)
 
     def check_length(self, length: int) -> None:
         """Raises KdError where a row has more tokens than the network has learned positions."""
@@ -171,7 +106,7 @@ class Network(nn.Module):
         if c.positions == "relative":
             # An example's tokens stand side by side, so places are as far apart as positions: one table for all rows.
             distance_TS = jnp.arange(seen.shape[-1])[None] - place_T[:, None]
-            bias += table[relative_buckets(distance_TS, two_sided)].transpose(2, 0, 1)[None]
+            bias += table[relative_buckets(distance_TS, two_sided)].astype(jnp.float32).transpose(2, 0, 1)[None]
         if c.positions == "rotary":
             turn = rotation(position_BT, c.head_width, c.rope_theta, c.rope_scaling)
             if c.local:
@@ -236,10 +171,11 @@ def pure_functions(network: Network) -> Model:
 
     def init(key: Array) -> Params:
         one = Tokens(*(jnp.full((1, 1), i, jnp.int32) for i in (1, 0, 1)))
-        return network.init(key, Inputs(jnp.ones(1, jnp.int32), one, one))["params"]
+        plain = dataclasses.replace(network.config, compute="float32", remat="none", scan_layers=False)
+        return network.clone(config=plain).init(key, Inputs(jnp.ones(1, jnp.int32), one, one))["params"]
 
     def variables(params: Params) -> dict[str, Params]:
-        return {"params": gathered(params, axes.named)}
+        return {"params": gathered(rounded(params, network.config.compute), axes.named)}
 
     def apply(params: Params, inputs: Inputs, dropout_key: Array | None = None) -> Array:
         rngs = {} if dropout_key is None else {"dropout": dropout_key}

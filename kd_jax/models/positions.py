@@ -68,8 +68,9 @@ def rotate(x_BHTd: Array, turn: tuple[Array, Array]) -> Array:
       [-2.  1.]
     """
     cosine, sine = turn
-    halves = x_BHTd.reshape(*x_BHTd.shape[:-1], 2, x_BHTd.shape[-1] // 2)
-    return x_BHTd * cosine + jnp.flip(halves, axis=-2).reshape(x_BHTd.shape) * sine
+    wide_BHTd = x_BHTd.astype(jnp.float32)
+    halves = wide_BHTd.reshape(*x_BHTd.shape[:-1], 2, x_BHTd.shape[-1] // 2)
+    return (wide_BHTd * cosine + jnp.flip(halves, axis=-2).reshape(x_BHTd.shape) * sine).astype(x_BHTd.dtype)
 
 
 def relative_buckets(distance: Array, two_sided: bool) -> Array:

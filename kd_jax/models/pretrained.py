@@ -12,10 +12,10 @@ from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture
 from kd_jax.models.huggingface.read import read, read_architecture
 from kd_jax.models.init import PADDED, spaced
-from kd_jax.models.transformer import Transformer
+from kd_jax.models.transformer import COMPUTED, Transformer
 from kd_jax.types import Params
 
-FREE = ("dropout", "vocab_rows", "vocab_multiple")  # what a folder does not decide
+FREE = (*COMPUTED, "vocab_rows", "vocab_multiple")  # what a folder does not decide
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
@@ -13,6 +13,11 @@ NormPosition = Literal["before", "after", "both"]
 Positions = Literal["sinusoidal", "timing", "learned", "rotary", "relative"]
 Activation = Literal["relu", "silu", "gelu", "gelu_tanh", "swiglu", "geglu"]
 Biases = Literal["none", "qkv", "all"]
+Compute = Literal["float32", "bfloat16"]
+Remat = Literal["none", "layer", "dots"]
+
+# How a network is computed; what its parameters are does not depend on it.
+COMPUTED = ("dropout", "compute", "remat", "scan_layers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,12 @@ class Transformer:
       head_bias: whether the logits have a bias.
       vocab_rows: rows of the embedding; 0 for as many as there are tokens. Rows beyond them get no probability.
       vocab_multiple: the embedding's rows are padded to a multiple of it.
+      compute: what products of matrices and what lies between the layers are in, "float32" or "bfloat16". Parameters
+        and their gradients are float32 either way, as are norms, the softmax and the logits; parameters that are kept
+        in bfloat16 are computed with in it.
+      remat: what of a layer is kept for the backward pass: all of it ("none"), the products with its matrices
+        ("dots"), or what it reads alone ("layer"); the rest is computed again (arXiv 1604.06174).
+      scan_layers: whether a stack is compiled as one layer that is scanned over: for deep networks; slower on CPU.
     """
 
     d_model: int = 128
@@ -78,6 +89,11 @@ class Transformer:
     soft_cap: float = 0.0
     vocab_rows: int = 0
     vocab_multiple: int = 1
+    compute: Compute = "float32"
+    remat: Remat = "none"
+    scan_layers: bool = False
+
+    depths: ClassVar[tuple[str, ...]]  # fields that say how many layers a stack has
 
     @property
     def key_heads(self) -> int:
@@ -118,19 +134,18 @@ class Transformer:
 
     def _check_each(self) -> None:
         """Each field by itself."""
-        layers = [field.name for field in dataclasses.fields(self) if field.name.endswith("layers")]
-        least = dict.fromkeys([*layers, "d_model", "heads", "d_ff", "vocab_multiple"], 1)
+        least = dict.fromkeys([*self.depths, "d_model", "heads", "d_ff", "vocab_multiple"], 1)
         for field, low in (
             least | {"kv_heads": 0, "head_dim": 0, "context": 0, "first_position": 0, "vocab_rows": 0}
         ).items():
             if not is_count(vars(self)[field], low):
                 raise KdError(f"model.{field}: {vars(self)[field]}; wanted a whole number of at least {low}")
         choices = {"norm": Norm, "norm_position": NormPosition, "positions": Positions, "activation": Activation}
-        choices |= {"biases": Biases}
+        choices |= {"biases": Biases, "compute": Compute, "remat": Remat}
         for field, names in choices.items():
             if vars(self)[field] not in get_args(names):
                 raise KdError(f"model.{field}: {vars(self)[field]!r}; wanted {' or '.join(get_args(names))}")
-        for field in ("qk_norm", "embedding_scale", "embedding_norm", "tied", "head_bias"):
+        for field in ("qk_norm", "embedding_scale", "embedding_norm", "tied", "head_bias", "scan_layers"):
             if type(vars(self)[field]) is not bool:
                 raise KdError(f"model.{field}: {vars(self)[field]!r}; wanted True or False")
         if not (is_number(self.dropout) and 0 <= self.dropout < 1):

@@ -5,6 +5,7 @@ with respect to those logits are taken together; the gradients leave with the va
 array [B, T, V], nothing is computed twice, and any differentiable objective fits.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -62,15 +63,16 @@ def fused_head(objective: Objective, hidden_ND: Array, head: Head, rows: Any, fi
 
 
 def _forward(objective, hidden_ND, head, rows, fixed, chunk):
-    xs = _chunks(hidden_ND, head, rows, chunk)
+    xs, kernel_DV = _chunks(hidden_ND, head, rows, chunk), head.kernel_DV.astype(hidden_ND.dtype)
+    as_hidden = dataclasses.replace(head, kernel_DV=kernel_DV)
 
     def add_chunk(total, xs):
         hidden_CD, rows_C = xs
-        logits_CV, pull_back = jax.vjp(head.finish, head.raw(hidden_CD), head.bias_V)
+        logits_CV, pull_back = jax.vjp(head.finish, as_hidden.raw(hidden_CD), head.bias_V)
         value, d_logits_CV = jax.value_and_grad(objective, has_aux=True)(logits_CV, rows_C, fixed)
         d_raw_CV, d_bias_V = pull_back(d_logits_CV)
-        d_raw_CV = d_raw_CV.astype(head.kernel_DV.dtype)
-        d_hidden_CD = d_raw_CV @ head.kernel_DV.T
+        d_raw_CV = d_raw_CV.astype(kernel_DV.dtype)
+        d_hidden_CD = d_raw_CV @ kernel_DV.T
         if total is None:  # of the first chunk
             return (value, _outer(hidden_CD, d_raw_CV), d_bias_V), d_hidden_CD
         value, d_bias_V = jax.tree.map(jnp.add, (total[0], total[2]), (value, d_bias_V))

@@ -76,7 +76,7 @@ class HiddenStates:
         """(teacher_PBTD, student_PBTD), P = pairs; student projected to the teacher's width."""
         ours = [student[f"{self.stack}_{i}.hidden"] for i, _ in self.layers]
         if adapter:
-            ours = [x_BTD @ adapter[str(pair)] for pair, x_BTD in enumerate(ours)]
+            ours = [x_BTD.astype(jnp.float32) @ adapter[str(pair)] for pair, x_BTD in enumerate(ours)]
         return jnp.stack([teacher[f"{self.stack}_{j}.hidden"] for _, j in self.layers]), jnp.stack(ours)
 
 

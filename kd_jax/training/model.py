@@ -22,6 +22,7 @@ from kd_jax.models.base import Model
 from kd_jax.models.init import count_parameters, random_params, shrink
 from kd_jax.models.narrow import narrower
 from kd_jax.models.pretrained import cut_rows
+from kd_jax.models.transformer import COMPUTED
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.parallel import devices
 from kd_jax.parallel.base import Devices
@@ -180,7 +181,7 @@ def initial_params(experiment: Experiment, workdir: Workdir, recipe: Recipe) -> 
     wanted = config.flatten(recipe.model, "model")
     for name, seen in theirs.items():
         field = name[name.find("model.") :] if ".model." in name else name
-        if field in wanted and field != "model.dropout" and seen != wanted[field]:
+        if field in wanted and field.removeprefix("model.") not in COMPUTED and seen != wanted[field]:
             raise KdError(
                 f"init.folder {folder.path}: its {field} is {seen}, this student wants {wanted[field]}; take the same"
             )

@@ -37,6 +37,9 @@ WRONG = [
     (EncoderDecoder, {"dropout": 1.0}, "dropout"),
     (EncoderDecoder, {"biases": 1}, "biases"),
     (EncoderDecoder, {"vocab_multiple": 0}, "vocab_multiple"),
+    (DecoderOnly, {"compute": "float16"}, "compute"),
+    (EncoderDecoder, {"remat": "all"}, "remat"),
+    (DecoderOnly, {"scan_layers": 1}, "scan_layers"),
 ]
 
 

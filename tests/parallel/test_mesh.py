@@ -1,5 +1,6 @@
 """A mesh of any shape gives one device's numbers, in training, evaluation, cache writing and decoding."""
 
+import dataclasses
 import functools
 
 import chex
@@ -30,13 +31,15 @@ MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (1, 2, 2), (8, 1, 1), (1, 
 PMAPS = [1, 2, 4]  # devices
 each_backend = pytest.mark.parametrize("backend", MESHES + PMAPS, ids=str)
 each_family = pytest.mark.parametrize("family", FAMILIES)
+SCANNED = dataclasses.replace(FAMILIES["decoder_only"], layers=3, scan_layers=True, remat="layer")
+NETWORKS = FAMILIES | {"scanned": SCANNED}
 close = functools.partial(chex.assert_trees_all_close, atol=1e-5, rtol=1e-5)
 
 
 @functools.cache
 def after_one_step(backend, family, microbatches):
     """(parameters, Sums, on the host) of one step; backend: a mesh's shape, "jit", or pmap's devices."""
-    architecture = FAMILIES[family]
+    architecture = NETWORKS[family]
     spread = {tuple: lambda: OnMesh(Mesh(*backend)), str: lambda: devices(backend), int: lambda: Pmap(backend)}[
         type(backend)
     ]()
@@ -56,6 +59,11 @@ def test_a_step_is_one_devices(backend, family):
 @pytest.mark.parametrize("backend", [(1, 2, 2), 2, 8], ids=str)
 def test_an_accumulated_step_is_one_devices(backend, family):
     close(after_one_step(backend, family, 2), after_one_step("jit", family, 1))
+
+
+def test_layers_that_are_scanned_and_computed_again_are_one_devices():
+    """Stacked where they are used, they are cut as they were."""
+    close(after_one_step((2, 2, 2), "scanned", 2), after_one_step("jit", "scanned", 1))
 
 
 @pytest.fixture(scope="module", params=[(2, 2, 2), (1, 4, 2)], ids=str)

@@ -214,8 +214,7 @@ def shapes_of(model: Transformer) -> dict[str, tuple[int, ...]]:
       >>> shapes["embedding"], shapes["decoder_1.ffn.in.kernel"], len(shapes)  # 6 in each layer, and the last norm
       ((10, 8), (8, 24), 14)
     """
-    depths = {field.name: 1 for field in dataclasses.fields(model) if field.name.endswith("layers")}
-    shallow = dataclasses.replace(model, local=(), **depths).build(model.vocab_rows)
+    shallow = dataclasses.replace(model, local=(), **dict.fromkeys(model.depths, 1)).build(model.vocab_rows)
     shapes = {}
     for path, leaf in flatten_dict(jax.eval_shape(shallow.init, jax.random.key(0)), sep=".").items():
         stack = re.match(r"(encoder|decoder)_0\.", path)

@@ -1,0 +1,82 @@
+"""Seconds to compile a training step at 6 and at 24 layers, in a loop and with scan_layers.
+
+    python experiments/benchmarks/compile_time.py --json compile_time.json
+
+Cross-entropy, AdamW, narrow networks of both families: what is compiled does not depend on the widths. Nothing is run,
+and nothing is read from a cache of compiled programs. "trace" is to StableHLO, "compile" is XLA's part; the best of
+--repeats, in seconds of processor time on all cores, which other work on the machine moves less than the clock.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jax
+import numpy as np
+
+from kd_jax import DecoderOnly, EncoderDecoder, Optimizer, Term, cross_entropy, init_state, train_step
+from kd_jax.data.layouts import Bucket, Segment
+from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.models.base import Architecture
+from kd_jax.tasks.base import Encoded
+
+VOCAB_SIZE, ROWS, BUCKET = 512, 8, Bucket(32, 32)
+SIZES = {"d_model": 64, "heads": 4, "d_ff": 128}
+DEPTHS = (6, 24)
+
+
+def architecture(family: str, layers: int, scan_layers: bool) -> Architecture:
+    """Of `layers` in each of its stacks."""
+    if family == "decoder_only":
+        return DecoderOnly(layers, **SIZES, scan_layers=scan_layers)
+    return EncoderDecoder(layers, layers, **SIZES, scan_layers=scan_layers)
+
+
+def compiled(model: Architecture) -> dict[str, float]:
+    """Seconds that its training step takes to trace and to compile."""
+    network, tx = model.build(VOCAB_SIZE), Optimizer().build(1000)
+    state = jax.eval_shape(lambda key: init_state(key, network.init(key), tx), jax.random.key(0))
+    ids_T, counts_T = np.arange(sum(BUCKET), dtype=np.int32), np.ones(sum(BUCKET), bool)
+    example = Encoded(ids_T[: BUCKET.prompt], ids_T[BUCKET.prompt :], counts_T)
+    batch = model.layout(START).batch([[Segment(i, example, 1.0, {})] for i in range(ROWS)], ROWS, BUCKET, {})
+    step = functools.partial(train_step, model=network, terms={"ce": Term(cross_entropy)}, tx=tx)
+    began = time.process_time()
+    lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
+    traced = time.process_time()
+    lowered.compile()
+    return {"trace": traced - began, "compile": time.process_time() - traced}
+
+
+def main() -> None:
+    """Prints a table; writes the rows to --json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where the rows are written")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    jax.config.update("jax_enable_compilation_cache", False)
+    rows: list[dict[str, Any]] = []
+    compiled(architecture("decoder_only", 1, False))  # what JAX does once
+    for family in ("encoder_decoder", "decoder_only"):
+        for scan_layers in (False, True):
+            for layers in DEPTHS:
+                repeats = [compiled(architecture(family, layers, scan_layers)) for _ in range(arguments.repeats)]
+                best = min(repeats, key=lambda seconds: sum(seconds.values()))
+                rows.append({"family": family, "scan_layers": scan_layers, "layers": layers, **best})
+            few, many = (row["trace"] + row["compile"] for row in rows[-2:])
+            way = "scan" if scan_layers else "loop"
+            for row in rows[-2:]:
+                seconds = f"trace {row['trace']:5.1f} s, compile {row['compile']:5.1f} s"
+                print(f"{family:15s} {way} {row['layers']:2d} layers: {seconds}", flush=True)
+            print(f"{family:15s} {way} {DEPTHS[1]} layers over {DEPTHS[0]}: {many / few:.2f}", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

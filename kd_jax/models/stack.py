@@ -1,0 +1,151 @@
+"""A stack of layers: what one layer is, and how one follows the other: in a loop or a scan, kept or computed again."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, Sight
+from kd_jax.models.layers import Dropout, FeedForward, new_norm
+from kd_jax.models.transformer import Transformer
+from kd_jax.types import Array, Params
+
+# What of a layer is kept for the backward pass; all else is computed again.
+POLICIES = {
+    "layer": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention where `cross`, feed-forward: sub-layers with residual sums and norms.
+
+    Attributes:
+      config: of the network.
+      cross: whether it looks at a source.
+      local: whether its rotary angles are the local ones; `through` hands them to it.
+    """
+
+    config: Transformer
+    cross: bool
+    local: bool = False
+
+    def setup(self):
+        c = self.config
+        sublayers = ("self", "cross", "ffn") if self.cross else ("self", "ffn")
+        self.norm = {sublayer: new_norm(c) for sublayer in sublayers}
+        if c.norm_position == "both":
+            self.norm_out = {sublayer: new_norm(c) for sublayer in sublayers}
+        self.drop = Dropout(c.dropout)
+        self.self_attention, self.ffn = SelfAttention(c), FeedForward(c)
+        if self.cross:
+            self.cross_attention = CrossAttention(c)
+
+    def __call__(
+        self,
+        x_BTD: Array,
+        number_BT: Array | None,
+        sight: Sight,
+        source: KeyValue | None = None,
+        earlier: KeyValue | None = None,
+        slot: Array | None = None,
+    ) -> tuple[Array, KeyValue]:
+        """(x_BTD, the self-attention's keys and values); see SelfAttention."""
+        seen_BTD, kv = self.self_attention(self.enter("self", x_BTD), sight, earlier, slot)
+        x_BTD = self.leave("self", x_BTD, seen_BTD, number_BT)
+        if self.cross:
+            seen_BTD = self.cross_attention(self.enter("cross", x_BTD), source, sight.cross_bias)
+            x_BTD = self.leave("cross", x_BTD, seen_BTD, number_BT)
+        x_BTD = self.leave("ffn", x_BTD, self.ffn(self.enter("ffn", x_BTD)), number_BT)
+        self.sow("taps", "hidden", x_BTD)
+        return x_BTD, kv
+
+    def enter(self, sublayer: str, x_BTD: Array) -> Array:
+        """What a sub-layer reads."""
+        return x_BTD if self.config.norm_position == "after" else self.norm[sublayer](x_BTD)
+
+    def leave(self, sublayer: str, x_BTD: Array, out_BTD: Array, number_BT: Array | None) -> Array:
+        """The residual sum."""
+        if self.config.norm_position == "both":
+            out_BTD = self.norm_out[sublayer](out_BTD)
+        x_BTD += self.drop(out_BTD, number_BT)
+        return self.norm[sublayer](x_BTD) if self.config.norm_position == "after" else x_BTD
+
+
+class Own(NamedTuple):
+    """What a layer does not share with the others of its stack.
+
+    Attributes:
+      params: of the layer.
+      local: bool scalar, as Block's.
+      key: of its dropout; None for none.
+      source: keys and values of the source; None where it looks at none.
+      earlier: keys and values of earlier tokens; None where there are none.
+    """
+
+    params: Params
+    local: Array
+    key: Array | None
+    source: KeyValue | None
+    earlier: KeyValue | None
+
+
+def through(
+    layers: Sequence[Block],
+    x_BTD: Array,
+    number_BT: Array | None,
+    sight: Sight,
+    source_kv: Sequence[KeyValue] = (),
+    self_kv: Sequence[KeyValue] = (),
+    slot: Array | None = None,
+) -> tuple[Array, tuple[KeyValue, ...]]:
+    """(x_BTD, every layer's keys and values).
+
+    A plain loop, which is faster on CPU, or with `scan_layers` a scan, which compiles one layer. Parameters are stacked
+    here, so outside every layer has its own. A cache is read in a loop either way: to stack it would be to copy it.
+    """
+    owns, c = [], layers[0].config
+    for bound, source, earlier in itertools.zip_longest(layers, source_kv, self_kv):
+        if bound.is_initializing():
+            bound(x_BTD, number_BT, sight, source)  # which makes its parameters
+        key = bound.make_rng("dropout") if bound.has_rng("dropout") else None
+        owns.append(Own(bound.variables["params"], np.bool_(bound.local), key, source, earlier))
+    layer, scanned = _pure(layers[0], number_BT, sight, slot), c.scan_layers and not self_kv
+    if c.remat != "none":
+        # Within a scan nothing could be merged with what is computed again.
+        layer = jax.checkpoint(layer, policy=POLICIES[c.remat], prevent_cse=not scanned)
+    if scanned:
+        x_BTD, left_L = jax.lax.scan(layer, x_BTD, jax.tree.map(lambda *xs: jnp.stack(xs), *owns))
+        left = [jax.tree.map(lambda x_L, i=i: x_L[i], left_L) for i in range(len(owns))]
+    else:
+        left = []
+        for own in owns:
+            x_BTD, of_layer = layer(x_BTD, own)
+            left.append(of_layer)
+    for bound, (_, sown) in zip(layers, left, strict=True):
+        for name, tap in sown.items():
+            bound.put_variable("taps", name, tap)
+    return x_BTD, tuple(kv for kv, _ in left)
+
+
+def _pure(
+    block: Block, number_BT: Array | None, sight: Sight, slot: Array | None
+) -> Callable[[Array, Own], tuple[Array, tuple[KeyValue, dict[str, Any]]]]:
+    """(x_BTD, what is the layer's own) -> (x_BTD, (its keys and values, its taps where they are asked for))."""
+    tapped, block = block.is_mutable_collection("taps"), Block(block.config, block.cross, parent=None)
+
+    def layer(x_BTD, own):
+        turn = sight.turn
+        if sight.local_turn is not None:
+            turn = jax.tree.map(functools.partial(jax.lax.select, own.local), sight.local_turn, turn)
+        given = x_BTD, number_BT, sight._replace(turn=turn), own.source, own.earlier, slot
+        rngs = {} if own.key is None else {"dropout": own.key}
+        (x_BTD, kv), sown = block.apply({"params": own.params}, *given, rngs=rngs, mutable=["taps"] if tapped else [])
+        return x_BTD, (kv, sown["taps"] if tapped else {})
+
+    return layer
