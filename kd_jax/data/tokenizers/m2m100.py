@@ -47,6 +47,7 @@ whole, with sentencepiece.bpe.model, vocab.json, tokenizer_config.json
     target: str = ""
 
     pretrained: ClassVar[bool] = True
+    sample: ClassVar[int] = 0
     cut: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = (MODEL, VOCAB, CONFIG, OURS, ROWS)
 
@@ -94,7 +95,7 @@ whole, with sentencepiece.bpe.model, vocab.json, tokenizer_config.json
         manifest.write_json(folder / VOCAB, vocab)
         manifest.write_json(folder / CONFIG, settings | codes)
         manifest.write_json(folder / OURS, special)
-        np.save(folder / ROWS, np.arange(max(vocab.values()) + 1, dtype=np.int32))
+        manifest.write_array(folder / ROWS, np.arange(max(vocab.values()) + 1, dtype=np.int32))
 
     def load(self, folder: Path) -> "M2M100":
         """As Settings.load."""
