@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +59,16 @@ def run(experiment: Experiment, workdir: str | Path, force: bool = False) -> dic
     run_folder = _workdir(Path(workdir))
     with occupied(run_folder, experiment):
         for phase in PHASES:
-            call(phase, {"experiment": experiment, "workdir": run_folder, "force": force})
+            named(phase)(experiment=experiment, workdir=run_folder, force=force)
         return manifest.read_json(run_folder.report.file("report.json"))
 
 
-def call(phase: str, options: Mapping[str, Any]) -> None:
-    """Runs a phase; of several hosts the first does what is not shared, and the others wait."""
+def named(phase: str) -> Callable[..., None]:
+    """The phase's `run`; of several hosts the first does what is not shared, and the others wait."""
     run_phase = importlib.import_module(f"kd_jax.phases.{phase.replace('-', '_')}").run
     if phase in OF_ONE_HOST:
-        hosts.agreed(lambda: run_phase(**options))
-    else:
-        run_phase(**options)
+        return lambda **options: hosts.agreed(lambda: run_phase(**options))
+    return run_phase
 
 
 @contextlib.contextmanager

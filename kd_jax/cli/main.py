@@ -99,13 +99,13 @@ def main(arguments: Sequence[str]) -> int:
         words = parse(arguments)
         if words is None:
             return 0
-        from kd_jax.cli.job import call, job  # imports JAX, which --help must not
+        from kd_jax.cli.job import job, named  # imports JAX, which --help must not
 
         # What waits for a person's words ends at once.
         watched = contextlib.nullcontext() if words.command in OPTIONS else preemption.watched()
         with hosts.ending(), job(words) as calls, watched:  # last: JAX's runtime of several hosts watches too
             for phase, options in calls:
-                call(phase, options)
+                named(phase)(**options)
     except KdError as error:
         return _fail(str(error))
     except BrokenPipeError:  # `| head` has read enough

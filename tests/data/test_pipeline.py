@@ -139,7 +139,7 @@ def test_the_plan_is_what_lists_of_lists_would_hold(data, packed, tokens):
     for epoch in range(2):
         want = []
         for b, (bucket, rows) in enumerate(rows_of):
-            count = max(1, tokens // bucket.completion // 2) * 2
+            count = max(1, tokens // bucket.completion)
             order = np.random.default_rng((3, epoch, b)).permutation(len(rows))
             for start in range(0, max(1, len(rows) // count) * count, count):
                 want.append((bucket, [rows[order[i % len(rows)]] for i in range(start, start + count)]))
