@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from kd_jax import hosts
+from kd_jax.artifacts import files
 from kd_jax.artifacts.manifest import ELSEWHERE, Folder
 from kd_jax.errors import KdError
 from kd_jax.types import Params
@@ -74,7 +74,7 @@ class Checkpoints:
             [checkpoint_managers.LatestN(n=LATEST), checkpoint_managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
         )
         logging.getLogger("absl").addFilter(_not_from_orbax)
-        self._folder = (folder / "checkpoints").absolute()
+        self._folder = files.absolute(folder / "checkpoints")
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep, best_fn=_metric, best_mode="min", cleanup_tmp_directories=True
         )
@@ -99,8 +99,8 @@ class Checkpoints:
 
     def files(self, step: int) -> dict[str, int]:
         """Size in bytes of every file of a checkpoint's parameters, by its path below checkpoints/."""
-        files = (path for path in sorted((self._folder / str(step) / "params").rglob("*")) if path.is_file())
-        return {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in files}
+        paths = files.files_below(self._folder / str(step) / "params")
+        return {path.relative_to(self._folder).as_posix(): files.size(path) for path in paths}
 
     def save(self, state: Any, iterator: dict[str, Any], valid_cross_entropy: float | None) -> None:
         """Saves a training.step.TrainState with its step's number, in the place of one that is there already.
@@ -111,8 +111,8 @@ class Checkpoints:
           KdError: if the disk has no room for it.
         """
         needed = SPARE + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self._folder).free
-        if free < needed:
+        free = files.free(self._folder)
+        if free is not None and free < needed:
             raise KdError(
                 f"no space left for a checkpoint in {self._folder}: {free >> 20} MiB free, {needed >> 20} MiB wanted; "
                 "free some and run the same command again"
@@ -135,7 +135,7 @@ class Checkpoints:
         """Moves a checkpoint that cannot be read away, and says where to: it may be the machine that erred."""
         aside = hosts.agreed(lambda: str(_set_aside(self._folder / str(step))))
         self._manager.reload()
-        return Path(aside)
+        return files.path(aside)
 
     def wait(self) -> None:
         """Until all that was saved is on disk."""

@@ -4,22 +4,20 @@ Nothing half-written is ever taken for whole, nothing that was edited for what w
 emptied that this project did not make.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from kd_jax import hosts
+from kd_jax.artifacts import files
 from kd_jax.errors import KdError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
@@ -61,7 +59,7 @@ class Folder:
     def _begin(self, inputs: Mapping[str, Any], force: bool) -> bool:
         self._refuse_foreign()
         if force and self.path.exists():
-            shutil.rmtree(self.path)
+            files.remove_tree(self.path)
         wanted = json.loads(json.dumps(dict(inputs)))
         finished = self.finished()
         begun = finished or (self.path / "inputs.json").exists()
@@ -121,12 +119,12 @@ class Folder:
         Raises:
           KdError: if it is missing or its bytes are not those that were written.
         """
-        path, files = self.path / name, self.manifest()["files"]
-        if name not in files:
+        path, digests = self.path / name, self.manifest()["files"]
+        if name not in digests:
             raise KdError(f"{path}: not among the files that `{self.phase}` left; redo `{self.phase} --force`")
         if not path.exists():
             raise KdError(f"{path}: missing; redo `{self.phase} --force`")
-        if file_digest(path) != files[name]:
+        if file_digest(path) != digests[name]:
             raise KdError(f"{path}: its bytes are not those that were written; redo `{self.phase} --force`")
         return path
 
@@ -177,44 +175,26 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 def file_digest(path: Path) -> str:
     """blake2b of a file's bytes, 32 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def part(path: Path) -> Path:
-    """Where this process writes `path` before it renames it."""
-    return path.with_name(f"{path.name}.{os.getpid()}.part")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write beside, which is renamed at the end of the block: `path` is whole or not there.
-
-    Of several hosts the first writes, and what the others write goes nowhere.
-    """
-    if not hosts.first():
-        with open(os.devnull, "wb") as nowhere:
-            yield nowhere
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = part(path)
-    with open(beside, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes beside, then renames: the file is whole or not there."""
-    with replacing(path) as file:
+    with files.replacing(path) as file:
         file.write(data)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """As `write_bytes`, in NumPy's format."""
-    with replacing(path) as file:
+    """As `write_bytes`, in NumPy's format; files.read_array reads it."""
+    with files.replacing(path) as file:
         np.save(file, array)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """As `write_array`, several by name: an .npz."""
+    with files.replacing(path) as file:
+        np.savez(file, **arrays)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -229,7 +209,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """As `write_text`, one JSON-able row a line."""
-    with replacing(path) as file:
+    with files.replacing(path) as file:
         for row in rows:
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 

@@ -1,12 +1,12 @@
 """What each step measured, as JSON lines: the record that a run goes on from and that its report reads."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from kd_jax import hosts
+from kd_jax.artifacts import files
 from kd_jax.errors import KdError
 
 
@@ -37,9 +37,7 @@ class MetricsLog:
         """Adds a row and hands it to the system at once."""
         if not hosts.first():
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        files.append(self._path, json.dumps(row) + "\n")
         for writer in self._writers:
             writer.write(row)
 
@@ -68,9 +66,8 @@ class MetricsLog:
             return
         whole = self._path.read_bytes().rpartition(b"\n")[0]
         rows = [row for row in _rows(self._path, whole) if row["step"] <= step]
-        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(beside, self._path)
+        with files.replacing(self._path) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from kd_jax.artifacts import files, lease
 from kd_jax.artifacts.manifest import ELSEWHERE, Folder
 from kd_jax.errors import KdError
 
@@ -111,6 +112,10 @@ class Workdir:
         Raises:
           KdError: if another process works here.
         """
+        if files.in_bucket(self.path):
+            with lease.taken(self.path, writer):
+                yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as locks:
             locks.enter_context(self._locked(".kd_jax.lock", fcntl.LOCK_SH if writer else fcntl.LOCK_EX))

@@ -13,10 +13,12 @@ from typing import Any
 import jax
 
 from kd_jax import config, hosts, parallel
-from kd_jax.artifacts import manifest, writers
+from kd_jax.artifacts import files, manifest, writers
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.check import check
 from kd_jax.cli.resolve import resolve
+from kd_jax.data.beam import Beam
+from kd_jax.data.processes import Processes, Workers
 from kd_jax.errors import KdError
 from kd_jax.evaluation.ablation import chosen_metrics
 from kd_jax.evaluation.controls import with_controls
@@ -56,7 +58,7 @@ def run(experiment: Experiment, workdir: str | Path, force: bool = False) -> dic
     share_compiled_programs()
     experiment = settled(experiment)
     check(experiment)
-    run_folder = _workdir(Path(workdir))
+    run_folder = _workdir(workdir)
     with occupied(run_folder, experiment):
         for phase in PHASES:
             named(phase)(experiment=experiment, workdir=run_folder, force=force)
@@ -124,7 +126,7 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         given |= {option: vars(words)[option] for option in ("only", "writer") if vars(words)[option]}
         with occupied(workdir, experiment, words.writer):
             own = {phase: {"profile": words.profile, "metrics": words.metrics} for phase in TRAINING}
-            own["prepare"] = {"processes": words.processes or 1}
+            own["prepare"] = {"workers": _workers(words, workdir)}
             yield [(phase, given | own[phase] if phase in own else given) for phase in words.phases]
 
 
@@ -134,11 +136,18 @@ def _check_options(words: argparse.Namespace) -> None:
         raise KdError("--only: goes with the commands student and plan --devices alone")
     if words.writer and words.command != "cache":
         raise KdError("--writer: goes with the command cache alone")
-    if words.processes and words.command not in ("run", "prepare"):
-        raise KdError("--processes: goes with the commands run and prepare alone")
+    for option in ("processes", "beam_runner"):
+        if vars(words)[option] and words.command not in ("run", "prepare"):
+            raise KdError(f"--{option.replace('_', '-')}: goes with the commands run and prepare alone")
+    if words.processes and words.beam_runner:
+        raise KdError("--processes: who does the work is Beam's to say where there is --beam-runner; leave it out")
+    if words.beam_options and not words.beam_runner:
+        raise KdError("--beam-options: goes with --beam-runner, such as --beam-runner DirectRunner")
     for option in ("profile", "metrics"):
         if vars(words)[option] and words.command not in ("run", *TRAINING):
             raise KdError(f"--{option}: goes with the commands run, {', '.join(TRAINING)} alone")
+        if vars(words)[option] and words.workdir and files.in_bucket(words.workdir):
+            raise KdError(f"--{option}: {words.workdir} is in a bucket; wanted a --workdir on a disk")
     for option in ("host", "coordinator"):
         if vars(words)[option] and words.command not in ("run", *PHASES):
             raise KdError(f"--{option}: goes with the commands run, {', '.join(PHASES)} alone")
@@ -149,6 +158,15 @@ def _check_options(words: argparse.Namespace) -> None:
         raise KdError("--force: plan keeps nothing that could be done again; leave it out")
     if words.command == "shrink" and words.force:
         raise KdError("--force: shrink measures anew each time; leave it out")
+
+
+def _workers(words: argparse.Namespace, workdir: Workdir) -> Workers:
+    """Who prepares the data; raises KdError where it is Beam, and it cannot."""
+    if not words.beam_runner:
+        return Processes(words.processes or 1)
+    beam = Beam(words.beam_runner, words.beam_options, workdir.data.path / "beam")
+    beam.check()
+    return beam
 
 
 def _scaled(words: argparse.Namespace) -> bool:
@@ -258,12 +276,13 @@ def recall(workdir: Workdir) -> Experiment:
     return experiment
 
 
-def _workdir(given: Path | None) -> Workdir:
+def _workdir(given: str | Path | None) -> Workdir:
     if given is None:
         raise KdError("--workdir: missing; wanted the folder to keep the run in, such as runs/quickstart")
-    if given.exists() and not given.is_dir():
-        raise KdError(f"--workdir {given}: not a folder; take another")
-    return Workdir(given)
+    path = files.path(given)
+    if path.exists() and not path.is_dir():
+        raise KdError(f"--workdir {path}: not a folder; take another")
+    return Workdir(path)
 
 
 def share_compiled_programs() -> None:

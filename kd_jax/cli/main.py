@@ -67,7 +67,7 @@ to start with:
 
 phases:
   prepare    fetch the text, train the tokeniser, encode every split (--processes 4: in as many processes, of this
-             machine; the files are the same)
+             machine; --beam-runner NAME: as an Apache Beam pipeline, its own options in --beam-options="...")
   teacher    train the large model on the text alone
   cache      let the teacher say, once, what it thinks of every training token (--writer 0/4: a fourth of the work,
              in as many processes or machines as you like)
@@ -186,7 +186,7 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
         )
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     if command != "new":
-        parser.add_argument("--workdir", type=Path)
+        parser.add_argument("--workdir")  # a path, or a bucket's: gs://BUCKET/FOLDER
     if command == "import-logprobs":
         parser.add_argument("files", nargs="*", type=Path)
     elif command not in ("generate", "export"):
@@ -210,6 +210,8 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
         parser.add_argument("--profile", type=_steps)
         parser.add_argument("--metrics", nargs="*", default=[])
         parser.add_argument("--processes", type=_processes)
+        parser.add_argument("--beam-runner", default="")
+        parser.add_argument("--beam-options", default="")
         parser.add_argument("--host", type=_host)
         parser.add_argument("--coordinator", default="")
         parser.add_argument("--patience", type=float, default=hosts.PATIENCE)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.artifacts import manifest, runlog
+from kd_jax.artifacts import files, manifest, runlog
 from kd_jax.data import store
 from kd_jax.data.held_out import UNLABELLED, Splits
-from kd_jax.data.processes import Workers
+from kd_jax.data.processes import ONE, Workers
 from kd_jax.data.tokenizers.base import Settings, Tokenizer
 from kd_jax.tasks.base import ENCODED, Encoded, Example, Task
 
@@ -67,7 +67,7 @@ def per_shard(examples: int) -> int:
     return SHARD * max(1, -(-examples // (SHARD * SHARDS)))
 
 
-def encode(encoding: Encoding, split: str, processes: int = 1) -> str:
+def encode(encoding: Encoding, split: str, workers: Workers = ONE) -> str:
     """Writes an encoded split, SPLIT.lengths.npy and SPLIT.owners.npy, or goes on where an earlier call was stopped.
 
     Returns:
@@ -78,11 +78,11 @@ def encode(encoding: Encoding, split: str, processes: int = 1) -> str:
     shards = [range(start, min(start + each, count)) for start in range(0, count, each)]
     if not (folder / f"{split}.index.json").exists():  # written when all is whole, but for the parts that go
         missing = [n for n in range(len(shards)) if not parts_path(folder, split, n).exists()]
-        with runlog.progress(f"encode {split}", count) as bar, Workers(processes, encoding) as workers:
+        with runlog.progress(f"encode {split}", count) as bar, workers.sharing(encoding) as each_shard:
             bar.skip(count - sum(len(shards[n]) for n in missing))
-            for done in workers.map(encode_shard, [(split, n, shards[n]) for n in missing]):
+            for done in each_shard(encode_shard, [(split, n, shards[n]) for n in missing]):
                 bar.advance(done)
-        parts = [np.load(parts_path(folder, split, n)) for n in range(len(shards))]
+        parts = [files.read_array(parts_path(folder, split, n)) for n in range(len(shards))]
         parts_N3 = np.concatenate(parts)
         manifest.write_array(folder / f"{split}.lengths.npy", parts_N3[:, :2])
         manifest.write_array(folder / f"{split}.owners.npy", parts_N3[:, 2])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kd_jax.artifacts import runlog
-from kd_jax.data.processes import Workers
+from kd_jax.data.processes import ONE, Workers
 from kd_jax.data.rows import Example, Joined, Mapped, chosen, only, passing
 from kd_jax.errors import KdError
 
@@ -95,7 +95,7 @@ def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], la
     return splits | {"train": chosen(train, np.flatnonzero(keeps_N)), UNLABELLED: Joined(others, given)}
 
 
-def without_leaks(splits: Splits, *fields: str, processes: int = 1) -> tuple[Splits, dict[str, int]]:
+def without_leaks(splits: Splits, *fields: str, workers: Workers = ONE) -> tuple[Splits, dict[str, int]]:
     """Drops held-out examples of which a text, case apart, is trained on (or, for test, validated on).
 
     Unlabelled examples are trained on too. Texts are compared by hashes of 64 bits, of which those of the held-out
@@ -104,7 +104,7 @@ def without_leaks(splits: Splits, *fields: str, processes: int = 1) -> tuple[Spl
     Args:
       splits: "train", "validation", "test" and perhaps "unlabelled" -> examples.
       fields: whose texts are compared, with the texts of all of them; as a rule the one that the model reads.
-      processes: that read them.
+      workers: that read them.
 
     Returns:
       (splits, how many were dropped of each).
@@ -121,7 +121,7 @@ def without_leaks(splits: Splits, *fields: str, processes: int = 1) -> tuple[Spl
     known_H = np.unique(np.concatenate([np.zeros(0, np.uint64), *(x_NF.ravel() for x_NF in held_out.values())]))
     met_H = np.zeros(len(known_H), bool)  # in what came before
     clean: Splits = {}
-    with Workers(processes, _Compared(splits, fields, known_H)) as workers:
+    with workers.sharing(_Compared(splits, fields, known_H)) as each:
         for split in order:
             clean[split], rows = splits[split], splits[split]
             if split in held_out:
@@ -131,7 +131,7 @@ def without_leaks(splits: Splits, *fields: str, processes: int = 1) -> tuple[Spl
                 continue
             parts = [(split, range(start, min(start + PART, len(rows)))) for start in range(0, len(rows), PART)]
             with runlog.progress(f"compare {split}", len(rows)) as bar:
-                for (_, part), places in zip(parts, workers.map(_met, parts), strict=True):
+                for (_, part), places in zip(parts, each(_met, parts), strict=True):
                     met_H[places] = True
                     bar.advance(len(part))
     return clean, {split: len(splits[split]) - len(clean[split]) for split in order}

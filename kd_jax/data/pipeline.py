@@ -14,6 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from kd_jax.artifacts import files
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.data.buckets import cut, filled, pack, padded_lengths, place, rows_within
 from kd_jax.data.layouts import Bucket, Layout, Segment
@@ -55,7 +56,7 @@ class Split:
         """Raises KdError if a file is not as it was written, or a signal's store has another number of records."""
         self.name, self.examples, self.payloads = name, Store(folder.path, name), dict(payloads or {})
         folder.file(f"{name}.index.json")
-        self.lengths = np.load(folder.file(f"{name}.lengths.npy"))
+        self.lengths = files.read_array(folder.file(f"{name}.lengths.npy"))
         for signal, store in self.payloads.items():
             if len(store) != len(self.examples):
                 raise KdError(f"cache {signal}: {len(store)} records for {len(self.examples)} examples of {name}")

@@ -1,6 +1,8 @@
-"""Work on one corpus by several processes of this machine, each with its own way to the examples."""
+"""Work on one corpus by several processes, each with its own way to the examples."""
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -8,59 +10,73 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, Protocol
 
 from kd_jax.errors import KdError
 
+Map = Callable[[Callable[[Any, Any], Any], Iterable[Any]], Iterator[Any]]
 _shared: Any = None  # in a worker: what it was given when it began
 
 
-class Workers:
-    """Calls functions in several processes; with one it calls them here.
+class Workers(Protocol):
+    """Who does the work."""
 
-    Workers end with the process that began them, however that ends; signals are its matter, not theirs.
+    def sharing(self, shared: Any) -> contextlib.AbstractContextManager[Map]:
+        """Gives (function, items) -> function(shared, item) of every item, in order.
 
-    Args:
-      count: number of processes.
-      shared: the first argument of every call, handed to each process once; pickled where there are several.
+        Args:
+          shared: the first argument of every call, handed to each process once; pickled where there are several.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Processes of this machine (`Workers`); one does the work where it is called.
+
+    They end with the process that began them, however that ends; signals are its matter, not theirs.
+
+    Attributes:
+      count: how many.
 
     Examples:
-      >>> with Workers(1, shared=10) as workers:
-      ...     list(workers.map(max, [3, 12]))
+      >>> with Processes().sharing(10) as each:
+      ...     list(each(max, [3, 12]))
       [10, 12]
     """
 
-    def __init__(self, count: int, shared: Any):
-        self._count, self._shared, self._executor = count, shared, None
+    count: int = 1
 
-    def __enter__(self) -> "Workers":
-        if self._count > 1:
-            # Not forked from here: JAX has threads, and what they hold would be held for ever.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__, "kd_jax.data.encoding"])
-            self._executor = concurrent.futures.ProcessPoolExecutor(self._count, context, _begin, (self._shared,))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-
-    def map(self, function: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        """function(shared, item) of every item, in order; the function must be found by its name.
+    @contextlib.contextmanager
+    def sharing(self, shared: Any) -> Iterator[Map]:
+        """As Workers.sharing; the function must be found by its name, where there are several.
 
         Raises:
-          KdError: if a process was ended from outside.
+          KdError: in use, if a process was ended from outside.
         """
-        if self._executor is None:
-            yield from (function(self._shared, item) for item in items)
+        if self.count == 1:
+            yield lambda function, items: (function(shared, item) for item in items)
             return
+        # Not forked from here: JAX has threads, and what they hold would be held for ever.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "kd_jax.data.encoding"])
+        executor = concurrent.futures.ProcessPoolExecutor(self.count, context, _begin, (shared,))
         try:
-            yield from self._executor.map(functools.partial(_call, function), items)
+            yield functools.partial(self._each, executor)
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def _each(self, executor: concurrent.futures.Executor, function: Any, items: Iterable[Any]) -> Iterator[Any]:
+        try:
+            yield from executor.map(functools.partial(_call, function), items)
         except BrokenProcessPool as error:
             raise KdError(
-                f"--processes {self._count}: one of them was ended from outside, as where memory runs out; the same "
+                f"--processes {self.count}: one of them was ended from outside, as where memory runs out; the same "
                 "command goes on from what is done: wanted fewer processes, or more memory"
             ) from error
+
+
+ONE = Processes()
 
 
 def _begin(shared: Any) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from kd_jax.artifacts import manifest
+from kd_jax.artifacts import files, manifest
 from kd_jax.errors import KdError
 from kd_jax.types import Field
 
@@ -114,17 +113,12 @@ def write_all(folder: Path, name: str, schema: Schema, records: Iterable[Record]
 
 def write_shard(folder: Path, name: str, shard: int, schema: Schema, records: Iterable[Record]) -> None:
     """Writes one shard beside, then renames it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = shard_path(folder, name, shard)
     # Its own name for every process: should two make the same shard, both are whole and the same.
-    beside = manifest.part(path)
-    file_writer = ArrayRecordWriter(str(beside), OPTIONS)
-    for record in records:
-        file_writer.write(pack(schema, record))
-    file_writer.close()
-    with open(beside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with files.beside(shard_path(folder, name, shard)) as path:
+        file_writer = ArrayRecordWriter(str(path), OPTIONS)
+        for record in records:
+            file_writer.write(pack(schema, record))
+        file_writer.close()
 
 
 def write_index(folder: Path, name: str, schema: Schema, counts: Sequence[int], records_per_shard: int) -> str:
@@ -219,16 +213,17 @@ class Store:
 
     def bytes(self) -> int:
         """Size of all shards on disk."""
-        return sum(shard_path(self._folder, self._name, s).stat().st_size for s in range(len(self._digests)))
+        return sum(files.size(shard_path(self._folder, self._name, s)) for s in range(len(self._digests)))
 
     def _open(self, shard: int) -> list[bytes] | ArrayRecordReader:
         if shard not in self._shards:
-            path = shard_path(self._folder, self._name, shard)
-            if manifest.file_digest(path) != self._digests[shard]:
+            path, digest = shard_path(self._folder, self._name, shard), self._digests[shard]
+            on_disk = files.local(path, digest)
+            if manifest.file_digest(on_disk) != digest:
                 raise KdError(
                     f"{path}: its bytes are not those that were written; for a cache run the phase `cache` again, "
                     "which makes this shard anew; for data `prepare --force`"
                 )
-            reader = ArrayRecordReader(str(path))
+            reader = ArrayRecordReader(str(on_disk))
             self._shards[shard] = reader.read_all() if self._in_memory else reader
         return self._shards[shard]

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kd_jax import hosts
-from kd_jax.artifacts import runlog
+from kd_jax.artifacts import files, runlog
 from kd_jax.artifacts.manifest import Folder, read_lines
 from kd_jax.data.pipeline import EvalBatches, PromptBatches
 from kd_jax.data.tokenizers.base import Tokenizer
@@ -171,5 +171,5 @@ def read_outcome(
         rows = read_lines(folder.file(f"{name}.jsonl"))
         written = measured._replace(written=[row["number"] for row in rows])
         return written.outcome(task, [row[task.decoding.ways[0]] for row in rows])
-    with np.load(folder.file(f"{name}.npz")) as arrays:
-        return of_tokens(task, measured, arrays["nll"], arrays["tokens"])
+    arrays = files.read_arrays(folder.file(f"{name}.npz"))
+    return of_tokens(task, measured, arrays["nll"], arrays["tokens"])

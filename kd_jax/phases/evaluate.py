@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from kd_jax import config, hosts
-from kd_jax.artifacts import manifest, runlog
+from kd_jax.artifacts import files, manifest, runlog
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data.buckets import place
 from kd_jax.data.layouts import EachLayout, Layout
@@ -112,10 +112,9 @@ def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str
     outcomes = {way: setting.measured.outcome(task, texts) for way, texts in written.items()}
     tokens = None
     if any(metric.reads == "tokens" for metric in task.metrics):
-        owners = np.load(setting.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
+        owners = files.read_array(setting.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
         nll_N, tokens_N = quality.likelihoods(contender, params, programs, _batches(setting, layout), owners, spread)
-        if hosts.first():
-            np.savez(path / f"{contender.name}.npz", nll=nll_N, tokens=tokens_N)
+        manifest.write_arrays(path / f"{contender.name}.npz", nll=nll_N, tokens=tokens_N)
         tokens = quality.of_tokens(task, setting.measured, nll_N, tokens_N)
     return quality.scores(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
 

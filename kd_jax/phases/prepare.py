@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from kd_jax import config
-from kd_jax.artifacts import manifest, runlog
+from kd_jax.artifacts import files, manifest, runlog
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.data.buckets import LONGEST
 from kd_jax.data.encoding import Encoding, encode
 from kd_jax.data.held_out import SPLITS, UNLABELLED, Splits, leak_sentence, without_leaks
+from kd_jax.data.processes import ONE, Workers
 from kd_jax.data.rows import Joined, Mapped, chosen, only, passing, sample
 from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.errors import KdError
@@ -21,10 +22,10 @@ from kd_jax.models.base import Architecture
 from kd_jax.tasks.base import Example, Task
 
 
-def run(experiment: Experiment, workdir: Workdir, force: bool = False, processes: int = 1) -> None:
+def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: Workers = ONE) -> None:
     """Leaves workdir/data: the tokeniser, the encoded splits, and the held-out text.
 
-    What is whole of an earlier call that was stopped is gone on from; the number of processes changes no byte.
+    What is whole of an earlier call that was stopped is gone on from; who does the work changes no byte.
 
     Raises:
       KdError: if the source cannot be read, a split is empty, or a held-out example is too long to be measured.
@@ -38,7 +39,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, processes
     splits = experiment.source.splits(task.fields(), task.held_out_fields(), task.prompt_fields())
     check_splits(experiment, splits)
     before = {split: len(examples) for split, examples in splits.items()}
-    splits, leaked = without_leaks(splits, task.fields()[0], processes=processes)
+    splits, leaked = without_leaks(splits, task.fields()[0], workers=workers)
     counts = {split: len(examples) for split, examples in splits.items()}
     for split, count in counts.items():
         if not count:
@@ -47,7 +48,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, processes
     if not all((folder.path / name).exists() for name in experiment.tokenizer.files):
         experiment.tokenizer.prepare(training_texts(experiment, splits), folder.path, task.symbols())
     encoding = Encoding(folder.path, experiment.tokenizer, task, splits)
-    digests = {split: encode(encoding, split, processes) for split in splits}
+    digests = {split: encode(encoding, split, workers) for split in splits}
     for split in SPLITS[1:]:
         keep_text(experiment, folder.path, split, splits[split])
     tokenizer = experiment.tokenizer.load(folder.path)
@@ -85,8 +86,8 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
     flat = {key: value for name, part in parts.items() for key, value in config.flatten(part, name).items()}
     measuring = {("task", field) for field in experiment.task.measuring}  # which decides nothing here
     flat = {key: value for key, value in flat.items() if tuple(key.split(".")[:2]) not in measuring}
-    files = (*experiment.source.files(), *experiment.tokenizer.sources())
-    return flat | {f"consumed.{path}": manifest.file_digest(path) for path in files}
+    sources = (*experiment.source.files(), *experiment.tokenizer.sources())
+    return flat | {f"consumed.{path}": manifest.file_digest(path) for path in sources}
 
 
 def training_texts(experiment: Experiment, splits: Splits) -> Iterator[str]:
@@ -102,8 +103,8 @@ def training_texts(experiment: Experiment, splits: Splits) -> Iterator[str]:
 
 def keep_text(experiment: Experiment, path: Path, split: str, examples: Sequence[Example]) -> None:
     """Writes a held-out split's text beside its tokens; raises KdError if a model could not take an example whole."""
-    task, owners_N = experiment.task, np.load(path / f"{split}.owners.npy")
-    lengths = np.load(path / f"{split}.lengths.npy")
+    task, owners_N = experiment.task, files.read_array(path / f"{split}.owners.npy")
+    lengths = files.read_array(path / f"{split}.lengths.npy")
     for name, recipe in experiment.recipes.items():
         refuse_endless(lengths, recipe.model, f"{name}: source: {split}", chosen(examples, owners_N), task)
     fields = (*task.fields(), *task.held_out_fields())

@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from kd_jax.artifacts import files
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data.store import Store
@@ -52,7 +52,7 @@ def _consumed(experiment: Experiment, workdir: Workdir, name: str) -> dict[str, 
         _refuse_others(f"targets {recipe.targets.name}", targets.inputs(), consumed)
         consumed["targets"] = targets.outputs()["digest"]
     if recipe.init.origin == "checkpoint":
-        consumed["checkpoint"] = Folder(Path(recipe.init.folder), "teacher").outputs()["digest"]
+        consumed["checkpoint"] = Folder(files.path(recipe.init.folder), "teacher").outputs()["digest"]
     return consumed
 
 

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax import config, hosts
-from kd_jax.artifacts import checkpoint, runlog, writers
+from kd_jax.artifacts import checkpoint, files, runlog, writers
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data import pipeline
@@ -170,7 +169,7 @@ def initial_params(experiment: Experiment, workdir: Workdir, recipe: Recipe) -> 
         tokenizer = tokenizers.load(experiment.tokenizer, workdir.data)
         params = recipe.init.params(tokenizer.rows_V)
         return cut_rows(params, tokenizer.rows_V) if experiment.tokenizer.cut else params
-    folder = Folder(Path(recipe.init.folder), "teacher")
+    folder = Folder(files.path(recipe.init.folder), "teacher")
     theirs = folder.inputs()
     if theirs["consumed.tokenizer"] != data["tokenizer"]:
         ours, settings = tokenizers.load(experiment.tokenizer, workdir.data), experiment.tokenizer

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kd_jax.artifacts import manifest
+from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.errors import KdError
 
@@ -133,13 +133,13 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(manifest.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError):
         manifest.write_json(tmp_path / "x.json", {"new": 2})
     assert manifest.read_json(tmp_path / "x.json") == {"old": 1}
 
 
 def test_processes_write_beside_under_their_own_names(tmp_path, monkeypatch):
-    mine = manifest.part(tmp_path / "inputs.json")
-    monkeypatch.setattr(manifest.os, "getpid", lambda: 1)
-    assert manifest.part(tmp_path / "inputs.json") != mine
+    mine = files.part(tmp_path / "inputs.json")
+    monkeypatch.setattr(files.os, "getpid", lambda: 1)
+    assert files.part(tmp_path / "inputs.json") != mine

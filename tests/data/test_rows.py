@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_jax.data.held_out import without_leaks
-from kd_jax.data.processes import Workers
+from kd_jax.data.processes import Processes
 from kd_jax.data.rows import Chosen, InTurn, Joined, Mapped, only, sample
 from kd_jax.data.text_files import read_files
 from kd_jax.errors import KdError
@@ -72,17 +72,18 @@ def process_of(shared, item):
 
 
 def test_processes_work_in_order_and_one_that_ends_is_said():
-    with Workers(2, shared=-1) as workers:
-        items, pids = zip(*workers.map(process_of, range(20)), strict=True)
+    with Processes(2).sharing(-1) as each:
+        items, pids = zip(*each(process_of, range(20)), strict=True)
     assert items == tuple(range(20)) and os.getpid() not in pids
-    with pytest.raises(KdError, match="^--processes 2: one of them was ended from outside"), Workers(2, 7) as workers:
-        list(workers.map(process_of, range(20)))
+    ended = pytest.raises(KdError, match="^--processes 2: one of them was ended from outside")
+    with ended, Processes(2).sharing(7) as each:
+        list(each(process_of, range(20)))
 
 
 def test_leaks_are_the_same_whoever_looks_for_them():
     train = [{"en": f"Text {i}"} for i in range(0, 40_000, 2)]
     splits = {"train": train, "validation": [{"en": f"text {i}"} for i in range(9)], "test": [{"en": "TEXT 1"}]}
-    one, two = (without_leaks(splits, "en", processes=processes) for processes in (1, 2))
+    one, two = (without_leaks(splits, "en", workers=Processes(processes)) for processes in (1, 2))
     assert one == two
     assert [row["en"] for row in one[0]["validation"]] == ["text 1", "text 3", "text 5", "text 7"]
     assert one[1] == {"train": 0, "validation": 5, "test": 1}

@@ -95,7 +95,7 @@ def test_the_seed_that_fails_is_named(finished, words, capsys):
         (["--seeds", "0", "--seed", "3"], "--seed: ablate takes its seeds from --seeds"),
         (["--seeds", "0", "--metric", "rouge_l"], "--metric rouge_l: translation has bleu, chrf"),
         (["--seeds", "0", "--teacher.training.step", "3"], "--teacher.training.steps"),
-        (["--seeds", "0", "--only", "kd"], "--only: goes with the command student"),
+        (["--seeds", "0", "--only", "kd"], "--only: goes with the commands student and plan --devices alone"),
     ],
 )
 def test_bad_words_are_one_line_and_leave_nothing(words, given, message, tmp_path, capsys):

@@ -11,6 +11,8 @@ from kd_jax import Generation, SentencePiece
 from kd_jax.artifacts import manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.data import encoding
+from kd_jax.data.beam import Beam
+from kd_jax.data.processes import Processes
 from kd_jax.data.pseudo_targets import PseudoTargets
 from kd_jax.data.store import Store
 from kd_jax.errors import KdError
@@ -49,15 +51,31 @@ def large(request, root, tmp_path, monkeypatch):
     return dataclasses.replace(experiment, task=Generation(text="en", window=16, context=4))
 
 
-def test_two_processes_write_the_bytes_of_one(large, tmp_path):
-    for processes in (1, 2):
-        prepare.run(large, Workdir(tmp_path / str(processes)), processes=processes)
-    one, two = (tmp_path / str(processes) / "data" for processes in (1, 2))
+@pytest.mark.parametrize("who", ["processes", "beam"])
+def test_many_workers_write_the_bytes_of_one(large, tmp_path, who):
+    several = Processes(2) if who == "processes" else Beam("DirectRunner", "", tmp_path / "many/data/beam")
+    prepare.run(large, Workdir(tmp_path / "one"))
+    prepare.run(large, Workdir(tmp_path / "many"), workers=several)
+    one, two = tmp_path / "one/data", tmp_path / "many/data"
     assert digests(one) == digests(two)
     assert {"train-00002.arrayrecord", "validation.jsonl"} <= digests(one).keys()
     assert not list(one.glob("*.part*"))
     outputs = [{**Workdir(one.parent).data.manifest(), "seconds": 0, "created": 0} for one in (one, two)]
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("options", ["", "--direct_num_workers=2 --direct_running_mode=multi_processing"])
+def test_an_example_that_cannot_be_encoded_is_one_line_from_beam_too(options, tmp_path):
+    beam = Beam("DirectRunner", options, tmp_path / "b")
+    with pytest.raises(KdError, match="^example 3 is refused$"), beam.sharing(3) as each:
+        list(each(refuse, range(5)))
+    assert not (tmp_path / "b").exists()
+
+
+def refuse(shared, item):
+    if item == shared:
+        raise KdError(f"example {item} is refused")
+    return item
 
 
 def test_every_example_is_found_by_its_number(large, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tokenizers
 
-from kd_jax.artifacts import manifest
+from kd_jax.artifacts import files, manifest
 from kd_jax.data.tokenizers import base
 from kd_jax.data.tokenizers.chat import Chat
 from kd_jax.data.tokenizers.cut import around, cut, kept_ids, vocabulary
@@ -147,7 +147,7 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         """As Settings.load."""
         base.require(folder / name for name in self.files)
         spec, special = (manifest.read_json(folder / name) for name in (JSON, OURS))
-        return Wrapped(spec, UNSAID | special, np.load(folder / ROWS), folder)
+        return Wrapped(spec, UNSAID | special, files.read_array(folder / ROWS), folder)
 
     @functools.cached_property
     def _spec(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kd_jax.artifacts import manifest
+from kd_jax.artifacts import files, manifest
 from kd_jax.data.tokenizers import base
 from kd_jax.data.tokenizers.folder import barred, conventions, special_tokens
 from kd_jax.data.tokenizers.marian import CONFIG, OURS, ROWS, SOURCE, TARGET, VOCAB, Marian
@@ -101,7 +101,7 @@ whole, with sentencepiece.bpe.model, vocab.json, tokenizer_config.json
         """As Settings.load."""
         base.require(folder / name for name in self.files)
         vocab, special = (manifest.read_json(folder / name) for name in (VOCAB, OURS))
-        return M2M100((folder / MODEL).read_bytes(), vocab, special, np.load(folder / ROWS), folder)
+        return M2M100((folder / MODEL).read_bytes(), vocab, special, files.read_array(folder / ROWS), folder)
 
     def _vocab(self) -> dict[str, int]:
         """Token -> id, the languages' among them."""

@@ -9,7 +9,7 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from kd_jax.artifacts import manifest
+from kd_jax.artifacts import files, manifest
 from kd_jax.data.tokenizers import base
 from kd_jax.data.tokenizers.folder import barred, conventions, renumbered, special_tokens
 from kd_jax.data.tokenizers.to_json import BLANK, UNIGRAM
@@ -122,7 +122,7 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
         base.require(folder / name for name in self.files)
         models = {name: (folder / name).read_bytes() for name in (SOURCE, TARGET)}
         vocab, special = (manifest.read_json(folder / name) for name in (VOCAB, OURS))
-        return Marian(models, vocab, special, np.load(folder / ROWS), folder)
+        return Marian(models, vocab, special, files.read_array(folder / ROWS), folder)
 
     def _json(self, name: str) -> dict[str, Any]:
         return manifest.read_json(Path(self.folder) / name)

@@ -1,0 +1,92 @@
+"""A run in a bucket, killed and gone on with, is the run on a disk; whoever works there keeps others off."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.bucket import Bucket
+from tests.faults.pipeline import start
+from tests.faults.test_kills import PATIENCE, SHORT, assert_same
+
+WORKDIR = "gs://bucket/runs/smoke"
+TERM = 4.0  # seconds, so that a dead process's lock is soon known for one
+PROGRAM = f"""
+import sys
+from kd_jax.artifacts import lease
+from kd_jax.cli.main import main
+lease.TERM = {TERM}
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def bucket():
+    with Bucket() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def command(root):
+    return [str(root / "experiments/configs/smoke.py"), *" ".join(SHORT).split()]
+
+
+def begun(bucket, words, log):
+    with open(log, "a") as file:
+        arguments = [sys.executable, "-c", PROGRAM, *words, "--workdir", WORKDIR]
+        return subprocess.Popen(arguments, env=os.environ | bucket.environment(), stdout=file, stderr=file)
+
+
+def wait_for(bucket, name, process):
+    until = time.monotonic() + PATIENCE
+    while name not in bucket.files("runs/smoke/"):
+        assert process.poll() is None and time.monotonic() < until, name
+        time.sleep(0.01)
+
+
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, command, tmp_path):
+    whole = start(["run", *command, "--workdir", str(tmp_path / "whole")], tmp_path / "whole.log")
+    log = tmp_path / "log"
+    first = begun(bucket, ["run", *command], log)
+    wait_for(bucket, "teacher/checkpoints/12/commit_success.txt", first)
+    second = begun(bucket, ["teacher", *command], tmp_path / "refused")
+    assert second.wait(PATIENCE) == 2
+    refusal = (tmp_path / "refused").read_text().splitlines()[-1]
+    assert refusal.startswith(f"error: --workdir {WORKDIR}: another kd_jax works there (process {first.pid} of ")
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    again = begun(bucket, ["run", *command], log)
+    assert again.wait(PATIENCE) == 0, log.read_text()
+    said = log.read_text()
+    assert "locked by a process that may be dead" in said and "teacher: goes on from step" in said
+    assert f"report: {WORKDIR}/report/report.html" in said
+    names = bucket.files("runs/smoke/")
+    assert not [name for name in names if ".kd_jax.lock" in name or name.endswith(".part")]
+    for name, data in names.items():
+        path = tmp_path / "copy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    whole.join(PATIENCE)
+    assert whole.exitcode == 0
+    assert_same(tmp_path / "copy", tmp_path / "whole", command)
+
+
+def test_a_finished_phase_is_known_and_a_changed_object_is_noticed(bucket, command, tmp_path):
+    log = tmp_path / "log"
+    assert begun(bucket, ["prepare", *command], log).wait(PATIENCE) == 0
+    assert begun(bucket, ["prepare", *command], log).wait(PATIENCE) == 0
+    assert f"data: already prepared, {WORKDIR}/data" in log.read_text()
+    name = "runs/smoke/data/train-00000.arrayrecord"
+    generation, data = bucket.objects[name]
+    bucket.objects[name] = generation + 1, data[:100] + bytes([data[100] ^ 1]) + data[101:]
+    assert begun(bucket, ["teacher", *command], log).wait(PATIENCE) == 2
+    assert f"error: gs://bucket/{name}: its bytes are not those that were written" in log.read_text()
+
+
+def test_what_a_bucket_lacks_is_said(bucket, command, tmp_path):
+    log = tmp_path / "log"
+    assert begun(bucket, ["teacher", *command, "--profile", "1:2"], log).wait(PATIENCE) == 2
+    assert f"error: --profile: {WORKDIR} is in a bucket; wanted a --workdir on a disk" in log.read_text()
