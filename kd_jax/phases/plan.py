@@ -25,7 +25,7 @@ STAND_IN_STEPS = 150
 NOTE = f"""\
 From {SAMPLE} training examples at most. KL lost, nats a token: top-k: KL(full || k exact, the rest spread evenly);
 draws: KL(drawn || full), which averages out over tokens (its gradient is unbiased), so it is not to be compared with
-top-k's."""
+top-k's. The hours are without compiling, which takes seconds for each length of rows."""
 
 
 SCALE_NOTE = """\
