@@ -21,7 +21,7 @@ from kd_jax.errors import KdError, Preempted
 
 CHUNK = 2**20  # characters of a value; a message of the service holds 4 MiB
 GLANCE = 1.0  # seconds between looks at what the others say
-HEARTBEAT = 30  # seconds after which a host that says nothing is dead
+HEARTBEAT = 50  # seconds after which a host that says nothing is dead; more than a host takes to end
 GRACE = 10.0  # seconds in which a host may end by itself, with its own message
 PATIENCE = 1800  # seconds without progress; a large model compiles for minutes
 STEPS_AHEAD = 3  # no host is so many training steps ahead of another: each reads what all have added up, a step behind

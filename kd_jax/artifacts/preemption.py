@@ -19,12 +19,18 @@ _held = False
 def watched() -> Iterator[None]:
     """Within it SIGTERM asks the run to stop; a second one ends the process at once. In the main thread alone."""
     global _asked
-    before = signal.signal(signal.SIGTERM, _ask)
+    before = signal.getsignal(signal.SIGTERM)
+    watch()
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
         _asked = False
+
+
+def watch() -> None:
+    """Hears SIGTERM from now on, whoever did before: JAX's runtime of several hosts does, once it has begun."""
+    signal.signal(signal.SIGTERM, _ask)
 
 
 def asked() -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from kd_jax import config, hosts, parallel
-from kd_jax.artifacts import files, manifest, writers
+from kd_jax.artifacts import files, manifest, preemption, writers
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.check import check
 from kd_jax.cli.resolve import resolve
@@ -187,6 +187,7 @@ def _join(words: argparse.Namespace) -> None:
     if place is not None and not words.coordinator:
         raise KdError("--coordinator: missing; wanted ADDRESS:PORT of the first host, such as 10.0.0.1:1234")
     hosts.join(place, words.coordinator, words.patience)
+    preemption.watch()
 
 
 @contextlib.contextmanager

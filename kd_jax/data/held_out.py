@@ -79,7 +79,8 @@ def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], la
 
     Examples:
       >>> rows = [{"en": en, "fr": fr} for en, fr in (("one", "un"), ("two", "deux"), ("three", "trois"))]
-      >>> drop_references({"train": rows}, "en", ("en",), labelled=1)
+      >>> splits = drop_references({"train": rows}, "en", ("en",), labelled=1)
+      >>> {split: list(rows) for split, rows in splits.items()}
       {'train': [{'en': 'one', 'fr': 'un'}], 'unlabelled': [{'en': 'two'}, {'en': 'three'}]}
     """
     train = splits["train"]

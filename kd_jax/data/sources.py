@@ -57,7 +57,7 @@ class Files:
       >>> for side, text in {"en": "a boat\\na bird\\n", "fr": "un bateau\\nun oiseau\\n"}.items():
       ...     _ = (folder / side).write_text(text)
       >>> paths = str(folder / "en"), str(folder / "fr")
-      >>> Files(train=paths, validation=paths, test=paths, limit=1).splits(("en", "fr"))["test"]
+      >>> list(Files(train=paths, validation=paths, test=paths, limit=1).splits(("en", "fr"))["test"])
       [{'en': 'a boat', 'fr': 'un bateau'}]
     """
 

@@ -1,5 +1,6 @@
 """`python -m kd_jax` in processes of their own that need not import it: they are forked from one that has."""
 
+import atexit
 import multiprocessing
 import os
 import resource
@@ -40,4 +41,5 @@ def _run(arguments: list[str], log: Path, largest_file: int, devices: int) -> No
     jax.config.update("jax_num_cpu_devices", devices)
     code = main(arguments)
     sys.stderr.flush()
+    atexit._run_exitfuncs()  # as Python does; multiprocessing would not
     os._exit(code)

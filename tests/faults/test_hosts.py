@@ -23,7 +23,7 @@ for recipe, steps, each in (("teacher", 24, 12), *((f"students.{name}", 8, 4) fo
     field = f"--{recipe}.training"
     SHORT += f" {field}.steps {steps} {field}.eval-every {each} {field}.optimizer.warmup 2"
 PATIENCE = 600  # seconds, on a busy machine
-LOST = 90  # seconds in which the others notice that a host is gone
+LOST = 120  # seconds in which the others notice that a host is gone
 
 
 def command(root, name, backend="--backend mesh"):
@@ -97,7 +97,7 @@ def test_the_result_is_that_of_one(root, tmp_path, name, hosts, devices, mesh):
     several = together(["run", *config, *mesh.split()], path, hosts, devices)
     assert codes(several) == [0] * hosts, log(path, 0).read_text()
     assert_close(path, one, config)
-    assert "gap recovered" in log(path, 0).read_text()
+    assert f"report: {path}/report/report.html" in log(path, 0).read_text()
     assert not [line for line in log(path, 1).read_text().splitlines() if line.startswith(("teacher", "cache", "data"))]
 
 
@@ -146,9 +146,9 @@ def test_one_hangs_and_none_waits(prepared):
     wait_for(checkpoint(path))
     time.sleep(2)
     os.kill(both[1].pid, signal.SIGSTOP)
-    assert codes(both[:1], LOST) == [3]
-    assert "no progress for" in log(path, 0).read_text()
+    ended = codes(both[:1], LOST)
     os.kill(both[1].pid, signal.SIGKILL)
+    assert ended == [3] and "no progress for" in log(path, 0).read_text()
 
 
 def test_an_error_of_the_first_is_all_hosts(root, tmp_path):

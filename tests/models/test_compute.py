@@ -71,7 +71,7 @@ def test_loss_and_gradients_are_close_to_float32(both):
         def loss(params):
             logits_BTV = model.head(params).logits(model.apply(params, batch.inputs, jax.random.key(0)))
             each_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch.targets_BT)
-            return jnp.where(batch.mask_BT, each_BT, 0.0).sum() / batch.mask_BT.sum()
+            return jnp.where(batch.mask_BT, each_BT, 0.0).sum() / np.float32(batch.mask_BT.sum())
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
