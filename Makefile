@@ -41,8 +41,8 @@ smoke: install
 	$(PY) -m kd_jax run experiments/configs/smoke_lm.py --workdir runs/smoke_lm
 
 test: install
-	@echo "test: PyTorch and transformers too, which the tests of what is read and exported compare with"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,parity]' $(PINS)
+	@echo "test: PyTorch and transformers too, which the tests compare with, Beam, and what reads buckets"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,parity,beam,gcs]' $(PINS)
 	$(PY) -m pytest -q --numprocesses 2 --dist loadfile
 
 lint: install

@@ -7,6 +7,7 @@ emptied that this project did not make.
 import dataclasses
 import hashlib
 import importlib.metadata
+import io
 import json
 import platform
 import time
@@ -193,8 +194,9 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """As `write_array`, several by name: an .npz."""
-    with files.replacing(path) as file:
-        np.savez(file, **arrays)
+    written = io.BytesIO()
+    np.savez(written, **arrays)
+    write_bytes(path, written.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:

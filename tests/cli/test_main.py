@@ -155,7 +155,6 @@ def test_a_field_that_is_true_or_false_takes_a_word(root, value):
         (["--processes", "0"], "--processes 0: wanted a number of processes"),
         (["--processes", "two"], "--processes two: wanted a number of processes"),
         (["--profile", "5"], "FIRST:LAST"),
-        (["--beam-runner", "NoSuch"], "--beam-runner NoSuch: "),
         (["--beam-runner", "DirectRunner", "--processes", "2"], "--processes: who does the work is Beam's"),
         (["--beam-options", "x"], "--beam-options: goes with --beam-runner"),
         (["--metrics", "paper"], "--metrics paper: wanted tensorboard, wandb, mlflow"),

@@ -11,6 +11,8 @@ from tests.bucket import Bucket
 from tests.faults.pipeline import start
 from tests.faults.test_kills import PATIENCE, SHORT, assert_same
 
+pytest.importorskip("gcsfs")
+
 WORKDIR = "gs://bucket/runs/smoke"
 TERM = 4.0  # seconds, so that a dead process's lock is soon known for one
 PROGRAM = f"""

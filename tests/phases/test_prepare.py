@@ -53,6 +53,8 @@ def large(request, root, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("who", ["processes", "beam"])
 def test_many_workers_write_the_bytes_of_one(large, tmp_path, who):
+    if who == "beam":
+        pytest.importorskip("apache_beam")
     several = Processes(2) if who == "processes" else Beam("DirectRunner", "", tmp_path / "many/data/beam")
     prepare.run(large, Workdir(tmp_path / "one"))
     prepare.run(large, Workdir(tmp_path / "many"), workers=several)
@@ -66,10 +68,17 @@ def test_many_workers_write_the_bytes_of_one(large, tmp_path, who):
 
 @pytest.mark.parametrize("options", ["", "--direct_num_workers=2 --direct_running_mode=multi_processing"])
 def test_an_example_that_cannot_be_encoded_is_one_line_from_beam_too(options, tmp_path):
+    pytest.importorskip("apache_beam")
     beam = Beam("DirectRunner", options, tmp_path / "b")
     with pytest.raises(KdError, match="^example 3 is refused$"), beam.sharing(3) as each:
         list(each(refuse, range(5)))
     assert not (tmp_path / "b").exists()
+
+
+def test_a_runner_that_beam_does_not_know():
+    pytest.importorskip("apache_beam")
+    with pytest.raises(KdError, match="^--beam-runner NoSuch: "):
+        Beam("NoSuch", "", None).check()
 
 
 def refuse(shared, item):
