@@ -34,7 +34,7 @@ class Beam:
         try:
             from apache_beam.runners import runner
         except ImportError as error:
-            raise KdError("--beam-runner: Apache Beam is not installed; pip install apache-beam") from error
+            raise KdError("--beam-runner: Apache Beam is not installed; pip install -e '.[beam]'") from error
         try:
             runner.create_runner(self.runner)
         except (ValueError, ImportError, AttributeError) as error:
