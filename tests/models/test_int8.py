@@ -95,9 +95,7 @@ def test_a_weight_is_off_by_half_a_step_of_its_channel(family, options):
 def test_columns_of_any_size_are_off_by_half_a_step(unit_XY, sizes):
     matrix_XY = unit_XY * np.asarray(sizes, np.float32)[None]
     back_XY = np.asarray(dequantize(quantize({"kernel": matrix_XY}))["kernel"])
-    step_Y = (
-        np.abs(matrix_XY).max(0).astype(np.float64) / 127.5
-    )  # which of float32's smallest numbers is none in float32
+    step_Y = np.abs(matrix_XY).max(0).astype(np.float64) / 127.5  # as a float32 it could be 0
     # qwix keeps a column as zeros whose step would be next to float32's smallest numbers.
     assert (np.abs(back_XY - matrix_XY) <= np.where(step_Y < 1.1e-19, 128, HALF) * step_Y).all()
 
