@@ -57,7 +57,7 @@ def stopped(command, whole, path, times, number):
         seconds = json.loads((whole / folder / "manifest.json").read_text())["seconds"]  # most of them to compile
         for _ in range(often):
             process = start(["run", *command, "--workdir", str(path)], path.with_suffix(".log"))
-            wait_for(path / folder / "inputs.json", process)
+            wait_for(lambda: works(path, process) and (path / folder / "inputs.json").exists(), process)
             process.join(chance.uniform(0, 0.25 * seconds))
             if process.exitcode is None:
                 os.kill(process.pid, number)
@@ -83,11 +83,17 @@ def test_asked_to_stop_it_says_how_to_go_on(command, whole, tmp_path):
     assert_same(tmp_path / "work", whole, command)
 
 
-def wait_for(file, process):
+def wait_for(seen, process):
     began = time.monotonic()
-    while not file.exists() and process.is_alive():
-        assert time.monotonic() < began + PATIENCE, file
+    while not seen() and process.is_alive():
+        assert time.monotonic() < began + PATIENCE
         time.sleep(0.002)
+
+
+def works(path, process):
+    """Whether it holds the workdir: from then on it hears that it is asked to stop."""
+    lock = path / ".kd_jax.lock"
+    return lock.exists() and lock.read_text() == f"{process.pid}\n"
 
 
 def assert_same(path, whole, command):
