@@ -57,7 +57,7 @@ def stopped(command, whole, path, times, number):
         seconds = json.loads((whole / folder / "manifest.json").read_text())["seconds"]  # most of them to compile
         for _ in range(often):
             process = start(["run", *command, "--workdir", str(path)], path.with_suffix(".log"))
-            wait_for(lambda: works(path, process) and (path / folder / "inputs.json").exists(), process)
+            wait_for(path, folder, process)
             process.join(chance.uniform(0, 0.25 * seconds))
             if process.exitcode is None:
                 os.kill(process.pid, number)
@@ -83,17 +83,12 @@ def test_asked_to_stop_it_says_how_to_go_on(command, whole, tmp_path):
     assert_same(tmp_path / "work", whole, command)
 
 
-def wait_for(seen, process):
-    began = time.monotonic()
-    while not seen() and process.is_alive():
-        assert time.monotonic() < began + PATIENCE
+def wait_for(path, folder, process):
+    """Until the process holds the workdir, from when on it hears that it is asked to stop, and the folder is begun."""
+    lock, inputs, began = path / ".kd_jax.lock", path / folder / "inputs.json", time.monotonic()
+    while not (inputs.exists() and lock.read_text() == f"{process.pid}\n") and process.is_alive():
+        assert time.monotonic() < began + PATIENCE, folder
         time.sleep(0.002)
-
-
-def works(path, process):
-    """Whether it holds the workdir: from then on it hears that it is asked to stop."""
-    lock = path / ".kd_jax.lock"
-    return lock.exists() and lock.read_text() == f"{process.pid}\n"
 
 
 def assert_same(path, whole, command):
