@@ -41,5 +41,6 @@ def _run(arguments: list[str], log: Path, largest_file: int, devices: int) -> No
     jax.config.update("jax_num_cpu_devices", devices)
     code = main(arguments)
     sys.stderr.flush()
-    atexit._run_exitfuncs()  # as Python does; multiprocessing would not
+    if "--host" in arguments:
+        atexit._run_exitfuncs()  # hosts leave together as Python ends, which multiprocessing would not see to
     os._exit(code)
