@@ -14,7 +14,7 @@ from tests.faults.test_kills import PATIENCE, SHORT, assert_same
 pytest.importorskip("gcsfs")
 
 WORKDIR = "gs://bucket/runs/smoke"
-TERM = 4.0  # seconds, so that a dead process's lock is soon known for one
+TERM = 12.0  # seconds, so that a dead process's lock is soon known for one
 PROGRAM = f"""
 import sys
 from kd_jax.artifacts import lease
