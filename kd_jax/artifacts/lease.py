@@ -48,7 +48,7 @@ def taken(folder: Path, writer: tuple[int, int] | None = None) -> Iterator[None]
         n = 0
         while not ended.wait(TERM / 4):
             n += 1
-            with contextlib.suppress(OSError):  # a network that is gone for a moment
+            with contextlib.suppress(Exception):  # a network that is gone for a moment, in each client's own words
                 write(n)
 
     renewing = threading.Thread(target=renew, daemon=True)

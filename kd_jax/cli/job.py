@@ -151,8 +151,9 @@ def _check_options(words: argparse.Namespace) -> None:
     for option in ("host", "coordinator"):
         if vars(words)[option] and words.command not in ("run", *PHASES):
             raise KdError(f"--{option}: goes with the commands run, {', '.join(PHASES)} alone")
-    if words.coordinator and not words.host:
-        raise KdError("--coordinator: goes with --host, which process this is, such as --host 0/4")
+    for option in ("coordinator", "patience"):
+        if vars(words)[option] and not words.host:
+            raise KdError(f"--{option}: goes with --host, which process this is, such as --host 0/4")
     writers.check(words.metrics)
     if words.command == "plan" and words.force:
         raise KdError("--force: plan keeps nothing that could be done again; leave it out")
@@ -186,7 +187,7 @@ def _join(words: argparse.Namespace) -> None:
     place = None if words.host == "auto" else words.host
     if place is not None and not words.coordinator:
         raise KdError("--coordinator: missing; wanted ADDRESS:PORT of the first host, such as 10.0.0.1:1234")
-    hosts.join(place, words.coordinator, words.patience)
+    hosts.join(place, words.coordinator, words.patience or hosts.PATIENCE)
     preemption.watch()
 
 

@@ -214,7 +214,7 @@ def _parser(command: str, wants_help: bool) -> argparse.ArgumentParser:
         parser.add_argument("--beam-options", default="")
         parser.add_argument("--host", type=_host)
         parser.add_argument("--coordinator", default="")
-        parser.add_argument("--patience", type=float, default=hosts.PATIENCE)
+        parser.add_argument("--patience", type=float, default=0.0)
     if command not in ("generate", "export", "new"):
         parser.add_argument("--force", action="store_true")
     if command == "plan":

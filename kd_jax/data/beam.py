@@ -68,7 +68,7 @@ class Beam:
                 leave(folder, function, self.shared, *numbered)
 
         folder, leave = self.folder, _leave
-        options = PipelineOptions(shlex.split(self.options), runner=self.runner, save_main_session=False)
+        options = PipelineOptions(shlex.split(self.options), runner=self.runner)
         try:
             with beam.Pipeline(options=options) as pipeline:
                 numbered = pipeline | beam.Create(list(enumerate(items)))

@@ -157,6 +157,7 @@ def test_a_field_that_is_true_or_false_takes_a_word(root, value):
         (["--profile", "5"], "FIRST:LAST"),
         (["--beam-runner", "DirectRunner", "--processes", "2"], "--processes: who does the work is Beam's"),
         (["--beam-options", "x"], "--beam-options: goes with --beam-runner"),
+        (["--patience", "9"], "--patience: goes with --host"),
         (["--metrics", "paper"], "--metrics paper: wanted tensorboard, wandb, mlflow"),
         (["--only", "student_kd"], "--only"),
     ],
