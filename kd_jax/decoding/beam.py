@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kd_jax.decoding.base import NOTHING, first_tokens
+from kd_jax.decoding.base import NOTHING, first_tokens, top_k
 from kd_jax.models.base import Cache, Model
 from kd_jax.types import Array, Inputs, Params
 
@@ -83,8 +83,8 @@ def beam_search(
       >>> from kd_jax import Tokens
       >>> likely = [[0, 0.6, 0.4, 0], [0, 0.5, 0, 0.5], [0, 0, 0, 1], [0, 0, 0, 1]]  # each token behind each
       >>> one = jnp.ones((1, 1), jnp.int32)
-      >>> memoryless = {"slots_BT": one > 0, "self_kv": (), "cross_kv": (), "source_BS": one > 0}
-      >>> empty = Cache(slot=jnp.int32(0), position_B=one[0], **memoryless)
+      >>> nothing = jnp.zeros((1, 1, 0), bool), jnp.arange(0), (), (), one > 0
+      >>> empty = Cache(jnp.int32(0), one[0], *nothing)
       >>> bigrams = Model(*[None] * 4, prefill=lambda *_: empty, extend=lambda table, cache, ids: (table[ids], cache))
       >>> prompts = Inputs(one[0], Tokens(0 * one, 0 * one, one), None)  # token 0 begins, token 3 ends
       >>> search = jax.jit(functools.partial(beam_search, bigrams, eos=3, length=3, beam=2, alpha=0.0))
@@ -99,7 +99,7 @@ def beam_search(
     ids_BKT = jnp.full((rows, beam, length), NOTHING, jnp.int32)
     none_BK = jnp.full((rows, best or beam), NEVER)
     open_logp_BK = jnp.full((rows, beam), NEVER).at[:, 0].set(0.0)
-    cache = model.prefill(params, inputs, length).repeat(beam)
+    cache = model.prefill(params, inputs, length).widen(length * (beam - 1)).fork(beam)
     first = Beam(jnp.int32(0), open_logp_BK, ids_BKT, Ended(none_BK, none_BK, ids_BKT[:, : best or beam]), cache)
     most = length_penalty(jnp.float32(length), alpha)
 
@@ -132,21 +132,21 @@ def _step(model: Model, params: Params, first_B: Array, eos: int, alpha: float, 
     rows, beam, _ = state.open_ids_BKT.shape
     before_BK = jax.lax.dynamic_slice_in_dim(state.open_ids_BKT, jnp.maximum(state.written - 1, 0), 1, 2)[..., 0]
     token_BK = jnp.where(state.written == 0, first_B[:, None], before_BK)
-    logits, cache = model.step(params, state.cache, token_BK.reshape(-1))
-    vocab_size = logits.shape[-1]
-    logp_BKV = jax.nn.log_softmax(logits.astype(jnp.float32), -1).reshape(rows, beam, vocab_size)
-    flat_BX = (state.open_logp_BK[:, :, None] + logp_BKV).reshape(rows, -1)
-    logp_BC, flat_BC = jax.lax.top_k(flat_BX, 2 * beam)
-    origin_BC, token_BC = flat_BC // vocab_size, (flat_BC % vocab_size).astype(jnp.int32)
+    logits_BKV, cache = model.extend(params, state.cache, token_BK)
+    # The best of all are among the best of each: only of those the log-probability is wanted.
+    logits_XV, count = logits_BKV.reshape(rows * beam, -1), min(2 * beam, logits_BKV.shape[2])
+    best_XC, token_XC = top_k(logits_XV, count)
+    logp_XC = best_XC - jax.nn.logsumexp(logits_XV, -1, keepdims=True)
+    flat_BX = (state.open_logp_BK.reshape(-1, 1) + logp_XC).reshape(rows, -1)
+    logp_BC, place_BC = jax.lax.top_k(flat_BX, 2 * beam)
+    origin_BC, token_BC = place_BC // count, _pick(token_XC.reshape(rows, -1), place_BC)
     ids_BCT = jax.lax.dynamic_update_slice_in_dim(
         _pick(state.open_ids_BKT, origin_BC), token_BC[:, :, None], state.written, 2
     )
     ends_BC = token_BC == eos
 
     open_logp_BK, stay_BK = jax.lax.top_k(jnp.where(ends_BC, NEVER, logp_BC), beam)
-    # Keys and values move with their hypotheses.
-    origin_BK = jnp.take_along_axis(origin_BC, stay_BK, 1)
-    cache = cache.reorder((jnp.arange(rows)[:, None] * beam + origin_BK).reshape(-1))
+    cache = cache.follow(jnp.take_along_axis(origin_BC, stay_BK, 1))
 
     # The log-probability is kept beside the score: the penalty is not divided out again.
     penalty = length_penalty((state.written + 1).astype(jnp.float32), alpha)

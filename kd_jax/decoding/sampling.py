@@ -7,7 +7,7 @@ tie at a limit, the first ids are kept, so that no more are kept than were asked
 import jax
 import jax.numpy as jnp
 
-from kd_jax.decoding.base import likeliest, token_by_token
+from kd_jax.decoding.base import likeliest, token_by_token, top_k
 from kd_jax.models.base import Model
 from kd_jax.tasks.base import Sampling
 from kd_jax.types import Array, Inputs, Params, Tokens
@@ -118,7 +118,7 @@ def truncate(logits_NV: Array, sampling: Sampling) -> Array:
 
 def _top_k(logits_NV: Array, k: int) -> Array:
     """True at the k largest logits of each row; of those that tie, at the first."""
-    values_NK, ids_NK = jax.lax.top_k(logits_NV, k)
+    values_NK, ids_NK = top_k(logits_NV, k)
     # Not values_NK[:, -1:]: where a slice follows top_k, XLA on CPU sorts the whole row, 50 times as slow.
     least_N1 = values_NK.min(-1, keepdims=True)
     last_N1 = jnp.where(values_NK == least_N1, ids_NK, -1).max(-1, keepdims=True)

@@ -77,7 +77,8 @@ def speculative(target: Side, draft: Side, inputs: Inputs, *, eos: int, length: 
     Examples:
       >>> from kd_jax import Tokens
       >>> one = jnp.ones((1, 1), jnp.int32)
-      >>> empty = Cache(jnp.int32(0), one[0], slots_BT=one > 0, self_kv=(), cross_kv=(), source_BS=one > 0)
+      >>> nothing = jnp.zeros((1, 1, 0), bool), jnp.arange(0), (), (), one > 0
+      >>> empty = Cache(jnp.int32(0), one[0], *nothing)
       >>> bigrams = Model(*[None] * 4, prefill=lambda *_: empty, extend=lambda table, cache, ids: (table[ids], cache))
       >>> prompts = Inputs(one[0], Tokens(one, 0 * one, one), None)
       >>> follows = jnp.eye(6, k=1)  # token i + 1 follows token i; in the draft 5 follows 3

@@ -58,45 +58,71 @@ jax.tree_util.register_dataclass(Head, ["kernel_DV", "bias_V"], ["soft_cap", "vo
 
 
 class Cache(NamedTuple):
-    """What decoding one more token needs.
+    """What decoding goes on from: of every row one text, or K hypotheses that share what all of them begin with.
+
+    Hypotheses are a tree in one row of slots: each sees those of its own ancestors, so that going on from another
+    moves a mask and no keys (as SpecInfer's, arXiv 2305.09781, over tokens that it drafts).
 
     Attributes:
       slot: int32 scalar, where the next token's keys and values go; the same in every row.
       position_B: int32, the next token's position in its text.
-      slots_BT: bool [B, slots], which slots hold a token of the row, or will when they are written; not the padding
-        of a prompt.
-      self_kv: one (key, value) pair per decoder layer, each [B, heads of keys and values, slots, width of a head].
-      cross_kv: one (key, value) pair per decoder layer, with the source's S places for slots; constant. () where
+      seen_BKS: bool, which slots each hypothesis has read: neither the padding of a prompt, nor what others wrote, nor
+        what is still to be written.
+      place_S: int32, how far along its text a slot stands, padding included.
+      self_kv: one (key, value) pair per decoder layer, each [B, heads of keys and values, S, width of a head].
+      cross_kv: one (key, value) pair per decoder layer, with the source's places for slots; constant. () where
         there is no encoder.
       source_BS: bool, true on the encoder's tokens; [B, 0] where there is no encoder.
     """
 
     slot: Array
     position_B: Array
-    slots_BT: Array
+    seen_BKS: Array
+    place_S: Array
     self_kv: tuple[tuple[Array, Array], ...]
     cross_kv: tuple[tuple[Array, Array], ...]
     source_BS: Array
 
-    def repeat(self, times: int) -> "Cache":
-        """Every row `times` times, side by side."""
-        again = lambda x: jnp.repeat(x, times, axis=0)  # noqa: E731
-        rows = jax.tree.map(again, self._replace(slot=()))
-        return rows._replace(slot=self.slot)
-
     def widen(self, count: int) -> "Cache":
-        """Room for `count` more tokens."""
-        slots_BT = jnp.pad(self.slots_BT, [(0, 0), (0, count)], constant_values=True)
+        """Room for `count` more tokens, before it is forked."""
+        seen_BKS = jnp.pad(self.seen_BKS, [(0, 0), (0, 0), (0, count)])
         self_kv = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, count), (0, 0)]), self.self_kv)
-        return self._replace(slots_BT=slots_BT, self_kv=self_kv)
+        return self._replace(seen_BKS=seen_BKS, place_S=jnp.arange(seen_BKS.shape[2]), self_kv=self_kv)
+
+    def fork(self, hypotheses: int) -> "Cache":
+        """Every row goes on as so many hypotheses, which take a slot each at every step."""
+        behind_S = self.place_S - self.slot
+        place_S = self.slot + jnp.where(behind_S < 0, behind_S, behind_S // hypotheses)
+        return self._replace(seen_BKS=jnp.repeat(self.seen_BKS, hypotheses, axis=1), place_S=place_S)
+
+    def follow(self, origin_BK: Array) -> "Cache":
+        """Hypothesis k of row b goes on from what hypothesis `origin_BK[b, k]` has read."""
+        return self._replace(seen_BKS=jnp.take_along_axis(self.seen_BKS, origin_BK[:, :, None], axis=1))
 
     def rewind(self, count: Array) -> "Cache":
-        """Forgets the last `count` tokens of every row: no one sees a slot behind `slot`, and it is written anew."""
-        return self._replace(slot=self.slot - count, position_B=self.position_B - count)
+        """Forgets the last `count` tokens of every text, if it is not forked; their slots are written anew."""
+        slot = self.slot - count
+        seen_BKS = self.seen_BKS & (jnp.arange(self.seen_BKS.shape[2]) < slot)[None, None]
+        return self._replace(slot=slot, position_B=self.position_B - count, seen_BKS=seen_BKS)
 
-    def reorder(self, rows_B: Array) -> "Cache":
-        """Row i goes on from what row `rows_B[i]` has written; both are hypotheses of one example."""
-        return self._replace(self_kv=jax.tree.map(lambda x: x[rows_B], self.self_kv))
+    def ahead(self, count: int) -> tuple[Array, Array]:
+        """(positions [B, T], slots seen [B, T, S]) of the next T tokens: of a text, or one of each hypothesis."""
+        token_T, slots_1S = jnp.arange(count), jnp.arange(self.seen_BKS.shape[2])[None]
+        slot_T1 = self.slot + token_T[:, None]
+        if self.seen_BKS.shape[1] > 1:
+            return jnp.repeat(self.position_B[:, None], count, axis=1), self.seen_BKS | (slots_1S == slot_T1)[None]
+        own_TS = (slots_1S >= self.slot) & (slots_1S <= slot_T1)
+        return self.position_B[:, None] + token_T[None], self.seen_BKS | own_TS[None]
+
+    def append(self, seen_BTS: Array, self_kv: tuple[tuple[Array, Array], ...]) -> "Cache":
+        """The cache once those T tokens are read, which saw these slots."""
+        hypotheses, count = self.seen_BKS.shape[1], seen_BTS.shape[1]
+        return self._replace(
+            slot=self.slot + count,
+            position_B=self.position_B + count // hypotheses,
+            seen_BKS=seen_BTS[:, -hypotheses:],
+            self_kv=self_kv,
+        )
 
 
 class Model(NamedTuple):
@@ -113,7 +139,8 @@ class Model(NamedTuple):
       head: params -> Head.
       prefill: (params, inputs, room) -> Cache with all but the last decoder token read, and room for `room` more.
         Rows of the decoder's inputs hold one text each, padded on the left.
-      extend: (params, cache, ids_BT) -> (logits_BTV, cache): what follows each of T tokens, read at once.
+      extend: (params, cache, ids_BT) -> (logits_BTV, cache): what follows each of T tokens, read at once: the next of a
+        text, or where the cache is forked, one of each hypothesis.
       axes: params -> a prefix of their tree with the names of every parameter's axes, such as "model inner" (see
         kd_jax.models.axes), by which a mesh cuts them; "" for what every device holds whole.
     """

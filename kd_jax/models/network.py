@@ -99,13 +99,15 @@ class Network(nn.Module):
         if c.positions == "learned" and length > c.context:
             raise KdError(f"model.context: {c.context}; a row has {length} tokens; use a larger one or shorter texts")
 
-    def sight(self, seen: Array, position_BT: Array, place_T: Array, table: Array | None, two_sided=False) -> Sight:
-        """Who sees whom, bool [B, 1, T, S]; queries stand at the `place_T` of the S places."""
+    def sight(
+        self, seen: Array, position_BT: Array, place_T: Array, place_S: Array, table: Array | None, two_sided=False
+    ) -> Sight:
+        """Who sees whom, bool [B, 1, T, S]; queries and keys stand at these places of their rows."""
         c = self.config
         bias, turn, local_turn = mask_bias(seen), None, None
         if c.positions == "relative":
             # An example's tokens stand side by side, so places are as far apart as positions: one table for all rows.
-            distance_TS = jnp.arange(seen.shape[-1])[None] - place_T[:, None]
+            distance_TS = place_S[None] - place_T[:, None]
             bias += table[relative_buckets(distance_TS, two_sided)].astype(jnp.float32).transpose(2, 0, 1)[None]
         if c.positions == "rotary":
             turn = rotation(position_BT, c.head_width, c.rope_theta, c.rope_scaling)
@@ -124,7 +126,8 @@ class Network(nn.Module):
         x_BTD = self.drop(x_BTD, number_BT)
         causal = jnp.tri(length, dtype=bool)[None, None]
         seen = causal & same_segment(segment_BT, segment_BT)
-        sight = self.sight(seen, position_BT, jnp.arange(length), self.decoder_table)
+        place_T = jnp.arange(length)
+        sight = self.sight(seen, position_BT, place_T, place_T, self.decoder_table)
         sight = sight._replace(causal=True, cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
         x_BTD, kv = through(self.decoder, x_BTD, number_BT, sight, source_kv)
         return self.finish(x_BTD), kv
@@ -143,7 +146,8 @@ class Network(nn.Module):
         read = Cache(
             slot=jnp.int32(prefix.ids_BT.shape[1]),
             position_B=inputs.decoder.position_BT[:, -1],
-            slots_BT=prefix.segment_BT > 0,
+            seen_BKS=(prefix.segment_BT > 0)[:, None],
+            place_S=jnp.arange(prefix.ids_BT.shape[1]),
             self_kv=self_kv,
             cross_kv=source_kv,
             source_BS=source_BS > 0,
@@ -151,19 +155,18 @@ class Network(nn.Module):
         return read.widen(room)
 
     def extend(self, cache: Cache, ids_BT: Array) -> tuple[Array, Cache]:
-        """Logits of the next token after each of `ids_BT`, the first of which stands at `cache.position_B`."""
-        slots, count = cache.slots_BT.shape[1], ids_BT.shape[1]
-        position_BT, slot_T = cache.position_B[:, None] + jnp.arange(count)[None], cache.slot + jnp.arange(count)
-        seen_BTS = cache.slots_BT[:, None] & (jnp.arange(slots)[None] <= slot_T[:, None])[None]
-        sight = self.sight(seen_BTS[:, None], position_BT, slot_T, self.decoder_table)
+        """Logits of the next token after each of `ids_BT`: see Model.extend."""
+        position_BT, seen_BTS = cache.ahead(ids_BT.shape[1])
+        place_T = jax.lax.dynamic_slice_in_dim(cache.place_S, cache.slot, ids_BT.shape[1])
+        sight = self.sight(seen_BTS[:, None], position_BT, place_T, cache.place_S, self.decoder_table)
         sight = sight._replace(cross_bias=mask_bias(cache.source_BS)[:, None, None])
-        x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, slots))
+        x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, seen_BTS.shape[2]))
         x_BTD, self_kv = through(self.decoder, x_BTD, None, sight, cache.cross_kv, cache.self_kv, cache.slot)
         head = self.head()
         # Apart from the bias: XLA on CPU puts it into the product, and then turns a tied matrix around at every token.
         raw_BTV = jax.lax.optimization_barrier(head.raw(self.finish(x_BTD)))
         logits_BTV = head.finish(raw_BTV, head.bias_V)
-        return logits_BTV, cache._replace(slot=cache.slot + count, position_B=cache.position_B + count, self_kv=self_kv)
+        return logits_BTV, cache.append(seen_BTS, self_kv)
 
 
 def pure_functions(network: Network) -> Model:

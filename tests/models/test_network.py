@@ -114,7 +114,7 @@ def test_step_by_step_equals_teacher_forced(family, options):
     cache, logits_TBV = decode(params, prompts, tokens_TB)
     sizes = chex.Dimensions(T=more, B=ROWS, V=V, X=3 + more, G=config.key_heads, D=config.head_width)
     chex.assert_shape(logits_TBV, sizes["TBV"])
-    chex.assert_shape(cache.slots_BT, sizes["BX"])
+    chex.assert_shape(cache.seen_BKS, (ROWS, 1, 3 + more))
     chex.assert_shape(jax.tree.leaves(cache.self_kv), sizes["BGXD"])
     for b, count in enumerate(read):
         np.testing.assert_allclose(logits_TBV[:, b], want_BTV[b, count - 1 :][:more], atol=1e-4)
@@ -147,22 +147,33 @@ def test_several_tokens_at_once_are_read_as_one_by_one_also_after_going_back(fam
     chex.assert_trees_all_close(at_once, one_by_one, rtol=1e-5, atol=1e-5)
 
 
+@EVERY
 @BOTH
-def test_a_cache_repeats_its_rows_and_a_row_goes_on_from_another(family):
-    """Repeated twice, read apart, then both rows of each example go on from its second one."""
-    config, model, params = case(family, "default")
-    batch = examples_of(config, [(5, 8)] * ROWS)
-    texts = np.repeat(np.asarray(batch.inputs.decoder.ids_BT), 2, axis=0)
-    apart = texts.copy()
-    apart[::2, 2] = 3
-    begun = jax.tree.map(lambda x: x[:, :3], batch.inputs.decoder)
-    step = jax.jit(model.step)
-    cache = jax.jit(lambda p, i: model.prefill(p, i, 3).repeat(2))(params, batch.inputs._replace(decoder=begun))
-    for t in (2, 3):
-        _, cache = step(params, cache, jnp.asarray(apart[:, t]))
-    logits_BV, _ = step(params, cache.reorder(jnp.asarray([1, 1, 3, 3, 5, 5])), jnp.asarray(texts[:, 4]))
-    (_, (_, want_BTV)), _ = program(family, "default")(params, batch)
-    np.testing.assert_allclose(logits_BV, np.repeat(want_BTV[:, 4], 2, axis=0), atol=1e-4)
+def test_a_cache_forks_and_a_hypothesis_goes_on_from_another(family, options):
+    """Prompts padded on the left; two hypotheses are read apart, then both of every text go on from its second one."""
+    config, model, params = case(family, options)
+    batch, read, more = examples_of(config, [(2, 8), (5, 8), (1, 8)]), (1, 3, 2), 4
+    (_, (_, want_BTV)), _ = program(family, options)(params, batch)
+    whole = jax.tree.map(np.asarray, batch.inputs.decoder)
+    unread_BT = np.arange(whole.ids_BT.shape[1]) >= np.array(read)[:, None]
+    begun = Tokens(*(np.where(unread_BT, 0, x_BT)[:, :3] for x_BT in whole))
+    prompts = batch.inputs._replace(decoder=on_the_left(begun))
+    told_TB = np.stack([whole.ids_BT[b, count - 1 :][:more] for b, count in enumerate(read)], 1)
+    apart_TB = np.where(np.arange(more)[:, None] == 1, (told_TB + 1) % V, told_TB)
+
+    @jax.jit
+    def decode(params, prompts, apart_TBK, told_TBK):
+        cache = model.prefill(params, prompts, more).widen(more).fork(2)
+        for token_BK in apart_TBK[:3]:
+            logits_BKV, cache = model.extend(params, cache, token_BK)
+        cache = cache.follow(jnp.ones_like(token_BK))
+        return logits_BKV, model.extend(params, cache, told_TBK[3])[0]
+
+    other_BKV, same_BKV = decode(params, prompts, np.stack([apart_TB, told_TB], 2), np.stack([told_TB, told_TB], 2))
+    for b, count in enumerate(read):
+        np.testing.assert_allclose(other_BKV[b, 1], want_BTV[b, count + 1], atol=1e-4)
+        assert not np.allclose(other_BKV[b, 0], other_BKV[b, 1], atol=1e-3)
+        np.testing.assert_allclose(same_BKV[b], [want_BTV[b, count + 2]] * 2, atol=1e-4)
 
 
 @BOTH
