@@ -41,7 +41,7 @@ def architecture(family: str, layers: int, scan_layers: bool) -> Architecture:
 def compiled(model: Architecture) -> dict[str, float]:
     """Seconds that its training step takes to trace and to compile."""
     network, tx = model.build(VOCAB_SIZE), Optimizer().build(1000)
-    state = jax.eval_shape(lambda key: init_state(key, network.init(key), tx), jax.random.key(0))
+    state = jax.eval_shape(lambda key: init_state(key, network.stack(network.init(key)), tx), jax.random.key(0))
     ids_T, counts_T = np.arange(sum(BUCKET), dtype=np.int32), np.ones(sum(BUCKET), bool)
     example = Encoded(ids_T[: BUCKET.prompt], ids_T[BUCKET.prompt :], counts_T)
     batch = model.layout(START).batch([[Segment(i, example, 1.0, {})] for i in range(ROWS)], ROWS, BUCKET, {})

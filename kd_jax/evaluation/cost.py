@@ -273,7 +273,8 @@ def _compiled(recipe: Recipe, terms: Terms, teacher: Teacher, batch: Batch) -> t
     model = recipe.model.build(teacher.data["vocab_size"])
     tx = recipe.training.optimizer.build(recipe.training.steps)
     parts = {"model": model, "terms": terms, "tx": tx, "teacher": teacher.model if online else None}
-    state = init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx)
+    first = jax.jit(lambda key: model.stack(model.init(key)))
+    state = init_state(jax.random.key(1), first(jax.random.key(0)), tx)
     beside = teacher.devices.first(teacher.params) if online else None
     one = devices("jit")
     arguments = one.put((state, batch if cached else batch._replace(payload={}), beside))

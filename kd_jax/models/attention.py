@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from kd_jax.models.layers import KERNEL_INIT, Dense, HeadNorm, project
 from kd_jax.models.positions import rotate
 from kd_jax.models.transformer import Transformer
-from kd_jax.types import Array
+from kd_jax.types import Array, Params
 
 MASKED = -1e9
 
@@ -183,3 +183,18 @@ def cross_kv(layers: list[CrossAttention], memory_BSD: Array) -> tuple[KeyValue,
     heads = [split_heads(part, c.key_heads) for part in parts]
     keys = [layer.k_norm(k) if c.qk_norm else k for layer, k in zip(layers, heads[::2], strict=True)]
     return tuple(zip(keys, heads[1::2], strict=True))
+
+
+def scanned_cross_kv(config: Transformer, params: Params, memory_BSD: Array) -> KeyValue:
+    """As `cross_kv`, of layers whose parameters lie stacked: keys and values [layers, B, G, S, d]."""
+    batch, length, width = memory_BSD.shape
+    depth = len(params["kv"])
+    kernel = params["kv"].swapaxes(0, 1).reshape(width, -1)
+    bias = params["kv_bias"].reshape(-1) if config.biases != "none" else None
+    shape = batch, length, depth, 2, config.key_heads, config.head_width
+    key_LBGSd, value_LBGSd = project(memory_BSD, kernel, bias).reshape(shape).transpose(3, 2, 0, 4, 1, 5)
+    if config.qk_norm:
+        norm = HeadNorm(epsilon=config.norm_epsilon, parent=None)
+        normed = jax.vmap(lambda own, key_BGSd: norm.apply({"params": own}, key_BGSd))
+        key_LBGSd = normed(params["k_norm"], key_LBGSd)
+    return key_LBGSd, value_LBGSd

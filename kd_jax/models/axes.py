@@ -31,6 +31,8 @@ AXES = {
     r"\w+\.\w+\.out\.bias": ("model",),
 }
 
+STACKS = ("encoder", "decoder")  # keys of layers whose parameters lie stacked (kd_jax.models.stack.stacked)
+
 
 def axes_of(name: str) -> tuple[str, ...]:
     """The names of a parameter's axes.
@@ -51,5 +53,14 @@ def named(params: Params) -> Any:
       >>> named({"embedding": np.ones((5, 2)), "decoder_norm": {"scale": np.ones(2)}})
       {'decoder_norm': {'scale': 'model'}, 'embedding': 'token model'}
     """
-    names = lambda path, _: " ".join(axes_of(".".join(key.key for key in path)))  # noqa: E731
+
+    def names(path: Any, _: Any) -> str:
+        keys = [key.key for key in path]
+        return " ".join((*["layer"][: keys[0] in STACKS], *axes_of(".".join(keys))))
+
     return jax.tree_util.tree_map_with_path(names, params)
+
+
+def of_layer(params: Params) -> Any:
+    """As `named`, of one layer's parameters."""
+    return named({"decoder_0": params})["decoder_0"]

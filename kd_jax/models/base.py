@@ -143,6 +143,9 @@ class Model(NamedTuple):
         text, or where the cache is forked, one of each hypothesis.
       axes: params -> a prefix of their tree with the names of every parameter's axes, such as "model inner" (see
         kd_jax.models.axes), by which a mesh cuts them; "" for what every device holds whole.
+      stack: params -> params as a training step should hold them: with the layers' own side by side in one array where
+        they are scanned over, so that neither their gradients nor their updates are compiled for each layer. Every
+        function above takes both.
     """
 
     init: Callable[..., Params]
@@ -152,6 +155,7 @@ class Model(NamedTuple):
     prefill: Callable[..., Cache]
     extend: Callable[..., tuple[Array, Cache]]
     axes: Callable[[Params], Any] = lambda params: ""
+    stack: Callable[[Params], Params] = lambda params: params
 
     def step(self, params: Params, cache: Cache, token_B: Array) -> tuple[Array, Cache]:
         """(logits_BV, cache): `extend` by one token."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from kd_jax.data.layouts import EncoderDecoderLayout
-from kd_jax.models.attention import KeyValue, cross_kv, same_segment
+from kd_jax.models.attention import KeyValue, cross_kv, same_segment, scanned_cross_kv
 from kd_jax.models.base import Model
 from kd_jax.models.layers import token_numbers
 from kd_jax.models.network import Network, pure_functions
@@ -65,8 +65,8 @@ class EncoderDecoderNetwork(Network):
         self.encoder_table = self.table("encoder")
         self.encoder_enter = self.first_norm()
 
-    def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...], Array]:
-        """(keys and values of the encoder's states for each decoder layer, their segments [B, S])."""
+    def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...] | KeyValue, Array]:
+        """(keys and values of the encoder's states for each decoder layer, as `through`; their segments [B, S])."""
         ids_BS, position_BS, segment_BS = inputs.encoder
         length, number_BS = ids_BS.shape[1], token_numbers(inputs.encoder)
         self.check_length(length)
@@ -75,6 +75,8 @@ class EncoderDecoderNetwork(Network):
         sight = self.sight(seen, position_BS, place_S, place_S, self.encoder_table, two_sided=True)
         x_BSD = self.encoder_enter(self.embed(ids_BS, position_BS, self.encoder_table, length))
         x_BSD = self.drop(x_BSD, number_BS)
-        x_BSD, _ = through(self.encoder, x_BSD, number_BS, sight)
+        x_BSD, _ = through(self.encoder, self.scanned("encoder"), x_BSD, number_BS, sight)
         memory_BSD = self.encoder_norm(x_BSD)
+        if params := self.scanned("decoder"):
+            return scanned_cross_kv(self.config, params["cross_attention"], memory_BSD), segment_BS
         return cross_kv([layer.cross_attention for layer in self.decoder], memory_BSD), segment_BS

@@ -14,7 +14,7 @@ from kd_jax.models.attention import KeyValue, Sight, mask_bias, same_segment
 from kd_jax.models.base import Cache, Head, Model
 from kd_jax.models.layers import Dropout, new_norm, rounded, token_numbers
 from kd_jax.models.positions import BUCKETS, relative_buckets, rotation, sinusoids
-from kd_jax.models.stack import Block, through
+from kd_jax.models.stack import Block, stacked, through
 from kd_jax.models.transformer import Transformer
 from kd_jax.parallel.mesh import gathered
 from kd_jax.types import Array, Inputs, Params, Tokens
@@ -60,6 +60,10 @@ class Network(nn.Module):
             return self.param(f"{stack}_buckets", nn.initializers.normal(c.d_model**-0.5), (BUCKETS, c.heads))
         return None
 
+    def scanned(self, stack: str) -> Params | None:
+        """The parameters of all its layers, arrays [layers, ...]; None where they are not scanned over."""
+        return self.get_variable("params", stack)
+
     def __call__(self, inputs: Inputs) -> Array:
         """Teacher-forced decoder states, hidden_BTD."""
         hidden_BTD, _ = self.read(inputs.decoder, *self.source(inputs))
@@ -67,8 +71,8 @@ class Network(nn.Module):
             self.head()
         return hidden_BTD
 
-    def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...], Array]:
-        """(keys and values of the source for each layer, their segments [B, S]): here there is none."""
+    def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...] | KeyValue, Array]:
+        """(keys and values of the source for each layer, as `through`; their segments [B, S]): here there is none."""
         return (), jnp.zeros((inputs.index_B.shape[0], 0), jnp.int32)
 
     def head(self) -> Head:
@@ -116,7 +120,7 @@ class Network(nn.Module):
         return Sight(bias, turn, local_turn)
 
     def read(
-        self, tokens: Tokens, source_kv: tuple[KeyValue, ...], source_BS: Array
+        self, tokens: Tokens, source_kv: tuple[KeyValue, ...] | KeyValue, source_BS: Array
     ) -> tuple[Array, tuple[KeyValue, ...]]:
         """(hidden_BTD, every layer's keys and values) of whole rows."""
         ids_BT, position_BT, segment_BT = tokens
@@ -129,7 +133,7 @@ class Network(nn.Module):
         place_T = jnp.arange(length)
         sight = self.sight(seen, position_BT, place_T, place_T, self.decoder_table)
         sight = sight._replace(causal=True, cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
-        x_BTD, kv = through(self.decoder, x_BTD, number_BT, sight, source_kv)
+        x_BTD, kv = through(self.decoder, self.scanned("decoder"), x_BTD, number_BT, sight, source_kv)
         return self.finish(x_BTD), kv
 
     def finish(self, x_BTD: Array) -> Array:
@@ -149,7 +153,7 @@ class Network(nn.Module):
             seen_BKS=(prefix.segment_BT > 0)[:, None],
             place_S=jnp.arange(prefix.ids_BT.shape[1]),
             self_kv=self_kv,
-            cross_kv=source_kv,
+            cross_kv=tuple(zip(*source_kv, strict=True)) if self.config.scan_layers else source_kv,
             source_BS=source_BS > 0,
         )
         return read.widen(room)
@@ -161,7 +165,8 @@ class Network(nn.Module):
         sight = self.sight(seen_BTS[:, None], position_BT, place_T, cache.place_S, self.decoder_table)
         sight = sight._replace(cross_bias=mask_bias(cache.source_BS)[:, None, None])
         x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, seen_BTS.shape[2]))
-        x_BTD, self_kv = through(self.decoder, x_BTD, None, sight, cache.cross_kv, cache.self_kv, cache.slot)
+        caches = cache.cross_kv, cache.self_kv, cache.slot
+        x_BTD, self_kv = through(self.decoder, self.scanned("decoder"), x_BTD, None, sight, *caches)
         head = self.head()
         # Apart from the bias: XLA on CPU puts it into the product, and then turns a tied matrix around at every token.
         raw_BTV = jax.lax.optimization_barrier(head.raw(self.finish(x_BTD)))
@@ -178,21 +183,31 @@ def pure_functions(network: Network) -> Model:
         return network.clone(config=plain).init(key, Inputs(jnp.ones(1, jnp.int32), one, one))["params"]
 
     def variables(params: Params) -> dict[str, Params]:
-        return {"params": gathered(rounded(params, network.config.compute), axes.named)}
+        params = rounded(params, network.config.compute)
+        stacks = {key: params[key] for key in axes.STACKS if key in params}  # which are gathered layer by layer
+        return {"params": gathered({key: params[key] for key in params if key not in stacks}, axes.named) | stacks}
+
+    stack = stacked if network.config.scan_layers else lambda params: params
 
     def apply(params: Params, inputs: Inputs, dropout_key: Array | None = None) -> Array:
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        return network.apply(variables(params), inputs, rngs=rngs)
+        return network.apply(variables(stack(params)), inputs, rngs=rngs)
 
     def taps(params: Params, inputs: Inputs, dropout_key: Array | None = None):
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        hidden_BTD, sown = network.apply(variables(params), inputs, rngs=rngs, mutable=["taps"])
+        hidden_BTD, sown = network.apply(variables(stack(params)), inputs, rngs=rngs, mutable=["taps"])
         return hidden_BTD, _by_name(sown["taps"])
 
-    def bound(method):
-        return lambda params, *args: network.apply(variables(params), *args, method=method)
+    def head(params: Params) -> Head:
+        return network.apply(variables(params), method=network.head)
 
-    return Model(init, apply, taps, bound(network.head), bound(network.prefill), bound(network.extend), axes.named)
+    def prefill(params: Params, inputs: Inputs, room: int) -> Cache:
+        return network.apply(variables(stack(params)), inputs, room, method=network.prefill)
+
+    def extend(params: Params, cache: Cache, ids_BT: Array) -> tuple[Array, Cache]:
+        return network.apply(variables(params), cache, ids_BT, method=network.extend)
+
+    return Model(init, apply, taps, head, prefill, extend, axes.named, stack)
 
 
 def _by_name(taps: Mapping[str, Any]) -> dict[str, Array]:

@@ -1,7 +1,9 @@
 """A stack of layers: what one layer is, and how one follows the other: in a loop or a scan, kept or computed again."""
 
+import collections
 import functools
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.models import axes
 from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, Sight
 from kd_jax.models.layers import Dropout, FeedForward, new_norm
 from kd_jax.models.transformer import Transformer
+from kd_jax.parallel.mesh import gathered
 from kd_jax.types import Array, Params
 
 # What of a layer is kept for the backward pass; all else is computed again.
@@ -77,6 +81,44 @@ class Block(nn.Module):
         return self.norm[sublayer](x_BTD) if self.config.norm_position == "after" else x_BTD
 
 
+def stacked(params: Params) -> Params:
+    """The layers of each stack as one: "decoder_0", "decoder_1", ... as "decoder", of arrays [layers, ...].
+
+    Examples:
+      >>> params = stacked({"decoder_0": {"bias": jnp.zeros(2)}, "decoder_1": {"bias": jnp.ones(2)}, "output": 3})
+      >>> params["output"], params["decoder"]["bias"].tolist()
+      (3, [[0.0, 0.0], [1.0, 1.0]])
+    """
+    layer = re.compile(r"(\w+)_(\d+)")
+    numbers = {key: match.groups() for key in params if (match := layer.fullmatch(key))}
+    depths = collections.Counter(stack for stack, _ in numbers.values())
+    layers = {stack: [params[f"{stack}_{i}"] for i in range(depth)] for stack, depth in depths.items()}
+    return {key: value for key, value in params.items() if key not in numbers} | _together(layers)
+
+
+def unstacked(params: Params) -> Params:
+    """The inverse of `stacked`; what is not stacked stays as it is.
+
+    Examples:
+      >>> unstacked({"decoder": {"bias": jnp.arange(2.0)}})
+      {'decoder_0': {'bias': Array(0., dtype=float32)}, 'decoder_1': {'bias': Array(1., dtype=float32)}}
+    """
+    stacks = {key: params[key] for key in axes.STACKS if key in params}
+    return {key: value for key, value in params.items() if key not in stacks} | _apart(stacks) if stacks else params
+
+
+@jax.jit
+def _together(layers: dict[str, list[Params]]) -> Params:
+    return {stack: jax.tree.map(lambda *xs: jnp.stack(xs), *each) for stack, each in layers.items()}
+
+
+@jax.jit
+def _apart(stacks: Params) -> Params:
+    depths = {stack: len(jax.tree.leaves(layers)[0]) for stack, layers in stacks.items()}
+    each = ((stack, i) for stack, depth in depths.items() for i in range(depth))
+    return {f"{stack}_{i}": jax.tree.map(lambda x, i=i: x[i], stacks[stack]) for stack, i in each}
+
+
 class Own(NamedTuple):
     """What a layer does not share with the others of its stack.
 
@@ -97,35 +139,44 @@ class Own(NamedTuple):
 
 def through(
     layers: Sequence[Block],
+    params: Params | None,
     x_BTD: Array,
     number_BT: Array | None,
     sight: Sight,
-    source_kv: Sequence[KeyValue] = (),
+    source_kv: Sequence[KeyValue] | KeyValue = (),
     self_kv: Sequence[KeyValue] = (),
     slot: Array | None = None,
 ) -> tuple[Array, tuple[KeyValue, ...]]:
     """(x_BTD, every layer's keys and values).
 
-    A plain loop, which is faster on CPU, or with `scan_layers` a scan, which compiles one layer. Parameters are stacked
-    here, so outside every layer has its own. A cache is read in a loop either way: to stack it would be to copy it.
+    A plain loop, which is faster on CPU, or with `scan_layers` a scan, which compiles one layer. A cache is read in a
+    loop either way: to stack it would be to copy it.
+
+    Args:
+      layers: of the stack.
+      params: of all layers, as `stacked`, to scan over; None where each has its own.
+      x_BTD, number_BT, sight, slot: as Block's.
+      source_kv: for each layer the source's keys and values, in a scan side by side, [layers, ...]; () for none.
+      self_kv: for each layer those of earlier tokens; () for none.
     """
-    owns, c = [], layers[0].config
-    for bound, source, earlier in itertools.zip_longest(layers, source_kv, self_kv):
-        if bound.is_initializing():
-            bound(x_BTD, number_BT, sight, source)  # which makes its parameters
-        key = bound.make_rng("dropout") if bound.has_rng("dropout") else None
-        owns.append(Own(bound.variables["params"], np.bool_(bound.local), key, source, earlier))
-    layer, scanned = _pure(layers[0], number_BT, sight, slot), c.scan_layers and not self_kv
+    c, depth, keys = layers[0].config, len(layers), None
+    if layers[0].has_rng("dropout"):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(layers[0].make_rng("dropout"), jnp.arange(depth))
+    local = np.array([layer.local for layer in layers])
+    layer, scanned = _pure(layers[0], number_BT, sight, slot, bool(params)), params and not self_kv
     if c.remat != "none":
         # Within a scan nothing could be merged with what is computed again.
         layer = jax.checkpoint(layer, policy=POLICIES[c.remat], prevent_cse=not scanned)
     if scanned:
-        x_BTD, left_L = jax.lax.scan(layer, x_BTD, jax.tree.map(lambda *xs: jnp.stack(xs), *owns))
-        left = [jax.tree.map(lambda x_L, i=i: x_L[i], left_L) for i in range(len(owns))]
+        x_BTD, left_L = jax.lax.scan(layer, x_BTD, Own(params, local, keys, source_kv or None, None))
+        left = [jax.tree.map(lambda x_L, i=i: x_L[i], left_L) for i in range(depth)]
     else:
         left = []
-        for own in owns:
-            x_BTD, of_layer = layer(x_BTD, own)
+        for i, (bound, source, earlier) in enumerate(itertools.zip_longest(layers, source_kv, self_kv)):
+            if bound.is_initializing():
+                bound(x_BTD, number_BT, sight, source)  # which makes its parameters
+            own = jax.tree.map(lambda x, i=i: x[i], params) if params else bound.variables["params"]
+            x_BTD, of_layer = layer(x_BTD, Own(own, local[i], keys if keys is None else keys[i], source, earlier))
             left.append(of_layer)
     for bound, (_, sown) in zip(layers, left, strict=True):
         for name, tap in sown.items():
@@ -134,9 +185,12 @@ def through(
 
 
 def _pure(
-    block: Block, number_BT: Array | None, sight: Sight, slot: Array | None
+    block: Block, number_BT: Array | None, sight: Sight, slot: Array | None, cut: bool
 ) -> Callable[[Array, Own], tuple[Array, tuple[KeyValue, dict[str, Any]]]]:
-    """(x_BTD, what is the layer's own) -> (x_BTD, (its keys and values, its taps where they are asked for))."""
+    """(x_BTD, what is the layer's own) -> (x_BTD, (its keys and values, its taps where they are asked for)).
+
+    Where its parameters are still `cut` over a mesh, they are gathered layer by layer.
+    """
     tapped, block = block.is_mutable_collection("taps"), Block(block.config, block.cross, parent=None)
 
     def layer(x_BTD, own):
@@ -145,7 +199,8 @@ def _pure(
             turn = jax.tree.map(functools.partial(jax.lax.select, own.local), sight.local_turn, turn)
         given = x_BTD, number_BT, sight._replace(turn=turn), own.source, own.earlier, slot
         rngs = {} if own.key is None else {"dropout": own.key}
-        (x_BTD, kv), sown = block.apply({"params": own.params}, *given, rngs=rngs, mutable=["taps"] if tapped else [])
+        params = gathered(own.params, axes.of_layer) if cut else own.params
+        (x_BTD, kv), sown = block.apply({"params": params}, *given, rngs=rngs, mutable=["taps"] if tapped else [])
         return x_BTD, (kv, sown["taps"] if tapped else {})
 
     return layer

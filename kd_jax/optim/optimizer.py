@@ -142,10 +142,11 @@ class Optimizer:
 
 
 def decay_mask(params: Params) -> Params:
-    """True for matrices; norms' scales and biases are not decayed.
+    """True for matrices; norms' scales and biases are not decayed, nor are those of layers that lie stacked.
 
     Examples:
-      >>> decay_mask({"kernel": jnp.ones((2, 3)), "scale": jnp.ones(3)})
-      {'kernel': True, 'scale': False}
+      >>> decay_mask({"kernel": jnp.ones((2, 3)), "scale": jnp.ones(3), "decoder": {"bias": jnp.ones((4, 3))}})
+      {'decoder': {'bias': False}, 'kernel': True, 'scale': False}
     """
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    vector = lambda path: jax.tree_util.keystr(path).endswith(("scale']", "bias']"))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and not vector(path), params)

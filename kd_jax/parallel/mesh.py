@@ -33,7 +33,7 @@ RULES = {
     "neuron": "tensor",
     "token": "tensor",
 }
-LEAST_CUT = 2  # axes that a parameter has, or it is not cut over "fsdp": to gather a vector costs more than to keep it
+LEAST_CUT = 2  # axes that a layer's parameter has, or it is whole over "fsdp": a vector is not worth gathering
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +93,19 @@ def partition(names: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> t
       ('tensor',)
       >>> partition("model", (16,), {"fsdp": 4, "tensor": 2})
       ()
+      >>> partition("layer model inner", (3, 16, 32), {"fsdp": 4, "tensor": 2})
+      (None, 'fsdp', 'tensor')
     """
+    named = names.split()
+    vector = len(named) - ("layer" in named) < LEAST_CUT
 
     def over(name: str, size: int) -> str | None:
         axis = RULES[name] if name in RULES else None
-        if axis is None or sizes[axis] == 1 or size % sizes[axis] or (axis == "fsdp" and len(shape) < LEAST_CUT):
+        if axis is None or sizes[axis] == 1 or size % sizes[axis] or (axis == "fsdp" and vector):
             return None
         return axis
 
-    axes = [over(name, size) for name, size in zip(names.split(), shape, strict=True)] if names else []
+    axes = [over(name, size) for name, size in zip(named, shape, strict=True)] if names else []
     while axes and axes[-1] is None:  # as JAX writes it: to its caches one layout written in two ways is two
         axes.pop()
     return tuple(axes)

@@ -121,7 +121,7 @@ def _stand_in(teacher: Teacher) -> None:
         teacher.params = spread.put(params, teacher.model.axes(params))
         return
     train, _, _ = batches(experiment, teacher.workdir, recipe, {}, spread)
-    params = jax.jit(teacher.model.init)(jax.random.key(experiment.seed))
+    params = jax.jit(lambda key: teacher.model.stack(teacher.model.init(key)))(jax.random.key(experiment.seed))
     steps = min(STAND_IN_STEPS, recipe.training.steps)
     tx = recipe.training.optimizer.build(recipe.training.steps)
     parts = {"model": teacher.model, "terms": recipe.terms, "tx": tx}

@@ -52,13 +52,17 @@ def compile_ahead(experiment: Experiment, name: str, vocab_size: int, spread: On
     def first_state(params: Params) -> TrainState:
         key = jax.random.key(0)
         adapters = init_adapters(key, recipe.terms, (model, params), teacher, batch) if teacher else {}
-        return init_state(key, params, tx, adapters)
+        return init_state(key, model.stack(params), tx, adapters)
 
     run = Run(name, recipe, model, (), [batch], 1, teacher)
     tx = recipe.training.optimizer.build(recipe.training.steps)
     state = jax.eval_shape(first_state, params)
     beside = teacher and spread.put_shapes(teacher[1], teacher[0].axes(teacher[1]))
-    arguments = spread.put_shapes(state, state_axes(state, tx, model.axes(params))), spread.cut_shapes(batch), beside
+    arguments = (
+        spread.put_shapes(state, state_axes(state, tx, model.axes(state.params))),
+        spread.cut_shapes(batch),
+        beside,
+    )
     lowered = training_step(run, tx, spread).lower(*arguments)
     return Ahead(lowered.compile(compiler_options=NEVER_RUN), *batch.targets_BT.shape)
 

@@ -22,6 +22,7 @@ from kd_jax.errors import KdError, Preempted
 from kd_jax.experiment import Recipe, Training
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.models.base import Model
+from kd_jax.models.stack import unstacked
 from kd_jax.objective.terms import Term
 from kd_jax.parallel.base import Devices, disallow_transfers
 from kd_jax.training.meter import Meter
@@ -79,7 +80,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     """
     training = run.recipe.training
     tx = training.optimizer.build(training.steps)
-    axes, one_step, validate = run.model.axes(params), training_step(run, tx, devices), _validation(run, devices)
+    one_step, validate = training_step(run, tx, devices), _validation(run, devices)
     log, iterator = metrics_log.MetricsLog(folder / "metrics.jsonl", run.writers), iter(run.train)
     due = lambda step: step % training.eval_every == 0 or step == training.steps  # noqa: E731
     with contextlib.ExitStack() as stack, contextlib.closing(log):
@@ -90,11 +91,11 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         begun, state = _begin(run, checkpoints, state, iterator, log)
         if due(begun) and not log.holds(begun, METRIC):  # before the first step, or where preemption cut it off
             with bar.compiling("validation"):
-                measured = validate(devices.put(state.params, axes))
+                measured = validate(devices.put(state.params, places.params))
             if measured is None:
                 raise Preempted
             if begun or not training.steps:
-                checkpoints.save(state, iterator.get_state(), measured)
+                checkpoints.save(_saved(state), iterator.get_state(), measured)
                 checkpoints.wait()
             log.append({"step": begun, METRIC: measured})
         bar.skip(begun)
@@ -114,7 +115,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                     measured = validate(state.params) if due(step) else None
                     if measured is not None:
                         log.append({"step": step, METRIC: measured})
-                    checkpoints.save(devices.first(state), iterator.get_state(), measured)
+                    checkpoints.save(_saved(devices.first(state)), iterator.get_state(), measured)
                     if stops:
                         raise Preempted
                     meter.restart()
@@ -145,15 +146,20 @@ def _rates(training: Training) -> Any:
 
 def _first_state(run: Run, params: Params, tx: Any, devices: Devices, seed: int) -> tuple[TrainState, TrainState]:
     """(the state before the first step, with the terms' adapters, as single arrays; names of its axes)."""
-    axes = run.model.axes(params)
-    params = devices.first(devices.put(params, axes))  # so moments are made where their parameters are
+    # So moments are made where their parameters are.
+    params = run.model.stack(devices.first(devices.put(params, run.model.axes(params))))
     keys = [jax.random.fold_in(jax.random.key(seed), i) for i in (2, 3)]
     adapters = {}
     if run.teacher:
         adapters = init_adapters(keys[1], run.recipe.terms, (run.model, params), run.teacher, run.valid[0])
     state = init_state(keys[0], params, tx, adapters)
-    places = state_axes(state, tx, axes)
+    places = state_axes(state, tx, run.model.axes(params))
     return devices.first(devices.put(state, places)), places
+
+
+def _saved(state: TrainState) -> TrainState:
+    """The state as checkpoints have it: of its parameters every layer has its own, however the step holds them."""
+    return state._replace(params=unstacked(state.params))
 
 
 def _opened(title: str, folder: Path) -> Checkpoints:
@@ -172,7 +178,8 @@ def _begin(
     """
     while (begun := checkpoints.last()) is not None:
         try:
-            state, position = checkpoints.restore(state)
+            restored, position = checkpoints.restore(_saved(state))
+            state = restored._replace(params=run.model.stack(restored.params))
             break
         except Damaged as error:
             runlog.say(

@@ -10,6 +10,8 @@ import pytest
 
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.stack import unstacked
+from kd_jax.optim.optimizer import Optimizer
 from kd_jax.types import Inputs, Tokens
 from tests.models.cases import OPTIONS, V, batch_of, segments
 from tests.models.jaxprs import equations
@@ -68,7 +70,31 @@ def looped(request):
 def test_scanned_or_computed_again_a_stack_is_the_loop(looped, way):
     """Loss, hidden states, every tap and every gradient, with dropout."""
     config, want = looped
-    chex.assert_trees_all_close(run(dataclasses.replace(config, **way)), want, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(run(dataclasses.replace(config, **way)), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", DEEP.values(), ids=DEEP)
+def test_stacked_parameters_are_the_same_network(config):
+    """Hidden states, every gradient, prefill and steps; and stacked or not, an update of AdamW moves them alike."""
+    config = dataclasses.replace(config, scan_layers=True)
+    model, batch, params = config.build(V), batch_for(config), drawn(config)
+    stacks = model.stack(params)
+    assert set(stacks) & set(config.stacks()) and not any(key[-1].isdigit() for key in stacks)
+    chex.assert_trees_all_equal(unstacked(stacks), params)
+    tx = Optimizer(warmup=1, weight_decay=0.5).build(2)
+
+    @jax.jit
+    def updated(params):
+        gradient, (hidden_BTD, _) = jax.grad(loss_of(config, batch), has_aux=True)(params, jax.random.key(5))
+        with jax.numpy_dtype_promotion("standard"):  # as optax wants it
+            updates, _ = tx.update(gradient, tx.init(params), params)
+        prompts = batch.inputs._replace(decoder=jax.tree.map(lambda x: x[:1, :3], batch.inputs.decoder))
+        prompts = jax.tree.map(lambda x: x[:1], prompts)
+        logits_BTV, _ = model.extend(params, model.prefill(params, prompts, 2), jnp.ones((1, 2), jnp.int32))
+        return unstacked(gradient), unstacked(updates), hidden_BTD, logits_BTV
+
+    for one, other in zip(updated(stacks), updated(params), strict=True):
+        chex.assert_trees_all_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -90,14 +116,24 @@ def test_every_layer_and_sublayer_has_noise_of_its_own(scan_layers):
 
 
 @pytest.mark.parametrize("config", DEEP.values(), ids=DEEP)
-def test_a_scan_holds_one_layer_however_many_there_are(config):
-    def products(**fields):
-        scanned = dataclasses.replace(config, local=(), scan_layers=True, **fields)
-        grad = jax.grad(lambda params: loss_of(scanned, batch_for(config))(params, None)[0])
-        names = [eqn.primitive.name for eqn in equations(jax.make_jaxpr(grad)(drawn(scanned)).jaxpr)]
-        return names.count("dot_general"), names.count("scan")
+def test_a_step_of_stacked_parameters_is_as_long_however_many_layers_there_are(config):
+    """Gradient and update; but for taking apart the layers' keys and values, which nobody reads here."""
+    tx = Optimizer(warmup=1).build(2)
 
-    assert products() == products(**dict.fromkeys(config.depths, 6))
+    def operations(**fields):
+        scanned = dataclasses.replace(config, local=(), scan_layers=True, **fields)
+        model, batch = scanned.build(V), batch_for(config)
+
+        def step(params):
+            gradient = jax.grad(lambda params: model.apply(params, batch.inputs, jax.random.key(5)).sum())(params)
+            with jax.numpy_dtype_promotion("standard"):  # as optax wants it
+                return tx.update(gradient, tx.init(params), params)
+
+        names = [eqn.primitive.name for eqn in equations(jax.make_jaxpr(step)(model.stack(drawn(scanned))).jaxpr)]
+        return {name: names.count(name) for name in set(names) - {"slice", "squeeze"}}
+
+    few = operations()
+    assert few["scan"] == 2 * len(config.depths) and few == operations(**dict.fromkeys(config.depths, 6))
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

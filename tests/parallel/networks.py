@@ -46,7 +46,7 @@ def step_on(
     """(the compiled training step, its first state and the teacher's parameters on the devices)."""
     model, params, said = network(architecture)
     parts = {"model": model, "teacher": model, "terms": terms, "tx": tx, "microbatches": microbatches}
-    state = init_state(jax.random.key(1), params, tx)
-    state = spread.put(state, state_axes(state, tx, model.axes(params)))
+    state = init_state(jax.random.key(1), model.stack(params), tx)
+    state = spread.put(state, state_axes(state, tx, model.axes(state.params)))
     step = spread.compile_sums(functools.partial(train_step, **parts), donate=True)
     return step, state, spread.put(said, model.axes(said))

@@ -184,6 +184,35 @@ def test_one_and_eight_devices_train_to_the_same_model(experiment, workdir, tmp_
     np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend, mesh", [("jit", Mesh()), ("pmap", Mesh()), ("mesh", Mesh(fsdp=4, tensor=2))])
+def test_scanned_layers_train_to_the_same_model_also_after_a_stop(
+    experiment, workdir, tmp_path, monkeypatch, backend, mesh
+):
+    """And their checkpoint is that of any model: read here by a recipe that scans over nothing."""
+    recipe, losses, after = (
+        recipe_with(experiment.teacher, tokens_per_batch=768, steps=4, eval_every=2),
+        [],
+        Meter.after,
+    )
+
+    def asked(self, step, *measured):
+        after(self, step, *measured)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for scan_layers in (False, True):
+        run = beside(workdir, tmp_path / str(scan_layers), "data")
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, scan_layers=scan_layers))
+        changed = dataclasses.replace(experiment, teacher=recipe, backend=backend, mesh=mesh, buckets=(32,))
+        with monkeypatch.context() as patch, preemption.watched():
+            patch.setattr(Meter, "after", asked)
+            with pytest.raises(Preempted):
+                teacher.run(changed, run)
+        teacher.run(changed, run)
+        losses.append(run.model(TEACHER).outputs()["valid_cross_entropy"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    chex.assert_trees_all_equal_shapes(params_of(run, experiment), params_of(workdir, experiment))
+
+
 def test_the_student_learns_and_the_teacher_does_not_move(experiment, workdir):
     before = params_of(workdir, experiment)
     student.run(experiment, workdir, only="student_kd")
