@@ -42,7 +42,7 @@ smoke: install
 
 test: install
 	@echo "test: PyTorch and transformers too, which the tests compare with, and what reads buckets"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,parity,gcs]' $(PINS)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,parity,gcs,s3]' 'moto[server]' $(PINS)
 	$(PY) -m pytest -q --numprocesses 2 --dist loadfile
 	$(MAKE) test-beam
 

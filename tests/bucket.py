@@ -13,12 +13,15 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.request import Request, urlopen
 
 NAME = "bucket"
 
 
 class Bucket(ThreadingHTTPServer):
     """Serves while the block runs; `objects` has what is there: name -> (generation, bytes)."""
+
+    last = "commit_success.txt"  # of a checkpoint's files the one that comes last
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -47,12 +50,66 @@ class Bucket(ThreadingHTTPServer):
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would ask Google what kind of bucket this is
         }
 
+    def put(self, name, data):
+        """Changes an object."""
+        with self.lock:
+            self.objects[name] = next(self.generations), data
+
+    def names(self, prefix):
+        """What is below the prefix."""
+        with self.lock:
+            return [name.removeprefix(prefix) for name in self.objects if name.startswith(prefix)]
+
     def files(self, prefix):
         """Name below the prefix -> bytes."""
         with self.lock:
             return {
                 name.removeprefix(prefix): data for name, (_, data) in self.objects.items() if name.startswith(prefix)
             }
+
+
+class S3:
+    """The same by Amazon's protocol, which moto speaks."""
+
+    last = "uploaded.txt"
+
+    def __init__(self):
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+
+    def __enter__(self):
+        import boto3
+
+        self._server.start()
+        self.url = "http://{}:{}".format(*self._server.get_host_and_port())
+        keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region_name": "us-east-1"}
+        self._client = boto3.client("s3", endpoint_url=self.url, **keys)
+        self._client.create_bucket(Bucket=NAME)
+        return self
+
+    def __exit__(self, *_):
+        urlopen(Request(f"{self.url}/moto-api/reset", method="POST")).close()  # what it has, it has for all servers
+        self._server.stop()
+
+    def environment(self):
+        """What makes clients look here."""
+        keys = {name: "any" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+        return {"AWS_ENDPOINT_URL": self.url, "AWS_DEFAULT_REGION": "us-east-1"} | keys
+
+    def put(self, name, data):
+        """Changes an object."""
+        self._client.put_object(Bucket=NAME, Key=name, Body=data)
+
+    def names(self, prefix):
+        """What is below the prefix."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=NAME, Prefix=prefix)
+        return [item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", [])]
+
+    def files(self, prefix):
+        """Name below the prefix -> bytes."""
+        read = lambda name: self._client.get_object(Bucket=NAME, Key=prefix + name)["Body"].read()  # noqa: E731
+        return {name: read(name) for name in self.names(prefix)}
 
 
 class _Handler(BaseHTTPRequestHandler):

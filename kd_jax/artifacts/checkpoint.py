@@ -18,7 +18,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from kd_jax import hosts
 from kd_jax.artifacts import files
+from kd_jax.artifacts.digests import checksums, params_digest
 from kd_jax.artifacts.manifest import ELSEWHERE, Folder
+from kd_jax.artifacts.mirror import Mirror
 from kd_jax.errors import KdError
 from kd_jax.types import Params
 
@@ -27,46 +29,12 @@ LATEST = 2  # checkpoints that stay beside the best: the last, and the one to fa
 SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
 
 
-def params_digest(params: Params) -> str:
-    """A digest of every parameter's name, shape, dtype and bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(jax.device_get(leaf))
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-@jax.jit
-def checksums(tree: Any) -> list[jax.Array]:
-    """Of every leaf the sum of bits * (2 position + 1) over its elements, modulo 2^32: uint32 scalars.
-
-    One flipped bit always shows (an odd number times 2^b is not 0), and how a leaf is spread over devices does not.
-
-    Args:
-      tree: arrays whose elements have one, two or four bytes.
-
-    Examples:
-      >>> [int(one) for one in checksums([jnp.arange(3), jnp.float32(1)])]  # 0 * 1 + 1 * 3 + 2 * 5; 0x3f800000
-      [13, 1065353216]
-    """
-
-    def checksum(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-        position = jnp.zeros(x.shape, jnp.uint32)
-        for axis, size in enumerate(x.shape):
-            position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)
-
-    return [checksum(leaf) for leaf in jax.tree.leaves(tree)]
-
-
 class Damaged(Exception):
     """A checkpoint that is not as it was saved; names it."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, under folder/checkpoints; orbax commits each by rename."""
+    """The checkpoints of one run, under folder/checkpoints; orbax commits each by rename, in gs:// by a marker."""
 
     def __init__(self, folder: Path):
         """Raises Damaged if a step's metrics cannot be read; see `set_unreadable_aside`."""
@@ -74,7 +42,8 @@ class Checkpoints:
             [checkpoint_managers.LatestN(n=LATEST), checkpoint_managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
         )
         logging.getLogger("absl").addFilter(_not_from_orbax)
-        self._folder = files.absolute(folder / "checkpoints")
+        self._mirror = Mirror(folder) if files.in_s3(folder) else None
+        self._folder = files.absolute((self._mirror.folder if self._mirror else folder) / "checkpoints")
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep, best_fn=_metric, best_mode="min", cleanup_tmp_directories=True
         )
@@ -88,6 +57,8 @@ class Checkpoints:
 
     def __exit__(self, *_: Any) -> None:
         self._manager.close()
+        if self._mirror:
+            self._mirror.close()
 
     def last(self) -> int | None:
         """The newest checkpoint's step."""
@@ -105,7 +76,8 @@ class Checkpoints:
     def save(self, state: Any, iterator: dict[str, Any], valid_cross_entropy: float | None) -> None:
         """Saves a training.step.TrainState with its step's number, in the place of one that is there already.
 
-        Writing goes on in the background. What was not measured (None) is never the best.
+        Writing goes on in the background, but to s3:// before training goes on. What was not measured (None) is never
+        the best.
 
         Raises:
           KdError: if the disk has no room for it.
@@ -130,16 +102,21 @@ class Checkpoints:
             self._manager.delete(step)
         metrics = {METRIC: math.inf if valid_cross_entropy is None else valid_cross_entropy}
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        if self._mirror:
+            self.wait()
 
     def set_aside(self, step: int) -> Path:
         """Moves a checkpoint that cannot be read away, and says where to: it may be the machine that erred."""
         aside = hosts.agreed(lambda: str(_set_aside(self._folder / str(step))))
         self._manager.reload()
-        return files.path(aside)
+        self.wait()
+        return self._mirror.there(Path(aside)) if self._mirror else files.path(aside)
 
     def wait(self) -> None:
-        """Until all that was saved is on disk."""
+        """Until all that was saved is on disk, or in its bucket."""
         self._manager.wait_until_finished()
+        if self._mirror:
+            self._mirror.push()
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
         """The newest state, in the shape of `like`, and the iterator's state.
@@ -181,14 +158,18 @@ class Checkpoints:
         """Raises Damaged unless what was read (the first leaves of what was saved) has the checksums of then."""
         sums, digest = _numbers(checksums(read)), beside.pop("digest", None)
         if digest != _digest(beside) or beside["checksums"][: len(sums)] != sums:
-            raise Damaged(f"checkpoint {self._folder / str(step)}: its values are not those that were saved")
+            raise Damaged(f"checkpoint {self._shown(step)}: its values are not those that were saved")
 
     def _restored(self, step: int, items: dict[str, Any]) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax raises whatever its parts raise, a plain Exception among them
             reason = " ".join(str(error).split())[:200]
-            raise Damaged(f"checkpoint {self._folder / str(step)} cannot be read ({reason})") from error
+            raise Damaged(f"checkpoint {self._shown(step)} cannot be read ({reason})") from error
+
+    def _shown(self, step: int) -> Path:
+        path = self._folder / str(step)
+        return self._mirror.there(path) if self._mirror else path
 
 
 def set_unreadable_aside(folder: Path) -> list[Path]:

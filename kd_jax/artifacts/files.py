@@ -52,6 +52,11 @@ def in_bucket(where: Path) -> bool:
     return os.fspath(where).startswith(tuple(BUCKETS))
 
 
+def in_s3(where: Path) -> bool:
+    """Whether a path is one that orbax does not know; see kd_jax.artifacts.mirror."""
+    return os.fspath(where).startswith("s3://")
+
+
 def _require(given: str, package: str) -> None:
     try:
         import fsspec

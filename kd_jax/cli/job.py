@@ -151,6 +151,8 @@ def _check_options(words: argparse.Namespace) -> None:
     for option in ("host", "coordinator"):
         if vars(words)[option] and words.command not in ("run", *PHASES):
             raise KdError(f"--{option}: goes with the commands run, {', '.join(PHASES)} alone")
+    if words.host and words.workdir and files.in_s3(words.workdir):
+        raise KdError(f"--host: {words.workdir} is in s3://, where one host works alone; wanted gs:// or a disk")
     for option in ("coordinator", "patience"):
         if vars(words)[option] and not words.host:
             raise KdError(f"--{option}: goes with --host, which process this is, such as --host 0/4")

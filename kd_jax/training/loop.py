@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from kd_jax import hosts
 from kd_jax.artifacts import metrics_log, preemption, runlog
-from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, Damaged, params_digest, set_unreadable_aside
+from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, Damaged, set_unreadable_aside
+from kd_jax.artifacts.digests import params_digest
 from kd_jax.errors import KdError, Preempted
 from kd_jax.experiment import Recipe, Training
 from kd_jax.losses.cross_entropy import cross_entropy

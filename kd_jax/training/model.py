@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kd_jax import config, hosts
 from kd_jax.artifacts import checkpoint, files, runlog, writers
+from kd_jax.artifacts.digests import params_digest
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.data import pipeline
@@ -97,7 +98,7 @@ def train_model(
     if left_out:
         runlog.say(f"{name}: {left_out} training examples longer than the last bucket are left out")
     params = initial_params(experiment, workdir, recipe)
-    first = checkpoint.params_digest(params)
+    first = params_digest(params)
     model = recipe.model.build(data["vocab_size"])
     teacher = trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None
     profile = watched.profile and Profile(*watched.profile, workdir.profile(name))

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.artifacts.checkpoint import Checkpoints, Damaged, checksums, set_unreadable_aside
+from kd_jax.artifacts.checkpoint import Checkpoints, Damaged, set_unreadable_aside
+from kd_jax.artifacts.digests import checksums
 from kd_jax.training.step import init_state
 
 POSITION = {"next": 7}

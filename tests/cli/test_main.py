@@ -173,6 +173,10 @@ def test_bad_fields_are_one_line_and_exit_code_2(words, message, root, tmp_path,
     [
         (["nonsense"], "unknown command 'nonsense'; wanted run, plan, prepare"),
         (["run", SMOKE, "--workdir", "w", "--seeds", "0"], "--seeds"),
+        (
+            ["run", SMOKE, "--workdir", "s3://a/w", "--host", "0/2"],
+            "--host: s3://a/w is in s3://",
+        ),
         (["ablate", SMOKE, "--seeds", "0"], "--workdir: missing"),
         (["ablate"], "config"),
         (["new"], "config"),

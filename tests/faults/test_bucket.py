@@ -7,13 +7,11 @@ import time
 
 import pytest
 
-from tests.bucket import Bucket
+from tests.bucket import S3, Bucket
 from tests.faults.pipeline import start
 from tests.faults.test_kills import PATIENCE, SHORT, assert_same
 
-pytest.importorskip("gcsfs")
-
-WORKDIR = "gs://bucket/runs/smoke"
+KINDS = {"gs": (Bucket, ["gcsfs"]), "s3": (S3, ["s3fs", "moto"])}  # protocol -> what stands for it, what that needs
 TERM = 12.0  # seconds, so that a dead process's lock is soon known for one
 PROGRAM = f"""
 import sys
@@ -24,9 +22,14 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.fixture
-def bucket():
-    with Bucket() as bucket:
+@pytest.fixture(params=KINDS)
+def bucket(request):
+    """Its stand-in on this machine, with a workdir in it."""
+    stand_in, needed = KINDS[request.param]
+    for package in needed:
+        pytest.importorskip(package)
+    with stand_in() as bucket:
+        bucket.workdir = f"{request.param}://bucket/runs/smoke"
         yield bucket
 
 
@@ -37,13 +40,13 @@ def command(root):
 
 def begun(bucket, words, log):
     with open(log, "a") as file:
-        arguments = [sys.executable, "-c", PROGRAM, *words, "--workdir", WORKDIR]
+        arguments = [sys.executable, "-c", PROGRAM, *words, "--workdir", bucket.workdir]
         return subprocess.Popen(arguments, env=os.environ | bucket.environment(), stdout=file, stderr=file)
 
 
 def wait_for(bucket, name, process):
     until = time.monotonic() + PATIENCE
-    while name not in bucket.files("runs/smoke/"):
+    while name not in bucket.names("runs/smoke/"):
         assert process.poll() is None and time.monotonic() < until, name
         time.sleep(0.01)
 
@@ -52,19 +55,20 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, command, tmp_path):
     whole = start(["run", *command, "--workdir", str(tmp_path / "whole")], tmp_path / "whole.log")
     log = tmp_path / "log"
     first = begun(bucket, ["run", *command], log)
-    wait_for(bucket, "teacher/checkpoints/12/commit_success.txt", first)
-    second = begun(bucket, ["teacher", *command], tmp_path / "refused")
-    assert second.wait(PATIENCE) == 2
-    refusal = (tmp_path / "refused").read_text().splitlines()[-1]
-    assert refusal.startswith(f"error: --workdir {WORKDIR}: another kd_jax works there (process {first.pid} of ")
-    assert first.poll() is None
+    wait_for(bucket, f"teacher/checkpoints/12/{bucket.last}", first)
     first.kill()
     first.wait()
+    bucket.put("runs/smoke/teacher/checkpoints/24/params/half", b"of an upload")
     again = begun(bucket, ["run", *command], log)
+    wait_for(bucket, "teacher/manifest.json", again)
+    other = begun(bucket, ["teacher", *command], tmp_path / "refused")
+    assert other.wait(PATIENCE) == 2
+    refusal = (tmp_path / "refused").read_text().splitlines()[-1]
+    assert refusal.startswith(f"error: --workdir {bucket.workdir}: another kd_jax works there (process {again.pid} of ")
     assert again.wait(PATIENCE) == 0, log.read_text()
     said = log.read_text()
     assert "locked by a process that may be dead" in said and "teacher: goes on from step" in said
-    assert f"report: {WORKDIR}/report/report.html" in said
+    assert f"report: {bucket.workdir}/report/report.html" in said
     names = bucket.files("runs/smoke/")
     assert not [name for name in names if ".kd_jax.lock" in name or name.endswith(".part")]
     for name, data in names.items():
@@ -80,15 +84,15 @@ def test_a_finished_phase_is_known_and_a_changed_object_is_noticed(bucket, comma
     log = tmp_path / "log"
     assert begun(bucket, ["prepare", *command], log).wait(PATIENCE) == 0
     assert begun(bucket, ["prepare", *command], log).wait(PATIENCE) == 0
-    assert f"data: already prepared, {WORKDIR}/data" in log.read_text()
-    name = "runs/smoke/data/train-00000.arrayrecord"
-    generation, data = bucket.objects[name]
-    bucket.objects[name] = generation + 1, data[:100] + bytes([data[100] ^ 1]) + data[101:]
+    assert f"data: already prepared, {bucket.workdir}/data" in log.read_text()
+    name = "data/train-00000.arrayrecord"
+    data = bucket.files("runs/smoke/")[name]
+    bucket.put(f"runs/smoke/{name}", data[:100] + bytes([data[100] ^ 1]) + data[101:])
     assert begun(bucket, ["teacher", *command], log).wait(PATIENCE) == 2
-    assert f"error: gs://bucket/{name}: its bytes are not those that were written" in log.read_text()
+    assert f"error: {bucket.workdir}/{name}: its bytes are not those that were written" in log.read_text()
 
 
 def test_what_a_bucket_lacks_is_said(bucket, command, tmp_path):
     log = tmp_path / "log"
     assert begun(bucket, ["teacher", *command, "--profile", "1:2"], log).wait(PATIENCE) == 2
-    assert f"error: --profile: {WORKDIR} is in a bucket; wanted a --workdir on a disk" in log.read_text()
+    assert f"error: --profile: {bucket.workdir} is in a bucket; wanted a --workdir on a disk" in log.read_text()

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from kd_jax.artifacts.checkpoint import params_digest
+from kd_jax.artifacts.digests import params_digest
 from kd_jax.errors import KdError
 from kd_jax.models.init import FromTeacher, Random
 from kd_jax.phases import shrink, student

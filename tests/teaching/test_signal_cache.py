@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax.artifacts import checkpoint, metrics_log
+from kd_jax.artifacts import metrics_log
+from kd_jax.artifacts.digests import params_digest
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.data.pipeline import Split
 from kd_jax.data.store import Store, shard_path
@@ -187,7 +188,7 @@ def test_a_teacher_in_the_step_never_moves_and_projections_are_not_exported(expe
     (model, params), (_, resumed) = (trained(wanted, run, "it") for run in (whole, cut))
     chex.assert_trees_all_equal(params, resumed)
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0)))
-    assert checkpoint.params_digest(trained(wanted, whole, TEACHER)[1]) == before
+    assert params_digest(trained(wanted, whole, TEACHER)[1]) == before
     assert ONLINE.keys() <= log_of(whole)[1].keys()
 
 
