@@ -33,9 +33,16 @@ def bucket(request):
         yield bucket
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def command(root):
     return [str(root / "experiments/configs/smoke.py"), *" ".join(SHORT).split()]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """The process that works on a disk, and its workdir."""
+    path = tmp_path_factory.mktemp("whole") / "whole"
+    return start(["run", *command, "--workdir", str(path)], path.with_suffix(".log")), path
 
 
 def begun(bucket, words, log):
@@ -51,8 +58,7 @@ def wait_for(bucket, name, process):
         time.sleep(0.01)
 
 
-def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, command, tmp_path):
-    whole = start(["run", *command, "--workdir", str(tmp_path / "whole")], tmp_path / "whole.log")
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, command, whole, tmp_path):
     log = tmp_path / "log"
     first = begun(bucket, ["run", *command], log)
     wait_for(bucket, f"teacher/checkpoints/12/{bucket.last}", first)
@@ -75,9 +81,10 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, command, tmp_path):
         path = tmp_path / "copy" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    whole.join(PATIENCE)
-    assert whole.exitcode == 0
-    assert_same(tmp_path / "copy", tmp_path / "whole", command)
+    process, path = whole
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    assert_same(tmp_path / "copy", path, command)
 
 
 def test_a_finished_phase_is_known_and_a_changed_object_is_noticed(bucket, command, tmp_path):
