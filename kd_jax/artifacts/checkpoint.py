@@ -36,13 +36,16 @@ class Damaged(Exception):
 class Checkpoints:
     """The checkpoints of one run, under folder/checkpoints; orbax commits each by rename, in gs:// by a marker."""
 
-    def __init__(self, folder: Path):
-        """Raises Damaged if a step's metrics cannot be read; see `set_unreadable_aside`."""
+    def __init__(self, folder: Path, step: int | None = None):
+        """Raises Damaged if a step's metrics cannot be read; see `set_unreadable_aside`.
+
+        With a `step` that step's parameters are read alone, and nothing else need be fetched from s3://.
+        """
         keep = checkpoint_managers.AnyPreservationPolicy(
             [checkpoint_managers.LatestN(n=LATEST), checkpoint_managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
         )
         logging.getLogger("absl").addFilter(_not_from_orbax)
-        self._mirror = Mirror(folder) if files.in_s3(folder) else None
+        self._mirror = Mirror(folder, step) if files.in_s3(folder) else None
         self._folder = files.absolute((self._mirror.folder if self._mirror else folder) / "checkpoints")
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep, best_fn=_metric, best_mode="min", cleanup_tmp_directories=True
@@ -206,7 +209,7 @@ def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:
     shapes = jax.eval_shape(init, jax.random.key(0))
     dtype = outputs["dtype"] if "dtype" in outputs else "float32"  # of every model before there were others
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
-    with _or_redo(), Checkpoints(path) as checkpoints:
+    with _or_redo(), Checkpoints(path, outputs["best_step"]) as checkpoints:
         sizes = checkpoints.files(outputs["best_step"])
         for name, size in outputs["files"].items():
             if name not in sizes or sizes[name] != size:

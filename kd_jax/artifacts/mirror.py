@@ -1,5 +1,6 @@
 """Checkpoints in a bucket that orbax does not know (s3://): made on this machine's disk, and uploaded once whole."""
 
+import itertools
 import shutil
 import tempfile
 from pathlib import Path
@@ -8,6 +9,7 @@ from kd_jax.artifacts import files
 
 WHOLE = "uploaded.txt"  # of each checkpoint the last file to come, and the first to go
 FOLDERS = ("checkpoints", "damaged_checkpoints")
+READ = ("_CHECKPOINT_METADATA", "metrics", "params")  # what orbax wants of a checkpoint whose parameters are read
 
 State = list[tuple[str, int, int]]
 
@@ -19,17 +21,23 @@ class Mirror:
       folder: on the disk, in the place of the model's; it goes with the process.
     """
 
-    def __init__(self, where: Path):
-        """Downloads what is whole in the model's folder `where`, and deletes there what is not."""
+    def __init__(self, where: Path, step: int | None = None):
+        """Downloads what is whole in the model's folder `where`, and deletes there what is not.
+
+        With a step it downloads the parameters of that checkpoint alone, to be read, and deletes nothing.
+        """
         self._there, self._scratch = where, tempfile.TemporaryDirectory(prefix="kd_jax_")
         self.folder, self._known = Path(self._scratch.name), {}
         for name in FOLDERS:
             (self.folder / name).mkdir()
-            for checkpoint in _folders(where / name):
-                if (checkpoint / WHOLE).exists():
-                    self._download(checkpoint, self.folder / name / checkpoint.name)
-                else:
-                    checkpoint.rmtree()
+        if step is not None:
+            self._download(where / FOLDERS[0] / str(step), READ)
+            return
+        for checkpoint in itertools.chain(*(_folders(where / name) for name in FOLDERS)):
+            if (checkpoint / WHOLE).exists():
+                self._download(checkpoint)
+            else:
+                checkpoint.rmtree()
 
     def push(self) -> None:
         """Uploads what is new on the disk, and deletes in the bucket what is no more on it."""
@@ -54,12 +62,14 @@ class Mirror:
         """Deletes what is on the disk."""
         self._scratch.cleanup()
 
-    def _download(self, checkpoint: Path, target: Path) -> None:
+    def _download(self, checkpoint: Path, parts: tuple[str, ...] = ()) -> None:
+        """All of a checkpoint, or those of its parts that are named."""
+        target = self.folder / checkpoint.relative_to(self._there)
         for path in files.files_below(checkpoint):
-            if path != checkpoint / WHOLE:
-                written = target / path.relative_to(checkpoint)
-                written.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("rb") as source, open(written, "wb") as file:
+            name = path.relative_to(checkpoint)
+            if name.name != WHOLE and (not parts or name.parts[0] in parts):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                with path.open("rb") as source, open(target / name, "wb") as file:
                     shutil.copyfileobj(source, file, 2**24)
         self._known[target.relative_to(self.folder)] = _state(target)
 
