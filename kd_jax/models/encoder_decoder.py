@@ -6,12 +6,14 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from kd_jax.data.layouts import EncoderDecoderLayout
+from kd_jax.models import axes
 from kd_jax.models.attention import KeyValue, cross_kv, same_segment, scanned_cross_kv
 from kd_jax.models.base import Model
 from kd_jax.models.layers import token_numbers
 from kd_jax.models.network import Network, pure_functions
 from kd_jax.models.stack import Block, through
 from kd_jax.models.transformer import Activation, Norm, Positions, Transformer
+from kd_jax.parallel.mesh import gathered
 from kd_jax.types import Array, Inputs
 
 
@@ -78,5 +80,7 @@ class EncoderDecoderNetwork(Network):
         x_BSD, _ = through(self.encoder, self.scanned("encoder"), x_BSD, number_BS, sight)
         memory_BSD = self.encoder_norm(x_BSD)
         if params := self.scanned("decoder"):
-            return scanned_cross_kv(self.config, params["cross_attention"], memory_BSD), segment_BS
+            cut = {"decoder": {"cross_attention": params["cross_attention"]}}
+            whole = gathered(cut, axes.named)["decoder"]["cross_attention"]
+            return scanned_cross_kv(self.config, whole, memory_BSD), segment_BS
         return cross_kv([layer.cross_attention for layer in self.decoder], memory_BSD), segment_BS

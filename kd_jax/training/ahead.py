@@ -58,11 +58,8 @@ def compile_ahead(experiment: Experiment, name: str, vocab_size: int, spread: On
     tx = recipe.training.optimizer.build(recipe.training.steps)
     state = jax.eval_shape(first_state, params)
     beside = teacher and spread.put_shapes(teacher[1], teacher[0].axes(teacher[1]))
-    arguments = (
-        spread.put_shapes(state, state_axes(state, tx, model.axes(state.params))),
-        spread.cut_shapes(batch),
-        beside,
-    )
+    places = state_axes(state, tx, model.axes(state.params))
+    arguments = spread.put_shapes(state, places), spread.cut_shapes(batch), beside
     lowered = training_step(run, tx, spread).lower(*arguments)
     return Ahead(lowered.compile(compiler_options=NEVER_RUN), *batch.targets_BT.shape)
 

@@ -32,7 +32,8 @@ PMAPS = [1, 2, 4]  # devices
 each_backend = pytest.mark.parametrize("backend", MESHES + PMAPS, ids=str)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 SCANNED = dataclasses.replace(FAMILIES["decoder_only"], layers=3, scan_layers=True, remat="layer")
-NETWORKS = FAMILIES | {"scanned": SCANNED}
+PAIR = dataclasses.replace(FAMILIES["encoder_decoder"], encoder_layers=2, decoder_layers=3, scan_layers=True)
+NETWORKS = FAMILIES | {"scanned": SCANNED, "scanned pair": PAIR}
 close = functools.partial(chex.assert_trees_all_close, atol=1e-5, rtol=1e-5)
 
 
@@ -61,9 +62,10 @@ def test_an_accumulated_step_is_one_devices(backend, family):
     close(after_one_step(backend, family, 2), after_one_step("jit", family, 1))
 
 
-def test_layers_that_are_scanned_and_computed_again_are_one_devices():
-    """Stacked where they are used, they are cut as they were."""
-    close(after_one_step((2, 2, 2), "scanned", 2), after_one_step("jit", "scanned", 1))
+@pytest.mark.parametrize("scanned", ["scanned", "scanned pair"])
+def test_layers_that_are_scanned_are_one_devices(scanned):
+    """Of one family computed again, too. Their parameters lie stacked, and are cut as each layer's would be."""
+    close(after_one_step((2, 2, 2), scanned, 2), after_one_step("jit", scanned, 1))
 
 
 @pytest.fixture(scope="module", params=[(2, 2, 2), (1, 4, 2)], ids=str)

@@ -189,11 +189,8 @@ def test_scanned_layers_train_to_the_same_model_also_after_a_stop(
     experiment, workdir, tmp_path, monkeypatch, backend, mesh
 ):
     """And their checkpoint is that of any model: read here by a recipe that scans over nothing."""
-    recipe, losses, after = (
-        recipe_with(experiment.teacher, tokens_per_batch=768, steps=4, eval_every=2),
-        [],
-        Meter.after,
-    )
+    recipe = recipe_with(experiment.teacher, tokens_per_batch=768, steps=4, eval_every=2)
+    losses, after = [], Meter.after
 
     def asked(self, step, *measured):
         after(self, step, *measured)
