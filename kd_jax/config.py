@@ -98,7 +98,7 @@ def to_data(value: Any) -> Any:
     """The resolved configuration as JSON-able data; `from_data` is the inverse.
 
     Examples:
-      >>> from kd_jax.optim.ramp import Ramp
+      >>> from kd_jax.schedules import Ramp
       >>> from_data(to_data({"weight": Ramp(1.0, 0.2, steps=10)}))
       {'weight': Ramp(start=1.0, end=0.2, steps=10, begin=0, shape='linear')}
     """

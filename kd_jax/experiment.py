@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_jax.artifacts.workdir import TEACHER
-from kd_jax.data.layouts import Bucket
-from kd_jax.data.pseudo_targets import PseudoTargets
+from kd_jax.batches.layouts import Bucket
+from kd_jax.batches.targets import PseudoTargets
 from kd_jax.errors import KdError
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.init import FromCheckpoint, FromTeacher, Random
-from kd_jax.models.pretrained import FromHuggingFace, Smaller
 from kd_jax.objective.terms import Term, cached_signals
 from kd_jax.optim.optimizer import Optimizer
-from kd_jax.parallel.mesh import DATA_PARALLEL, Mesh
+from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh
 from kd_jax.signals.base import Signal
+from kd_jax.students.init import FromCheckpoint, FromTeacher, Random
+from kd_jax.students.pretrained import FromHuggingFace, Smaller
 
 Start = FromTeacher | FromCheckpoint | FromHuggingFace | Random
 
@@ -140,7 +140,7 @@ class Experiment:
 
     Attributes:
       name: shown in the report.
-      source: where raw examples come from (kd_jax.data.sources).
+      source: where raw examples come from (kd_jax.sources).
       task: fields, encoding and metrics (kd_jax.tasks).
       tokenizer: SentencePiece, trained on the training split, or HuggingFaceTokenizer, a pretrained model's.
       buckets: padded lengths of the completion; one compilation each. Longer training examples are left out
@@ -151,7 +151,7 @@ class Experiment:
       evaluation: what is measured.
       prompt_buckets: padded length of the prompt beside each of `buckets`; empty for the same lengths. Where the
         task has no prompts, those of the beginnings that texts are written from.
-      backend: how steps are spread over devices (kd_jax.parallel.BACKENDS); the numbers are the same.
+      backend: how steps are spread over devices (kd_jax.runtime.backends.BACKENDS); the numbers are the same.
       mesh: how many ways, with backend="mesh": for models that do not fit one device.
       seed: decides parameters, order and dropout.
 

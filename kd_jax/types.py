@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = chex.Array
+Array = jax.Array
 Params = chex.ArrayTree
 Payload = Mapping[str, Array]
 

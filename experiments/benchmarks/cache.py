@@ -24,17 +24,17 @@ import jax
 import numpy as np
 
 from kd_jax import Experiment, Recipe, Sampled, TopK, init_state, load, train_step
-from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.batches import pipeline, store
 from kd_jax.cli.job import share_compiled_programs
-from kd_jax.data import pipeline, store
-from kd_jax.data.tokenizers.sentence_piece import START
-from kd_jax.parallel import devices
 from kd_jax.phases.prepare import run as prepare
 from kd_jax.phases.teacher import run as train_teacher
+from kd_jax.runtime import progress
+from kd_jax.runtime.backends import devices
 from kd_jax.teaching.base import Teacher
 from kd_jax.teaching.signal_cache import signal_records
+from kd_jax.tokenizers.sentencepiece import START
 
 ROOT = Path(__file__).parents[2]
 REPEATS = 5
@@ -53,7 +53,7 @@ def sub_split(whole: pipeline.Split, folder: Folder, count: int) -> pipeline.Spl
 def write_cache(teacher: Teacher, split: pipeline.Split, signal: TopK | Sampled, folder: Path) -> float:
     """Seconds to write the split's records, the compilation left out."""
     schema = dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
-    with runlog.progress(f"cache {folder.name}", 2 * len(split)) as bar:
+    with progress.progress(f"cache {folder.name}", 2 * len(split)) as bar:
         records = signal_records(teacher, split, signal, bar, teacher.experiment.shapes)
         list(records(0, len(split)))  # compiles every shape
         began = time.perf_counter()

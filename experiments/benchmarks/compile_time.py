@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from kd_jax import DecoderOnly, EncoderDecoder, Optimizer, Term, cross_entropy, init_state, train_step
-from kd_jax.data.layouts import Bucket, Segment
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.layouts import Bucket, Segment
 from kd_jax.models.base import Architecture
 from kd_jax.tasks.base import Encoded
+from kd_jax.tokenizers.sentencepiece import START
 
 VOCAB_SIZE, ROWS, BUCKET = 512, 8, Bucket(32, 32)
 SIZES = {"d_model": 64, "heads": 4, "d_ff": 128}

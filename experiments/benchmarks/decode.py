@@ -37,9 +37,9 @@ from sides import writers
 
 from kd_jax import load
 from kd_jax.artifacts import manifest
-from kd_jax.data.tokenizers.sentence_piece import EOS, PAD, START, UNKNOWN
 from kd_jax.models.huggingface.write import write
 from kd_jax.models.transformer import Transformer
+from kd_jax.tokenizers.sentencepiece import EOS, PAD, START, UNKNOWN
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"encoder_decoder": "quickstart", "decoder_only": "debian_lm"}

@@ -26,10 +26,10 @@ import jax
 from train_step import setting
 
 from kd_jax import Batch, Experiment, init_state, train_step
-from kd_jax.parallel import devices
-from kd_jax.parallel.base import Devices
-from kd_jax.parallel.mesh import Mesh, OnMesh
-from kd_jax.parallel.pmap import Pmap
+from kd_jax.runtime.backends import devices
+from kd_jax.runtime.devices import Devices
+from kd_jax.runtime.mesh import Mesh, OnMesh
+from kd_jax.runtime.pmap import Pmap
 from kd_jax.training.step import state_axes
 
 BLOCK = 10

@@ -25,11 +25,11 @@ import numpy as np
 from scipy import stats
 
 from kd_jax import Batch, DecoderOnly, Optimizer, Term, cross_entropy, init_state, train_step
-from kd_jax.data.layouts import Bucket, Segment
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.layouts import Bucket, Segment
 from kd_jax.models.flops import TRAINING, flops_of_each, reading
-from kd_jax.parallel import devices
+from kd_jax.runtime.backends import devices
 from kd_jax.tasks.base import Encoded
+from kd_jax.tokenizers.sentencepiece import START
 
 HEAD = 64  # width of a head
 STEPS = 3  # of a block

@@ -25,14 +25,25 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import jax
 import numpy as np
 
-from kd_jax import EncoderDecoder, Online, Recipe, Term, TopK, cross_entropy, forward_kl, init_state, load, train_step
+from kd_jax import (
+    EncoderDecoder,
+    Online,
+    Recipe,
+    Term,
+    TopK,
+    cross_entropy,
+    forward_kl,
+    init_state,
+    load,
+    train_step,
+)
 from kd_jax.artifacts.manifest import Folder
-from kd_jax.data import pipeline, store
-from kd_jax.data.layouts import Bucket
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches import pipeline, store
+from kd_jax.batches.layouts import Bucket
 from kd_jax.models.base import Architecture
-from kd_jax.parallel import devices
+from kd_jax.runtime.backends import devices
 from kd_jax.tasks.base import ENCODED, Encoded
+from kd_jax.tokenizers.sentencepiece import START
 
 ROOT = Path(__file__).parents[2]
 SIGNAL = TopK(k=32)

@@ -34,11 +34,11 @@ import jax
 import numpy as np
 
 from kd_jax import Batch, Experiment, init_state, load, train_step
+from kd_jax.batches.layouts import Bucket, Segment
 from kd_jax.cli.memory import with_large_pages
-from kd_jax.data.layouts import Bucket, Segment
-from kd_jax.data.tokenizers.sentence_piece import START
-from kd_jax.parallel import devices
+from kd_jax.runtime.backends import devices
 from kd_jax.tasks.base import Encoded
+from kd_jax.tokenizers.sentencepiece import START
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BLOCK = 5

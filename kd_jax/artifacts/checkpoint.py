@@ -16,12 +16,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from kd_jax import hosts
 from kd_jax.artifacts import files
 from kd_jax.artifacts.digests import checksums, params_digest
 from kd_jax.artifacts.manifest import ELSEWHERE, Folder
 from kd_jax.artifacts.mirror import Mirror
 from kd_jax.errors import KdError
+from kd_jax.runtime import hosts
 from kd_jax.types import Params
 
 METRIC = "valid_cross_entropy"

@@ -18,8 +18,8 @@ from typing import BinaryIO
 import numpy as np
 from etils import epath
 
-from kd_jax import hosts
 from kd_jax.errors import KdError
+from kd_jax.runtime import hosts
 
 BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs"}  # what a path begins with -> the package that reads and writes there
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import hosts
 from kd_jax.artifacts import files
 from kd_jax.errors import KdError
+from kd_jax.runtime import hosts
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
 OURS = ("inputs.json", "manifest.json")

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from kd_jax import hosts
 from kd_jax.artifacts import files
 from kd_jax.errors import KdError
+from kd_jax.runtime import hosts
 
 
 class Writer(Protocol):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd_jax.artifacts import files, lease
+from kd_jax.artifacts import bucket_lock, files
 from kd_jax.artifacts.manifest import ELSEWHERE, Folder
 from kd_jax.errors import KdError
 
@@ -113,7 +113,7 @@ class Workdir:
           KdError: if another process works here.
         """
         if files.in_bucket(self.path):
-            with lease.taken(self.path, writer):
+            with bucket_lock.taken(self.path, writer):
                 yield
             return
         self.path.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kd_jax import parallel
 from kd_jax.config import is_count
 from kd_jax.errors import KdError
 from kd_jax.experiment import Evaluation, Experiment, Recipe
@@ -13,6 +12,7 @@ from kd_jax.models.base import Architecture
 from kd_jax.models.int8 import Int8
 from kd_jax.objective import check as objective
 from kd_jax.objective.terms import feature_terms, needs_teacher
+from kd_jax.runtime import backends
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 # Beside a student's files and texts.
@@ -23,7 +23,7 @@ def check(experiment: Experiment) -> None:
     """Raises KdError naming the field, the value and what is wanted."""
     check_names(experiment.students)
     check_buckets(experiment)
-    parallel.check(experiment.backend, experiment.mesh)
+    backends.check(experiment.backend, experiment.mesh)
     if not is_count(experiment.seed, 0) or experiment.seed >= 2**32:
         raise KdError(f"seed: {experiment.seed}; wanted a whole number from 0 to {2**32 - 1}")
     if experiment.comparison:

@@ -12,19 +12,19 @@ from typing import Any
 
 import jax
 
-from kd_jax import config, hosts, parallel
-from kd_jax.artifacts import files, manifest, preemption, writers
+from kd_jax import config
+from kd_jax.artifacts import files, manifest, metric_writers
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.batches.beam_runner import Beam
+from kd_jax.batches.workers import Processes, Workers
 from kd_jax.cli.check import check
 from kd_jax.cli.resolve import resolve
-from kd_jax.data.beam import Beam
-from kd_jax.data.processes import Processes, Workers
 from kd_jax.errors import KdError
-from kd_jax.evaluation.ablation import chosen_metrics
-from kd_jax.evaluation.controls import with_controls
 from kd_jax.experiment import Experiment, settled
-from kd_jax.parallel import chips
 from kd_jax.phases import OF_ONE_HOST, PHASES
+from kd_jax.reporting.ablation import chosen_metrics
+from kd_jax.reporting.controls import with_controls
+from kd_jax.runtime import backends, chips, hosts, preemption
 from kd_jax.teaching.imported.base import Source
 
 TRAINING = ("teacher", "student")  # the phases that train
@@ -107,7 +107,7 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     if words.host:
         _join(words)
     if _scaled(words):
-        parallel.pretend(words.devices)  # before anything asks JAX for its devices
+        backends.pretend(words.devices)  # before anything asks JAX for its devices
     experiment = resolve(words.config, words.overrides)
     if words.command == "plan":
         given = {"experiment": experiment, "workdir": words.workdir and _workdir(words.workdir)}
@@ -156,7 +156,7 @@ def _check_options(words: argparse.Namespace) -> None:
     for option in ("coordinator", "patience"):
         if vars(words)[option] and not words.host:
             raise KdError(f"--{option}: goes with --host, which process this is, such as --host 0/4")
-    writers.check(words.metrics)
+    metric_writers.check(words.metrics)
     if words.command == "plan" and words.force:
         raise KdError("--force: plan keeps nothing that could be done again; leave it out")
     if words.command == "shrink" and words.force:

@@ -9,11 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd_jax import hosts
-from kd_jax.artifacts import preemption
 from kd_jax.cli.memory import with_large_pages
 from kd_jax.errors import KdError, Preempted
 from kd_jax.phases import PHASES
+from kd_jax.runtime import hosts, preemption
 
 # How texts are written, where it differs from the task's own way.
 GENERATE = {"beam": int, "length": int, "temperature": float, "top-k": int, "top-p": float, "min-p": float}
@@ -99,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         words = parse(arguments)
         if words is None:
             return 0
-        from kd_jax.cli.job import job, named  # imports JAX, which --help must not
+        from kd_jax.cli.job import job, named
 
         # What waits for a person's words ends at once.
         watched = contextlib.nullcontext() if words.command in OPTIONS else preemption.watched()

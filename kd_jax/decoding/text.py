@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from kd_jax.data.tokenizers.base import Tokenizer
 from kd_jax.decoding.base import barring
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.sampling import sample
 from kd_jax.models.base import Architecture, Model
 from kd_jax.tasks.base import Decoding
+from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.types import Array, Inputs, Params
 
 

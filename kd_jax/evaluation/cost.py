@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import Folder
-from kd_jax.data import pipeline, store
-from kd_jax.data.buckets import place
+from kd_jax.batches import pipeline, store
+from kd_jax.batches.buckets import place
 from kd_jax.experiment import Experiment, Recipe
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import map_head
 from kd_jax.objective.terms import Term, Terms, needs_teacher
-from kd_jax.parallel import devices
+from kd_jax.runtime import progress
+from kd_jax.runtime.backends import devices
 from kd_jax.signals.base import Signal
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
@@ -87,7 +87,7 @@ def signal_costs(teacher: Teacher, folder: Path) -> list[SignalCost]:
     whole = pipeline.Split(teacher.workdir.data, "train")
     sample = _sample(teacher, whole, Folder(folder / "sample", "plan"))
     signals = candidates(teacher.data["vocab_size"])
-    with runlog.progress("plan: signals", 1 + len(signals)) as bar:
+    with progress.progress("plan: signals", 1 + len(signals)) as bar:
         states = _states(teacher, sample, bar)
         bar.advance(1)
         targets = len(states.hidden_ND)
@@ -233,7 +233,7 @@ def step_costs(experiment: Experiment, teacher: Teacher, recipe: Recipe) -> list
         "with the teacher in the step": {"ce": Term(cross_entropy), "kd": Term(forward_kl, signal=Online())},
     }
     batch = _batch(experiment, teacher, recipe, signal)
-    with runlog.progress("plan: a student's step", (STEPS + 2) * len(ways)) as bar:
+    with progress.progress("plan: a student's step", (STEPS + 2) * len(ways)) as bar:
         steps = {}
         for way, terms in ways.items():
             with bar.compiling(way):

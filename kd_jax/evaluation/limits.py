@@ -7,9 +7,9 @@ import jax
 from kd_jax.experiment import Experiment
 from kd_jax.models.flops import TRAINING, flops_of_each, whole_reading
 from kd_jax.objective.terms import needs_teacher
-from kd_jax.parallel.chips import Chip
-from kd_jax.parallel.mesh import OnMesh
-from kd_jax.parallel.program import COLLECTIVES, Work, read
+from kd_jax.runtime.chips import Chip
+from kd_jax.runtime.mesh import OnMesh
+from kd_jax.runtime.program import COLLECTIVES, Work, read
 from kd_jax.training.ahead import compile_ahead, longest_batch
 
 MIB = 2**20
@@ -47,7 +47,7 @@ def limits(work: Work, chip: Chip) -> Limits:
     """Of a program on each chip.
 
     Examples:
-      >>> from kd_jax.parallel.chips import CHIPS
+      >>> from kd_jax.runtime.chips import CHIPS
       >>> limits(Work(flops=197 * 10**12, traffic=819 * 10**9, collectives=()), CHIPS["tpu-v5e"])
       Limits(compute=1.0, memory=1.0, collectives=0.0)
     """

@@ -5,16 +5,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from kd_jax import hosts
-from kd_jax.artifacts import files, runlog
+from kd_jax.artifacts import files
 from kd_jax.artifacts.manifest import Folder, read_lines
-from kd_jax.data.pipeline import EvalBatches, PromptBatches
-from kd_jax.data.tokenizers.base import Tokenizer
+from kd_jax.batches.pipeline import EvalBatches, PromptBatches
 from kd_jax.decoding.text import to_text
-from kd_jax.evaluation.contenders import Contender, Programs
-from kd_jax.parallel.base import Devices
+from kd_jax.evaluation.candidates import Contender, Programs
+from kd_jax.runtime import hosts, progress
+from kd_jax.runtime.devices import Devices
 from kd_jax.tasks.base import Example, Task
 from kd_jax.tasks.metrics import Metric, Outcome
+from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.types import Batch, Params
 
 Texts = Mapping[str, Sequence[str]]  # way of writing -> a text of every written example
@@ -111,7 +111,7 @@ def of_all_batches(title: str, batches: PromptBatches | EvalBatches, measure: Ca
     """
     here, of = hosts.host()
     mine, parts = range(here, len(batches), of), []
-    with runlog.progress(title, len(mine)) as bar:
+    with progress.progress(title, len(mine)) as bar:
         for i in mine:
             length, indices = batches.plan[i]
             with bar.meeting(length):

@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from kd_jax.artifacts import runlog
-from kd_jax.data.pipeline import PromptBatches
-from kd_jax.data.tokenizers.base import Tokenizer
+from kd_jax.batches.pipeline import PromptBatches
 from kd_jax.decoding.base import NOTHING, barring
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.speculative import Side, Speculated, speculative
 from kd_jax.decoding.text import output_length
-from kd_jax.evaluation.contenders import Contender, Programs
+from kd_jax.evaluation.candidates import Contender, Programs
 from kd_jax.experiment import Evaluation
-from kd_jax.parallel import devices as devices_of
-from kd_jax.parallel.base import Devices
+from kd_jax.runtime import progress
+from kd_jax.runtime.backends import devices as devices_of
+from kd_jax.runtime.devices import Devices
 from kd_jax.tasks.base import Decoding
+from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.types import Array, Inputs, Params
 
 REPEATS = 5
@@ -130,7 +130,7 @@ def _of_the_commonest_length(prompts: Sequence[np.ndarray], widths: Sequence[int
 
 def _medians(calls: dict[str, Callable[[], tuple[float, int]]], title: str) -> dict[str, tuple[float, int]]:
     """Name -> (median seconds of the calls in turn, tokens)."""
-    with runlog.progress(title, (REPEATS + 1) * len(calls)) as bar:
+    with progress.progress(title, (REPEATS + 1) * len(calls)) as bar:
         rounds = []
         for _ in range(REPEATS + 1):
             rounds.append({})

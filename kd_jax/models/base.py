@@ -171,7 +171,7 @@ class Architecture(Protocol):
       dropout: rate, in training only.
       d_model: width of the hidden states.
       context: the most tokens of a text; 0 where there is no bound.
-      layout: how examples become its rows (kd_jax.data.layouts); built from the tokeniser's start.
+      layout: how examples become its rows (kd_jax.batches.layouts); built from the tokeniser's start.
     """
 
     family: str

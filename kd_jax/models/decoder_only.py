@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from kd_jax.data.layouts import DecoderOnlyLayout
+from kd_jax.batches.layouts import DecoderOnlyLayout
 from kd_jax.models.base import Model
 from kd_jax.models.network import Network, pure_functions
 from kd_jax.models.transformer import Activation, Norm, Positions, Transformer

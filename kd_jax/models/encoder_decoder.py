@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from kd_jax.data.layouts import EncoderDecoderLayout
+from kd_jax.batches.layouts import EncoderDecoderLayout
 from kd_jax.models import axes
 from kd_jax.models.attention import KeyValue, cross_kv, same_segment, scanned_cross_kv
 from kd_jax.models.base import Model
@@ -13,7 +13,7 @@ from kd_jax.models.layers import token_numbers
 from kd_jax.models.network import Network, pure_functions
 from kd_jax.models.stack import Block, through
 from kd_jax.models.transformer import Activation, Norm, Positions, Transformer
-from kd_jax.parallel.mesh import gathered
+from kd_jax.runtime.mesh import gathered
 from kd_jax.types import Array, Inputs
 
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.data.buckets import LONGEST
+from kd_jax.batches.buckets import LONGEST
 from kd_jax.models.transformer import Compute, Transformer
 from kd_jax.types import Array, Params, Tokens
 

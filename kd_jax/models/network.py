@@ -16,7 +16,7 @@ from kd_jax.models.layers import Dropout, new_norm, rounded, token_numbers
 from kd_jax.models.positions import BUCKETS, relative_buckets, rotation, sinusoids
 from kd_jax.models.stack import Block, stacked, through
 from kd_jax.models.transformer import Transformer
-from kd_jax.parallel.mesh import gathered
+from kd_jax.runtime.mesh import gathered
 from kd_jax.types import Array, Inputs, Params, Tokens
 
 

@@ -16,7 +16,7 @@ from kd_jax.models import axes
 from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, Sight
 from kd_jax.models.layers import Dropout, FeedForward, new_norm
 from kd_jax.models.transformer import Transformer
-from kd_jax.parallel.mesh import gathered
+from kd_jax.runtime.mesh import gathered
 from kd_jax.types import Array, Params
 
 # What of a layer is kept for the backward pass; all else is computed again.

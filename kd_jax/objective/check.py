@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
+from kd_jax import schedules
 from kd_jax.errors import KdError
 from kd_jax.losses import base as losses
 from kd_jax.losses import divergence
 from kd_jax.objective.terms import Term, Terms
-from kd_jax.optim import ramp
 from kd_jax.signals.base import Knowledge, Signal
 from kd_jax.types import Field
 
@@ -49,7 +49,7 @@ wanted a signal that gives vectors, such as signal=HiddenStates(layers=((0, 2),)
 
 
 def _check_term(term: Term, vocab_size: int) -> None:
-    ramp.check(term.weight, "weight", 0.0)
+    schedules.check(term.weight, "weight", 0.0)
     kind = losses.kind(term.loss)
     losses.check_options(term.loss, term.options)
     if term.signal is None:

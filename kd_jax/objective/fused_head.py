@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.base import Head
-from kd_jax.parallel.base import on_own_rows, row_shards
+from kd_jax.runtime.devices import on_own_rows, row_shards
 from kd_jax.types import Array
 
 # Tokens of a chunk: enough for the matrix product, few enough for the caches; and the most bytes of its logits.

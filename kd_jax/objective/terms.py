@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from kd_jax import schedules
 from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.optim import ramp
 from kd_jax.signals.base import Signal
 from kd_jax.types import Array, Sum
 
@@ -94,7 +94,7 @@ def total_loss(terms: Terms, logits_NV: Array, rows: Mapping[str, Any], fixed: M
     for name, term in terms.items():
         if term.signal is None or term.signal.level == "layers":
             continue
-        temperature = ramp.at(term.signal.temperature, step)
+        temperature = schedules.at(term.signal.temperature, step)
         aligned = term.signal.align(logits_NV, payload[term.signal.name], temperature)
         divergence_N = term.loss(aligned.teacher_logp_NK, aligned.student_logp_NK, **term.options)
         losses[name] = temperature**2 * divergence_N
@@ -109,5 +109,5 @@ def total_loss(terms: Terms, logits_NV: Array, rows: Mapping[str, Any], fixed: M
     values = {
         name: jnp.where(rows["mask"], rows["weight"] * losses[name], 0.0).sum() for name in terms if name in losses
     }
-    total = sum((ramp.at(terms[name].weight, step) * value for name, value in values.items()), jnp.float32(0.0))
+    total = sum((schedules.at(terms[name].weight, step) * value for name, value in values.items()), jnp.float32(0.0))
     return total, {name: Sum(value, count) for name, value in (values | {"loss": total}).items()}

@@ -9,7 +9,7 @@ import optax
 
 from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
-from kd_jax.optim.outliers import without_outliers
+from kd_jax.optim.skipped_updates import without_outliers
 from kd_jax.types import Params
 
 Schedule = Literal["cosine", "rsqrt", "constant"]
@@ -40,7 +40,7 @@ class Optimizer:
       weight_decay: decoupled, on matrices only.
       clip_norm: largest global norm of a gradient.
       spike: an update whose gradient's norm is more than so many times the usual one is left out; 0 to leave out
-        only what is not finite. See kd_jax.optim.outliers.
+        only what is not finite. See kd_jax.optim.skipped_updates.
       most_left_out: updates that may be left out, from one start of the run to the next, before it stops.
 
     References:

@@ -10,16 +10,17 @@ from typing import Any
 import jax
 
 from kd_jax import config
-from kd_jax.artifacts import manifest, runlog
+from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import ELSEWHERE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
-from kd_jax.evaluation import ablation, page, paired, plots
-from kd_jax.evaluation import verdict as words
-from kd_jax.evaluation.paired import Scores
 from kd_jax.evaluation.quality import Measured, read_outcome
 from kd_jax.experiment import Experiment
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
+from kd_jax.reporting import ablation, page, paired, plots
+from kd_jax.reporting import verdict as words
+from kd_jax.reporting.paired import Scores
+from kd_jax.runtime import progress
 from kd_jax.tasks.metrics import Metric
 
 SHOWN = ("name", "label", "higher_is_better", "digits", "signature")
@@ -31,7 +32,7 @@ def run(
     """Runs what is missing of workdir/seedN for each seed, then writes workdir/ablation.
 
     Args:
-      experiment: with controls (kd_jax.evaluation.controls.with_controls).
+      experiment: with controls (kd_jax.reporting.controls.with_controls).
       workdir: of the ablation.
       seeds: each decides parameters, order and dropout of a run; the data are the same.
       metrics: that the models are compared by; the first decides.
@@ -48,7 +49,7 @@ def run(
                 "students of each seed with `student`, `evaluate` and `report` instead"
             )
     for place, seed in enumerate(seeds, 1):
-        runlog.say(f"seed {seed} ({place} of {len(seeds)}): {workdir.seed(seed).path}")
+        progress.say(f"seed {seed} ({place} of {len(seeds)}): {workdir.seed(seed).path}")
         try:
             run_seed(dataclasses.replace(experiment, seed=seed), workdir.seed(seed), force)
         except KdError as error:
@@ -61,8 +62,8 @@ def run(
     manifest.write_text(folder.path / "report.md", page.markdown(told))
     manifest.write_text(folder.path / "report.html", page.html(told))
     folder.finish({"seeds": list(seeds)}, time.perf_counter() - began)
-    runlog.show(closing(result))
-    runlog.show(f"\nablation: {folder.path / 'report.html'} (and report.md, ablation.json)")
+    progress.show(closing(result))
+    progress.show(f"\nablation: {folder.path / 'report.html'} (and report.md, ablation.json)")
 
 
 def run_seed(experiment: Experiment, workdir: Workdir, force: bool) -> None:
@@ -121,7 +122,7 @@ def all_scores(
     task, evaluation = experiment.task, experiment.evaluation
     splits = [Measured.of(workdir.data, evaluation.split, evaluation.texts) for workdir in workdirs]
     scores: dict[str, dict[str, Scores]] = {metric.name: {} for metric in metrics}
-    with runlog.progress("compare", len(metrics) * len(experiment.recipes)) as bar:
+    with progress.progress("compare", len(metrics) * len(experiment.recipes)) as bar:
         for metric, name in itertools.product(metrics, experiment.recipes):
             outcomes = [
                 read_outcome(task, split, workdir.evaluation, name, metric.reads)
@@ -189,5 +190,5 @@ def closing(result: ablation.Result) -> str:
         lines.append(f"Warnings of single seeds: {len(result['warnings'])}; they stand in the report.")
     for metric, control in itertools.product(result["metrics"], result["controls"]):
         head, *rows = [row[:-1] for row in ablation.paired(result, metric, control)]
-        lines += ["", runlog.table([f"against {control}", *head[1:]], rows, fits=80)]
+        lines += ["", progress.table([f"against {control}", *head[1:]], rows, fits=80)]
     return "\n".join(lines)

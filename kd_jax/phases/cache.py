@@ -1,9 +1,9 @@
 """Let the teacher say what it thinks of every training token, once, and keep it on disk."""
 
-from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import ELSEWHERE
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.experiment import Experiment, targets_name, wanted_signals
+from kd_jax.runtime import progress
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.base import Teacher
 from kd_jax.teaching.imported.base import wanted_of
@@ -26,7 +26,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, writer: t
     """
     if workdir.elsewhere and not force:
         wanted_of(experiment)
-        runlog.say(f"cache: the teacher is elsewhere, `{ELSEWHERE}` has written what it says")
+        progress.say(f"cache: the teacher is elsewhere, `{ELSEWHERE}` has written what it says")
         return
     teacher = Teacher(experiment, workdir, writer)
     for targets, signals in wanted_signals(experiment).items():

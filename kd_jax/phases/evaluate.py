@@ -8,23 +8,25 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import config, hosts
-from kd_jax.artifacts import files, manifest, runlog
+from kd_jax import config
+from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data.buckets import place
-from kd_jax.data.layouts import EachLayout, Layout
-from kd_jax.data.pipeline import EvalBatches, PromptBatches, Split
-from kd_jax.data.store import Store
-from kd_jax.data.tokenizers import base as tokenizers
+from kd_jax.batches.buckets import place
+from kd_jax.batches.layouts import EachLayout, Layout
+from kd_jax.batches.pipeline import EvalBatches, PromptBatches, Split
+from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
-from kd_jax.evaluation import closeness, quality, verdict
-from kd_jax.evaluation.contenders import Contender, Programs, contenders
+from kd_jax.evaluation import closeness, quality
+from kd_jax.evaluation.candidates import Contender, Programs, contenders
 from kd_jax.evaluation.speed import decoding_speeds, drafting_speed
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture
-from kd_jax.parallel import own_devices
-from kd_jax.parallel.base import Devices
+from kd_jax.reporting import verdict
+from kd_jax.runtime import hosts, progress
+from kd_jax.runtime.backends import own_devices
+from kd_jax.runtime.devices import Devices
 from kd_jax.signals.topk import TopK
+from kd_jax.tokenizers import base as tokenizers
 from kd_jax.types import Batch, Params, Sum
 
 FROM_TRAINING = (
@@ -57,7 +59,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     """
     folder, evaluation, task = workdir.evaluation, experiment.evaluation, experiment.task
     if not folder.begin(_inputs(experiment, workdir), force):
-        runlog.say(f"evaluation: already done, {folder.path}")
+        progress.say(f"evaluation: already done, {folder.path}")
         return
     began = time.perf_counter()
     models = contenders(experiment, workdir)
@@ -74,7 +76,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
             figures[contender.name] |= _closeness(setting, contender, on_devices[TEACHER], params)
         figures[contender.name] |= _from_training(workdir, contender)
         said = [f"{m.label} {figures[contender.name][m.name]:.{m.digits}f}" for m in task.metrics]
-        runlog.say(f"{contender.name}: {', '.join(said)}")
+        progress.say(f"{contender.name}: {', '.join(said)}")
     widths, tokenizer = experiment.prompt_widths, setting.tokenizer
     timed = evaluation, models, setting.programs, setting.prompts, widths, tokenizer, task.decoding.ways[0], spread
     speeds = hosts.agreed(lambda: decoding_speeds(*timed))
@@ -82,7 +84,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
         figures[name] |= drafting
     for name in figures:
         manifest.write_json(folder.path / f"{name}.json", figures[name] | speeds[name])
-        runlog.say(f"{name}: {speeds[name]['decode_tokens_per_second']:.0f} tokens a second in batches")
+        progress.say(f"{name}: {speeds[name]['decode_tokens_per_second']:.0f} tokens a second in batches")
     manifest.write_json(folder.path / "baselines.json", _baselines(setting))
     folder.finish({"models": list(figures)}, time.perf_counter() - began)
 
@@ -134,7 +136,7 @@ def _drafting(
         return {}
     texts = setting.prompts, experiment.prompt_widths, setting.tokenizer, experiment.task.decoding
     measured = drafting_speed(experiment.evaluation, teacher, student, *texts)
-    runlog.say(
+    progress.say(
         f"{name}: as the teacher's draft {measured['draft_acceptance']:.0%} of its tokens are accepted, "
         f"{measured['draft_speedup']:.2f} times the teacher's greedy speed"
     )
@@ -219,7 +221,9 @@ def _extent(setting: Setting, contender: Contender) -> dict[str, int]:
     shapes = setting.experiment.shapes
     over_long = int((place(setting.split.lengths, shapes, contender.architecture.layout) == len(shapes)).sum())
     if over_long:
-        runlog.say(f"{contender.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones")
+        progress.say(
+            f"{contender.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones"
+        )
     return {"examples": len(setting.measured.examples), "over_long": over_long}
 
 

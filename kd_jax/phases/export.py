@@ -11,20 +11,21 @@ import jax
 import numpy as np
 
 from kd_jax import config
-from kd_jax.artifacts import checkpoint, manifest, runlog
+from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data.tokenizers import base as tokenizers
-from kd_jax.data.tokenizers.base import Tokenizer
 from kd_jax.decoding import loader
 from kd_jax.decoding.exported import programs
 from kd_jax.errors import KdError
-from kd_jax.evaluation import page, tables, verdict
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture
 from kd_jax.models.huggingface.write import format_of, write
 from kd_jax.models.int8 import Int8, quantize
 from kd_jax.phases.generate import named
+from kd_jax.reporting import page, tables, verdict
+from kd_jax.runtime import progress
 from kd_jax.tasks.base import Decoding
+from kd_jax.tokenizers import base as tokenizers
+from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.types import Params
 
 Ids = Mapping[str, int]
@@ -123,7 +124,7 @@ def run(
         FORMATS[format](part, experiment, architecture, params, tokenizer, ids)
         (part / "README.md").write_text(card(experiment, workdir, name, form, format, options), encoding="utf-8")
         os.replace(part, to)
-    runlog.show(f"{name}: {to}, as {form}")
+    progress.show(f"{name}: {to}, as {form}")
 
 
 def for_transformers(

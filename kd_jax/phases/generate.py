@@ -13,14 +13,14 @@ import numpy as np
 
 from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data.buckets import LONGEST
-from kd_jax.data.pipeline import PromptBatches
-from kd_jax.data.tokenizers import base as tokenizers
+from kd_jax.batches.buckets import LONGEST
+from kd_jax.batches.pipeline import PromptBatches
 from kd_jax.decoding import text
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
-from kd_jax.parallel import devices
+from kd_jax.runtime.backends import devices
 from kd_jax.tasks.base import Decoding, Task
+from kd_jax.tokenizers import base as tokenizers
 
 BATCH = 64
 

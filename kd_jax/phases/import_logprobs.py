@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax import config
-from kd_jax.artifacts import manifest, runlog
+from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import ELSEWHERE, Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data import store
-from kd_jax.data.logprobs.formats import FORMATS
-from kd_jax.data.pipeline import Split
-from kd_jax.data.tokenizers import base as tokenizers
+from kd_jax.batches import store
+from kd_jax.batches.pipeline import Split
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
+from kd_jax.runtime import progress
 from kd_jax.teaching.imported import audit
 from kd_jax.teaching.imported.base import Source, wanted_of, wanted_of_validation
 from kd_jax.teaching.imported.cache import Collected, collect, refuse_incomplete, write
 from kd_jax.teaching.imported.match import Marks
+from kd_jax.teaching.imported.readers.formats import FORMATS
+from kd_jax.tokenizers import base as tokenizers
 
 
 def run(experiment: Experiment, workdir: Workdir, files: Sequence[Path], source: Source, force: bool = False) -> None:
@@ -58,7 +59,7 @@ def run(experiment: Experiment, workdir: Workdir, files: Sequence[Path], source:
         folders["validation"] = _folder(workdir.validation_cache)
     consumed = {f"consumed.split.{split}": data["splits"][split] for split in splits}
     if not teacher.begin(stated | asked | consumed | {"rests": sorted(wanted.rests)}, force) and not _damaged(folders):
-        runlog.say(f"import-logprobs: already done, {teacher.path}")
+        progress.say(f"import-logprobs: already done, {teacher.path}")
         return
     began = time.perf_counter()
     read = {split: (Split(workdir.data, split), one) for split, one in splits.items()}
@@ -89,7 +90,7 @@ def _damaged(folders: Mapping[str, Folder]) -> bool:
     """Whether a shard of a finished import is not as it was written; such are deleted, to be made anew."""
     damaged = [path for folder in folders.values() for path in store.remove_damaged(folder.path, "records")]
     if damaged:
-        runlog.say(f"import-logprobs: damaged, made anew: {', '.join(map(str, damaged))}")
+        progress.say(f"import-logprobs: damaged, made anew: {', '.join(map(str, damaged))}")
     return bool(damaged)
 
 
@@ -98,7 +99,7 @@ def _audited(collected: Mapping[str, Collected], source: Source) -> dict[str, An
     normalised = FORMATS[source.format].normalised
     figures = {split: one.audit.figures(normalised) for split, one in collected.items()}
     for split in collected:
-        runlog.show("\n".join(audit.lines(split, figures[split])))
+        progress.show("\n".join(audit.lines(split, figures[split])))
     refuse_incomplete("train", collected["train"], source.missing)
     if "validation" in collected and collected["validation"].audit.missing():
         one = collected["validation"].audit

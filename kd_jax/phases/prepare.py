@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 
 from kd_jax import config
-from kd_jax.artifacts import files, manifest, runlog
+from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.data.buckets import LONGEST
-from kd_jax.data.encoding import Encoding, encode
-from kd_jax.data.held_out import SPLITS, UNLABELLED, Splits, leak_sentence, without_leaks
-from kd_jax.data.processes import ONE, Workers
-from kd_jax.data.rows import Joined, Mapped, chosen, only, passing, sample
-from kd_jax.data.tokenizers import base as tokenizers
+from kd_jax.batches.buckets import LONGEST
+from kd_jax.batches.encode import Encoding, encode
+from kd_jax.batches.workers import ONE, Workers
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture
+from kd_jax.runtime import progress
+from kd_jax.sources.held_out import SPLITS, UNLABELLED, Splits, leak_sentence, without_leaks
+from kd_jax.sources.rows import Joined, Mapped, chosen, only, passing, sample
 from kd_jax.tasks.base import Example, Task
+from kd_jax.tokenizers import base as tokenizers
 
 
 def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: Workers = ONE) -> None:
@@ -32,10 +33,10 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: 
     """
     folder, task = workdir.data, experiment.task
     if not folder.begin(inputs(experiment), force):
-        runlog.say(f"data: already prepared, {folder.path}")
+        progress.say(f"data: already prepared, {folder.path}")
         return
     began = time.perf_counter()
-    runlog.say(f"data: reading {experiment.source.name}")
+    progress.say(f"data: reading {experiment.source.name}")
     splits = experiment.source.splits(task.fields(), task.held_out_fields(), task.prompt_fields())
     check_splits(experiment, splits)
     before = {split: len(examples) for split, examples in splits.items()}
@@ -66,8 +67,8 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: 
     folder.finish(outputs, time.perf_counter() - began)
     lost = leak_sentence(before, leaked)
     if lost:
-        runlog.say(f"data: {lost}")
-    runlog.say(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder.path}")
+        progress.say(f"data: {lost}")
+    progress.say(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder.path}")
 
 
 def check_splits(experiment: Experiment, splits: Splits) -> None:

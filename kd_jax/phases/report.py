@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kd_jax import config
-from kd_jax.artifacts import manifest, metrics_log, runlog
+from kd_jax.artifacts import manifest, metrics_log
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.evaluation import degeneration, page, paired, plots, tables, verdict
-from kd_jax.evaluation.contenders import present
-from kd_jax.evaluation.paired import Scores
+from kd_jax.evaluation import degeneration
+from kd_jax.evaluation.candidates import present
 from kd_jax.evaluation.quality import Measured, read_outcome
 from kd_jax.experiment import Experiment, targets_name, wanted_signals
+from kd_jax.reporting import page, paired, plots, tables, verdict
+from kd_jax.reporting.paired import Scores
+from kd_jax.runtime import progress
 
 
 def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
@@ -32,8 +34,8 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     folder.begin({}, force=folder.finished())
     write(folder, report, document(report, shown, curves, config.to_text(experiment)))
     folder.finish({"models": names}, time.perf_counter() - began)
-    runlog.show(closing(report))
-    runlog.show(f"\nreport: {folder.path / 'report.html'} (and report.md, report.json)")
+    progress.show(closing(report))
+    progress.show(f"\nreport: {folder.path / 'report.html'} (and report.md, report.json)")
 
 
 def read(

@@ -10,17 +10,18 @@ import jax
 import numpy as np
 
 from kd_jax import config
-from kd_jax.artifacts import manifest, runlog
+from kd_jax.artifacts import manifest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data import pipeline
+from kd_jax.batches import pipeline
 from kd_jax.errors import KdError
 from kd_jax.evaluation.closeness import compare_step, means
 from kd_jax.experiment import Experiment, Recipe
 from kd_jax.models.base import Architecture
-from kd_jax.models.init import FromTeacher, count_parameters, layer_maps, shrink
-from kd_jax.models.narrow import Width, narrower
+from kd_jax.runtime import progress
+from kd_jax.students.importance import scores_of
+from kd_jax.students.init import FromTeacher, count_parameters, layer_maps, shrink
+from kd_jax.students.narrow import Width, narrower
 from kd_jax.teaching.base import BATCH, Teacher
-from kd_jax.teaching.importance import scores_of
 from kd_jax.types import Batch, Params
 
 SAMPLE = 256  # validation examples that are looked at
@@ -72,10 +73,10 @@ def run(experiment: Experiment, workdir: Workdir) -> None:
     workdir.shrink.begin(inputs, force=True)  # what was there is of an earlier call
     manifest.write_json(workdir.shrink.path / "shrink.json", rows)
     workdir.shrink.finish({}, time.perf_counter() - began)
-    runlog.show("\n" + runlog.table(HEAD, [_cells(row) for row in rows], fits=100))
-    runlog.show("\n" + textwrap.fill(NOTE.format(count=rows[0]["examples"]), 80))
+    progress.show("\n" + progress.table(HEAD, [_cells(row) for row in rows], fits=100))
+    progress.show("\n" + textwrap.fill(NOTE.format(count=rows[0]["examples"]), 80))
     for names in dict.fromkeys(option.students for option in options if len(option.students) > 1):
-        runlog.show(f"{names[0]} stands for {', '.join(names[1:])} too: the same network, the same start.")
+        progress.show(f"{names[0]} stands for {', '.join(names[1:])} too: the same network, the same start.")
 
 
 def choices(experiment: Experiment) -> Iterator[Choice]:
@@ -123,7 +124,7 @@ def _layer_choices(recipe: Recipe, teacher: Architecture) -> list[tuple[str, Map
         try:
             titles.setdefault(tuple(layer_maps(init, teacher, recipe.model).items()), []).append(title)
         except KdError as error:  # as where layers with angles of their own would come to stand elsewhere
-            runlog.say(f"shrink: not the {title} layers: {error}")
+            progress.say(f"shrink: not the {title} layers: {error}")
     if len(titles) == 1 and ours == depths and "listed" not in ways:
         return [("all", dict(maps)) for maps in titles]
     return [(", ".join(names), dict(maps)) for maps, names in titles.items()]
@@ -150,7 +151,7 @@ def measured(teacher: Teacher, options: Sequence[Choice]) -> list[dict[str, Any]
         return sizes | {name: compared[name] for name in FIGURES}
 
     rows: list[dict[str, Any]] = []
-    with runlog.progress("shrink", len(options) + 1) as bar:
+    with progress.progress("shrink", len(options) + 1) as bar:
         with bar.meeting(TEACHER):
             rows.append({"students": [TEACHER], "configured": False} | figures(architecture, params))
         bar.advance(1)

@@ -7,7 +7,7 @@ from typing import Any
 from kd_jax.artifacts import files
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data.store import Store
+from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, targets_name
 from kd_jax.objective.check import check_readable

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import ELSEWHERE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.experiment import Experiment
+from kd_jax.runtime import progress
 from kd_jax.training.model import Sources, Watched, train_model
 
 
@@ -18,6 +18,6 @@ def run(
 ) -> None:
     """Trains experiment.teacher into workdir/teacher; has nothing to do where the teacher is elsewhere."""
     if workdir.elsewhere and not force:
-        runlog.say(f"teacher: elsewhere, `{ELSEWHERE}` has read what it says")
+        progress.say(f"teacher: elsewhere, `{ELSEWHERE}` has read what it says")
         return
     train_model(experiment, workdir, TEACHER, Sources({}, {}), force, Watched(profile, metrics))

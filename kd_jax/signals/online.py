@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kd_jax import schedules
 from kd_jax.losses import divergence
 from kd_jax.losses.base import logp_at, logp_with_rest
-from kd_jax.optim import ramp
-from kd_jax.optim.ramp import Ramp
+from kd_jax.schedules import Ramp
 from kd_jax.signals.base import Aligned, Tail, check_tail, check_whole
 from kd_jax.types import Array, Payload
 
@@ -50,7 +50,7 @@ class Online:
         """
         check_whole("k", self.k, 0, vocab_size, f"0 (all) to the vocabulary's {vocab_size} tokens")
         check_tail(self.tail)
-        ramp.check(self.temperature, "signal.temperature", 1e-3)
+        schedules.check(self.temperature, "signal.temperature", 1e-3)
 
     def supports(self, loss: Callable[..., Array]) -> bool:
         """All divergences; with k and the tail "zero" those weighted by the teacher."""

@@ -37,7 +37,7 @@ def encode_pair(prompt: str, completion: str, tokenizer: Any, counted: Counted, 
 
     Args:
       prompt, completion: texts.
-      tokenizer: a kd_jax.data.tokenizers.base.Tokenizer.
+      tokenizer: a kd_jax.tokenizers.base.Tokenizer.
       counted: whether the loss is on the completion alone, or on the prompt too.
       most: tokens of the prompt's text at most, from its beginning; 0 for all.
     """

@@ -10,15 +10,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
 from kd_jax.errors import KdError
-from kd_jax.tasks.base import (
-    Counted,
-    Decoding,
-    Encoded,
-    Example,
-    check_counted,
-    encode_pair,
-    encode_prompt,
-)
+from kd_jax.tasks.base import Counted, Decoding, Encoded, Example, check_counted, encode_pair, encode_prompt
 from kd_jax.tasks.metrics import Metric, Outcome
 
 UNSPACED = ("bo", "dz", "km", "lo", "my", "th")  # scripts without blanks that sacreBLEU chooses no tokeniser for

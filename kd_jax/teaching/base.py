@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import hosts
-from kd_jax.artifacts import checkpoint, runlog
+from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data import pipeline, store
-from kd_jax.data.layouts import Layout, Segment
-from kd_jax.data.pseudo_targets import PseudoTargets
-from kd_jax.data.tokenizers import base as tokenizers
+from kd_jax.batches import pipeline, store
+from kd_jax.batches.layouts import Layout, Segment
+from kd_jax.batches.targets import PseudoTargets
 from kd_jax.experiment import Experiment, targets_name
-from kd_jax.parallel import own_devices
+from kd_jax.runtime import hosts, progress
+from kd_jax.runtime.backends import own_devices
+from kd_jax.tokenizers import base as tokenizers
 from kd_jax.types import Params
 
 BATCH = 64
@@ -66,9 +66,9 @@ def begin_store(folder: Folder, name: str, inputs: Mapping[str, Any], force: boo
         return True
     damaged = hosts.agreed(lambda: [str(path) for path in store.remove_damaged(folder.path, name)])
     if not damaged:
-        runlog.say(f"cache: already written, {folder.path}")
+        progress.say(f"cache: already written, {folder.path}")
         return False
-    runlog.say(f"cache: damaged, made anew: {', '.join(damaged)}")
+    progress.say(f"cache: damaged, made anew: {', '.join(damaged)}")
     return True
 
 

@@ -8,21 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import config, hosts
-from kd_jax.artifacts import manifest, runlog
+from kd_jax import config
+from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import Folder
-from kd_jax.data import pipeline, pseudo_targets, store
-from kd_jax.data.layouts import Segment
-from kd_jax.data.pseudo_targets import PseudoTargets
-from kd_jax.data.tokenizers import base as tokenizers
+from kd_jax.batches import pipeline, store, targets
+from kd_jax.batches.layouts import Segment
+from kd_jax.batches.targets import PseudoTargets
 from kd_jax.decoding.base import barring
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.text import output_length
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture, Model
+from kd_jax.runtime import hosts, progress
 from kd_jax.tasks.base import ENCODED, Decoding, Encoded, completed
 from kd_jax.teaching import base
 from kd_jax.teaching.base import Record, Teacher
+from kd_jax.tokenizers import base as tokenizers
 from kd_jax.types import Inputs, Params, Payload
 
 Target = tuple[Encoded, float]  # an example and its weight
@@ -51,10 +52,10 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
         return teacher.devices.gather(compiled(teacher.params, teacher.devices.cut(prompts)))
 
     def record(example: Segment, b: int, said: Record) -> Record:
-        return pseudo_targets.pack_hypotheses(said["ids"][b], said["logp"][b], teacher.data["eos"])
+        return targets.pack_hypotheses(said["ids"][b], said["logp"][b], teacher.data["eos"])
 
-    schema = pseudo_targets.NBEST | pipeline.DIGEST
-    with runlog.progress(f"write {split_name}, beam {beam}", len(split)) as bar:
+    schema = targets.NBEST | pipeline.DIGEST
+    with progress.progress(f"write {split_name}, beam {beam}", len(split)) as bar:
         make = base.records(split, batches_of, say, record, bar)
         digest = base.write_store(teacher, folder, "nbest", schema, len(split), make)
     if digest is None:
@@ -90,7 +91,7 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
     inputs = config.flatten(targets, "targets") | teacher.consumed(None, "train")
     inputs |= {f"consumed.nbest.{split}": beam.outputs()["digest"] for split, beam in beams.items()}
     if not folder.begin(inputs, force):
-        runlog.say(f"pseudo-targets: already written, {folder.path}")
+        progress.say(f"pseudo-targets: already written, {folder.path}")
         return
     hosts.agreed(lambda: _write_chosen(teacher, targets, beams, folder))
 
@@ -112,11 +113,11 @@ def _write_chosen(teacher: Teacher, targets: PseudoTargets, beams: Mapping[str, 
             lengths.extend((len(encoded.prompt), len(encoded.completion)))
             yield encoded._asdict() | {"weight": np.asarray([weight], np.float32)}
 
-    digest = store.write_all(folder.path, "train", ENCODED | pseudo_targets.WEIGHT, records())
+    digest = store.write_all(folder.path, "train", ENCODED | targets.WEIGHT, records())
     lengths_N2 = np.asarray(lengths, np.int32).reshape(-1, 2)
     manifest.write_array(folder.path / "train.lengths.npy", lengths_N2)
     folder.finish({"digest": digest, "examples": len(lengths_N2), "unended": without}, time.perf_counter() - began)
-    runlog.say(
+    progress.say(
         f"pseudo-targets: {len(lengths_N2)} examples; of {without} no hypothesis ended, so their references stay, "
         f"or, where they have none, they are left out; {folder.path}"
     )
@@ -127,11 +128,11 @@ def _chosen(teacher: Teacher, targets: PseudoTargets, split_name: str, beam: Fol
     task, tokenizer = teacher.experiment.task, teacher.tokenizer
     split = pipeline.Split(teacher.workdir.data, split_name, {"nbest": store.Store(beam.path, "nbest")})
     unended = 0
-    with runlog.progress(f"choose {targets.name}", len(split)) as bar:
+    with progress.progress(f"choose {targets.name}", len(split)) as bar:
         for i in range(len(split)):
             example = split.read(i)
             encoded, prompt = example.encoded, example.encoded.prompt
-            hypotheses = pseudo_targets.unpack_hypotheses(example.records["nbest"])
+            hypotheses = targets.unpack_hypotheses(example.records["nbest"])
             if hypotheses:
                 reference = tokenizer.decode(encoded.completion[len(tokenizer.opening) : -1].tolist())
                 closeness = functools.partial(_closeness, task, tokenizer, reference)

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 
 from kd_jax import config
-from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import Folder
-from kd_jax.data import pipeline, store
-from kd_jax.data.layouts import Bucket, Segment
-from kd_jax.data.pseudo_targets import PseudoTargets
+from kd_jax.batches import pipeline, store
+from kd_jax.batches.layouts import Bucket, Segment
+from kd_jax.batches.targets import PseudoTargets
 from kd_jax.experiment import targets_name
 from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import map_head
+from kd_jax.runtime import progress
 from kd_jax.signals.base import Signal
 from kd_jax.teaching import base
 from kd_jax.teaching.base import Record, Teacher
@@ -42,16 +42,16 @@ def write_signal(
         return
     began = time.perf_counter()
     split = pipeline.Split(teacher.workdir.split(targets_name(targets)), split_name)
-    with runlog.progress(f"cache {folder.path.name}", len(split)) as bar:
+    with progress.progress(f"cache {folder.path.name}", len(split)) as bar:
         make = signal_records(teacher, split, signal, bar, teacher.experiment.shapes)
         digest = base.write_store(teacher, folder, "records", schema, len(split), make)
     if digest is None:
-        runlog.say(f"{folder.path}: this writer's shards are done; the last writer to finish completes the cache")
+        progress.say(f"{folder.path}: this writer's shards are done; the last writer to finish completes the cache")
         return
     outputs = store_outputs(folder, digest, split)
     folder.finish(outputs, time.perf_counter() - began)
     tokens, each = outputs["target_tokens"], outputs["bytes_per_target_token"]
-    runlog.say(f"cache: {tokens} target tokens, {each:.1f} bytes each; {folder.path}")
+    progress.say(f"cache: {tokens} target tokens, {each:.1f} bytes each; {folder.path}")
 
 
 def store_outputs(folder: Folder, digest: str, split: pipeline.Split) -> dict[str, Any]:

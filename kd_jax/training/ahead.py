@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from kd_jax.artifacts.workdir import TEACHER
-from kd_jax.data.buckets import filled
+from kd_jax.batches.buckets import filled
 from kd_jax.experiment import Experiment, wanted_signals
 from kd_jax.objective.terms import cached_signals, needs_teacher
-from kd_jax.parallel.mesh import OnMesh
+from kd_jax.runtime.mesh import OnMesh
 from kd_jax.training.loop import Run, training_step
 from kd_jax.training.step import TrainState, init_adapters, init_state, state_axes
 from kd_jax.types import Batch, Params

@@ -15,8 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kd_jax import hosts
-from kd_jax.artifacts import metrics_log, preemption, runlog
+from kd_jax.artifacts import metrics_log
 from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, Damaged, set_unreadable_aside
 from kd_jax.artifacts.digests import params_digest
 from kd_jax.errors import KdError, Preempted
@@ -25,7 +24,8 @@ from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.models.base import Model
 from kd_jax.models.stack import unstacked
 from kd_jax.objective.terms import Term
-from kd_jax.parallel.base import Devices, disallow_transfers
+from kd_jax.runtime import hosts, preemption, progress
+from kd_jax.runtime.devices import Devices, disallow_transfers
 from kd_jax.training.meter import Meter
 from kd_jax.training.peak import seconds_at_peak
 from kd_jax.training.profile import Profile, tracing
@@ -86,7 +86,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     due = lambda step: step % training.eval_every == 0 or step == training.steps  # noqa: E731
     with contextlib.ExitStack() as stack, contextlib.closing(log):
         checkpoints = stack.enter_context(_opened(run.title, folder))
-        bar = stack.enter_context(runlog.progress(run.title, training.steps))
+        bar = stack.enter_context(progress.progress(run.title, training.steps))
         stack.enter_context(preemption.held())  # until there is a checkpoint
         state, places = _first_state(run, params, tx, devices, seed)
         begun, state = _begin(run, checkpoints, state, iterator, log)
@@ -166,7 +166,7 @@ def _saved(state: TrainState) -> TrainState:
 def _opened(title: str, folder: Path) -> Checkpoints:
     """A folder's checkpoints, without those that no longer let themselves be opened."""
     for aside in hosts.agreed(lambda: [str(path) for path in set_unreadable_aside(folder)]):
-        runlog.say(f"{title}: a checkpoint cannot be opened, it is {aside} now; training goes on from an older one")
+        progress.say(f"{title}: a checkpoint cannot be opened, it is {aside} now; training goes on from an older one")
     return Checkpoints(folder)
 
 
@@ -183,14 +183,14 @@ def _begin(
             state = restored._replace(params=run.model.stack(restored.params))
             break
         except Damaged as error:
-            runlog.say(
+            progress.say(
                 f"{run.title}: {error}; it is {checkpoints.set_aside(begun)} now, training goes on from an older one"
             )
     log.truncate_after(-1 if begun is None else begun)
     if begun is None:
         return 0, state
     iterator.set_state(position)
-    runlog.say(f"{run.title}: goes on from step {begun}")
+    progress.say(f"{run.title}: goes on from step {begun}")
     return begun, state
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from kd_jax.artifacts import runlog
 from kd_jax.artifacts.checkpoint import Checkpoints
 from kd_jax.errors import KdError
+from kd_jax.runtime import progress
 from kd_jax.training.step import Sums
 from kd_jax.types import Batch, Sum
 
@@ -98,7 +98,7 @@ class Meter:
         others = f" and {len(examples) - NAMED} others" if len(examples) > NAMED else ""
         where = f"{self._title}: step {step} ({figures}; rows from examples {', '.join(examples[:NAMED])}{others})"
         if left_out and self._left_out <= self._most:
-            runlog.say(f"{where}: its update is left out, {self._left_out} of at most {self._most}")
+            progress.say(f"{where}: its update is left out, {self._left_out} of at most {self._most}")
             return
         last = self._checkpoints.last()
         raise KdError(

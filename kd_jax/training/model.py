@@ -7,27 +7,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kd_jax import config, hosts
-from kd_jax.artifacts import checkpoint, files, runlog, writers
+from kd_jax import config
+from kd_jax.artifacts import checkpoint, files, metric_writers
 from kd_jax.artifacts.digests import params_digest
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.data import pipeline
-from kd_jax.data.buckets import place
-from kd_jax.data.store import Store
-from kd_jax.data.tokenizers import base as tokenizers
+from kd_jax.batches import pipeline
+from kd_jax.batches.buckets import place
+from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, Recipe, targets_name
 from kd_jax.models.base import Model
-from kd_jax.models.init import count_parameters, random_params, shrink
-from kd_jax.models.narrow import narrower
-from kd_jax.models.pretrained import cut_rows
 from kd_jax.models.transformer import COMPUTED
 from kd_jax.objective.terms import needs_teacher
-from kd_jax.parallel import devices
-from kd_jax.parallel.base import Devices
+from kd_jax.runtime import hosts, progress
+from kd_jax.runtime.backends import devices
+from kd_jax.runtime.devices import Devices
+from kd_jax.students.importance import scores_of
+from kd_jax.students.init import count_parameters, random_params, shrink
+from kd_jax.students.narrow import narrower
+from kd_jax.students.pretrained import cut_rows
 from kd_jax.teaching.base import Teacher
-from kd_jax.teaching.importance import scores_of
+from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.loop import Run, fit
 from kd_jax.training.profile import Profile
 from kd_jax.types import Batch, Params
@@ -90,19 +91,19 @@ def train_model(
     inputs = config.flatten(recipe, field) | {f"consumed.{key}": value for key, value in digests.items()}
     inputs |= {"seed": experiment.seed, "buckets": [list(bucket) for bucket in experiment.shapes]}
     if not folder.begin(inputs, force):
-        runlog.say(f"{name}: already trained, {folder.path}")
+        progress.say(f"{name}: already trained, {folder.path}")
         return
     began = time.perf_counter()
     spread = devices(experiment.backend, experiment.mesh)
     train, valid, left_out = batches(experiment, workdir, recipe, sources.payloads, spread)
     if left_out:
-        runlog.say(f"{name}: {left_out} training examples longer than the last bucket are left out")
+        progress.say(f"{name}: {left_out} training examples longer than the last bucket are left out")
     params = initial_params(experiment, workdir, recipe)
     first = params_digest(params)
     model = recipe.model.build(data["vocab_size"])
     teacher = trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None
     profile = watched.profile and Profile(*watched.profile, workdir.profile(name))
-    others = [writers.Writer(sink, workdir.metrics, name) for sink in watched.metrics]
+    others = [metric_writers.Writer(sink, workdir.metrics, name) for sink in watched.metrics]
     run = Run(name, recipe, model, train, valid, len(experiment.shapes), teacher, profile, others)
     outputs = fit(run, params, folder.path, spread, experiment.seed)
     total, outside = count_parameters(params)
@@ -111,7 +112,7 @@ def train_model(
     outputs["bytes"] = sum(outputs["files"].values())
     hosts.agreed(lambda: tokenizers.copy(experiment.tokenizer, workdir.data, folder.path))
     folder.finish(outputs, time.perf_counter() - began)
-    runlog.say(
+    progress.say(
         f"{name}: validation cross-entropy {outputs['loss_before_first_step']:.3f} before the first step, "
         f"{outputs['valid_cross_entropy']:.3f} at best (step {outputs['best_step']}); {folder.path}"
     )

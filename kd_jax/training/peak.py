@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from kd_jax.models.base import Model
 from kd_jax.models.flops import TRAINING, flops_of_each, reading
-from kd_jax.parallel.base import Devices
-from kd_jax.parallel.chips import Chip, chip_here
+from kd_jax.runtime.chips import Chip, chip_here
+from kd_jax.runtime.devices import Devices
 from kd_jax.types import Batch, Params
 
 Network = tuple[Model, Params]

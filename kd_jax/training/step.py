@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kd_jax import schedules
 from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import fused_head
 from kd_jax.objective.terms import Terms, feature_terms, needs_teacher, total_loss
-from kd_jax.optim import ramp
 from kd_jax.types import Array, Batch, Params, Sum
 
 Sums = dict[str, Sum]
@@ -104,7 +104,7 @@ def loss_fn(
     loss, sums = fused_head(functools.partial(total_loss, terms), hidden_ND, model.head(params), rows_N, fixed)
     total = loss / jnp.maximum(counts["target"], 1).astype(jnp.float32)
     for name, (feature_loss, where) in feature_losses.items():
-        weighted = ramp.at(terms[name].weight, step) * feature_loss.value
+        weighted = schedules.at(terms[name].weight, step) * feature_loss.value
         count = jnp.maximum(counts[where], 1).astype(jnp.float32)
         total += weighted / count
         # The reported loss is a mean over target tokens; a share of other positions is brought to it.

@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.batches.pipeline import Split
+from kd_jax.batches.store import Store
 from kd_jax.cli.job import recall, remember
-from kd_jax.data.pipeline import Split
-from kd_jax.data.store import Store
-from kd_jax.data.tokenizers import base as tokenizers
 from kd_jax.errors import KdError
+from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.model import trained
-from tests.runs import smoke, taught
+from tests.helpers.runs import smoke, taught
 
 TRAINING = "--teacher.training"
 SHORT = f"{TRAINING}.steps 4 {TRAINING}.eval-every 4 {TRAINING}.optimizer.warmup 2".split()

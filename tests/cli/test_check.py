@@ -21,7 +21,7 @@ from kd_jax import (
 )
 from kd_jax.cli.check import check
 from kd_jax.cli.resolve import resolve
-from tests.pretrained import save
+from tests.helpers.pretrained import save
 
 
 @pytest.fixture(scope="module")

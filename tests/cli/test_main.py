@@ -252,7 +252,7 @@ def test_plan_of_devices_prints_one_table_and_needs_no_workdir(root, capsys, lax
 def test_as_many_devices_as_are_asked_for_before_jax_begins():
     code = (
         "import kd_jax.cli.job, kd_jax.cli.check, jax\n"
-        "from kd_jax.parallel import pretend\n"
+        "from kd_jax.runtime.backends import pretend\n"
         "pretend(32)\n"
         "assert jax.device_count() == 32"
     )
@@ -294,7 +294,7 @@ def test_a_student_of_another_vocabulary_is_refused_by_its_token_strings(finishe
     lines = [
         "import dataclasses",
         "from kd_jax import config",
-        "from kd_jax.models.init import FromCheckpoint",
+        "from kd_jax.students.init import FromCheckpoint",
         f"smoke = config.load({str(root / SMOKE)!r})",
         f"start = FromCheckpoint({str(finished / 'students' / 'student_scratch')!r})",
         "recipe = dataclasses.replace(smoke.students['student_scratch'], init=start)",
@@ -431,7 +431,7 @@ def test_the_version_is_said(root, capsys):
     assert capsys.readouterr().out.strip() == kd_jax.__version__
 
 
-RAMP = '{"class": "kd_jax.optim.ramp.Ramp", "fields": {"start": 0, "end": 1, "steps": 2}}'
+RAMP = '{"class": "kd_jax.schedules.Ramp", "fields": {"start": 0, "end": 1, "steps": 2}}'
 
 
 @pytest.mark.parametrize("text", ['{"name": "mine"}', "[1, 2]", RAMP])

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.data.layouts import Bucket, EncoderDecoderLayout
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.layouts import Bucket, EncoderDecoderLayout
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.tasks.base import Encoded
-from tests.batches import random_examples, to_batch
+from kd_jax.tokenizers.sentencepiece import START
+from tests.helpers.batches import random_examples, to_batch
 
 EOS, V, LENGTH = 2, 6, 4
 ROWS = (0, 1, 2, 3)  # of PROMPTS, whose last row only fills up

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.decoding.base import first_tokens, likeliest, top_k
+from kd_jax.tokenizers.sentencepiece import START
 from tests.decoding.searched import PROMPTS
 
 

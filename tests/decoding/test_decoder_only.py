@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.data.layouts import DecoderOnlyLayout
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.layouts import DecoderOnlyLayout
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.sampling import penalise, sample
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.tasks.base import Sampling
+from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.types import Inputs, Tokens
 from tests.decoding.searched import ENDS, EOS, SOURCES, V
 

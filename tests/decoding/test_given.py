@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax.data.layouts import DecoderOnlyLayout, EncoderDecoderLayout
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.layouts import DecoderOnlyLayout, EncoderDecoderLayout
 from kd_jax.decoding.base import barring
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.exported import prompts
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.sampling import sample
 from kd_jax.tasks.base import Sampling
+from kd_jax.tokenizers.sentencepiece import START
 from tests.decoding import searched, test_decoder_only
 from tests.decoding.searched import ENDS, EOS, LENGTH, SOURCES, V
 

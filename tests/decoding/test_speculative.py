@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.data.layouts import DecoderOnlyLayout, EncoderDecoderLayout
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.layouts import DecoderOnlyLayout, EncoderDecoderLayout
 from kd_jax.decoding.base import NOTHING
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.speculative import Side, speculative
 from kd_jax.errors import KdError
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.tokenizers.sentencepiece import START
 from tests.decoding.searched import EOS, SOURCES, V
 
 BOTH = pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.evaluation.closeness import (
     BINS,
     calibration,
@@ -19,9 +18,10 @@ from kd_jax.evaluation.closeness import (
 )
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.signals.topk import TopK
+from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.types import Sum
-from tests.batches import random_examples, to_batch
-from tests.families import FAMILIES
+from tests.helpers.batches import random_examples, to_batch
+from tests.helpers.families import FAMILIES
 
 RNG = np.random.default_rng(0)
 TEACHER, STUDENT = (jnp.asarray(RNG.normal(size=(9, 7)), jnp.float32) for _ in range(2))

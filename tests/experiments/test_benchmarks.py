@@ -12,8 +12,8 @@ import pytest
 
 from kd_jax import DecoderOnly, EncoderDecoder
 from kd_jax.artifacts.manifest import Folder
+from kd_jax.batches.pipeline import Split
 from kd_jax.config import load
-from kd_jax.data.pipeline import Split
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TINY = {"d_model": 8, "heads": 2, "d_ff": 8, "dropout": 0.0}

@@ -10,11 +10,11 @@ import tensorflow_datasets as tfds
 from kd_jax import config
 from kd_jax.artifacts.manifest import read_lines
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.batches.store import Store
 from kd_jax.cli.check import check
-from kd_jax.data.store import Store
-from kd_jax.data.tfds import builder_of
-from kd_jax.data.tokenizers.sentence_piece import SentencePiece
 from kd_jax.phases import prepare
+from kd_jax.sources.tfds_reader import builder_of
+from kd_jax.tokenizers.sentencepiece import SentencePiece
 
 CONFIGS = sorted((Path(__file__).parents[2] / "experiments/configs/tfds").glob("*.py"))
 SPLITS = {  # as the catalogue says that the dataset has them

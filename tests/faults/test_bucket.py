@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from tests.bucket import S3, Bucket
 from tests.faults.pipeline import start
 from tests.faults.test_kills import PATIENCE, SHORT, assert_same
+from tests.helpers.bucket import S3, Bucket
 
 KINDS = {"gs": (Bucket, ["gcsfs"]), "s3": (S3, ["s3fs", "moto"])}  # protocol -> what stands for it, what that needs
 TERM = 12.0  # seconds, so that a dead process's lock is soon known for one

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.batches.store import Store
 from kd_jax.cli.resolve import resolve
-from kd_jax.data.store import Store
 from kd_jax.training.model import trained
 from tests.faults.pipeline import start
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from tests.faults.pipeline import start
-from tests.runs import corpus, digests
+from tests.helpers.runs import corpus, digests
 
 CONFIG = """
 import dataclasses

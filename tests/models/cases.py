@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.data.layouts import Bucket, Segment
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.layouts import Bucket, Segment
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.rope import Linear
+from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.types import Tokens
-from tests.batches import random_examples
+from tests.helpers.batches import random_examples
 
 V = 29
 OPTIONS = {

@@ -13,7 +13,7 @@ import pytest
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.training.step import init_state, train_step
-from tests.families import V, every_term
+from tests.helpers.families import V, every_term
 from tests.models.cases import OPTIONS, on_the_left
 from tests.models.jaxprs import equations
 from tests.training.test_step import make_batch

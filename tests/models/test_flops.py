@@ -3,14 +3,14 @@
 import jax
 import pytest
 
-from kd_jax.data.layouts import Bucket
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.layouts import Bucket
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.flops import flops_of_each, reading, whole_reading
-from kd_jax.parallel.program import read
-from tests.batches import random_examples, rows_of, taught_segments, to_batch
-from tests.families import SIGNAL
+from kd_jax.runtime.program import read
+from kd_jax.tokenizers.sentencepiece import START
+from tests.helpers.batches import random_examples, rows_of, taught_segments, to_batch
+from tests.helpers.families import SIGNAL
 
 V = 24
 SIZES = {"d_model": 16, "heads": 4, "kv_heads": 2, "d_ff": 20, "dropout": 0.0}

@@ -9,7 +9,7 @@ from kd_jax.losses.divergence import forward_kl, jensen_shannon, reverse_kl
 from kd_jax.losses.features import cosine, mse
 from kd_jax.objective.check import check, check_readable
 from kd_jax.objective.terms import Term
-from kd_jax.optim.ramp import Ramp
+from kd_jax.schedules import Ramp
 from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled

@@ -15,7 +15,7 @@ from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.base import Head
 from kd_jax.objective.fused_head import fused_head
 from kd_jax.objective.terms import Term, total_loss
-from kd_jax.optim.ramp import Ramp
+from kd_jax.schedules import Ramp
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK

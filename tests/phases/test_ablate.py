@@ -9,9 +9,9 @@ import pytest
 from sacrebleu.metrics import CHRF
 
 from kd_jax.cli.main import main
-from kd_jax.evaluation import page
 from kd_jax.phases import ablate
-from tests.evaluation.ablations import result
+from kd_jax.reporting import page
+from tests.reporting.ablations import result
 
 CONFIG = """
 import dataclasses

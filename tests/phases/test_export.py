@@ -12,10 +12,9 @@ import pytest
 
 from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.batches.pipeline import PromptBatches
 from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
-from kd_jax.data.pipeline import PromptBatches
-from kd_jax.data.tokenizers.sentence_piece import EOS, START, Pieces
 from kd_jax.decoding import text
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
@@ -23,7 +22,8 @@ from kd_jax.models.int8 import Int8, quantize
 from kd_jax.phases import export, prepare, teacher
 from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
-from tests.runs import smoke
+from kd_jax.tokenizers.sentencepiece import EOS, START, Pieces
+from tests.helpers.runs import smoke
 
 SIZES = {"d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.0}
 MODELS = {"encoder_decoder": EncoderDecoder(1, 2, **SIZES), "decoder_only": DecoderOnly(2, **SIZES)}

@@ -12,17 +12,15 @@ import pytest
 
 from kd_jax.artifacts import metrics_log
 from kd_jax.artifacts.workdir import TEACHER
+from kd_jax.batches.layouts import Bucket
+from kd_jax.batches.pipeline import Split
+from kd_jax.batches.store import Store
+from kd_jax.batches.targets import PseudoTargets
 from kd_jax.cli.check import check
 from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
-from kd_jax.data.layouts import Bucket
-from kd_jax.data.pipeline import Split
-from kd_jax.data.pseudo_targets import PseudoTargets
-from kd_jax.data.store import Store
-from kd_jax.data.tokenizers import base as tokenizers
-from kd_jax.data.tokenizers.sentence_piece import EOS, START
 from kd_jax.errors import KdError
-from kd_jax.evaluation.contenders import contenders
+from kd_jax.evaluation.candidates import contenders
 from kd_jax.evaluation.speed import drafting_speed
 from kd_jax.experiment import Training
 from kd_jax.losses.cross_entropy import cross_entropy
@@ -30,7 +28,6 @@ from kd_jax.losses.divergence import forward_kl
 from kd_jax.losses.features import mse
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.init import FromTeacher, Random
 from kd_jax.objective.terms import Term
 from kd_jax.optim.optimizer import Optimizer
 from kd_jax.phases import evaluate, prepare, report, student
@@ -38,11 +35,14 @@ from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK
+from kd_jax.students.init import FromTeacher, Random
 from kd_jax.tasks.base import Decoding, Sampling
 from kd_jax.tasks.translation import Translation
+from kd_jax.tokenizers import base as tokenizers
+from kd_jax.tokenizers.sentencepiece import EOS, START
 from kd_jax.training.model import initial_params, trained
 from kd_jax.training.step import eval_step
-from tests.runs import beside, smoke, taught
+from tests.helpers.runs import beside, smoke, taught
 
 SIZES = {"d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.0}
 MODELS = {  # of teacher and student

@@ -7,7 +7,7 @@ from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
 from kd_jax.phases.generate import changed
 from kd_jax.tasks.base import Decoding, Sampling
-from tests.runs import smoke
+from tests.helpers.runs import smoke
 
 
 @pytest.fixture(scope="module")

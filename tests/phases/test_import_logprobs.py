@@ -8,29 +8,29 @@ import numpy as np
 import pytest
 
 from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.batches.layouts import Bucket
+from kd_jax.batches.pipeline import Split
+from kd_jax.batches.store import Store, shard_path
 from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
-from kd_jax.data.layouts import Bucket
-from kd_jax.data.pipeline import Split
-from kd_jax.data.store import Store, shard_path
-from kd_jax.data.tokenizers.sentence_piece import START
 from kd_jax.errors import KdError
 from kd_jax.experiment import Training
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.decoder_only import DecoderOnly
-from kd_jax.models.init import FromTeacher
 from kd_jax.objective.terms import Term
 from kd_jax.optim.optimizer import Optimizer
 from kd_jax.phases import ablate, cache, evaluate, import_logprobs, report, student, teacher
 from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
+from kd_jax.students.init import FromTeacher
 from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
 from kd_jax.teaching.imported.base import Source
+from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.model import trained
-from tests.data.logprobs import writers
-from tests.runs import beside, smoke, taught
+from tests.helpers.runs import beside, smoke, taught
+from tests.teaching.imported.readers import writers
 
 K, V = 8, 60
 SIZES = {"d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.0, "positions": "learned", "context": 256}

@@ -10,9 +10,9 @@ import pytest
 from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.errors import KdError
-from kd_jax.evaluation.contenders import contenders
+from kd_jax.evaluation.candidates import contenders
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
-from tests.runs import beside, smoke
+from tests.helpers.runs import beside, smoke
 
 SHORT = """
 --teacher.training.steps 60 --students.student_scratch.training.steps 30 --buckets 32

@@ -10,15 +10,15 @@ import pytest
 from kd_jax import Generation, SentencePiece
 from kd_jax.artifacts import manifest
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.data import encoding
-from kd_jax.data.beam import Beam
-from kd_jax.data.processes import Processes
-from kd_jax.data.pseudo_targets import PseudoTargets
-from kd_jax.data.store import Store
+from kd_jax.batches import encode
+from kd_jax.batches.beam_runner import Beam
+from kd_jax.batches.store import Store
+from kd_jax.batches.targets import PseudoTargets
+from kd_jax.batches.workers import Processes
 from kd_jax.errors import KdError
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.phases import prepare
-from tests.runs import corpus, digests, smoke
+from tests.helpers.runs import corpus, digests, smoke
 
 
 def test_a_held_out_example_longer_than_a_models_context(root, tmp_path):
@@ -42,7 +42,7 @@ def test_targets_of_unlabelled_text_that_the_source_lacks(root, tmp_path, of):
 @pytest.fixture(params=["translation", "generation"])
 def large(request, root, tmp_path, monkeypatch):
     """An experiment on three shards; of generation's long texts each is cut, so that shards differ in size."""
-    monkeypatch.setattr(encoding, "SHARD", 200)
+    monkeypatch.setattr(encode, "SHARD", 200)
     source = corpus(tmp_path / "train.jsonl", 600)
     tokenizer = SentencePiece(100, sample=5000)
     experiment = dataclasses.replace(smoke(root, []), source=source, tokenizer=tokenizer, students={})
@@ -108,7 +108,7 @@ def test_every_example_is_found_by_its_number(large, tmp_path):
 def test_a_stopped_prepare_goes_on_with_the_shards_that_are_whole(large, tmp_path, monkeypatch):
     whole, stopped = (Workdir(tmp_path / name) for name in ("whole", "stopped"))
     prepare.run(large, whole)
-    encode_shard, made = encoding.encode_shard, []
+    encode_shard, made = encode.encode_shard, []
 
     def stopping(job, shard):
         if len(made) == 2:
@@ -116,13 +116,13 @@ def test_a_stopped_prepare_goes_on_with_the_shards_that_are_whole(large, tmp_pat
         made.append(shard[:2])
         return encode_shard(job, shard)
 
-    monkeypatch.setattr(encoding, "encode_shard", stopping)
+    monkeypatch.setattr(encode, "encode_shard", stopping)
     with pytest.raises(KeyboardInterrupt):
         prepare.run(large, stopped)
     assert made == [("train", 0), ("train", 1)] and not stopped.data.finished()
     times = {path: path.stat().st_mtime_ns for path in stopped.data.path.glob("*.arrayrecord")}
     (stopped.data.path / "train-00002.arrayrecord.1.part").write_bytes(b"half")
-    monkeypatch.setattr(encoding, "encode_shard", encode_shard)
+    monkeypatch.setattr(encode, "encode_shard", encode_shard)
     prepare.run(large, stopped)
     assert all(path.stat().st_mtime_ns == time for path, time in times.items()) and len(times) == 2
     assert digests(stopped.data.path) == digests(whole.data.path)
@@ -133,7 +133,7 @@ import dataclasses, pathlib, sys
 from kd_jax import Files, SentencePiece
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.phases import prepare
-from tests.runs import smoke
+from tests.helpers.runs import smoke
 experiment = dataclasses.replace(
     smoke(pathlib.Path(), []), source=Files(train=(sys.argv[1],)), tokenizer=SentencePiece(100, sample=50_000)
 )

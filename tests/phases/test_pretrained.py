@@ -11,20 +11,20 @@ from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.check import check
 from kd_jax.cli.job import recall, remember
-from kd_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
-from kd_jax.data.tokenizers.sentence_piece import SentencePiece
 from kd_jax.errors import KdError
 from kd_jax.experiment import settled
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.huggingface.read import read
-from kd_jax.models.init import FromTeacher, Random
-from kd_jax.models.pretrained import FromHuggingFace, Smaller
 from kd_jax.phases import cache, evaluate, export, plan, prepare, report, student, teacher
+from kd_jax.students.init import FromTeacher, Random
+from kd_jax.students.pretrained import FromHuggingFace, Smaller
 from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
+from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
+from kd_jax.tokenizers.sentencepiece import SentencePiece
 from kd_jax.training.model import initial_params, trained
-from tests.pretrained import save
-from tests.runs import smoke
+from tests.helpers.pretrained import save
+from tests.helpers.runs import smoke
 
 LAYERS = {"decoder_only": {"layers": 1}, "encoder_decoder": {"decoder_layers": 1}}
 STEPS = ["--students.student_kd.training.steps", "4", "--students.student_kd.training.eval-every", "4"]

@@ -11,7 +11,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.experiment import Evaluation
 from kd_jax.phases import report as phase
 from kd_jax.tasks.translation import Translation
-from tests.evaluation.reports import model, report
+from tests.reporting.reports import model, report
 
 EXAMPLES = [{"en": f"s{i}", "fr": "un chat noir dort"} for i in range(7)]
 TEXTS = {

@@ -7,11 +7,11 @@ import pytest
 
 from kd_jax.artifacts.digests import params_digest
 from kd_jax.errors import KdError
-from kd_jax.models.init import FromTeacher, Random
 from kd_jax.phases import shrink, student
 from kd_jax.phases.shrink import choices
+from kd_jax.students.init import FromTeacher, Random
 from kd_jax.training.model import initial_params
-from tests.runs import smoke, taught
+from tests.helpers.runs import smoke, taught
 
 SHORT = """
 --evaluation.cached-k 0 --buckets 36

@@ -9,20 +9,20 @@ import pytest
 
 from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.batches.pipeline import Split
+from kd_jax.batches.targets import PseudoTargets
 from kd_jax.cli.check import check
 from kd_jax.cli.job import recall, remember
-from kd_jax.data.pipeline import Split
-from kd_jax.data.pseudo_targets import PseudoTargets
-from kd_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from kd_jax.decoding import text
 from kd_jax.experiment import settled
-from kd_jax.models.init import FromTeacher
-from kd_jax.models.pretrained import FromHuggingFace, Smaller
 from kd_jax.phases import cache, export, generate, prepare, student, teacher
+from kd_jax.students.init import FromTeacher
+from kd_jax.students.pretrained import FromHuggingFace, Smaller
 from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
-from tests.runs import smoke
-from tests.translators import bart, m2m100, marian, nllb, with_network
+from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
+from tests.helpers.runs import smoke
+from tests.helpers.translators import bart, m2m100, marian, nllb, with_network
 
 hf = pytest.importorskip("transformers")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from kd_jax.errors import KdError
-from kd_jax.optim.ramp import Ramp
+from kd_jax.schedules import Ramp
 from kd_jax.signals.base import Features, Knowledge, Signal, id_dtype
 from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online

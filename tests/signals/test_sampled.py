@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.data import store
+from kd_jax.batches import store
 from kd_jax.losses import divergence
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.signals.sampled import Sampled

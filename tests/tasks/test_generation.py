@@ -8,11 +8,11 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_jax.data.tokenizers.sentence_piece import Pieces, SentencePiece
 from kd_jax.errors import KdError
 from kd_jax.tasks import generation
 from kd_jax.tasks.generation import Generation, first_words, windows
 from kd_jax.tasks.metrics import Outcome
+from kd_jax.tokenizers.sentencepiece import Pieces, SentencePiece
 from tests.tasks.letters import Letters
 
 WORDS = ["the", "fox", "foxes", "ran", "running", "quickly", "away", "été", "(again),", "42"]

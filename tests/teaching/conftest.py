@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.runs import smoke, taught
+from tests.helpers.runs import smoke, taught
 
 SHORT = """
 --evaluation.cached-k 12 --buckets 36

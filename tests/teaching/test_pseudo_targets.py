@@ -5,16 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kd_jax.data.pipeline import Split, TrainBatches
-from kd_jax.data.pseudo_targets import PseudoTargets, pack_hypotheses, unpack_hypotheses
-from kd_jax.data.store import Store
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.pipeline import Split, TrainBatches
+from kd_jax.batches.store import Store
+from kd_jax.batches.targets import PseudoTargets, pack_hypotheses, unpack_hypotheses
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.objective.terms import Term
 from kd_jax.phases import cache, student
 from kd_jax.signals.topk import TopK
-from tests.runs import beside
+from kd_jax.tokenizers.sentencepiece import START
+from tests.helpers.runs import beside
 
 
 @pytest.mark.parametrize("rule", ["best", "nbest", "interpolated"])

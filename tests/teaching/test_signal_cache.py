@@ -10,26 +10,26 @@ import pytest
 from kd_jax.artifacts import metrics_log
 from kd_jax.artifacts.digests import params_digest
 from kd_jax.artifacts.workdir import TEACHER
-from kd_jax.data.pipeline import Split
-from kd_jax.data.store import Store, shard_path
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.pipeline import Split
+from kd_jax.batches.store import Store, shard_path
 from kd_jax.errors import KdError
-from kd_jax.evaluation.contenders import contenders
+from kd_jax.evaluation.candidates import contenders
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl, jensen_shannon
 from kd_jax.losses.features import mse
-from kd_jax.models.init import FromTeacher, Random
 from kd_jax.objective.terms import Term
-from kd_jax.optim.ramp import Ramp
 from kd_jax.phases import cache, evaluate, prepare, student, teacher
+from kd_jax.schedules import Ramp
 from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK
+from kd_jax.students.init import FromTeacher, Random
 from kd_jax.tasks.translation import Translation
+from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.meter import Meter
 from kd_jax.training.model import trained
-from tests.runs import beside
+from tests.helpers.runs import beside
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from kd_jax.evaluation.limits import memory_of, model_flops
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.objective.terms import Term
-from kd_jax.parallel import as_mesh
-from kd_jax.parallel.mesh import DATA_PARALLEL, Mesh, OnMesh
-from kd_jax.parallel.program import read
+from kd_jax.runtime.backends import as_mesh
+from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh, OnMesh
+from kd_jax.runtime.program import read
 from kd_jax.signals.online import Online
 from kd_jax.training.ahead import compile_ahead, longest_batch
 from kd_jax.training.loop import Run, training_step

@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 
 from kd_jax import config
-from kd_jax.artifacts import metrics_log, preemption
+from kd_jax.artifacts import metrics_log
 from kd_jax.artifacts.checkpoint import METRIC
 from kd_jax.artifacts.workdir import TEACHER
-from kd_jax.data.pipeline import Split, TrainBatches
-from kd_jax.data.store import Store
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.pipeline import Split, TrainBatches
+from kd_jax.batches.store import Store
 from kd_jax.errors import KdError, Preempted
-from kd_jax.models.init import FromCheckpoint
-from kd_jax.parallel.mesh import Mesh
 from kd_jax.phases import cache, student, teacher
+from kd_jax.runtime import preemption
+from kd_jax.runtime.mesh import Mesh
+from kd_jax.students.init import FromCheckpoint
+from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.meter import Meter
 from kd_jax.training.model import Sources, train_model, trained
-from tests.runs import beside, smoke, taught
+from tests.helpers.runs import beside, smoke, taught
 
 SHORT = """
 --teacher.model.dropout 0.1 --teacher.training.steps 12 --teacher.training.eval-every 4

@@ -6,12 +6,13 @@ import time
 import numpy as np
 import pytest
 
-from kd_jax.artifacts import metrics_log, runlog
+from kd_jax.artifacts import metrics_log
 from kd_jax.artifacts.checkpoint import Checkpoints
 from kd_jax.errors import KdError
+from kd_jax.runtime import progress
 from kd_jax.training.meter import LOG_EVERY, Meter
 from kd_jax.types import Sum
-from tests.batches import random_examples, to_batch
+from tests.helpers.batches import random_examples, to_batch
 
 SHORT, LONG = (to_batch(random_examples(0, [(3, length)], 9)) for length in (2, 5))
 MOST = 2  # updates that may be left out
@@ -24,7 +25,7 @@ def measured(tmp_path):
     """(meter, its log's path)."""
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(tmp_path))
-        bar = stack.enter_context(runlog.progress("model", 50))
+        bar = stack.enter_context(progress.progress("model", 50))
         yield (
             Meter("model", checkpoints, metrics_log.MetricsLog(tmp_path / "log.jsonl"), bar, RATES, MOST),
             tmp_path / "log.jsonl",

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax.data.layouts import Bucket
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.layouts import Bucket
 from kd_jax.models.base import Architecture
+from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.step import count_tokens, loss_fn
 from kd_jax.types import Batch
-from tests.batches import rows_of, taught_segments
-from tests.families import SIGNAL, V, each_family, every_term, network
+from tests.helpers.batches import rows_of, taught_segments
+from tests.helpers.families import SIGNAL, V, each_family, every_term, network
 
 S, T, EXAMPLES = 5, 6, 9
 SEPARATE, PACKED = (1,) * EXAMPLES, (3, 1, 3, 2)  # examples in each row

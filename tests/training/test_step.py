@@ -9,20 +9,20 @@ import numpy as np
 import optax
 import pytest
 
-from kd_jax.data.layouts import Bucket
-from kd_jax.data.tokenizers.sentence_piece import START
+from kd_jax.batches.layouts import Bucket
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.base import Architecture, Head
 from kd_jax.objective.fused_head import fused_head
 from kd_jax.objective.terms import Term, Terms, total_loss
-from kd_jax.parallel import devices
+from kd_jax.runtime.backends import devices
 from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
+from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.step import count_tokens, eval_step, init_state, loss_fn, train_step
 from kd_jax.types import Batch
-from tests.batches import rows_of, taught_segments
-from tests.families import FAMILIES, SIGNAL, V, each_family, every_term, network
+from tests.helpers.batches import rows_of, taught_segments
+from tests.helpers.families import FAMILIES, SIGNAL, V, each_family, every_term, network
 
 B, S, T = 16, 5, 6
 TX = optax.sgd(1.0)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.data.logprobs.base import NOBODY, Stored
 from kd_jax.teaching.imported.match import Match
+from kd_jax.teaching.imported.readers.base import NOBODY, Stored
 
 SHIFTS = (-1, 0, 1)
 COMPARED = 32  # of a record and its repeat

@@ -4,10 +4,10 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 from kd_jax.config import is_number
-from kd_jax.data.logprobs.formats import FORMATS
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, wanted_signals
 from kd_jax.signals.topk import TopK
+from kd_jax.teaching.imported.readers.formats import FORMATS
 
 REMEDY = "take init=Random() or FromCheckpoint, the data's targets, and TopK as the only signal, or leave it out"
 

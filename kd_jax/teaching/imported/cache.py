@@ -10,17 +10,17 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from kd_jax import config
-from kd_jax.artifacts import runlog
 from kd_jax.artifacts.manifest import Folder
-from kd_jax.data import pipeline, store
-from kd_jax.data.logprobs import base as logprobs
-from kd_jax.data.logprobs.base import NOBODY, Stored
-from kd_jax.data.logprobs.formats import FORMATS
+from kd_jax.batches import pipeline, store
 from kd_jax.errors import KdError
+from kd_jax.runtime import progress
 from kd_jax.teaching import base
 from kd_jax.teaching.imported.audit import Audit
 from kd_jax.teaching.imported.base import Source, Wanted
 from kd_jax.teaching.imported.match import Examples, Marks, said_of
+from kd_jax.teaching.imported.readers import base as logprobs
+from kd_jax.teaching.imported.readers.base import NOBODY, Stored
+from kd_jax.teaching.imported.readers.formats import FORMATS
 from kd_jax.teaching.imported.top_k import refuse_unknown, top_k
 from kd_jax.teaching.signal_cache import store_outputs
 
@@ -87,7 +87,7 @@ def collect(
         file = tempfile.TemporaryFile(dir=near)  # noqa: SIM115  # it lives as long as what is collected
         collected[name] = Collected(examples, wanted, audit, {}, file)
     form, number, strangers = FORMATS[source.format], 0, []
-    with runlog.progress("read log-probabilities", len(files)) as bar:
+    with progress.progress("read log-probabilities", len(files)) as bar:
         for path in files:
             for stored in form.read(path):
                 number += 1
@@ -187,7 +187,7 @@ def write(
     digest = store.write(folder.path, "records", schema, len(split), make, base.RECORDS_PER_SHARD)
     figures = collected.audit.figures(FORMATS[source.format].normalised)
     folder.finish(store_outputs(folder, digest, split) | figures, time.perf_counter() - began)
-    runlog.say(f"import-logprobs: {len(split)} records with the top {k}; {folder.path}")
+    progress.say(f"import-logprobs: {len(split)} records with the top {k}; {folder.path}")
 
 
 def _records(

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kd_jax.data.logprobs.base import NOBODY, Stored
-from kd_jax.data.pipeline import Split
+from kd_jax.batches.pipeline import Split
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import Encoded
+from kd_jax.teaching.imported.readers.base import NOBODY, Stored
 
 Key = bytes
 

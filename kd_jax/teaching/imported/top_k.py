@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from kd_jax.data.logprobs.base import NOBODY
 from kd_jax.errors import KdError
 from kd_jax.signals.topk import rest_field
 from kd_jax.teaching.imported.base import Source, Wanted
+from kd_jax.teaching.imported.readers.base import NOBODY
 
 LEAST = 1e-7  # of what remains of one: float32's log-probabilities tell no less from nothing
 

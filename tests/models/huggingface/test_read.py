@@ -15,8 +15,8 @@ from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.huggingface import files
 from kd_jax.models.huggingface.read import read, read_architecture
 from kd_jax.models.huggingface.write import format_of, write
-from kd_jax.models.init import random_params
 from kd_jax.models.rope import Linear
+from kd_jax.students.init import random_params
 from tests.models.huggingface.shapes import MODELS, V
 
 KEY_MODEL = MODELS["decoder_only"]

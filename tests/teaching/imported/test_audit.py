@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kd_jax.data.logprobs.base import rectangular
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import Encoded
 from kd_jax.teaching.imported.audit import Audit, lines
 from kd_jax.teaching.imported.match import Examples, Marks, said_of
+from kd_jax.teaching.imported.readers.base import rectangular
 
 MARKS = Marks(start=1, eos=2, pad=0)
 PAIRS = [([5, 6, 2], [7, 8, 9, 2]), ([6, 2], [7, 8, 9, 2]), ([5, 6, 2], [8, 2]), ([5, 6, 2], [8, 2])]

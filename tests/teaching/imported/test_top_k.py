@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.data.logprobs.base import NOBODY
 from kd_jax.errors import KdError
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.imported.base import Source, Wanted
+from kd_jax.teaching.imported.readers.base import NOBODY
 from kd_jax.teaching.imported.top_k import LEAST, refuse_unknown, top_k
 
 N, V = 4, 13

@@ -1,0 +1,99 @@
+"""What a trained teacher can most easily do without: measured on its activations, for students that are narrower."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.batches import pipeline
+from kd_jax.models.base import Model
+from kd_jax.runtime import progress
+from kd_jax.students.narrow import Scores, Width, unmeasured
+from kd_jax.teaching.base import BATCH, Teacher
+from kd_jax.types import Array, Batch, Params
+
+# What is read of a tap by the end of its name; queries, keys, values and hidden states are not.
+HEADS, NEURONS, NORM = "heads", "neurons", "out"
+
+
+def scores_of(width: Width, sample: int, teacher: Teacher) -> Scores:
+    """By what a narrower student's heads, neurons and channels are chosen: as init.width says."""
+    if width == "importance":
+        return importance(teacher, sample)
+    return unmeasured(width, teacher.experiment.teacher.model, teacher.experiment.seed)
+
+
+def importance(teacher: Teacher, sample: int) -> Scores:
+    """How much each head, neuron and channel says on a sample of the training split, float64.
+
+    With |x| the size of what a part says of a token, the mean over an example's tokens, the sum over examples:
+
+    .. math:: F = \\sqrt{ \\sum_b ( \\frac{1}{T_b} \\sum_t |x_{bt}| )^2 }
+
+    Of a head |x| is the L2 norm of what it saw, before the output matrix; of a neuron the absolute value that reaches
+    the output matrix, after the gate; of a channel that which leaves a norm, F being added over all norms.
+
+    Args:
+      teacher: on the devices.
+      sample: examples; drawn by the experiment's seed, all where there are fewer.
+
+    Returns:
+      Scores by name, as `models.narrow.scored`.
+
+    References:
+      Muralidharan et al. 2024 (Minitron), arXiv 2407.14679, section 2.2; aggregated by the L2 norm over the batch and
+      the mean over the sequence.
+    """
+    split, experiment = pipeline.Split(teacher.workdir.data, "train"), teacher.experiment
+    count = min(sample, len(split))
+    indices = np.sort(np.random.default_rng(experiment.seed).choice(len(split), count, replace=False))
+    batches = pipeline.EvalBatches(split, teacher.layout, experiment.shapes, BATCH, teacher.devices.count, indices)
+    head_width = experiment.teacher.model.head_width
+    step = functools.partial(importance_step, model=teacher.model, head_width=head_width)
+    compiled, parts = teacher.devices.compile_sums(step), []
+    with progress.progress("importance", count) as bar:
+        for (bucket, members), batch in zip(batches.plan, batches, strict=True):
+            with bar.meeting(bucket):
+                sums = compiled(teacher.params, teacher.devices.cut(batch))
+                parts.append(jax.device_get(teacher.devices.first(sums)))
+            bar.advance(len(members))
+    squares = jax.tree.map(lambda *each: np.sum(each, axis=0, dtype=np.float64), *parts)
+    scores = {name: np.sqrt(square_X) for name, square_X in squares.items()}
+    norms = [name for name in scores if _kind(name) == NORM]
+    return {"channels": np.sum([scores.pop(name) for name in norms], axis=0)} | scores
+
+
+def importance_step(
+    params: Params, batch: Batch, *, model: Model, head_width: int, all_sum: Callable[[Any], Any]
+) -> Mapping[str, Array]:
+    """By tap: the sum over examples of the squared mean over their tokens of what each part says, float32.
+
+    Args:
+      params: the teacher's.
+      batch: one example a row; a row without tokens adds nothing.
+      model: the teacher's network.
+      head_width: of the attention's heads.
+      all_sum: adds over devices.
+    """
+    _, taps = model.taps(params, batch.inputs, None)
+    stacks = {"encoder": batch.inputs.encoder, "decoder": batch.inputs.decoder}
+    squares = {}
+    for name, x_BTX in taps.items():
+        if _kind(name) not in (HEADS, NEURONS, NORM):
+            continue
+        x_BTX = x_BTX.astype(jnp.float32)  # sums of a teacher in bfloat16 are not rounded
+        if _kind(name) == HEADS:
+            x_BTX = jnp.linalg.norm(x_BTX.reshape(*x_BTX.shape[:2], -1, head_width), axis=-1)
+        there_BT = stacks[name[: len("encoder")]].segment_BT > 0
+        said_BX = jnp.where(there_BT[..., None], jnp.abs(x_BTX), 0.0).sum(1)
+        mean_BX = said_BX / jnp.maximum(there_BT.sum(1), 1).astype(jnp.float32)[:, None]
+        squares[name] = (mean_BX**2).sum(0)
+    return all_sum(squares)
+
+
+def _kind(name: str) -> str:
+    """Of a tap, such as "decoder_0.norm_ffn.out"."""
+    return name.rsplit(".", 1)[-1]

@@ -1,0 +1,23 @@
+"""The formats of stored log-probabilities by their names."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from kd_jax.teaching.imported.readers import distillkit, maxtext, sglang, vllm
+from kd_jax.teaching.imported.readers.base import Stored
+
+
+class Format(NamedTuple):
+    """How files are read, and whether they hold log-probabilities (else logits without their log Z)."""
+
+    read: Callable[[Path], Iterator[Stored]]
+    normalised: bool
+
+
+FORMATS = {
+    "vllm": Format(vllm.read, normalised=True),
+    "sglang": Format(sglang.read, normalised=True),
+    "distillkit": Format(distillkit.read, normalised=True),
+    "maxtext": Format(maxtext.read, normalised=False),
+}

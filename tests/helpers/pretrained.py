@@ -1,0 +1,70 @@
+"""Small folders in Hugging Face's layout, without transformers: random weights, a tokeniser trained on a few texts."""
+
+import json
+
+import jax
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from kd_jax.models.decoder_only import DecoderOnly
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.huggingface.write import write
+from kd_jax.sources.toy import Toy
+
+TEXTS = [text for row in Toy(100).splits(("en", "fr"))["train"] for text in row.values()]
+SMALL = {"d_model": 16, "heads": 4, "d_ff": 32, "dropout": 0.0}
+MODELS = {
+    "decoder_only": DecoderOnly(layers=3, **SMALL | {"kv_heads": 2}),
+    "encoder_decoder": EncoderDecoder(3, 3, **SMALL, head_bias=True),
+}
+CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+CHAT += "{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+def bpe(texts=TEXTS):
+    """Byte-level BPE, as of GPT-2 and Llama 3."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<s>", "</s>", "<2fr>"]
+    options = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, **options))
+    return tokenizer
+
+
+def unigram(texts=TEXTS):
+    """Unigram with blanks as pieces, as of T5, and the end of the text behind an encoder's."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<2fr>"]
+    options = {"special_tokens": special, "unk_token": "<unk>", "show_progress": False}
+    texts = [*texts, "[user] Say: [assistant]"]  # the letters of CHAT
+    tokenizer.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=120, **options))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+    )
+    return tokenizer
+
+
+TOKENIZERS = {"decoder_only": bpe, "encoder_decoder": unigram}
+
+
+def save(folder, family, *, rows=0, chat=""):
+    """The folder, with a model of `rows` rows in its embedding (0 for as many as there are tokens)."""
+    folder.mkdir(exist_ok=True)
+    tokenizer, model = TOKENIZERS[family](), MODELS[family]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    words = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **words}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if chat:
+        (folder / "chat_template.jinja").write_text(chat)
+    ids = {f"{name}_id": tokenizer.token_to_id(word) for name, word in words.items()}
+    if family == "encoder_decoder":
+        ids |= {"decoder_start_token_id": ids["pad_token_id"]}
+    size = rows or tokenizer.get_vocab_size()
+    params = model.build(size).init(jax.random.key(0))
+    write(folder, model, jax.tree.map(lambda x: 2.0 * x, params), ids, size)
+    return folder

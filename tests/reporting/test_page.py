@@ -1,0 +1,132 @@
+"""Markdown and HTML: what the data says stays text, and students' departures from the teacher are marked."""
+
+from html.parser import HTMLParser
+
+import pytest
+from markdown_it import MarkdownIt
+
+from kd_jax.reporting import page
+
+NASTY = (
+    "<script>alert(1)</script> a | b `code` **bold** [x](http://e) ![i](u)\n\n# head\n- item\n---\n\\| &lt; ~~s~~ $x$"
+)
+FLAT = " ".join(NASTY.split())
+RENDER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def document(samples=(), **changed):
+    sections = {
+        "": [page.Table([["model", "x"], ["teacher", "1"]]), page.Notes(["n"])],
+        "Plots": [page.Plots({"speed": "<svg></svg>"})],
+        "Samples": [page.Samples(samples, ["teacher", "kd"])],
+    }
+    parts = {"title": "t", "lead": "l", "warnings": [], "versions": {"jax": "1"}, "resolved": "seed = 0"}
+    return page.Document(**parts | {"sections": sections} | changed)
+
+
+class Reader(HTMLParser):
+    """Tags in order, and the text under each tag."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "hr", "br", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        for tag in self.open:
+            self.texts[tag] = self.texts.get(tag, "") + data
+
+
+def nasty(text=NASTY):
+    sample = {"source": text, "reference": text, "teacher": text, "kd": text}
+    table = page.Table([["model", text], ["teacher", text]])
+    sections = {
+        "": [table, page.Notes([text])],
+        text: [table, page.Plots({text: "<svg></svg>"})],
+        "Samples": [page.Samples([sample], ["teacher", "kd"])],
+    }
+    return document(title=text, lead=text, warnings=[text], sections=sections, resolved=text, versions={text: text})
+
+
+def test_markdown_shows_nasty_texts_literally():
+    """Read by a CommonMark parser: the same tags as of harmless texts, and the very characters."""
+    nasty_html, plain_html = (RENDER.render(page.markdown(nasty(text))) for text in (NASTY, "harmless"))
+    assert "<script" not in page.markdown(nasty()) and "<script" not in nasty_html
+    assert Reader(nasty_html).tags == Reader(plain_html).tags
+    assert Reader(nasty_html).texts["h1"] == FLAT and Reader(nasty_html).texts["td"].count(FLAT) == 2
+    assert Reader(nasty_html).texts["h2"].count(FLAT) == 1
+    assert Reader(nasty_html).texts["ul"].count(FLAT) == 4
+
+
+def test_html_shows_nasty_texts_literally_and_runs_nothing():
+    written, plain = (Reader(page.html(nasty(text))) for text in (NASTY, "harmless"))
+    assert written.tags == plain.tags and "script" not in written.tags and "<script" not in page.html(nasty())
+    assert written.texts["h1"] == NASTY and written.texts["pre"] == NASTY and not written.open
+
+
+def test_html_needs_nothing_else():
+    text = page.html(document())
+    assert not any(word in text for word in ("src=", "href=", "@import", "url(", "onload"))
+
+
+@pytest.mark.parametrize("braces", ["{0}", "{title}", "{{"])
+def test_braces_in_texts_are_texts(braces):
+    assert Reader(page.html(document(lead=braces))).texts["body"].count(braces) == 1
+
+
+SAMPLE = {"source": "s", "reference": "r", "teacher": "a black cat sat", "kd": "a red|<b> cat sat"}
+
+
+def test_departures_from_the_teacher_are_marked_word_by_word():
+    assert "a <mark>red|&lt;b&gt;</mark> cat sat" in page.html(document(samples=[SAMPLE]))
+    written = page.markdown(document(samples=[SAMPLE]))
+    assert "a **red\\|&lt;b&gt;** cat sat" in written
+    assert Reader(RENDER.render(written)).texts["strong"] == "red|<b>"
+
+
+@pytest.mark.parametrize("word", ["(en)", "*", "«a»", "c++", "_x_", "**", "a."])
+def test_any_word_can_be_bold(word):
+    sample = SAMPLE | {"kd": f"a {word} cat sat"}
+    assert Reader(RENDER.render(page.markdown(document(samples=[sample])))).texts["strong"] == word
+
+
+def test_the_teacher_and_the_reference_are_never_marked():
+    html = page.html(document(samples=[SAMPLE | {"kd": SAMPLE["teacher"]}]))
+    assert "<mark>" not in html
+
+
+def test_runs_join_to_the_text():
+    text, other = "le le le chat dort ici", "le chat noir dort"
+    assert " ".join(run for run, _ in page.runs_beside(text, other)).split() == text.split()
+    assert page.runs_beside("", other) == [] and page.runs_beside(text, "") == [(text, True)]
+
+
+def test_an_empty_text_is_a_dash():
+    sample = SAMPLE | {"kd": ""}
+    assert "<dt>kd</dt><dd>–</dd>" in page.html(document(samples=[sample]))
+    assert "- kd: –" in page.markdown(document(samples=[sample]))
+
+
+def test_warnings_stand_between_lead_and_table():
+    told = document(lead="LEAD", warnings=["WARN"])
+    for text in (page.html(told), page.markdown(told)):
+        assert text.index("LEAD") < text.index("WARN") < text.index("model")
+
+
+def test_a_section_that_markdown_cannot_show_has_no_heading_there():
+    assert "## Plots" not in page.markdown(document()) and "<h2>Plots</h2>" in page.html(document())
+    assert "## \n" not in page.markdown(document()) and "<h2></h2>" not in page.html(document())
+
+
+def test_tables_scroll_inside_their_own_box():
+    text = page.html(document())
+    assert text.count('<div class="scroll"><table>') == text.count("<table>") == 1
+    assert ".scroll { overflow-x: auto;" in text

@@ -1,0 +1,116 @@
+"""Plots: legible on both grounds, no label over another, no model mistaken for another."""
+
+import itertools
+from xml.etree import ElementTree
+
+import pytest
+
+from kd_jax.reporting import plots
+from tests.reporting.ablations import result
+from tests.reporting.reports import model, report
+
+CURVES = {
+    "teacher": [{"step": 0, "valid_cross_entropy": 8.0}, {"step": 20, "loss": 5.0}, {"step": 40, "loss": 4.0}],
+    "student_kd": [{"step": 20, "loss": 3.0}],
+}
+
+
+def luminance(colour):
+    """Relative luminance of #rrggbb: WCAG 2.2."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#0f172a"])
+@pytest.mark.parametrize("colour", plots.COLOURS)
+def test_colours_read_on_light_and_on_dark(colour, ground):
+    dark, light = sorted(map(luminance, (colour, ground)))
+    assert (light + 0.05) / (dark + 0.05) >= 3
+
+
+def test_ink_is_the_pages():
+    for svg in plots.figures(report(), CURVES).values():
+        assert "currentColor" in svg and plots.INK not in svg
+        assert "#000000" not in svg and "#ffffff" not in svg and "<script" not in svg
+
+
+def test_each_is_one_element_with_ids_of_its_own():
+    seen = [
+        {node.attrib["id"] for node in ElementTree.fromstring(svg).iter() if "id" in node.attrib}
+        for svg in plots.figures(report(), CURVES).values()
+    ]
+    assert len(seen) == 3 and all(not a & b for a, b in itertools.combinations(seen, 2))
+
+
+def alike(count, name):
+    """A report of students with nearly one speed and one score."""
+    models = {
+        name.format(i): model(22 + 0.01 * i, decode_tokens_per_second=10_000.0 + i, bleu_ci=[20, 24])
+        for i in range(count)
+    }
+    return report(models={"teacher": model(22.0)} | models)
+
+
+@pytest.mark.parametrize("figures", [report(), alike(7, "student_{}"), alike(4, "student_with_a_name_to_tell_{}")])
+def test_labels_do_not_overlap_and_stay_inside(figures):
+    figure = plots.trade_off(figures)
+    figure.draw_without_rendering()
+    axes, (legend,) = figure.axes[0], figure.legends
+    ticks = [
+        label
+        for labels, (low, high), along in (
+            (axes.get_xticklabels(), axes.get_xlim(), 0),
+            (axes.get_yticklabels(), axes.get_ylim(), 1),
+        )
+        for label in labels
+        if low <= label.get_position()[along] <= high  # the others are not drawn
+    ]
+    texts = [*legend.get_texts(), *ticks, axes.xaxis.label, axes.yaxis.label]
+    boxes = [text.get_window_extent() for text in texts]
+    assert {text.get_text() for text in legend.get_texts()} == {*figures["models"], "copy"}
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in boxes)
+
+
+def test_a_model_looks_the_same_in_every_plot():
+    """The teacher may have no curve; the others keep their colours."""
+    style = plots.styles(report()["models"])
+    (line,) = plots.curve({"student_kd": CURVES["student_kd"]}, "loss", "nats", report()["models"]).axes[0].lines
+    assert (line.get_color(), line.get_marker()) == (style["student_kd"]["color"], style["student_kd"]["marker"])
+    assert len({one["color"] for one in style.values()}) == len(style) == 4
+
+
+def test_curves_take_the_rows_that_have_the_value():
+    lines = plots.curve(CURVES, "loss", "nats", report()["models"]).axes[0].lines
+    assert [line.get_xydata().tolist() for line in lines] == [[[20, 5], [40, 4]], [[20, 3]]]
+
+
+def test_no_log_no_curve():
+    assert list(plots.figures(report(), {"teacher": []})) == ["Quality against speed"]
+
+
+def test_a_metric_without_intervals_is_drawn_without_them():
+    figures = report()
+    for one in figures["models"].values():
+        one["bleu_ci"] = None
+    axes = plots.trade_off(figures).axes[0]
+    assert not axes.collections and "interval" not in axes.get_ylabel()
+
+
+def test_a_forest_shows_each_difference_its_interval_and_its_seeds():
+    differences = result()["differences"]["bleu"]["control_smoothed"]
+    axes = plots.forest(differences, "BLEU, difference").axes[0]
+    spans = [lines.get_segments()[0][:, 0].tolist() for lines in axes.collections]
+    assert spans == [one["interval"] for one in differences.values()]
+    points = [line.get_xdata().tolist() for line in axes.lines if len(line.get_xdata()) in (1, 3)]
+    assert points == [x for one in differences.values() for x in (one["seeds"], [one["mean"]])]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(differences)
+    low, high = axes.get_ylim()
+    assert low > high  # the first row is the uppermost
+
+
+def test_verdicts_differ_in_shape_as_in_colour():
+    assert len({one["marker"] for one in plots.VERDICTS.values()} | {"o"}) == 3
+    legend = plots.forest(result()["differences"]["bleu"]["control_smoothed"], "x").legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["better", "no difference seen"]

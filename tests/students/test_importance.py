@@ -1,0 +1,117 @@
+"""What a teacher can most easily do without: the formula, and what it is not touched by."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.batches.layouts import Bucket
+from kd_jax.runtime.backends import devices
+from kd_jax.students.importance import importance, importance_step, scores_of
+from kd_jax.students.init import FromTeacher
+from kd_jax.students.narrow import scored
+from kd_jax.teaching.base import Teacher
+from kd_jax.tokenizers.sentencepiece import START
+from kd_jax.training.model import initial_params
+from tests.models.cases import FAMILIES, case, segments
+
+LENGTHS = [(4, 3), (2, 6), (5, 1)]
+BOTH = pytest.mark.parametrize("family", FAMILIES)
+
+
+def batch_of(config, rows, bucket):
+    """As many rows as asked for, one segment in each of the first."""
+    parts = segments(3, LENGTHS)
+    return config.layout(START).batch([[part] for part in parts], rows, Bucket(*bucket), {})
+
+
+@functools.cache
+def step_of(family):
+    config, model, _ = case(family, "qwen3")
+    step = functools.partial(importance_step, model=model, head_width=config.head_width)
+    return devices("jit").compile_sums(step)
+
+
+@BOTH
+def test_it_is_the_formula(family):
+    """By loops over examples and tokens."""
+    config, model, params = case(family, "qwen3")
+    batch = batch_of(config, 3, (6, 8))
+    sums = step_of(family)(params, batch)
+    norms = {name for name in sums if name.endswith(".out")}
+    assert norms and set(sums) - norms == set(scored(config)) - {"channels"}
+    _, taps = jax.jit(model.taps)(params, batch.inputs)
+    for name, square_X in sums.items():
+        stack = batch.inputs.encoder if name.startswith("encoder") else batch.inputs.decoder
+        total_X = 0.0
+        for b in range(3):
+            x_TX = np.abs(np.asarray(taps[name], np.float64)[b][stack.segment_BT[b] > 0])
+            if name.endswith("heads"):
+                heads = [x_TX[:, start : start + config.head_width] for start in range(0, x_TX.shape[1], 6)]
+                x_TX = np.stack([np.sqrt((x_Td**2).sum(1)) for x_Td in heads], axis=1)
+            total_X += (sum(x_TX) / len(x_TX)) ** 2
+        np.testing.assert_allclose(square_X, total_X, rtol=1e-4)
+
+
+def test_a_teacher_in_bfloat16_is_summed_in_float32():
+    """The mean of rounded numbers is not rounded itself."""
+    config, model, params = case("decoder_only", "qwen3")
+    half = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    batch = batch_of(config, 3, (6, 8))
+    with jax.numpy_dtype_promotion("standard"):  # flax's norms compute in float32
+        _, taps = jax.jit(model.taps)(half, batch.inputs)
+        sums = step_of("decoder_only")(half, batch)
+    said_BTX = np.abs(np.asarray(taps["decoder_0.norm_self.out"], np.float64))
+    total_X = 0.0
+    for b in range(3):
+        x_TX = said_BTX[b][batch.inputs.decoder.segment_BT[b] > 0]
+        total_X += x_TX.mean(0) ** 2
+    assert sums["decoder_0.norm_self.out"].dtype == np.float32
+    np.testing.assert_allclose(sums["decoder_0.norm_self.out"], total_X, rtol=1e-4)
+
+
+@BOTH
+def test_padding_and_rows_that_fill_up_say_nothing(family):
+    config, _, params = case(family, "qwen3")
+    plain, padded = (step_of(family)(params, batch_of(config, *size)) for size in ((3, (6, 8)), (5, (9, 11))))
+    for name in plain:
+        np.testing.assert_allclose(padded[name], plain[name], rtol=1e-4)
+
+
+def test_what_is_silent_has_no_importance():
+    config, _, params = case("decoder_only", "default")
+    params = jax.tree.map(np.array, params)
+    params["decoder_0"]["ffn"]["in"]["kernel"][:, config.d_ff + 5] = 0  # the gated half of neuron 5
+    values = (config.heads + config.key_heads) * config.head_width
+    params["decoder_1"]["self_attention"]["qkv"]["kernel"][:, values : values + config.head_width] = 0  # of head 0
+    step = functools.partial(importance_step, model=config.build(29), head_width=config.head_width)
+    sums = devices("jit").compile_sums(step)(params, batch_of(config, 3, (6, 8)))
+    assert sums["decoder_0.ffn.neurons"].argmin() == 5 and sums["decoder_0.ffn.neurons"][5] == 0
+    assert (sums["decoder_1.heads"] == 0).tolist() == [True] + [False] * (config.heads - 1)
+
+
+def test_a_sample_is_drawn_by_the_seed(experiment, workdir):
+    first, again = (importance(Teacher(experiment, workdir), 40) for _ in range(2))
+    other = importance(Teacher(dataclasses.replace(experiment, seed=1), workdir), 40)
+    assert {name: score.shape for name, score in first.items()} == {
+        name: (size,) for name, size in scored(experiment.teacher.model).items()
+    }
+    for name, score in first.items():
+        np.testing.assert_array_equal(score, again[name])
+    assert any((first[name] != other[name]).any() for name in first)
+    assert (scores_of("first", 40, Teacher(experiment, workdir))["channels"] == -np.arange(32)).all()
+
+
+def test_a_narrower_student_starts_as_a_part_of_its_teacher(experiment, workdir):
+    """Of the channels that score highest, for the words that the tokeniser knows."""
+    small = dataclasses.replace(experiment.teacher.model, d_model=20, heads=1, head_dim=16, d_ff=48)
+    recipe = dataclasses.replace(experiment.students["student_kd"], model=small, init=FromTeacher(sample=40))
+    params = initial_params(experiment, workdir, recipe)
+    teacher = Teacher(experiment, workdir)
+    channels = np.sort(np.argsort(importance(teacher, 40)["channels"])[-20:])
+    wanted = teacher.devices.first(teacher.params)["embedding"][:, channels] * (32 / 20) ** 0.5
+    np.testing.assert_allclose(params["embedding"], wanted, rtol=1e-6)
+    shapes = jax.eval_shape(small.build(teacher.data["vocab_size"]).init, jax.random.key(0))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)

@@ -1,0 +1,245 @@
+"""Narrower students: what is dead in the teacher may go, and nothing changes."""
+
+import dataclasses
+import functools
+import itertools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_jax.errors import KdError
+from kd_jax.models.axes import AXES, axes_of
+from kd_jax.models.decoder_only import DecoderOnly
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.students.init import FromTeacher, shrink
+from kd_jax.students.narrow import best_heads, kept, narrow, scored, unmeasured
+from tests.models.cases import FAMILIES, OPTIONS, V, batch_of, case, program, segments
+
+EVERY = pytest.mark.parametrize("options", OPTIONS)
+BOTH = pytest.mark.parametrize("family", FAMILIES)
+CHANNELS = 12  # of 16
+
+
+def name_of(path):
+    return ".".join(key.key for key in path)
+
+
+def smaller(config, **sizes):
+    """Half of the heads, and of the heads of keys where there are several; 15 of 24 neurons."""
+    shape = {"heads": 2, "kv_heads": max(1, config.key_heads // 2), "head_dim": config.head_width, "d_ff": 15}
+    return dataclasses.replace(config, **shape | sizes)
+
+
+@functools.cache
+def live(config, student):
+    """Scores of 1 for random parts that are as many as the student's, of 0 for the others."""
+    rng, scores = np.random.default_rng(1), {name: np.zeros(size) for name, size in scored(config).items()}
+    scores["channels"][rng.permutation(config.d_model)[: student.d_model]] = 1
+    groups, of_each = config.key_heads, student.heads // student.key_heads
+    same_H = None
+    for name, score_X in scores.items():
+        if name.endswith("heads"):
+            if same_H is None or config.positions != "relative":
+                same_H = np.zeros((groups, config.heads // groups))
+                for group in rng.permutation(groups)[: student.key_heads]:
+                    same_H[group, rng.permutation(config.heads // groups)[:of_each]] = 1
+            score_X[:] = same_H.ravel()
+        elif name.endswith("neurons"):
+            score_X[rng.permutation(config.d_ff)[: student.d_ff]] = 1
+    return scores
+
+
+def mute(params, scores, width):
+    """What heads and neurons of score 0 say is not read."""
+
+    def quiet(path, x):
+        name, (layer, *_) = name_of(path), [key.key for key in path]
+        if name.endswith("ffn.out.kernel"):
+            return x * scores[f"{layer}.ffn.neurons"][:, None].astype(np.float32)
+        if name.endswith("attention.out.kernel"):
+            tap = f"{layer}.cross_attention.heads" if "cross" in name else f"{layer}.heads"
+            return x * np.repeat(scores[tap], width)[:, None].astype(np.float32)
+        return x
+
+    return jax.tree_util.tree_map_with_path(quiet, params)
+
+
+def without_channels(params, live_D, norm):
+    """Nothing is written to channels of score 0; where norms subtract the mean, what is written adds up to zero."""
+
+    def quiet(path, x):
+        name, axes = name_of(path), axes_of(name_of(path))
+        if "model" not in axes or (axes.index("model") == 0 and x.ndim == 2):  # it reads
+            return x
+        if norm == "layer" and name.endswith("scale"):
+            return jnp.asarray(1.25 * live_D, jnp.float32)
+        x = np.asarray(x) * live_D
+        if norm == "layer":
+            x = (x - x.sum(-1, keepdims=True) / live_D.sum()) * live_D
+        return jnp.asarray(x, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(quiet, params)
+
+
+def student_of(config, student, params, scores):
+    return shrink(FromTeacher(), config, student, params, V, scores)
+
+
+@EVERY
+@BOTH
+def test_every_parameters_axes_are_known(family, options):
+    """Each name fits one pattern, and the sizes of axes of one name are what the configuration says."""
+    config, _, params = case(family, options)
+    width, gated = config.head_width, 1 + (config.activation in ("swiglu", "geglu"))
+    heads, groups = config.heads * width, config.key_heads * width
+    sizes = {"model": config.d_model, "q": heads, "kv": 2 * groups, "qkv": heads + 2 * groups, "width": width}
+    sizes |= {"neuron": config.d_ff, "inner": gated * config.d_ff, "head": config.heads, "bucket": 32}
+    sizes |= {"token": config.padded(V), "position": config.context}
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        assert sum(bool(re.fullmatch(pattern, name_of(path))) for pattern in AXES) == 1, name_of(path)
+        assert x.shape == tuple(sizes[axis] for axis in axes_of(name_of(path))), name_of(path)
+
+
+@pytest.mark.parametrize("options", ["default", "marian", "t5", "gemma2", "qwen3"])
+@BOTH
+def test_silent_heads_and_neurons_may_go(family, options):
+    """Same loss and hidden states, and the same gradient of all that is kept."""
+    config, _, params = case(family, options)
+    student = smaller(config)
+    scores = live(config, student)
+    params = mute(params, scores, config.head_width)
+    batch = batch_of(config, [[segment] for segment in segments(3, [(4, 3), (2, 5)])])
+    (loss, (hidden_BTD, _)), gradients = program(family, options)(params, batch)
+    small = student_of(config, student, params, scores)
+    wanted = jax.eval_shape(student.build(V).init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, wanted)
+    model = student.build(V)
+
+    def loss_of(params):
+        hidden_BTD = model.apply(params, batch.inputs)
+        logp_BTV = jax.nn.log_softmax(model.head(params).logits(hidden_BTD))
+        logp_BT = jnp.take_along_axis(logp_BTV, batch.targets_BT[..., None], -1)[..., 0]
+        return -jnp.where(batch.mask_BT, logp_BT, 0.0).sum(), hidden_BTD
+
+    (small_loss, small_BTD), small_gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(small)
+    np.testing.assert_allclose(small_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(small_BTD, hidden_BTD, atol=1e-4)
+    same = narrow(gradients, kept(config, student, scores))
+    chex.assert_trees_all_close(small_gradients, same, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("options", [name for name in OPTIONS if name not in ("marian", "m2m100")])
+@BOTH
+def test_channels_that_hold_nothing_may_go(family, options, scaled):
+    """With what the number of channels changes made up for: norms, embeddings, what a tied output reads."""
+    config, _, params = case(family, options)
+    if config.positions == "sinusoidal":  # a narrower network's are others
+        config = dataclasses.replace(config, positions="rotary")
+    config = dataclasses.replace(config, embedding_scale=scaled)
+    student = smaller(config, d_model=CHANNELS, head_scale=0.5 if scaled else config.head_scale)
+    scores = live(config, student)
+    live_D = scores["channels"]
+    params = without_channels(mute(params, scores, config.head_width), live_D, config.norm)
+    inputs = batch_of(config, [[segment] for segment in segments(3, [(4, 3), (2, 5)])]).inputs
+
+    def logits(architecture, params):
+        model = architecture.build(V)
+        return jax.jit(lambda p: model.head(p).logits(model.apply(p, inputs)))(params)
+
+    want_BTV = logits(config, params)
+    np.testing.assert_allclose(logits(student, student_of(config, student, params, scores)), want_BTV, atol=2e-4)
+    assert np.ptp(want_BTV, axis=-1).min() > 0.1
+
+
+def test_channels_are_the_same_everywhere_and_layers_are_picked_too():
+    """Every entry names its row and column, so the student's parameters say where they come from."""
+    teacher = EncoderDecoder(1, 3, d_model=6, heads=2, d_ff=4, embedding_scale=False, norm="rms")
+    shapes = jax.eval_shape(teacher.build(V).init, jax.random.key(0))
+    params = jax.tree.map(lambda s: jnp.arange(s.size, dtype=jnp.float32).reshape(s.shape), shapes)
+    student = EncoderDecoder(1, 1, d_model=4, heads=1, head_dim=3, d_ff=2, embedding_scale=False)
+    student = dataclasses.replace(student, norm="rms")
+    scores = {name: np.arange(size, dtype=float) for name, size in scored(teacher).items()}
+    scores["channels"] = np.array([5.0, 0, 5, 0, 5, 5])
+    small = shrink(FromTeacher(decoder=(1,)), teacher, student, params, V, scores)
+    channels, head = np.array([0, 2, 4, 5]), np.array([3, 4, 5])
+    np.testing.assert_array_equal(small["embedding"], params["embedding"][:, channels])
+    block = params["decoder_1"]
+    qkv = np.concatenate([head, 6 + head, 12 + head])
+    np.testing.assert_array_equal(
+        small["decoder_0"]["self_attention"]["qkv"]["kernel"],
+        block["self_attention"]["qkv"]["kernel"][channels][:, qkv],
+    )
+    np.testing.assert_array_equal(
+        small["decoder_0"]["ffn"]["out"]["kernel"], block["ffn"]["out"]["kernel"][2:][:, channels]
+    )
+    ratio = np.float32((6 / 4) ** 0.5)
+    np.testing.assert_allclose(small["decoder_0"]["norm_ffn"]["scale"], ratio * block["norm_ffn"]["scale"][channels])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(0, 9), min_size=6, max_size=6),
+    st.sampled_from([(6, 3, 3), (3, 2, 1), (3, 2, 2), (1, 2, 1), (2, 2, 2), (2, 3, 1), (2, 4, 2)]),
+)
+def test_the_best_heads_by_trying_all(scores, sizes):
+    """No choice of as many heads of keys, and of as many queries of each, is worth more."""
+    groups, heads, kept_groups = sizes
+    scores_GR, each = np.reshape(np.array(scores, float), (groups, -1)), heads // kept_groups
+    query, key = best_heads(scores_GR.ravel(), groups, heads, kept_groups)
+    assert (query // scores_GR.shape[1] == np.repeat(key, each)).all() and (np.diff(query) > 0).all()
+    worth = [
+        sum(max(sum(some) for some in itertools.combinations(scores_GR[g], each)) for g in chosen)
+        for chosen in itertools.combinations(range(groups), kept_groups)
+    ]
+    assert scores_GR.ravel()[query].sum() == max(worth)
+
+
+def test_controls_are_the_first_or_drawn_by_the_seed():
+    teacher = DecoderOnly(2, d_model=8, heads=4, d_ff=16)
+    student = dataclasses.replace(teacher, d_model=4, heads=2, head_dim=2, d_ff=8)
+    first = kept(teacher, student, unmeasured("first", teacher, 0))
+    assert first["model"].tolist() == [0, 1, 2, 3] and first["decoder_1.ffn.neuron"].tolist() == list(range(8))
+    drawn = [kept(teacher, student, unmeasured("random", teacher, seed)) for seed in (0, 0, 1)]
+    chex.assert_trees_all_equal(drawn[0], drawn[1])
+    assert any((drawn[0][name] != drawn[2][name]).any() for name in drawn[0])
+
+
+TEACHER = DecoderOnly(2, d_model=32, heads=4, kv_heads=2, d_ff=64)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"d_model": 64, "head_dim": 8}, "model.d_model: 64, the teacher's is 32; init=FromTeacher wanted at most"),
+        ({"d_ff": 65}, "model.d_ff: 65, the teacher's is 64"),
+        ({"heads": 8, "head_dim": 8}, "model.heads: 8, the teacher's is 4"),
+        ({"kv_heads": 4}, "model.kv_heads: 4, the teacher's is 2"),
+        ({"d_model": 16}, "model.head_dim: heads are 4 wide, the teacher's 8; .*set head_dim=8"),
+        ({"kv_heads": 1}, "model.heads: 4 for kv_heads = 1, of the teacher's heads 2 share keys; .*at most 2"),
+        ({"layers": 3}, "init.decoder: 3 student layers from 2"),
+        ({"activation": "geglu"}, "model.activation: geglu, the teacher's is swiglu"),
+    ],
+)
+def test_what_is_no_smaller_teacher_is_refused(fields, message):
+    with pytest.raises(KdError, match=message):
+        FromTeacher().check(TEACHER, dataclasses.replace(TEACHER, **fields))
+
+
+@pytest.mark.parametrize(
+    "init, message",
+    [
+        (FromTeacher(width="last"), "init.width: 'last'; wanted importance or first or random"),
+        (FromTeacher(sample=0), "init.sample: 0; wanted a whole number of examples"),
+        (FromTeacher(sample=2.5), "init.sample: 2.5"),
+    ],
+)
+def test_values_out_of_range_are_refused(init, message):
+    with pytest.raises(KdError, match=message):
+        init.check(TEACHER, TEACHER)
