@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kd_jax.tokenizers.sentencepiece import Pieces, SentencePiece
 from kd_jax.tokenizers.to_json import tokenizer_json
 
-TEXTS = (Path(__file__).parents[3] / "WORKSPACE.md").read_text(encoding="utf-8").splitlines()
+TEXTS = (Path(__file__).parents[2] / "WORKSPACE.md").read_text(encoding="utf-8").splitlines()
 KINDS = {
     "unigram": {},
     "bpe": {"model_type": "bpe"},
