@@ -44,11 +44,11 @@ class Layout(Protocol):
 
     Attributes:
       start: the id that decoding begins with, which is the tokeniser's to say.
-      opening: ids that every completion begins with, which decoding is given too.
+      forced_prefix: ids that every completion begins with, which decoding is given too.
     """
 
     start: int
-    opening: tuple[int, ...]
+    forced_prefix: tuple[int, ...]
 
     @staticmethod
     def sizes(lengths: np.ndarray) -> np.ndarray:
@@ -80,12 +80,12 @@ class EncoderDecoderLayout:
       >>> prompts = EncoderDecoderLayout(start=1).prompts([np.array([7, 8, 2])], count=1, width=4)
       >>> prompts.encoder.ids_BT.tolist(), prompts.encoder.segment_BT.tolist(), prompts.decoder.ids_BT.tolist()
       ([[7, 8, 2, 0]], [[1, 1, 1, 0]], [[1]])
-      >>> EncoderDecoderLayout(start=1, opening=(9,)).prompts([np.array([7])], count=1, width=1).decoder.ids_BT.tolist()
+      >>> EncoderDecoderLayout(start=1, forced_prefix=(9,)).prompts([np.array([7])], count=1, width=1).decoder.ids_BT.tolist()
       [[1, 9]]
     """
 
     start: int
-    opening: tuple[int, ...] = ()
+    forced_prefix: tuple[int, ...] = ()
 
     @staticmethod
     def sizes(lengths: np.ndarray) -> np.ndarray:
@@ -102,8 +102,8 @@ class EncoderDecoderLayout:
         return _batch(self.start, rows, targets, encoder, (count, bucket.completion), schemas)
 
     def prompts(self, prompts: Sequence[np.ndarray], count: int, width: int) -> Inputs:
-        """As Layout.prompts: the decoder begins with the start token and the opening."""
-        given = [self.start, *self.opening]
+        """As Layout.prompts: the decoder begins with the start token and the forced_prefix."""
+        given = [self.start, *self.forced_prefix]
         decoder = side_by_side([[(1, given)]] * len(prompts), (count, len(given)))
         encoder = side_by_side([[(1, ids)] for ids in prompts], (count, width))
         return Inputs(np.full(count, -1, np.int32), decoder, encoder)
@@ -122,7 +122,7 @@ class DecoderOnlyLayout:
     """
 
     start: int
-    opening: tuple[int, ...] = ()
+    forced_prefix: tuple[int, ...] = ()
 
     @staticmethod
     def sizes(lengths: np.ndarray) -> np.ndarray:
@@ -138,9 +138,9 @@ class DecoderOnlyLayout:
         return _batch(self.start, rows, texts, None, (count, sum(bucket)), schemas)
 
     def prompts(self, prompts: Sequence[np.ndarray], count: int, width: int) -> Inputs:
-        """As Layout.prompts: the start token, the prompt and the opening, padded on the left."""
-        length = 1 + width + len(self.opening)
-        tokens = side_by_side([[(1, [self.start, *ids, *self.opening])] for ids in prompts], (count, length))
+        """As Layout.prompts: the start token, the prompt and the forced_prefix, padded on the left."""
+        length = 1 + width + len(self.forced_prefix)
+        tokens = side_by_side([[(1, [self.start, *ids, *self.forced_prefix])] for ids in prompts], (count, length))
         lengths_B = (tokens.segment_BT > 0).sum(-1)
         left = (np.arange(length) + lengths_B[:, None]) % length  # column 0 goes to the first real place
         decoder = Tokens(*(np.take_along_axis(x_BT, left, axis=1) for x_BT in tokens))

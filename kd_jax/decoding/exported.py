@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from kd_jax.decoding.base import barring, first_tokens, likeliest
+from kd_jax.decoding.base import argmax, first_tokens, suppress
 from kd_jax.models.base import Model
 from kd_jax.types import Array, Inputs, Params, Tokens
 
@@ -23,8 +23,8 @@ def programs(
     start: int,
     width: int,
     room: int,
-    opening: tuple[int, ...] = (),
-    barred: tuple[int, ...] = (),
+    forced_prefix: tuple[int, ...] = (),
+    suppress_tokens: tuple[int, ...] = (),
 ) -> dict[str, bytes]:
     """The two halves of greedy decoding, serialised for all PLATFORMS; any number of rows.
 
@@ -39,12 +39,12 @@ def programs(
       start: the id that decoding begins with.
       width: S, padded length of the prompts, which stand on the left.
       room: the most tokens that can be written.
-      opening, barred: as the tokeniser's: ids that completions begin with, and that are never written.
+      forced_prefix, suppress_tokens: as the tokeniser's: ids that completions begin with, and that are never written.
 
     Returns:
       {"prefill": ..., "step": ...}, for `jax.export.deserialize`.
     """
-    prefill, step = flat(barring(model, barred), params, has_encoder, (start, *opening), width, room)
+    prefill, step = flat(suppress(model, suppress_tokens), params, has_encoder, (start, *forced_prefix), width, room)
     rows = export.symbolic_shape("rows")[0]
     leaves = tuple(jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in jax.tree.leaves(params))
     ids_BS, length_B = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, width), (rows,)))
@@ -72,13 +72,13 @@ def flat(
 
     def step(leaves: Leaves, cache: Leaves, token_B: Array) -> tuple[Array, Array, Leaves]:
         logits_BV, after = model.step(of_params.unflatten(leaves), of_cache.unflatten(cache), token_B)
-        return likeliest(logits_BV), logits_BV, tuple(jax.tree.leaves(after))
+        return argmax(logits_BV), logits_BV, tuple(jax.tree.leaves(after))
 
     return prefill, step
 
 
 def prompts(ids_BS: Array, length_B: Array, has_encoder: bool, begins: tuple[int, ...]) -> Inputs:
-    """As a layout's `prompts`, of padded rows, within a compiled program; `begins` with the start, then the opening.
+    """As a layout's `prompts`, of padded rows, within a compiled program; `begins` with the start, then the forced_prefix.
 
     Examples:
       >>> inputs = prompts(jnp.array([[7, 8, 2, 0]]), jnp.array([3]), has_encoder=False, begins=(1,))
@@ -92,7 +92,7 @@ def prompts(ids_BS: Array, length_B: Array, has_encoder: bool, begins: tuple[int
         place_BT = jnp.broadcast_to(jnp.arange(len(begins)), given_BT.shape)
         decoder = _tokens(given_BT, place_BT, jnp.full(rows, len(begins), jnp.int32))
         return Inputs(index_B, decoder, _tokens(ids_BS, jnp.broadcast_to(jnp.arange(width), (rows, width)), length_B))
-    # On the left of the start token, the prompt and the opening is nothing: all rows go on from their last column.
+    # On the left of the start token, the prompt and the forced_prefix is nothing: all rows go on from their last column.
     place_BT = jnp.arange(width + len(begins))[None] - (width - length_B)[:, None]
     prompt_BT = jnp.pad(ids_BS, ((0, 0), (1, len(begins) - 1)))
     ids_BT = jnp.take_along_axis(prompt_BT, jnp.maximum(place_BT, 0), axis=1)

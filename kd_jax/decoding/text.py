@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kd_jax.decoding.base import barring
+from kd_jax.decoding.base import suppress
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.sampling import sample
@@ -28,7 +28,7 @@ def write(
     way: str,
     decoding: Decoding,
     eos: int,
-    barred: tuple[int, ...] = (),
+    suppress_tokens: tuple[int, ...] = (),
 ) -> Array:
     """What a model writes, int32 [B, T].
 
@@ -38,9 +38,9 @@ def write(
       way: "beam" for the best hypothesis of the beam search; else token by token.
       decoding: the settings.
       eos: id that ends a text.
-      barred: ids that are never written.
+      suppress_tokens: ids that are never written.
     """
-    model = barring(model, barred)
+    model = suppress(model, suppress_tokens)
     ends = {"eos": eos, "length": output_length(decoding, architecture, inputs)}
     if way == "beam":
         search = {"beam": decoding.beam, "alpha": decoding.length_penalty, "best": 1}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.decoding import text
 from kd_jax.errors import KdError
-from kd_jax.evaluation.closeness import alone_step, compare_cached_step, compare_step, likelihood
+from kd_jax.evaluation.closeness import compare_cached_step, compare_step, likelihood, student_metrics_step
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture, Model
 from kd_jax.models.int8 import Int8, quantize
@@ -19,7 +19,7 @@ from kd_jax.training.model import trained
 from kd_jax.types import Params
 
 
-class Contender(NamedTuple):
+class Candidate(NamedTuple):
     """One model.
 
     Attributes:
@@ -34,31 +34,31 @@ class Contender(NamedTuple):
     architecture: Architecture
     params: Params
 
-    def in_int8(self, name: str) -> "Contender":
+    def in_int8(self, name: str) -> "Candidate":
         """The same model with int8 weights, under another name."""
-        return Contender(name, self.trained, Int8(self.architecture), quantize(self.params))
+        return Candidate(name, self.trained, Int8(self.architecture), quantize(self.params))
 
 
-def contenders(experiment: Experiment, workdir: Workdir) -> list[Contender]:
+def load_candidates(experiment: Experiment, workdir: Workdir) -> list[Candidate]:
     """All models of a run, the teacher first; without it where it is elsewhere. Then those with int8 weights.
 
     Raises:
       KdError: if the weights of a teacher that is elsewhere are asked for in int8, or a model is not trained yet.
     """
-    names, in_int8 = present(experiment, workdir), experiment.evaluation.in_int8
+    names, in_int8 = trained_models(experiment, workdir), experiment.evaluation.in_int8
     for of in in_int8.values():
         if of not in names:
             raise KdError(f"evaluation.int8: the weights of {of!r} are elsewhere; leave it out")
     models = {
-        name: Contender(name, name, experiment.recipes[name].model, trained(experiment, workdir, name)[1])
+        name: Candidate(name, name, experiment.recipes[name].model, trained(experiment, workdir, name)[1])
         for name in names
     }
     return [*models.values(), *(models[of].in_int8(name) for name, of in in_int8.items())]
 
 
-def present(experiment: Experiment, workdir: Workdir) -> list[str]:
+def trained_models(experiment: Experiment, workdir: Workdir) -> list[str]:
     """Names of the models that were trained here: all, but for a teacher that is elsewhere."""
-    return [name for name in experiment.recipes if name != TEACHER or not workdir.elsewhere]
+    return [name for name in experiment.recipes if name != TEACHER or not workdir.teacher_is_imported]
 
 
 class Programs:
@@ -66,24 +66,26 @@ class Programs:
 
     def __init__(self, decoding: Decoding, teacher: Model, tokenizer: Tokenizer):
         self._decoding, self._teacher, self._vocab_size = decoding, teacher, tokenizer.vocab_size
-        self._ends = {"eos": tokenizer.eos, "barred": tokenizer.barred}
+        self._ends = {"eos": tokenizer.eos, "suppress_tokens": tokenizer.suppress_tokens}
         self.compare = functools.cache(self._compare)
-        self.alone = functools.cache(self._alone)
+        self.student_metrics = functools.cache(self._student_metrics)
         self.compare_cached = functools.cache(self._compare_cached)
         self.likelihood = functools.cache(self._likelihood)
         self.write = functools.cache(self._write)
 
-    def put(self, contender: Contender, devices: Devices) -> Params:
+    def put(self, candidate: Candidate, devices: Devices) -> Params:
         """A model's parameters on the devices."""
-        return devices.put(contender.params, contender.architecture.build(self._vocab_size).axes(contender.params))
+        return devices.replicate(
+            candidate.params, candidate.architecture.build(self._vocab_size).axes(candidate.params)
+        )
 
     def _compare(self, architecture: Architecture, devices: Devices) -> Callable:
         student = architecture.build(self._vocab_size)
         return devices.compile_sums(functools.partial(compare_step, teacher=self._teacher, student=student))
 
-    def _alone(self, architecture: Architecture, devices: Devices) -> Callable:
+    def _student_metrics(self, architecture: Architecture, devices: Devices) -> Callable:
         student = architecture.build(self._vocab_size)
-        return devices.compile_sums(functools.partial(alone_step, student=student))
+        return devices.compile_sums(functools.partial(student_metrics_step, student=student))
 
     def _compare_cached(self, architecture: Architecture, signal: TopK, devices: Devices) -> Callable:
         student = architecture.build(self._vocab_size)

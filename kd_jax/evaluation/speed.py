@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from kd_jax.batches.pipeline import PromptBatches
-from kd_jax.decoding.base import NOTHING, barring
+from kd_jax.decoding.base import NO_TOKEN, suppress
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.speculative import Side, Speculated, speculative
 from kd_jax.decoding.text import output_length
-from kd_jax.evaluation.candidates import Contender, Programs
+from kd_jax.evaluation.candidates import Candidate, Programs
 from kd_jax.experiment import Evaluation
 from kd_jax.runtime import progress
 from kd_jax.runtime.backends import devices as devices_of
@@ -27,7 +27,7 @@ REPEATS = 5
 
 def decoding_speeds(
     evaluation: Evaluation,
-    contenders: list[Contender],
+    candidates: list[Candidate],
     programs: Programs,
     prompts: Sequence[np.ndarray],
     widths: Sequence[int],
@@ -42,7 +42,7 @@ def decoding_speeds(
 
     Args:
       evaluation: how many prompts.
-      contenders, programs: the models, and their compiled functions.
+      candidates, programs: the models, and their compiled functions.
       prompts: token ids of each, int32 [P].
       widths: padded lengths, ascending.
       tokenizer: which says what decoding begins with.
@@ -50,18 +50,18 @@ def decoding_speeds(
       devices: for batches; one prompt at a time runs on one.
     """
     members = _of_the_commonest_length(prompts, widths)
-    figures: dict[str, dict[str, float]] = {contender.name: {} for contender in contenders}
+    figures: dict[str, dict[str, float]] = {candidate.name: {} for candidate in candidates}
     for suffix, where, size, count in (
         ("", devices, evaluation.batch_size, 4 * evaluation.batch_size),
         ("_single", devices_of("jit"), 1, evaluation.speed_texts),
     ):
         chosen = members[:count]
         calls = {}
-        for contender in contenders:
-            layout = contender.architecture.layout(tokenizer.start, tokenizer.opening)
+        for candidate in candidates:
+            layout = candidate.architecture.layout(tokenizer.start, tokenizer.forced_prefix)
             batches = PromptBatches([prompts[i] for i in chosen], layout, widths, size, where.count, chosen)
-            write, params = programs.write(contender.architecture, way, where), programs.put(contender, where)
-            calls[contender.name] = functools.partial(_timed, write, params, list(map(where.cut, batches)), where)
+            write, params = programs.write(candidate.architecture, way, where), programs.put(candidate, where)
+            calls[candidate.name] = functools.partial(_timed, write, params, list(map(where.cut, batches)), where)
         for name, (seconds, tokens) in _medians(calls, f"time{suffix.replace('_', ' ')} decoding").items():
             figures[name][f"decode_tokens_per_second{suffix}"] = tokens / seconds
             figures[name][f"decode_texts_per_second{suffix}"] = len(chosen) / seconds
@@ -70,8 +70,8 @@ def decoding_speeds(
 
 def drafting_speed(
     evaluation: Evaluation,
-    teacher: Contender,
-    student: Contender,
+    teacher: Candidate,
+    student: Candidate,
     prompts: Sequence[np.ndarray],
     widths: Sequence[int],
     tokenizer: Tokenizer,
@@ -91,11 +91,13 @@ def drafting_speed(
     """
     where = devices_of("jit")
     chosen = _of_the_commonest_length(prompts, widths)[: evaluation.speed_texts]
-    layout = teacher.architecture.layout(tokenizer.start, tokenizer.opening)
+    layout = teacher.architecture.layout(tokenizer.start, tokenizer.forced_prefix)
     batches = list(map(where.cut, PromptBatches([prompts[i] for i in chosen], layout, widths, 1, 1, chosen)))
     length = min(output_length(decoding, one.architecture, batches[0]) for one in (teacher, student))
     ends = {"eos": tokenizer.eos, "length": length}
-    models = [barring(one.architecture.build(tokenizer.vocab_size), tokenizer.barred) for one in (teacher, student)]
+    models = [
+        suppress(one.architecture.build(tokenizer.vocab_size), tokenizer.suppress_tokens) for one in (teacher, student)
+    ]
 
     def alone(params: tuple[Params, Params], inputs: Inputs) -> Array:
         return greedy(models[0], params[0], inputs, **ends)
@@ -104,7 +106,7 @@ def drafting_speed(
         sides = map(Side, models, params)
         return speculative(*sides, inputs, drafts=evaluation.draft, **ends)
 
-    params = where.put((teacher.params, student.params))
+    params = where.replicate((teacher.params, student.params))
     write = where.compile(drafted)
     calls = {
         "the teacher alone": functools.partial(_timed, where.compile(alone), params, batches, where),
@@ -130,7 +132,7 @@ def _of_the_commonest_length(prompts: Sequence[np.ndarray], widths: Sequence[int
 
 def _medians(calls: dict[str, Callable[[], tuple[float, int]]], title: str) -> dict[str, tuple[float, int]]:
     """Name -> (median seconds of the calls in turn, tokens)."""
-    with progress.progress(title, (REPEATS + 1) * len(calls)) as bar:
+    with progress.bar(title, (REPEATS + 1) * len(calls)) as bar:
         rounds = []
         for _ in range(REPEATS + 1):
             rounds.append({})
@@ -149,4 +151,4 @@ def _timed(write: Callable, params: Params, prompts: list[Inputs], devices: Devi
     began = time.perf_counter()
     written = jax.block_until_ready([write(params, batch) for batch in prompts])
     seconds = time.perf_counter() - began
-    return seconds, sum(int((devices.gather(ids) != NOTHING).sum()) for ids in written)
+    return seconds, sum(int((devices.to_host(ids) != NO_TOKEN).sum()) for ids in written)

@@ -14,7 +14,7 @@ from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import ELSEWHERE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
-from kd_jax.evaluation.quality import Measured, read_outcome
+from kd_jax.evaluation.quality import EvalSet, read_outcome
 from kd_jax.experiment import Experiment
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
 from kd_jax.reporting import ablation, page, paired, plots
@@ -43,13 +43,13 @@ def run(
     """
     began = time.perf_counter()
     for seed in seeds:
-        if workdir.seed(seed).elsewhere:
+        if workdir.seed(seed).teacher_is_imported:
             raise KdError(
                 f"seed {seed}: the teacher is elsewhere (`{ELSEWHERE}`), and an ablation compares with it; run the "
                 "students of each seed with `student`, `evaluate` and `report` instead"
             )
     for place, seed in enumerate(seeds, 1):
-        progress.say(f"seed {seed} ({place} of {len(seeds)}): {workdir.seed(seed).path}")
+        progress.log(f"seed {seed} ({place} of {len(seeds)}): {workdir.seed(seed).path}")
         try:
             run_seed(dataclasses.replace(experiment, seed=seed), workdir.seed(seed), force)
         except KdError as error:
@@ -62,8 +62,8 @@ def run(
     manifest.write_text(folder.path / "report.md", page.markdown(told))
     manifest.write_text(folder.path / "report.html", page.html(told))
     folder.finish({"seeds": list(seeds)}, time.perf_counter() - began)
-    progress.show(closing(result))
-    progress.show(f"\nablation: {folder.path / 'report.html'} (and report.md, ablation.json)")
+    progress.print_result(closing(result))
+    progress.print_result(f"\nablation: {folder.path / 'report.html'} (and report.md, ablation.json)")
 
 
 def run_seed(experiment: Experiment, workdir: Workdir, force: bool) -> None:
@@ -120,9 +120,9 @@ def all_scores(
 ) -> dict[str, dict[str, Scores]]:
     """Metric -> model -> its scores, from the texts and the likelihoods that the evaluations left."""
     task, evaluation = experiment.task, experiment.evaluation
-    splits = [Measured.of(workdir.data, evaluation.split, evaluation.texts) for workdir in workdirs]
+    splits = [EvalSet.load(workdir.data, evaluation.split, evaluation.texts) for workdir in workdirs]
     scores: dict[str, dict[str, Scores]] = {metric.name: {} for metric in metrics}
-    with progress.progress("compare", len(metrics) * len(experiment.recipes)) as bar:
+    with progress.bar("compare", len(metrics) * len(experiment.recipes)) as bar:
         for metric, name in itertools.product(metrics, experiment.recipes):
             outcomes = [
                 read_outcome(task, split, workdir.evaluation, name, metric.reads)
@@ -190,5 +190,5 @@ def closing(result: ablation.Result) -> str:
         lines.append(f"Warnings of single seeds: {len(result['warnings'])}; they stand in the report.")
     for metric, control in itertools.product(result["metrics"], result["controls"]):
         head, *rows = [row[:-1] for row in ablation.paired(result, metric, control)]
-        lines += ["", progress.table([f"against {control}", *head[1:]], rows, fits=80)]
+        lines += ["", progress.format_table([f"against {control}", *head[1:]], rows, fits=80)]
     return "\n".join(lines)

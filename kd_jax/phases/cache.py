@@ -24,9 +24,9 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, writer: t
     Raises:
       KdError: if the teacher is not trained, or a signal does not fit the vocabulary.
     """
-    if workdir.elsewhere and not force:
+    if workdir.teacher_is_imported and not force:
         wanted_of(experiment)
-        progress.say(f"cache: the teacher is elsewhere, `{ELSEWHERE}` has written what it says")
+        progress.log(f"cache: the teacher is elsewhere, `{ELSEWHERE}` has written what it says")
         return
     teacher = Teacher(experiment, workdir, writer)
     for targets, signals in wanted_signals(experiment).items():

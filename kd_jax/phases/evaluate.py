@@ -17,7 +17,7 @@ from kd_jax.batches.pipeline import EvalBatches, PromptBatches, Split
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.evaluation import closeness, quality
-from kd_jax.evaluation.candidates import Contender, Programs, contenders
+from kd_jax.evaluation.candidates import Candidate, Programs, load_candidates
 from kd_jax.evaluation.speed import decoding_speeds, drafting_speed
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture
@@ -45,7 +45,7 @@ class Setting(NamedTuple):
     workdir: Workdir
     programs: Programs
     split: Split
-    measured: quality.Measured
+    measured: quality.EvalSet
     prompts: list[np.ndarray]
     tokenizer: tokenizers.Tokenizer
     devices: Devices
@@ -59,32 +59,32 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     """
     folder, evaluation, task = workdir.evaluation, experiment.evaluation, experiment.task
     if not folder.begin(_inputs(experiment, workdir), force):
-        progress.say(f"evaluation: already done, {folder.path}")
+        progress.log(f"evaluation: already done, {folder.path}")
         return
     began = time.perf_counter()
-    models = contenders(experiment, workdir)
+    models = load_candidates(experiment, workdir)
     setting = _setting(experiment, workdir)
     spread = setting.devices
-    on_devices = {contender.name: setting.programs.put(contender, spread) for contender in models}
+    on_devices = {candidate.name: setting.programs.put(candidate, spread) for candidate in models}
     figures: dict[str, dict[str, Any]] = {}
-    for contender in models:
-        params = on_devices[contender.name]
-        figures[contender.name] = _quality(setting, contender, params)
-        if workdir.elsewhere:
-            figures[contender.name] |= _alone(setting, contender, params)
+    for candidate in models:
+        params = on_devices[candidate.name]
+        figures[candidate.name] = _quality(setting, candidate, params)
+        if workdir.teacher_is_imported:
+            figures[candidate.name] |= _student_metrics(setting, candidate, params)
         else:
-            figures[contender.name] |= _closeness(setting, contender, on_devices[TEACHER], params)
-        figures[contender.name] |= _from_training(workdir, contender)
-        said = [f"{m.label} {figures[contender.name][m.name]:.{m.digits}f}" for m in task.metrics]
-        progress.say(f"{contender.name}: {', '.join(said)}")
+            figures[candidate.name] |= _closeness(setting, candidate, on_devices[TEACHER], params)
+        figures[candidate.name] |= _from_training(workdir, candidate)
+        said = [f"{m.label} {figures[candidate.name][m.name]:.{m.digits}f}" for m in task.metrics]
+        progress.log(f"{candidate.name}: {', '.join(said)}")
     widths, tokenizer = experiment.prompt_widths, setting.tokenizer
     timed = evaluation, models, setting.programs, setting.prompts, widths, tokenizer, task.decoding.ways[0], spread
-    speeds = hosts.agreed(lambda: decoding_speeds(*timed))
-    for name, drafting in hosts.agreed(lambda: _drafting(setting, models, figures)).items():
+    speeds = hosts.run_on_main(lambda: decoding_speeds(*timed))
+    for name, drafting in hosts.run_on_main(lambda: _drafting(setting, models, figures)).items():
         figures[name] |= drafting
     for name in figures:
         manifest.write_json(folder.path / f"{name}.json", figures[name] | speeds[name])
-        progress.say(f"{name}: {speeds[name]['decode_tokens_per_second']:.0f} tokens a second in batches")
+        progress.log(f"{name}: {speeds[name]['decode_tokens_per_second']:.0f} tokens a second in batches")
     manifest.write_json(folder.path / "baselines.json", _baselines(setting))
     folder.finish({"models": list(figures)}, time.perf_counter() - began)
 
@@ -92,7 +92,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
 def _setting(experiment: Experiment, workdir: Workdir) -> Setting:
     data, evaluation, task = workdir.data, experiment.evaluation, experiment.task
     split, tokenizer = Split(data, evaluation.split), tokenizers.load(experiment.tokenizer, data)
-    measured = quality.Measured.of(data, evaluation.split, evaluation.texts)
+    measured = quality.EvalSet.load(data, evaluation.split, evaluation.texts)
     prompts = [task.encode_prompt(task.prompt(measured.examples[i]), tokenizer) for i in measured.written]
     teacher = experiment.teacher.model.build(tokenizer.vocab_size)
     programs = Programs(task.decoding, teacher, tokenizer)
@@ -100,32 +100,32 @@ def _setting(experiment: Experiment, workdir: Workdir) -> Setting:
     return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, spread)
 
 
-def _quality(setting: Setting, contender: Contender, params: Params) -> dict[str, Any]:
+def _quality(setting: Setting, candidate: Candidate, params: Params) -> dict[str, Any]:
     """A model's texts and likelihoods, left in files, and what the task's metrics make of them."""
     experiment, programs, spread = setting.experiment, setting.programs, setting.devices
     task, path = experiment.task, setting.workdir.evaluation.path
-    layout = _layout(setting, contender.architecture)
+    layout = _layout(setting, candidate.architecture)
     batches = PromptBatches(
         setting.prompts, layout, experiment.prompt_widths, experiment.evaluation.batch_size, spread.count
     )
     ways = task.decoding.ways
-    written = quality.texts(contender, params, programs, batches, ways, setting.tokenizer, spread)
-    manifest.write_lines(path / f"{contender.name}.jsonl", quality.side_by_side(task, setting.measured, written))
+    written = quality.texts(candidate, params, programs, batches, ways, setting.tokenizer, spread)
+    manifest.write_lines(path / f"{candidate.name}.jsonl", quality.side_by_side(task, setting.measured, written))
     outcomes = {way: setting.measured.outcome(task, texts) for way, texts in written.items()}
     tokens = None
     if any(metric.reads == "tokens" for metric in task.metrics):
         owners = files.read_array(setting.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
-        nll_N, tokens_N = quality.likelihoods(contender, params, programs, _batches(setting, layout), owners, spread)
-        manifest.write_arrays(path / f"{contender.name}.npz", nll=nll_N, tokens=tokens_N)
+        nll_N, tokens_N = quality.likelihoods(candidate, params, programs, _batches(setting, layout), owners, spread)
+        manifest.write_arrays(path / f"{candidate.name}.npz", nll=nll_N, tokens=tokens_N)
         tokens = quality.of_tokens(task, setting.measured, nll_N, tokens_N)
     return quality.scores(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
 
 
 def _drafting(
-    setting: Setting, models: list[Contender], figures: dict[str, dict[str, Any]]
+    setting: Setting, models: list[Candidate], figures: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, float]]:
     """The leading student's name -> its figures as the teacher's draft; {} where it cannot draft for it."""
-    experiment, by_name = setting.experiment, {contender.name: contender for contender in models}
+    experiment, by_name = setting.experiment, {candidate.name: candidate for candidate in models}
     comparison = experiment.comparison and vars(experiment.comparison)
     trained = {name: figures[name] for name in experiment.recipes if name in figures}
     name = verdict.leading(trained, comparison, experiment.task.metrics[0]._asdict())
@@ -136,7 +136,7 @@ def _drafting(
         return {}
     texts = setting.prompts, experiment.prompt_widths, setting.tokenizer, experiment.task.decoding
     measured = drafting_speed(experiment.evaluation, teacher, student, *texts)
-    progress.say(
+    progress.log(
         f"{name}: as the teacher's draft {measured['draft_acceptance']:.0%} of its tokens are accepted, "
         f"{measured['draft_speedup']:.2f} times the teacher's greedy speed"
     )
@@ -154,19 +154,19 @@ def _baselines(setting: Setting) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def _from_training(workdir: Workdir, contender: Contender) -> dict[str, Any]:
+def _from_training(workdir: Workdir, candidate: Candidate) -> dict[str, Any]:
     """What the report repeats of a model's training; one with int8 weights had none of its own, but another size."""
-    trained = workdir.model(contender.trained).manifest()
+    trained = workdir.model(candidate.trained).manifest()
     figures = {key: trained["outputs"][key] for key in FROM_TRAINING} | {"seconds": trained["seconds"]}
-    if contender.name == contender.trained:
+    if candidate.name == candidate.trained:
         return figures
     of_training = ("loss_before_first_step", "train_tokens_per_second", "seconds")
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(contender.params))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(candidate.params))
     return figures | dict.fromkeys(of_training) | {"bytes": size}
 
 
 def _layout(setting: Setting, architecture: Architecture) -> Layout:
-    return architecture.layout(setting.tokenizer.start, setting.tokenizer.opening)
+    return architecture.layout(setting.tokenizer.start, setting.tokenizer.forced_prefix)
 
 
 def _batches(setting: Setting, layout: Layout | EachLayout) -> EvalBatches:
@@ -192,49 +192,49 @@ def _inputs(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
     return inputs | {f"consumed.{name}": digest for name, digest in consumed.items()}
 
 
-def _closeness(setting: Setting, contender: Contender, teacher_params: Params, params: Params) -> dict[str, Any]:
+def _closeness(setting: Setting, candidate: Candidate, teacher_params: Params, params: Params) -> dict[str, Any]:
     """A model's closeness to the teacher on the evaluated split; a student's also, "offline", from the cache."""
-    architecture = contender.architecture
+    architecture = candidate.architecture
     layouts = (_layout(setting, setting.experiment.teacher.model), _layout(setting, architecture))
     batches = _batches(setting, EachLayout(layouts))
     step = functools.partial(setting.programs.compare(architecture, setting.devices), (teacher_params, params))
-    sums = _added(step, batches, setting.devices, f"compare {contender.name}")
-    figures = closeness.means(sums) | _extent(setting, contender)
-    if contender.name != TEACHER and setting.experiment.evaluation.cached_k:
-        figures["offline"] = _offline(setting, contender, params)
+    sums = _added(step, batches, setting.devices, f"compare {candidate.name}")
+    figures = closeness.means(sums) | _extent(setting, candidate)
+    if candidate.name != TEACHER and setting.experiment.evaluation.cached_k:
+        figures["offline"] = _offline(setting, candidate, params)
     return figures
 
 
-def _alone(setting: Setting, contender: Contender, params: Params) -> dict[str, Any]:
+def _student_metrics(setting: Setting, candidate: Candidate, params: Params) -> dict[str, Any]:
     """A student's figures where the teacher is elsewhere: closeness to it is known "offline" alone, from the cache."""
-    step = functools.partial(setting.programs.alone(contender.architecture, setting.devices), params)
-    batches = _batches(setting, _layout(setting, contender.architecture))
-    figures = closeness.means(_added(step, batches, setting.devices, f"measure {contender.name}"))
-    figures |= _extent(setting, contender) | dict.fromkeys(("kl_to_teacher", "agreement", "acceptance"))
+    step = functools.partial(setting.programs.student_metrics(candidate.architecture, setting.devices), params)
+    batches = _batches(setting, _layout(setting, candidate.architecture))
+    figures = closeness.means(_added(step, batches, setting.devices, f"measure {candidate.name}"))
+    figures |= _extent(setting, candidate) | dict.fromkeys(("kl_to_teacher", "agreement", "acceptance"))
     if setting.experiment.evaluation.cached_k:
-        figures["offline"] = _offline(setting, contender, params)
+        figures["offline"] = _offline(setting, candidate, params)
     return figures
 
 
-def _extent(setting: Setting, contender: Contender) -> dict[str, int]:
+def _extent(setting: Setting, candidate: Candidate) -> dict[str, int]:
     """How many examples are measured, and how many of them are longer than the last bucket."""
     shapes = setting.experiment.shapes
-    over_long = int((place(setting.split.lengths, shapes, contender.architecture.layout) == len(shapes)).sum())
+    over_long = int((place(setting.split.lengths, shapes, candidate.architecture.layout) == len(shapes)).sum())
     if over_long:
-        progress.say(
-            f"{contender.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones"
+        progress.log(
+            f"{candidate.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones"
         )
     return {"examples": len(setting.measured.examples), "over_long": over_long}
 
 
-def _offline(setting: Setting, contender: Contender, params: Params) -> dict[str, float]:
+def _offline(setting: Setting, candidate: Candidate, params: Params) -> dict[str, float]:
     """A student's closeness to the teacher on the validation split, from the cache: no teacher runs."""
     cache = Store(setting.workdir.validation_cache.path, "records")
     signal = TopK(k=cache.schema["ids"].shape[0])
     split = Split(setting.workdir.data, "validation", {signal.name: cache})
-    step = setting.programs.compare_cached(contender.architecture, signal, setting.devices)
-    batches = _batches(setting._replace(split=split), _layout(setting, contender.architecture))
-    title = f"compare {contender.name} offline"
+    step = setting.programs.compare_cached(candidate.architecture, signal, setting.devices)
+    batches = _batches(setting._replace(split=split), _layout(setting, candidate.architecture))
+    title = f"compare {candidate.name} offline"
     return closeness.means(_added(functools.partial(step, params), batches, setting.devices, title))
 
 
@@ -242,10 +242,10 @@ def _added(step: Callable[[Batch], Any], batches: EvalBatches, spread: Devices, 
     """What a step measures of each batch, added up."""
 
     def sums(_: np.ndarray, batch: Any) -> dict[str, Any]:
-        return jax.tree.map(lambda x: x.tolist(), jax.device_get(spread.first(step(spread.cut(batch)))))
+        return jax.tree.map(lambda x: x.tolist(), jax.device_get(spread.unreplicate(step(spread.shard(batch)))))
 
     def read(part: dict[str, Any]) -> closeness.Sums:
         return {name: Sum(np.asarray(value, np.float32), np.asarray(n, np.int32)) for name, (value, n) in part.items()}
 
-    parts = map(read, quality.of_all_batches(title, batches, sums))
+    parts = map(read, quality.map_batches(title, batches, sums))
     return jax.tree.map(lambda *each: sum(each), *parts)

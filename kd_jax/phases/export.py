@@ -124,7 +124,7 @@ def run(
         FORMATS[format](part, experiment, architecture, params, tokenizer, ids)
         (part / "README.md").write_text(card(experiment, workdir, name, form, format, options), encoding="utf-8")
         os.replace(part, to)
-    progress.show(f"{name}: {to}, as {form}")
+    progress.print_result(f"{name}: {to}, as {form}")
 
 
 def for_transformers(
@@ -144,7 +144,7 @@ def for_jax(
     sizes = {"width": width, "room": experiment.task.decoding.most(width)}
     has_encoder = architecture.family == "encoder_decoder"
     network = architecture.build(tokenizer.vocab_size)
-    begins = {"start": tokenizer.start, "opening": tokenizer.opening, "barred": tokenizer.barred}
+    begins = {"start": tokenizer.start, "forced_prefix": tokenizer.forced_prefix, "suppress_tokens": tokenizer.suppress_tokens}
     written = programs(network, params, has_encoder=has_encoder, **begins, **sizes)
     for program, code in written.items():
         (to / f"{program}.bin").write_bytes(code)
@@ -174,8 +174,8 @@ def generation(decoding: Decoding, widest: int) -> dict[str, Any]:
 
 def outset(tokenizer: Tokenizer) -> dict[str, Any]:
     """What is given to every text and what none holds, in transformers' words."""
-    first = {"forced_bos_token_id": tokenizer.opening[0]} if tokenizer.opening else {}
-    return first | ({"bad_words_ids": [[i] for i in tokenizer.barred]} if tokenizer.barred else {})
+    first = {"forced_bos_token_id": tokenizer.forced_prefix[0]} if tokenizer.forced_prefix else {}
+    return first | ({"bad_words_ids": [[i] for i in tokenizer.suppress_tokens]} if tokenizer.suppress_tokens else {})
 
 
 def card(experiment: Experiment, workdir: Workdir, name: str, form: str, format: str, options: str) -> str:

@@ -45,10 +45,10 @@ def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapp
         raise KdError(f"{folder.path}: its tokeniser is not the one that {name} was trained with")
     architecture, spread = experiment.recipes[name].model, devices("jit")
     network = architecture.build(tokenizer.vocab_size)
-    params = spread.put(checkpoint.load_params(folder, network.init))
+    params = spread.replicate(checkpoint.load_params(folder, network.init))
     parts = {"model": network, "architecture": architecture, "way": decoding.ways[-1], "decoding": decoding}
-    step = spread.compile(functools.partial(text.write, **parts, eos=tokenizer.eos, barred=tokenizer.barred))
-    layout = architecture.layout(tokenizer.start, tokenizer.opening)
+    step = spread.compile(functools.partial(text.write, **parts, eos=tokenizer.eos, suppress_tokens=tokenizer.suppress_tokens))
+    layout = architecture.layout(tokenizer.start, tokenizer.forced_prefix)
     most = min(architecture.context or LONGEST, LONGEST)
     for numbered in waiting_lines(sys.stdin.buffer, f"{name}> "):
         lines = [(number, line) for number, line in numbered if line.strip()]
@@ -58,7 +58,7 @@ def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapp
         batches = PromptBatches(prompts, layout, experiment.prompt_widths, size, 1, indices)
         written = {}
         for (_, numbers), inputs in zip(batches.plan, batches, strict=True):
-            ids_BT = spread.gather(step(params, spread.cut(inputs)))
+            ids_BT = spread.to_host(step(params, spread.shard(inputs)))
             written |= {int(n): text.to_text(ids_T, tokenizer) for n, ids_T in zip(numbers, ids_BT, strict=False)}
         sys.stdout.write("".join((written[number] if number in written else "") + "\n" for number, _ in numbered))
         sys.stdout.flush()

@@ -18,14 +18,14 @@ from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 from kd_jax.runtime import progress
 from kd_jax.teaching.imported import audit
-from kd_jax.teaching.imported.base import Source, wanted_of, wanted_of_validation
+from kd_jax.teaching.imported.base import LogprobSource, wanted_of, wanted_of_validation
 from kd_jax.teaching.imported.cache import Collected, collect, refuse_incomplete, write
 from kd_jax.teaching.imported.match import Marks
 from kd_jax.teaching.imported.readers.formats import FORMATS
 from kd_jax.tokenizers import base as tokenizers
 
 
-def run(experiment: Experiment, workdir: Workdir, files: Sequence[Path], source: Source, force: bool = False) -> None:
+def run(experiment: Experiment, workdir: Workdir, files: Sequence[Path], source: LogprobSource, force: bool = False) -> None:
     """Leaves the signal caches that `cache` would leave, and workdir/teacher as the name of the teacher elsewhere.
 
     An audit is shown. The students then train without a trained teacher; `teacher` and `cache` have nothing to do.
@@ -59,7 +59,7 @@ def run(experiment: Experiment, workdir: Workdir, files: Sequence[Path], source:
         folders["validation"] = _folder(workdir.validation_cache)
     consumed = {f"consumed.split.{split}": data["splits"][split] for split in splits}
     if not teacher.begin(stated | asked | consumed | {"rests": sorted(wanted.rests)}, force) and not _damaged(folders):
-        progress.say(f"import-logprobs: already done, {teacher.path}")
+        progress.log(f"import-logprobs: already done, {teacher.path}")
         return
     began = time.perf_counter()
     read = {split: (Split(workdir.data, split), one) for split, one in splits.items()}
@@ -90,16 +90,16 @@ def _damaged(folders: Mapping[str, Folder]) -> bool:
     """Whether a shard of a finished import is not as it was written; such are deleted, to be made anew."""
     damaged = [path for folder in folders.values() for path in store.remove_damaged(folder.path, "records")]
     if damaged:
-        progress.say(f"import-logprobs: damaged, made anew: {', '.join(map(str, damaged))}")
+        progress.log(f"import-logprobs: damaged, made anew: {', '.join(map(str, damaged))}")
     return bool(damaged)
 
 
-def _audited(collected: Mapping[str, Collected], source: Source) -> dict[str, Any]:
+def _audited(collected: Mapping[str, Collected], source: LogprobSource) -> dict[str, Any]:
     """Split -> figures; they are shown, and only then a split that too little is said of is refused."""
     normalised = FORMATS[source.format].normalised
     figures = {split: one.audit.figures(normalised) for split, one in collected.items()}
     for split in collected:
-        progress.show("\n".join(audit.lines(split, figures[split])))
+        progress.print_result("\n".join(audit.lines(split, figures[split])))
     refuse_incomplete("train", collected["train"], source.missing)
     if "validation" in collected and collected["validation"].audit.missing():
         one = collected["validation"].audit

@@ -115,15 +115,15 @@ def run(path: str, task: str, family: str, train: str) -> None:
         if len(fields) > 1 or train.endswith(JSON_SUFFIXES):
             fields = text_fields(train, fields)
     else:
-        progress.say(f"new: {train} is not there yet; the config wants {_listing(fields)} in every line of it")
+        progress.log(f"new: {train} is not there yet; the config wants {_listing(fields)} in every line of it")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "x", encoding="utf-8") as file:  # fails where there is one
             file.write(text(path, start, family, train, fields))
     except OSError as error:
         raise KdError(f"new {path}: {error.strerror}; take another name") from error
-    progress.show(f"{path}: {task}, {family}; to run it:")
-    progress.show(f"python -m kd_jax run {path} --workdir runs/{Path(path).stem}")
+    progress.print_result(f"{path}: {task}, {family}; to run it:")
+    progress.print_result(f"python -m kd_jax run {path} --workdir runs/{Path(path).stem}")
 
 
 def text_fields(train: str, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def text_fields(train: str, wanted: Sequence[str]) -> tuple[str, ...]:
     names = dict(zip(missing, others, strict=False))
     if names:
         told = ", ".join(f'"{other}" for the {field}' for field, other in names.items())
-        progress.say(f"new: {train} has the fields {', '.join(row)}; the config takes {told}")
+        progress.log(f"new: {train} has the fields {', '.join(row)}; the config takes {told}")
     return tuple(names[field] if field in names else field for field in wanted)
 
 

@@ -10,7 +10,7 @@ import jax
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
 from kd_jax.evaluation.cost import SAMPLE, signal_costs, step_costs
-from kd_jax.evaluation.limits import step_on_chips
+from kd_jax.evaluation.roofline import step_on_chips
 from kd_jax.experiment import Experiment
 from kd_jax.phases import prepare
 from kd_jax.runtime import progress
@@ -57,7 +57,7 @@ def show_scale(experiment: Experiment, workdir: Workdir | None, spread: OnMesh, 
     names = [name for name, recipe in experiment.recipes.items() if recipe.training.steps and only in ("", name)]
     if not names:
         raise KdError(f"{only or 'training'}: 0 steps; wanted a model that is trained")
-    with progress.progress(f"plan: {spread.shape}", len(names)) as bar:
+    with progress.bar(f"plan: {spread.shape}", len(names)) as bar:
         columns = []
         for name in names:
             with bar.compiling(name):
@@ -65,10 +65,10 @@ def show_scale(experiment: Experiment, workdir: Workdir | None, spread: OnMesh, 
             bar.advance(1)
     head = (f"{spread.devices} x {kind}", *names)
     rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
-    progress.show("\n" + progress.table(head, rows))
-    progress.show(f"{spread.shape}; a vocabulary of {vocab_size}.\n{SCALE_NOTE}")
+    progress.print_result("\n" + progress.format_table(head, rows))
+    progress.print_result(f"{spread.shape}; a vocabulary of {vocab_size}.\n{SCALE_NOTE}")
     if spread.devices > chip(kind).joined:
-        progress.show(
+        progress.print_result(
             f"The interconnect joins {chip(kind).joined} of these chips; beyond them is a slower network, "
             "so collectives take longer than is said here."
         )
@@ -94,8 +94,8 @@ def show_cache(experiment: Experiment, workdir: Workdir | None) -> None:
             + (f"{c.covered:.2%}" if c.title.startswith("top") else f"{c.covered:.1f} ids", f"{c.lost:.4f}")
             for c in signal_costs(teacher, scratch)
         ]
-        progress.show("\n" + progress.table(head, rows))
-        progress.show(textwrap.fill(NOTE, 80) + "\n")
+        progress.print_result("\n" + progress.format_table(head, rows))
+        progress.print_result(textwrap.fill(NOTE, 80) + "\n")
         if not experiment.students:
             return
         student, recipe = next(iter(experiment.students.items()))
@@ -109,8 +109,8 @@ def show_cache(experiment: Experiment, workdir: Workdir | None) -> None:
             )
             for c in costs
         ]
-        progress.show(progress.table(("student step", "time", "of ce", "memory"), rows))
-        progress.show(f"{student}'s network, a batch of the longest bucket; a cache of the top 32.")
+        progress.print_result(progress.format_table(("student step", "time", "of ce", "memory"), rows))
+        progress.print_result(f"{student}'s network, a batch of the longest bucket; a cache of the top 32.")
 
 
 def _stand_in(teacher: Teacher) -> None:
@@ -118,7 +118,7 @@ def _stand_in(teacher: Teacher) -> None:
     experiment, spread, recipe = teacher.experiment, teacher.devices, teacher.experiment.teacher
     if recipe.init.origin != "chance":
         params = initial_params(experiment, teacher.workdir, recipe)
-        teacher.params = spread.put(params, teacher.model.axes(params))
+        teacher.params = spread.replicate(params, teacher.model.axes(params))
         return
     train, _, _ = batches(experiment, teacher.workdir, recipe, {}, spread)
     params = jax.jit(lambda key: teacher.model.stack(teacher.model.init(key)))(jax.random.key(experiment.seed))
@@ -127,9 +127,9 @@ def _stand_in(teacher: Teacher) -> None:
     parts = {"model": teacher.model, "terms": recipe.terms, "tx": tx}
     step = spread.compile_sums(functools.partial(train_step, **parts), donate=True)
     state, iterator = init_state(jax.random.key(experiment.seed), params, tx), iter(train)
-    state = spread.put(state, state_axes(state, tx, teacher.model.axes(params)))
-    with progress.progress("plan: a stand-in for the teacher, which is not trained yet", steps) as bar:
+    state = spread.replicate(state, state_axes(state, tx, teacher.model.axes(params)))
+    with progress.bar("plan: a stand-in for the teacher, which is not trained yet", steps) as bar:
         for _ in range(steps):
-            state, sums = step(state, spread.cut(next(iterator)), None)
-            bar.advance(1, loss=float(jax.device_get(spread.first(sums["loss"])).mean()))
+            state, sums = step(state, spread.shard(next(iterator)), None)
+            bar.advance(1, loss=float(jax.device_get(spread.unreplicate(sums["loss"])).mean()))
     teacher.params = state.params

@@ -12,7 +12,7 @@ from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.buckets import LONGEST
 from kd_jax.batches.encode import Encoding, encode
-from kd_jax.batches.workers import ONE, Workers
+from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture
@@ -23,7 +23,7 @@ from kd_jax.tasks.base import Example, Task
 from kd_jax.tokenizers import base as tokenizers
 
 
-def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: Workers = ONE) -> None:
+def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: Workers = IN_PROCESS) -> None:
     """Leaves workdir/data: the tokeniser, the encoded splits, and the held-out text.
 
     What is whole of an earlier call that was stopped is gone on from; who does the work changes no byte.
@@ -33,10 +33,10 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: 
     """
     folder, task = workdir.data, experiment.task
     if not folder.begin(inputs(experiment), force):
-        progress.say(f"data: already prepared, {folder.path}")
+        progress.log(f"data: already prepared, {folder.path}")
         return
     began = time.perf_counter()
-    progress.say(f"data: reading {experiment.source.name}")
+    progress.log(f"data: reading {experiment.source.name}")
     splits = experiment.source.splits(task.fields(), task.held_out_fields(), task.prompt_fields())
     check_splits(experiment, splits)
     before = {split: len(examples) for split, examples in splits.items()}
@@ -67,8 +67,8 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: 
     folder.finish(outputs, time.perf_counter() - began)
     lost = leak_sentence(before, leaked)
     if lost:
-        progress.say(f"data: {lost}")
-    progress.say(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder.path}")
+        progress.log(f"data: {lost}")
+    progress.log(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder.path}")
 
 
 def check_splits(experiment: Experiment, splits: Splits) -> None:

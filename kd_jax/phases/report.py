@@ -10,8 +10,8 @@ from kd_jax.artifacts import manifest, metrics_log
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.evaluation import degeneration
-from kd_jax.evaluation.candidates import present
-from kd_jax.evaluation.quality import Measured, read_outcome
+from kd_jax.evaluation.candidates import trained_models
+from kd_jax.evaluation.quality import EvalSet, read_outcome
 from kd_jax.experiment import Experiment, targets_name, wanted_signals
 from kd_jax.reporting import page, paired, plots, tables, verdict
 from kd_jax.reporting.paired import Scores
@@ -25,7 +25,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
       KdError: if a phase has not finished, or what it left is not as it was written.
     """
     began = time.perf_counter()
-    folder, trained = workdir.report, present(experiment, workdir)
+    folder, trained = workdir.report, trained_models(experiment, workdir)
     names = [*trained, *experiment.evaluation.in_int8]
     texts = {name: manifest.read_lines(workdir.evaluation.file(f"{name}.jsonl")) for name in names}
     report = read(experiment, workdir, finished_phases(experiment, workdir), texts)
@@ -34,8 +34,8 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     folder.begin({}, force=folder.finished())
     write(folder, report, document(report, shown, curves, config.to_text(experiment)))
     folder.finish({"models": names}, time.perf_counter() - began)
-    progress.show(closing(report))
-    progress.show(f"\nreport: {folder.path / 'report.html'} (and report.md, report.json)")
+    progress.print_result(closing(report))
+    progress.print_result(f"\nreport: {folder.path / 'report.html'} (and report.md, report.json)")
 
 
 def read(
@@ -96,7 +96,7 @@ def read(
 def headline_scores(experiment: Experiment, workdir: Workdir, names: Iterable[str]) -> dict[str, Scores]:
     """What each model has of the headline metric, on the same examples."""
     metric, evaluation = experiment.task.metrics[0], experiment.evaluation
-    measured = Measured.of(workdir.data, evaluation.split, evaluation.texts)
+    measured = EvalSet.load(workdir.data, evaluation.split, evaluation.texts)
     return {
         name: paired.scores(
             metric,

@@ -73,10 +73,10 @@ def run(experiment: Experiment, workdir: Workdir) -> None:
     workdir.shrink.begin(inputs, force=True)  # what was there is of an earlier call
     manifest.write_json(workdir.shrink.path / "shrink.json", rows)
     workdir.shrink.finish({}, time.perf_counter() - began)
-    progress.show("\n" + progress.table(HEAD, [_cells(row) for row in rows], fits=100))
-    progress.show("\n" + textwrap.fill(NOTE.format(count=rows[0]["examples"]), 80))
+    progress.print_result("\n" + progress.format_table(HEAD, [_cells(row) for row in rows], fits=100))
+    progress.print_result("\n" + textwrap.fill(NOTE.format(count=rows[0]["examples"]), 80))
     for names in dict.fromkeys(option.students for option in options if len(option.students) > 1):
-        progress.show(f"{names[0]} stands for {', '.join(names[1:])} too: the same network, the same start.")
+        progress.print_result(f"{names[0]} stands for {', '.join(names[1:])} too: the same network, the same start.")
 
 
 def choices(experiment: Experiment) -> Iterator[Choice]:
@@ -124,7 +124,7 @@ def _layer_choices(recipe: Recipe, teacher: Architecture) -> list[tuple[str, Map
         try:
             titles.setdefault(tuple(layer_maps(init, teacher, recipe.model).items()), []).append(title)
         except KdError as error:  # as where layers with angles of their own would come to stand elsewhere
-            progress.say(f"shrink: not the {title} layers: {error}")
+            progress.log(f"shrink: not the {title} layers: {error}")
     if len(titles) == 1 and ours == depths and "listed" not in ways:
         return [("all", dict(maps)) for maps in titles]
     return [(", ".join(names), dict(maps)) for maps, names in titles.items()]
@@ -133,7 +133,7 @@ def _layer_choices(recipe: Recipe, teacher: Architecture) -> list[tuple[str, Map
 def measured(teacher: Teacher, options: Sequence[Choice]) -> list[dict[str, Any]]:
     """A row of figures for the teacher and then for each choice, JSON-able."""
     architecture, on_devices = teacher.experiment.teacher.model, teacher.devices
-    params, vocab_size = on_devices.first(teacher.params), teacher.data["vocab_size"]
+    params, vocab_size = on_devices.unreplicate(teacher.params), teacher.data["vocab_size"]
     scores = functools.cache(lambda width, sample: scores_of(width, sample, teacher))
     batches, count = _sample(teacher)
 
@@ -143,15 +143,15 @@ def measured(teacher: Teacher, options: Sequence[Choice]) -> list[dict[str, Any]
         return on_devices.compile_sums(step)
 
     def figures(model: Architecture, its_params: Params) -> dict[str, Any]:
-        both = teacher.params, on_devices.put(its_params, model.build(vocab_size).axes(its_params))
-        parts = [on_devices.first(program(model)(both, on_devices.cut((batch, batch)))) for batch in batches]
+        both = teacher.params, on_devices.replicate(its_params, model.build(vocab_size).axes(its_params))
+        parts = [on_devices.unreplicate(program(model)(both, on_devices.shard((batch, batch)))) for batch in batches]
         compared = means(jax.tree.map(lambda *each: sum(each), *jax.device_get(parts)))
         total, outside = count_parameters(its_params)
         sizes = {"parameters": total, "parameters_outside_embeddings": outside, "examples": count}
         return sizes | {name: compared[name] for name in FIGURES}
 
     rows: list[dict[str, Any]] = []
-    with progress.progress("shrink", len(options) + 1) as bar:
+    with progress.bar("shrink", len(options) + 1) as bar:
         with bar.meeting(TEACHER):
             rows.append({"students": [TEACHER], "configured": False} | figures(architecture, params))
         bar.advance(1)

@@ -33,7 +33,7 @@ def run(
     if only and only not in experiment.students:
         near = difflib.get_close_matches(only, experiment.students, 1, 0.0)
         raise KdError(f"--only {only}: no such student; did you mean {' '.join(near)}?")
-    if workdir.elsewhere:
+    if workdir.teacher_is_imported:
         wanted_of(experiment)
     for name in [only] if only else experiment.students:
         consumed = _consumed(experiment, workdir, name)

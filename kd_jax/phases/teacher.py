@@ -17,7 +17,7 @@ def run(
     metrics: Sequence[str] = (),
 ) -> None:
     """Trains experiment.teacher into workdir/teacher; has nothing to do where the teacher is elsewhere."""
-    if workdir.elsewhere and not force:
-        progress.say(f"teacher: elsewhere, `{ELSEWHERE}` has read what it says")
+    if workdir.teacher_is_imported and not force:
+        progress.log(f"teacher: elsewhere, `{ELSEWHERE}` has read what it says")
         return
     train_model(experiment, workdir, TEACHER, Sources({}, {}), force, Watched(profile, metrics))

@@ -87,5 +87,5 @@ class Debian:
             fits = row["kind"] in kinds and all(len(row[field]) <= longest for field in texts)
             return fits and not any(map(is_blank, row.values()))
 
-        splits = {split: first(tfds_reader.Stored(builder, split, columns), self.limit, wanted) for split in SPLITS}
+        splits = {split: first(tfds_reader.TfdsRows(builder, split, columns), self.limit, wanted) for split in SPLITS}
         return drop_references(splits, fields[0], prompt_fields, self.labelled)

@@ -93,7 +93,7 @@ class DebianDescriptions(tfds.core.GeneratorBasedBuilder):
         lists = fetch_lists(Path(self.data_dir).parents[2])
         splits, dropped = clean_splits(rows(lists, name), CONFIGS[name].fields)
         counts = {split: len(examples) for split, examples in splits.items()}
-        progress.say(clean_sentence(f"debian_descriptions/{name}", counts, dropped))
+        progress.log(clean_sentence(f"debian_descriptions/{name}", counts, dropped))
         return {split: enumerate(examples) for split, examples in splits.items()}
 
     def _generate_examples(self):

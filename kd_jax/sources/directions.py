@@ -77,7 +77,7 @@ class Directions:
         in_turn = {split: InTurn(*parts) for split, parts in streams.items()}
         splits, leaked = without_leaks(in_turn, "source", "target")
         if sentence := leak_sentence({split: len(rows) for split, rows in in_turn.items()}, leaked):
-            progress.say(f"data: {sentence}, in whatever direction")
+            progress.log(f"data: {sentence}, in whatever direction")
         return splits
 
 

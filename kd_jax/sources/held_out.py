@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kd_jax.batches.workers import ONE, Workers
+from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
 from kd_jax.sources.rows import Example, Joined, Mapped, chosen, only, passing
@@ -96,7 +96,7 @@ def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], la
     return splits | {"train": chosen(train, np.flatnonzero(keeps_N)), UNLABELLED: Joined(others, given)}
 
 
-def without_leaks(splits: Splits, *fields: str, workers: Workers = ONE) -> tuple[Splits, dict[str, int]]:
+def without_leaks(splits: Splits, *fields: str, workers: Workers = IN_PROCESS) -> tuple[Splits, dict[str, int]]:
     """Drops held-out examples of which a text, case apart, is trained on (or, for test, validated on).
 
     Unlabelled examples are trained on too. Texts are compared by hashes of 64 bits, of which those of the held-out
@@ -131,7 +131,7 @@ def without_leaks(splits: Splits, *fields: str, workers: Workers = ONE) -> tuple
                 met_H[places_NF] = True
                 continue
             parts = [(split, range(start, min(start + PART, len(rows)))) for start in range(0, len(rows), PART)]
-            with progress.progress(f"compare {split}", len(rows)) as bar:
+            with progress.bar(f"compare {split}", len(rows)) as bar:
                 for (_, part), places in zip(parts, each(_met, parts), strict=True):
                     met_H[places] = True
                     bar.advance(len(part))

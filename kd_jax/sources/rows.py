@@ -50,7 +50,7 @@ def read(rows: Sequence[Example], numbers_N: np.ndarray) -> list[Example]:
 
 def passing(rows: Sequence[Example], title: str) -> Iterator[Example]:
     """All examples, under a bar."""
-    with progress.progress(title, len(rows)) as bar:
+    with progress.bar(title, len(rows)) as bar:
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
             yield from chunk

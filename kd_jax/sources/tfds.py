@@ -83,14 +83,14 @@ class Tfds:
         tfds_reader.check_fields(builder, {field: self.fields[field] for field in complete})
         tfds_reader.prepare(builder)
 
-        def read(split: str, fields: Sequence[str]) -> tfds_reader.Stored:
-            return tfds_reader.Stored(builder, split, {field: self.fields[field] for field in fields})
+        def read(split: str, fields: Sequence[str]) -> tfds_reader.TfdsRows:
+            return tfds_reader.TfdsRows(builder, split, {field: self.fields[field] for field in fields})
 
         named = {"validation": self.validation, "test": self.test}
         named = {split: name or split for split, name in named.items() if name or split in builder.info.splits}
         missing = [split for split in SPLITS[1:] if split not in named]
         if missing:
-            progress.say(
+            progress.log(
                 f"data: {self.dataset} has the splits {', '.join(builder.info.splits)}; {100 * self.held_out:g}% of "
                 f"{self.train!r}, chosen by their text, are held out for {' and as many for '.join(missing)}"
             )

@@ -116,7 +116,7 @@ def check_fields(builder: tfds.core.DatasetBuilder, fields: Mapping[str, str]) -
             )
 
 
-class Stored(Rows):
+class TfdsRows(Rows):
     """The examples of a prepared split, in the order of its files."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str, str]):
@@ -143,7 +143,7 @@ class Stored(Rows):
         return self._count
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _stored, (str(self._builder.data_dir), self._split, self._fields)
+        return _tfds_rows, (str(self._builder.data_dir), self._split, self._fields)
 
     def read(self, numbers_N: np.ndarray) -> list[dict[str, str]]:
         """As Rows.read."""
@@ -151,12 +151,12 @@ class Stored(Rows):
         return [{ours: _text_at(row, path.split("/")) for ours, path in self._fields.items()} for row in rows]
 
 
-def _stored(data_dir: str, split: str, fields: Mapping[str, str]) -> Stored:
-    return Stored(tfds.builder_from_directory(data_dir), split, fields)
+def _tfds_rows(data_dir: str, split: str, fields: Mapping[str, str]) -> TfdsRows:
+    return TfdsRows(tfds.builder_from_directory(data_dir), split, fields)
 
 
 @contextlib.contextmanager
-def whole(rows: Stored) -> Iterator[Callable[[Mapping[str, str]], bool]]:
+def whole(rows: TfdsRows) -> Iterator[Callable[[Mapping[str, str]], bool]]:
     """Whether an example has no empty text; how many of those it was asked of have one is said at the end."""
     empty = 0
 
@@ -168,7 +168,7 @@ def whole(rows: Stored) -> Iterator[Callable[[Mapping[str, str]], bool]]:
 
     yield wanted
     if empty:
-        progress.say(f"data: {rows.name}: examples left out for an empty text: {empty:,}")
+        progress.log(f"data: {rows.name}: examples left out for an empty text: {empty:,}")
 
 
 def _text_at(row: Mapping[str, Any], path: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ class Encoded(NamedTuple):
 
     Attributes:
       prompt: int32 [P], what is given, its end included; it may be empty.
-      completion: int32 [C], what is to be written, its end included, behind what the tokeniser gives (its opening).
+      completion: int32 [C], what is to be written, its end included, behind what the tokeniser gives (its forced_prefix).
       counts: bool [P + C], which tokens count in the loss. Said here and nowhere else.
     """
 
@@ -43,10 +43,10 @@ def encode_pair(prompt: str, completion: str, tokenizer: Any, counted: Counted, 
     """
     given = encode_prompt(prompt, tokenizer, most)
     written = encode_text(completion, tokenizer)
-    return completed(given, np.full(len(given), counted == "all"), tokenizer.opening, written)
+    return completed(given, np.full(len(given), counted == "all"), tokenizer.forced_prefix, written)
 
 
-def completed(prompt: np.ndarray, counts_P: np.ndarray, opening: Sequence[int], written: np.ndarray) -> Encoded:
+def completed(prompt: np.ndarray, counts_P: np.ndarray, forced_prefix: Sequence[int], written: np.ndarray) -> Encoded:
     """A prompt and what is written behind it; what opens every completion is given, so it does not count.
 
     Examples:
@@ -54,8 +54,8 @@ def completed(prompt: np.ndarray, counts_P: np.ndarray, opening: Sequence[int], 
       >>> encoded.completion.tolist(), encoded.counts.astype(int).tolist()
       ([9, 7, 2], [0, 0, 0, 1, 1])
     """
-    completion = np.asarray([*opening, *written], np.int32)
-    counts = np.concatenate([counts_P, np.zeros(len(opening), bool), np.ones(len(written), bool)])
+    completion = np.asarray([*forced_prefix, *written], np.int32)
+    counts = np.concatenate([counts_P, np.zeros(len(forced_prefix), bool), np.ones(len(written), bool)])
     return Encoded(prompt, completion, counts)
 
 

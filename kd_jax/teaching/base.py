@@ -28,14 +28,14 @@ class Teacher:
 
     def __init__(self, experiment: Experiment, workdir: Workdir, writer: tuple[int, int] | None = None):
         """Args: the run; writer: as store.write's, None for this host's. Raises KdError if the data is not prepared."""
-        self.experiment, self.workdir, self.writer = experiment, workdir, writer or hosts.host()
+        self.experiment, self.workdir, self.writer = experiment, workdir, writer or hosts.process()
         self.data = workdir.data.outputs()
         self.devices = own_devices(experiment.backend, experiment.mesh)
         self.model = experiment.teacher.model.build(self.data["vocab_size"])
 
     @property
     def layout(self) -> Layout:
-        return self.experiment.teacher.model.layout(self.tokenizer.start, self.tokenizer.opening)
+        return self.experiment.teacher.model.layout(self.tokenizer.start, self.tokenizer.forced_prefix)
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -44,7 +44,7 @@ class Teacher:
     @functools.cached_property
     def params(self) -> Params:
         params = checkpoint.load_params(self.workdir.model(TEACHER), self.model.init)
-        return self.devices.put(params, self.model.axes(params))
+        return self.devices.replicate(params, self.model.axes(params))
 
     def load(self) -> None:
         """Its parameters are on the devices now."""
@@ -64,11 +64,11 @@ def begin_store(folder: Folder, name: str, inputs: Mapping[str, Any], force: boo
     """Whether there is work to do; a finished store is looked through, and damaged shards are deleted."""
     if folder.begin(inputs, force):
         return True
-    damaged = hosts.agreed(lambda: [str(path) for path in store.remove_damaged(folder.path, name)])
+    damaged = hosts.run_on_main(lambda: [str(path) for path in store.remove_damaged(folder.path, name)])
     if not damaged:
-        progress.say(f"cache: already written, {folder.path}")
+        progress.log(f"cache: already written, {folder.path}")
         return False
-    progress.say(f"cache: damaged, made anew: {', '.join(damaged)}")
+    progress.log(f"cache: damaged, made anew: {', '.join(damaged)}")
     return True
 
 
@@ -79,13 +79,13 @@ def write_store(
     teacher.load()  # on every host, with shards to write or without: orbax waits for all
     write = functools.partial(store.write, folder.path, name, schema, count, make, RECORDS_PER_SHARD)
     digest = write(teacher.writer)
-    return digest if hosts.host()[1] == 1 else _completed(write)
+    return digest if hosts.process().count == 1 else _completed(write)
 
 
 def _completed(write: Callable) -> str:
     """The digest, from the first host, which finds the shards of all."""
-    hosts.exchanged("done")
-    return hosts.agreed(write)
+    hosts.exchange("done")
+    return hosts.run_on_main(write)
 
 
 def records(

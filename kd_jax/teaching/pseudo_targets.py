@@ -14,7 +14,7 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches import pipeline, store, targets
 from kd_jax.batches.layouts import Segment
 from kd_jax.batches.targets import PseudoTargets
-from kd_jax.decoding.base import barring
+from kd_jax.decoding.base import suppress
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.text import output_length
 from kd_jax.errors import KdError
@@ -40,7 +40,7 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
     split = pipeline.Split(teacher.workdir.data, split_name)
     architecture = teacher.experiment.teacher.model
     parts = {"model": teacher.model, "architecture": architecture, "beam": beam, "decoding": decoding}
-    parts |= {"eos": teacher.data["eos"], "barred": teacher.tokenizer.barred}
+    parts |= {"eos": teacher.data["eos"], "suppress_tokens": teacher.tokenizer.suppress_tokens}
     compiled = teacher.devices.compile(functools.partial(nbest_step, **parts))
 
     def batches_of(indices: range) -> pipeline.PromptBatches:
@@ -49,13 +49,13 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
         return pipeline.PromptBatches(prompts, teacher.layout, widths, base.BATCH, devices, indices)
 
     def say(prompts: Inputs) -> Record:
-        return teacher.devices.gather(compiled(teacher.params, teacher.devices.cut(prompts)))
+        return teacher.devices.to_host(compiled(teacher.params, teacher.devices.shard(prompts)))
 
     def record(example: Segment, b: int, said: Record) -> Record:
         return targets.pack_hypotheses(said["ids"][b], said["logp"][b], teacher.data["eos"])
 
     schema = targets.NBEST | pipeline.DIGEST
-    with progress.progress(f"write {split_name}, beam {beam}", len(split)) as bar:
+    with progress.bar(f"write {split_name}, beam {beam}", len(split)) as bar:
         make = base.records(split, batches_of, say, record, bar)
         digest = base.write_store(teacher, folder, "nbest", schema, len(split), make)
     if digest is None:
@@ -75,11 +75,11 @@ def nbest_step(
     beam: int,
     decoding: Decoding,
     eos: int,
-    barred: tuple[int, ...] = (),
+    suppress_tokens: tuple[int, ...] = (),
 ) -> Payload:
     """{"ids" [B, K, T], "logp" [B, K]}: hypotheses, best first, and their log-probabilities."""
     ends = {"eos": eos, "length": output_length(decoding, architecture, inputs), "alpha": decoding.length_penalty}
-    hypotheses = beam_search(barring(model, barred), params, inputs, beam=beam, **ends)
+    hypotheses = beam_search(suppress(model, suppress_tokens), params, inputs, beam=beam, **ends)
     return {"ids": hypotheses.ids_BKT, "logp": hypotheses.logp_BK}
 
 
@@ -91,9 +91,9 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
     inputs = config.flatten(targets, "targets") | teacher.consumed(None, "train")
     inputs |= {f"consumed.nbest.{split}": beam.outputs()["digest"] for split, beam in beams.items()}
     if not folder.begin(inputs, force):
-        progress.say(f"pseudo-targets: already written, {folder.path}")
+        progress.log(f"pseudo-targets: already written, {folder.path}")
         return
-    hosts.agreed(lambda: _write_chosen(teacher, targets, beams, folder))
+    hosts.run_on_main(lambda: _write_chosen(teacher, targets, beams, folder))
 
 
 def _write_chosen(teacher: Teacher, targets: PseudoTargets, beams: Mapping[str, Folder], folder: Folder) -> None:
@@ -117,7 +117,7 @@ def _write_chosen(teacher: Teacher, targets: PseudoTargets, beams: Mapping[str, 
     lengths_N2 = np.asarray(lengths, np.int32).reshape(-1, 2)
     manifest.write_array(folder.path / "train.lengths.npy", lengths_N2)
     folder.finish({"digest": digest, "examples": len(lengths_N2), "unended": without}, time.perf_counter() - began)
-    progress.say(
+    progress.log(
         f"pseudo-targets: {len(lengths_N2)} examples; of {without} no hypothesis ended, so their references stay, "
         f"or, where they have none, they are left out; {folder.path}"
     )
@@ -128,16 +128,16 @@ def _chosen(teacher: Teacher, targets: PseudoTargets, split_name: str, beam: Fol
     task, tokenizer = teacher.experiment.task, teacher.tokenizer
     split = pipeline.Split(teacher.workdir.data, split_name, {"nbest": store.Store(beam.path, "nbest")})
     unended = 0
-    with progress.progress(f"choose {targets.name}", len(split)) as bar:
+    with progress.bar(f"choose {targets.name}", len(split)) as bar:
         for i in range(len(split)):
             example = split.read(i)
             encoded, prompt = example.encoded, example.encoded.prompt
             hypotheses = targets.unpack_hypotheses(example.records["nbest"])
             if hypotheses:
-                reference = tokenizer.decode(encoded.completion[len(tokenizer.opening) : -1].tolist())
+                reference = tokenizer.decode(encoded.completion[len(tokenizer.forced_prefix) : -1].tolist())
                 closeness = functools.partial(_closeness, task, tokenizer, reference)
                 for ids, weight in targets.choose(hypotheses, example.records["nbest"]["logp"], closeness):
-                    yield completed(prompt, encoded.counts[: len(prompt)], tokenizer.opening, ids), weight
+                    yield completed(prompt, encoded.counts[: len(prompt)], tokenizer.forced_prefix, ids), weight
             elif len(encoded.completion):
                 yield encoded, 1.0
             unended += not hypotheses

@@ -21,9 +21,9 @@ class Tokenizer(Protocol):
       start: the id that decoding begins with; in a decoder-only model it stands before the prompt.
       eos: the id that ends a text.
       pad: the id that files of others fill rows up with; NO_ID for none. Here no id does.
-      opening: ids in front of every completion, given rather than written, such as the language that is asked of NLLB.
+      forced_prefix: ids in front of every completion, given rather than written, such as the language that is asked of NLLB.
         They stand behind `start`, in training as in decoding, and do not count.
-      barred: ids that are never written.
+      suppress_tokens: ids that are never written.
       rows_V: for each token its row in the pretrained model's embedding; None where there is no such model.
     """
 
@@ -31,8 +31,8 @@ class Tokenizer(Protocol):
     start: int
     eos: int
     pad: int
-    opening: tuple[int, ...]
-    barred: tuple[int, ...]
+    forced_prefix: tuple[int, ...]
+    suppress_tokens: tuple[int, ...]
     rows_V: np.ndarray | None
 
     def encode(self, text: str) -> list[int]:

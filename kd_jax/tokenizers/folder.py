@@ -35,11 +35,11 @@ def special_tokens(settings: Json, names: Iterable[str]) -> dict[str, str]:
     return {name: token for name, token in tokens.items() if token is not None}
 
 
-def barred(said: Json) -> list[int]:
+def suppress_tokens(said: Json) -> list[int]:
     """Ids that texts of the folder's model never hold; sequences of several ids are for the search to mind.
 
     Examples:
-      >>> barred({"bad_words_ids": [[7], [8, 9]], "suppress_tokens": [3]})
+      >>> suppress_tokens({"bad_words_ids": [[7], [8, 9]], "suppress_tokens": [3]})
       [3, 7]
     """
     alone = [ids[0] for ids in said.get("bad_words_ids", ()) if len(ids) == 1]

@@ -15,13 +15,13 @@ from kd_jax.errors import KdError
 from kd_jax.tokenizers import base
 from kd_jax.tokenizers.chat import Chat
 from kd_jax.tokenizers.cut import around, cut, kept_ids, vocabulary
-from kd_jax.tokenizers.folder import around_source, barred, conventions, in_front, languages, renumbered, special_tokens
+from kd_jax.tokenizers.folder import around_source, suppress_tokens, conventions, in_front, languages, renumbered, special_tokens
 from kd_jax.tokenizers.m2m100 import MODEL, M2M100Tokenizer
 from kd_jax.tokenizers.marian import SOURCE, MarianTokenizer
 
 JSON, CONFIG, OURS, ROWS = "tokenizer.json", "tokenizer_config.json", "tokenizer_special.json", "tokenizer_rows.npy"
 TEMPLATE = "chat_template.jinja"
-UNSAID = {"languages": [], "opening": [], "barred": []}  # of data prepared before these were kept
+UNSAID = {"languages": [], "forced_prefix": [], "suppress_tokens": []}  # of data prepared before these were kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class HuggingFaceTokenizer:
     """The tokeniser of a pretrained model, read from a local folder.
 
     What an encoder-decoder writes begins, behind `start`, as its folder's texts do: with the language (NLLB), with <s>
-    (BART), mostly with nothing (T5). That opening is given: in training, scoring and decoding it stands in the decoder
+    (BART), mostly with nothing (T5). That forced_prefix is given: in training, scoring and decoding it stands in the decoder
     and does not count, and the texts are without it. What transformers' `generate` never writes is not written here
     either: the single tokens of bad_words_ids.
 
@@ -124,22 +124,22 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         rows = sorted(ids.values())
         rows = list(range(rows[-1] + 1))
         if self.cut:
-            whole = Wrapped(spec, special, None)
-            needed = {*special["tokens"].values(), *special["opening"], *around(spec["post_processor"]), *symbols}
+            whole = FastTokenizer(spec, special, None)
+            needed = {*special["tokens"].values(), *special["forced_prefix"], *around(spec["post_processor"]), *symbols}
             rows = kept_ids(spec, _used(whole, texts), needed)
             number = {old: new for new, old in enumerate(rows)}
             spec, settings = cut(spec, rows), renumbered(settings, number)
-            special["barred"] = [word for word in special["barred"] if ids[word] in number]
+            special["suppress_tokens"] = [word for word in special["suppress_tokens"] if ids[word] in number]
         manifest.write_text(folder / JSON, json.dumps(spec, ensure_ascii=False))
         manifest.write_json(folder / CONFIG, settings)
         manifest.write_json(folder / OURS, special)
         manifest.write_array(folder / ROWS, np.asarray(rows, np.int32))
 
-    def load(self, folder: Path) -> "Wrapped":
+    def load(self, folder: Path) -> "FastTokenizer":
         """As Settings.load."""
         base.require(folder / name for name in self.files)
         spec, special = (manifest.read_json(folder / name) for name in (JSON, OURS))
-        return Wrapped(spec, UNSAID | special, files.read_array(folder / ROWS), folder)
+        return FastTokenizer(spec, UNSAID | special, files.read_array(folder / ROWS), folder)
 
     @functools.cached_property
     def _spec(self) -> dict[str, Any]:
@@ -156,8 +156,8 @@ Hugging Face's layout (transformers' save_pretrained writes one)
     def _special(self) -> dict[str, Any]:
         """What begins and ends texts, JSON-able.
 
-        {"tokens": name -> token, "template", "prefix", "has_encoder", "languages": [source, target] or [], "opening",
-        "barred": tokens}.
+        {"tokens": name -> token, "template", "prefix", "has_encoder", "languages": [source, target] or [], "forced_prefix",
+        "suppress_tokens": tokens}.
         """
         folder, ids = Path(self.folder), vocabulary(self._spec)
         settings, model = manifest.read_json(folder / CONFIG), conventions(folder)
@@ -184,12 +184,12 @@ Hugging Face's layout (transformers' save_pretrained writes one)
             chat = Chat.of(folder, settings, tokens)
             template, tokens["start"] = chat.template, self._chat_start(chat)
         pair = languages(settings, model, ids, self.source, self.target)
-        opening = self._opening(tokens["start"], pair, words.get(model.get("forced_bos_token_id")))
+        forced_prefix = self._forced_prefix(tokens["start"], pair, words.get(model.get("forced_bos_token_id")))
         special = {"tokens": tokens, "template": template, "prefix": self.prefix, "has_encoder": has_encoder}
-        special |= {"languages": pair, "opening": opening if has_encoder else []}
-        return special | {"barred": [words[i] for i in barred(model) if i in words]}
+        special |= {"languages": pair, "forced_prefix": forced_prefix if has_encoder else []}
+        return special | {"suppress_tokens": [words[i] for i in suppress_tokens(model) if i in words]}
 
-    def _opening(self, start: str, pair: list[str], forced: str | None) -> list[str]:
+    def _forced_prefix(self, start: str, pair: list[str], forced: str | None) -> list[str]:
         """The language to write; else what decoding is forced to begin with; else what begins the folder's texts."""
         if pair:
             return pair[1:]
@@ -214,7 +214,7 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         return encode(chat.render("a")).tokens[0]
 
 
-class Wrapped:
+class FastTokenizer:
     """A tokenizer.json, as a Tokenizer."""
 
     def __init__(
@@ -227,12 +227,12 @@ class Wrapped:
         self._special, self._folder = special, folder
         self._ids = vocabulary(spec)
         words = [word for name, word in special["tokens"].items() if name != "unk"]
-        self._special_ids = {self._ids[word] for word in (*words, *special["languages"], *special["opening"])}
+        self._special_ids = {self._ids[word] for word in (*words, *special["languages"], *special["forced_prefix"])}
         self._chat = Chat(special["template"], special["tokens"]) if special["template"] else None
         self.rows_V = rows_V
         self.vocab_size = max(self._ids.values()) + 1
         self.start, self.eos = (self._ids[special["tokens"][name]] for name in ("start", "eos"))
-        self.opening, self.barred = (tuple(self._ids[word] for word in special[of]) for of in ("opening", "barred"))
+        self.forced_prefix, self.suppress_tokens = (tuple(self._ids[word] for word in special[of]) for of in ("forced_prefix", "suppress_tokens"))
         self.pad = self._ids[special["tokens"]["pad"]] if "pad" in special["tokens"] else base.NO_ID
 
     def encode(self, text: str) -> list[int]:
@@ -278,7 +278,7 @@ class Wrapped:
         return {key: self._ids[tokens[name]] for key, name in names.items() if name in tokens}
 
 
-def _used(tokenizer: Wrapped, texts: Iterable[str]) -> set[int]:
+def _used(tokenizer: FastTokenizer, texts: Iterable[str]) -> set[int]:
     """Ids of all tokens of the texts, alone and as prompts."""
     used: set[int] = set()
     for text in texts:

@@ -10,7 +10,7 @@ import numpy as np
 from kd_jax.artifacts import files, manifest
 from kd_jax.errors import KdError
 from kd_jax.tokenizers import base
-from kd_jax.tokenizers.folder import barred, conventions, special_tokens
+from kd_jax.tokenizers.folder import suppress_tokens, conventions, special_tokens
 from kd_jax.tokenizers.marian import CONFIG, OURS, ROWS, SOURCE, TARGET, VOCAB, Marian
 
 MODEL = "sentencepiece.bpe.model"
@@ -127,7 +127,7 @@ whole, with sentencepiece.bpe.model, vocab.json, tokenizer_config.json
                     f"tokenizer.{name if language else 'folder'}: {token!r} is no token of {self.folder!r}; wanted "
                     + ("one such as __en__" if language else "the files of one model")
                 )
-        return {"tokens": tokens, "target": "", "barred": [words[i] for i in barred(said) if i in words]}
+        return {"tokens": tokens, "target": "", "suppress_tokens": [words[i] for i in suppress_tokens(said) if i in words]}
 
 
 class M2M100(Marian):
@@ -137,7 +137,7 @@ class M2M100(Marian):
         """Args: as Marian's, of one model."""
         super().__init__({SOURCE: model, TARGET: model}, vocab, special, rows_V, folder)
         self._unwritten |= LANGUAGES
-        self.opening = (vocab[special["tokens"]["target"]],)
+        self.forced_prefix = (vocab[special["tokens"]["target"]],)
 
     def language(self, text: str) -> tuple[list[str], str]:
         """The token of the language that is read, and the text."""

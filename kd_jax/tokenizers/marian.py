@@ -12,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2
 from kd_jax.artifacts import files, manifest
 from kd_jax.errors import KdError
 from kd_jax.tokenizers import base
-from kd_jax.tokenizers.folder import barred, conventions, renumbered, special_tokens
+from kd_jax.tokenizers.folder import suppress_tokens, conventions, renumbered, special_tokens
 from kd_jax.tokenizers.to_json import BLANK, UNIGRAM
 
 SOURCE, TARGET, VOCAB, CONFIG = "source.spm", "target.spm", "vocab.json", "tokenizer_config.json"
@@ -105,7 +105,7 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
         rows = list(range(max(vocab.values()) + 1))
         if self.cut:
             models, words = _cut(Marian(models, vocab, special, None), models, texts)
-            words |= {*special["tokens"].values(), *special["barred"], *([self.target] if self.target else [])}
+            words |= {*special["tokens"].values(), *special["suppress_tokens"], *([self.target] if self.target else [])}
             rows = sorted(vocab[word] for word in words if word in vocab)
             number = {old: new for new, old in enumerate(rows)}
             vocab = {word: number[old] for word, old in vocab.items() if old in number}
@@ -128,7 +128,7 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
         return manifest.read_json(Path(self.folder) / name)
 
     def _special(self) -> dict[str, Any]:
-        """What begins and ends texts, JSON-able: {"tokens": name -> token, "target", "barred": tokens}."""
+        """What begins and ends texts, JSON-able: {"tokens": name -> token, "target", "suppress_tokens": tokens}."""
         vocab, said = self._json(VOCAB), conventions(Path(self.folder))
         words = {i: word for word, i in vocab.items()}
         tokens = TOKENS | special_tokens(self._json(CONFIG), TOKENS)
@@ -148,14 +148,14 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
                 f"tokenizer.target: {self.target!r} is no token of {self.folder!r}; wanted "
                 + (f"one such as {known}" if known else "'': it writes one language")
             )
-        never = {tokens["pad"], *(words[i] for i in barred(said) if i in words)}
-        return {"tokens": tokens, "target": self.target, "barred": sorted(never)}
+        never = {tokens["pad"], *(words[i] for i in suppress_tokens(said) if i in words)}
+        return {"tokens": tokens, "target": self.target, "suppress_tokens": sorted(never)}
 
 
 class Marian:
     """Two SentencePiece models over one vocabulary, as a Tokenizer."""
 
-    opening = ()
+    forced_prefix = ()
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class Marian:
         self._unwritten = set(tokens.values())
         self.start, self.eos, self.pad = (vocab[tokens[name]] for name in ("start", "eos", "pad"))
         self._unknown = vocab[tokens["unk"]]
-        self.barred = tuple(vocab[word] for word in special["barred"])
+        self.suppress_tokens = tuple(vocab[word] for word in special["suppress_tokens"])
 
     def encode(self, text: str) -> list[int]:
         """As Tokenizer.encode: by the model that writes."""

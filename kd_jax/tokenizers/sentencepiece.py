@@ -95,16 +95,16 @@ class SentencePiece:
             ) from error
         manifest.write_bytes(folder / MODEL, model.getvalue())
 
-    def load(self, folder: Path) -> "Pieces":
+    def load(self, folder: Path) -> "SentencePieceTokenizer":
         """As Settings.load."""
         base.require([folder / MODEL])
-        return Pieces(folder / MODEL)
+        return SentencePieceTokenizer(folder / MODEL)
 
 
-class Pieces:
+class SentencePieceTokenizer:
     """A trained SentencePiece model, as a Tokenizer."""
 
-    start, eos, pad, opening, barred, rows_V = START, EOS, PAD, (), (), None
+    start, eos, pad, forced_prefix, suppress_tokens, rows_V = START, EOS, PAD, (), (), None
 
     def __init__(self, path: Path):
         self._path = path

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kd_jax.batches.layouts import DecoderOnlyLayout, EncoderDecoderLayout
-from kd_jax.decoding.base import barring
+from kd_jax.decoding.base import suppress
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.exported import prompts
 from kd_jax.decoding.greedy import greedy
@@ -51,9 +51,9 @@ def test_a_text_goes_on_from_what_is_given(family):
 @each_family
 def test_what_is_barred_is_not_written_and_has_no_share(family):
     model, params, layout, logits_of = family
-    given, barred = layout(START).prompts(SOURCES, 5, 4), barring(model, tuple(NEVER))
-    tokens = [greedy(barred, params, given, **ENDS), sample(barred, params, given, sampling=Sampling(1.0), **ENDS)]
-    found = jax.device_get(beam_search(barred, params, given, beam=2, alpha=0.0, **ENDS))
+    given, suppressed = layout(START).prompts(SOURCES, 5, 4), suppress(model, tuple(NEVER))
+    tokens = [greedy(suppressed, params, given, **ENDS), sample(suppressed, params, given, sampling=Sampling(1.0), **ENDS)]
+    found = jax.device_get(beam_search(suppressed, params, given, beam=2, alpha=0.0, **ENDS))
     assert not set(NEVER) & {int(i) for ids in (*tokens, found.ids_BKT) for i in np.ravel(ids)}
     for source, ids_KT, logp_K in zip(SOURCES, found.ids_BKT, found.logp_BK, strict=False):
         text = up_to_end(ids_KT[0])
@@ -63,16 +63,16 @@ def test_what_is_barred_is_not_written_and_has_no_share(family):
         np.testing.assert_allclose(logp_K[0], logp_TV[np.arange(len(text)), text].sum(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("opening", [(), (9,), (9, 8)])
+@pytest.mark.parametrize("forced_prefix", [(), (9,), (9, 8)])
 @each_family
-def test_exported_programs_are_given_the_same(family, opening):
+def test_exported_programs_are_given_the_same(family, forced_prefix):
     layout, width = family[2], 4
-    wanted = layout(START, opening).prompts(SOURCES, len(SOURCES), width)
+    wanted = layout(START, forced_prefix).prompts(SOURCES, len(SOURCES), width)
     ids_BS = np.full((len(SOURCES), width), 7, np.int32)  # what stands behind a prompt is not looked at
     for row, ids in zip(ids_BS, SOURCES, strict=True):
         row[: len(ids)] = ids
     lengths_B = np.array([len(ids) for ids in SOURCES], np.int32)
-    begins = (START, *opening)
+    begins = (START, *forced_prefix)
     ours = prompts(ids_BS, lengths_B, layout is EncoderDecoderLayout, begins)
     jax.tree.map(np.testing.assert_array_equal, ours, wanted)
 

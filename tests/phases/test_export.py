@@ -22,7 +22,7 @@ from kd_jax.models.int8 import Int8, quantize
 from kd_jax.phases import export, prepare, teacher
 from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
-from kd_jax.tokenizers.sentencepiece import EOS, START, Pieces
+from kd_jax.tokenizers.sentencepiece import EOS, START, SentencePieceTokenizer
 from tests.helpers.runs import smoke
 
 SIZES = {"d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.0}
@@ -110,7 +110,7 @@ def test_transformers_writes_the_same_text(trained):
     pytest.importorskip("torch")
     experiment, workdir, folder = trained
     model, prompts = experiment.teacher.model, prompts_of(experiment, workdir)
-    ours = Pieces(workdir.data.file("tokenizer.model"))
+    ours = SentencePieceTokenizer(workdir.data.file("tokenizer.model"))
     encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts]
     theirs = hf.AutoTokenizer.from_pretrained(folder)
     start = [] if model.family == "encoder_decoder" else [1]
@@ -134,7 +134,7 @@ def test_jax_alone_writes_the_same_tokens(trained, tmp_path):
     words = ["--model", "teacher", "--to", str(tmp_path / "programs"), "--format", "jax"]
     assert main(["export", "--workdir", str(workdir.path), *words]) == 0
     assert "8 bits" not in (tmp_path / "programs/README.md").read_text()
-    ours = Pieces(workdir.data.file("tokenizer.model"))
+    ours = SentencePieceTokenizer(workdir.data.file("tokenizer.model"))
     encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts_of(experiment, workdir)]
     assert alone(tmp_path / "programs", encoded) == until_end(greedy_rows(experiment, workdir, encoded))
 
@@ -142,7 +142,7 @@ def test_jax_alone_writes_the_same_tokens(trained, tmp_path):
 def test_a_model_in_bfloat16_stays_one(trained, tmp_path):
     """Which NumPy's files have no name for."""
     experiment, workdir, _ = trained
-    ours = Pieces(workdir.data.file("tokenizer.model"))
+    ours = SentencePieceTokenizer(workdir.data.file("tokenizer.model"))
     model = experiment.teacher.model
     params = checkpoint.load_params(workdir.model("teacher"), model.build(ours.vocab_size).init)
     params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
@@ -157,7 +157,7 @@ def test_int8_programs_need_jax_alone_too_and_a_quarter_of_the_bytes(trained, tm
     experiment, workdir, _ = trained
     words = ["--model", "teacher", "--to", str(tmp_path / "int8"), "--format", "jax", "--int8"]
     assert main(["export", "--workdir", str(workdir.path), *words]) == 0
-    ours = Pieces(workdir.data.file("tokenizer.model"))
+    ours = SentencePieceTokenizer(workdir.data.file("tokenizer.model"))
     encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts_of(experiment, workdir)]
     written, in_int8 = (greedy_rows(experiment, workdir, encoded, quantized=q) for q in (False, True))
     assert alone(tmp_path / "int8", encoded) == until_end(in_int8)

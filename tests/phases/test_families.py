@@ -20,7 +20,7 @@ from kd_jax.cli.check import check
 from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
 from kd_jax.errors import KdError
-from kd_jax.evaluation.candidates import contenders
+from kd_jax.evaluation.candidates import load_candidates
 from kd_jax.evaluation.speed import drafting_speed
 from kd_jax.experiment import Training
 from kd_jax.losses.cross_entropy import cross_entropy
@@ -129,7 +129,7 @@ def test_a_student_starts_as_its_teachers_layers(experiment, run):
 @pytest.mark.parametrize("drafting, least", [(TEACHER, 1.0), ("packed", 0.0)])
 def test_a_model_drafts_for_the_teacher(experiment, run, drafting, least):
     """Of its own drafts the teacher takes all."""
-    by_name = {contender.name: contender for contender in contenders(experiment, run)}
+    by_name = {candidate.name: candidate for candidate in load_candidates(experiment, run)}
     split = Split(run.data, "test")
     prompts = [split.read(i).encoded.prompt for i in range(4)]
     tokenizer = tokenizers.load(experiment.tokenizer, run.data)

@@ -26,7 +26,7 @@ from kd_jax.signals.topk import TopK
 from kd_jax.students.init import FromTeacher
 from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
-from kd_jax.teaching.imported.base import Source
+from kd_jax.teaching.imported.base import LogprobSource
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.model import trained
 from tests.helpers.runs import beside, smoke, taught
@@ -34,7 +34,7 @@ from tests.teaching.imported.readers import writers
 
 K, V = 8, 60
 SIZES = {"d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.0, "positions": "learned", "context": 256}
-RAW = {name: Source(name, 1.0, "raw") for name in ("vllm", "sglang", "distillkit", "maxtext")}
+RAW = {name: LogprobSource(name, 1.0, "raw") for name in ("vllm", "sglang", "distillkit", "maxtext")}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.errors import KdError
-from kd_jax.evaluation.candidates import contenders
+from kd_jax.evaluation.candidates import load_candidates
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
 from tests.helpers.runs import beside, smoke
 
@@ -99,4 +99,4 @@ def test_weights_that_are_elsewhere_are_refused(runs, monkeypatch):
     )
     monkeypatch.setattr(Workdir, "elsewhere", True)
     with pytest.raises(KdError, match="evaluation.int8: the weights of 'teacher' are elsewhere; leave it out"):
-        contenders(experiment, workdir)
+        load_candidates(experiment, workdir)

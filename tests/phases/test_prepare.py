@@ -11,7 +11,7 @@ from kd_jax import Generation, SentencePiece
 from kd_jax.artifacts import manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches import encode
-from kd_jax.batches.beam_runner import Beam
+from kd_jax.batches.beam_runner import BeamRunner
 from kd_jax.batches.store import Store
 from kd_jax.batches.targets import PseudoTargets
 from kd_jax.batches.workers import Processes
@@ -55,7 +55,7 @@ def large(request, root, tmp_path, monkeypatch):
 def test_many_workers_write_the_bytes_of_one(large, tmp_path, who):
     if who == "beam":
         pytest.importorskip("apache_beam")
-    several = Processes(2) if who == "processes" else Beam("DirectRunner", "", tmp_path / "many/data/beam")
+    several = Processes(2) if who == "processes" else BeamRunner("DirectRunner", "", tmp_path / "many/data/beam")
     prepare.run(large, Workdir(tmp_path / "one"))
     prepare.run(large, Workdir(tmp_path / "many"), workers=several)
     one, two = tmp_path / "one/data", tmp_path / "many/data"
@@ -69,7 +69,7 @@ def test_many_workers_write_the_bytes_of_one(large, tmp_path, who):
 @pytest.mark.parametrize("options", ["", "--direct_num_workers=2 --direct_running_mode=multi_processing"])
 def test_an_example_that_cannot_be_encoded_is_one_line_from_beam_too(options, tmp_path):
     pytest.importorskip("apache_beam")
-    beam = Beam("DirectRunner", options, tmp_path / "b")
+    beam = BeamRunner("DirectRunner", options, tmp_path / "b")
     with pytest.raises(KdError, match="^example 3 is refused$"), beam.sharing(3) as each:
         list(each(refuse, range(5)))
     assert not (tmp_path / "b").exists()
@@ -78,7 +78,7 @@ def test_an_example_that_cannot_be_encoded_is_one_line_from_beam_too(options, tm
 def test_a_runner_that_beam_does_not_know():
     pytest.importorskip("apache_beam")
     with pytest.raises(KdError, match="^--beam-runner NoSuch: "):
-        Beam("NoSuch", "", None).check()
+        BeamRunner("NoSuch", "", None).check()
 
 
 def refuse(shared, item):

@@ -105,9 +105,9 @@ def written_here(experiment, workdir, tokenizer, encoded):
     architecture = experiment.teacher.model
     model = architecture.build(tokenizer.vocab_size)
     params = checkpoint.load_params(workdir.model("teacher"), model.init)
-    layout = architecture.layout(tokenizer.start, tokenizer.opening)
+    layout = architecture.layout(tokenizer.start, tokenizer.forced_prefix)
     parts = {"model": model, "architecture": architecture, "way": "greedy", "decoding": experiment.task.decoding}
-    ends = {"eos": tokenizer.eos, "barred": tokenizer.barred}
+    ends = {"eos": tokenizer.eos, "suppress_tokens": tokenizer.suppress_tokens}
     return np.asarray(text.write(params, layout.prompts(encoded, len(encoded), 56), **parts, **ends))
 
 
@@ -120,11 +120,11 @@ def test_the_teacher_writes_what_transformers_writes(run):
     _, _, options, language = CASES[name]
     prompts, tokenizer = prompts_of(workdir), experiment.tokenizer.load(workdir.data.path)
     ids_BT, texts = written_by_transformers(folder, prompts, options, language)
-    assert all(tuple(ids_T[: len(tokenizer.opening)]) == tokenizer.opening for ids_T in ids_BT)
+    assert all(tuple(ids_T[: len(tokenizer.forced_prefix)]) == tokenizer.forced_prefix for ids_T in ids_BT)
     assert len({tuple(ids_T) for ids_T in ids_BT}) > 1
     encoded = [experiment.task.encode_prompt(prompt, tokenizer) for prompt in prompts]
     for ours_T, theirs_T in zip(written_here(experiment, workdir, tokenizer, encoded), ids_BT, strict=True):
-        assert up_to_end([*tokenizer.opening, *ours_T], tokenizer.eos) == up_to_end(theirs_T, tokenizer.eos)
+        assert up_to_end([*tokenizer.forced_prefix, *ours_T], tokenizer.eos) == up_to_end(theirs_T, tokenizer.eos)
         assert text.to_text(ours_T, tokenizer) in texts
 
 
@@ -135,7 +135,7 @@ def test_an_exported_student_writes_what_it_writes_here(run, tmp_path, monkeypat
     export.run(recall(workdir), workdir, tmp_path / "student", "student_kd")
     ids_BT, texts = written_by_transformers(tmp_path / "student", prompts, {}, None)
     tokenizer = experiment.tokenizer.load(workdir.data.path)
-    assert all(tuple(ids_T[: len(tokenizer.opening)]) == tokenizer.opening for ids_T in ids_BT)
+    assert all(tuple(ids_T[: len(tokenizer.forced_prefix)]) == tokenizer.forced_prefix for ids_T in ids_BT)
     ours = generated(experiment, workdir, "student_kd", prompts, monkeypatch, capsys)
     assert ours == [line.strip() for line in texts]
 
@@ -145,12 +145,12 @@ def test_what_is_given_is_learnt_from_and_does_not_count(run):
     name, _, experiment, workdir = run
     assert workdir.split("best_beam2").outputs()["unended"] < 120 or name in ("nllb", "m2m100")
     tokenizer = experiment.tokenizer.load(workdir.data.path)
-    opening = len(tokenizer.opening)
+    forced_prefix = len(tokenizer.forced_prefix)
     for folder in (workdir.data, workdir.split("best_beam2")):
         split = Split(folder, "train")
         for i in range(5):
             prompt, completion, counts = split.read(i).encoded
-            assert tuple(completion[:opening]) == tokenizer.opening and completion[-1] == tokenizer.eos
-            assert counts.tolist() == (len(prompt) + opening) * [False] + (len(completion) - opening) * [True]
-            assert not set(tokenizer.barred) & set(completion.tolist())
+            assert tuple(completion[:forced_prefix]) == tokenizer.forced_prefix and completion[-1] == tokenizer.eos
+            assert counts.tolist() == (len(prompt) + forced_prefix) * [False] + (len(completion) - forced_prefix) * [True]
+            assert not set(tokenizer.suppress_tokens) & set(completion.tolist())
             assert np.all(completion < tokenizer.vocab_size)

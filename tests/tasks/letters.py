@@ -6,8 +6,8 @@ class Letters:
 
     eos = 2
 
-    def __init__(self, opening=()):
-        self.opening = opening
+    def __init__(self, forced_prefix=()):
+        self.forced_prefix = forced_prefix
 
     def encode(self, text):
         return [ord(letter) for letter in text]

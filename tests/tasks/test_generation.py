@@ -12,7 +12,7 @@ from kd_jax.errors import KdError
 from kd_jax.tasks import generation
 from kd_jax.tasks.generation import Generation, first_words, windows
 from kd_jax.tasks.metrics import Outcome
-from kd_jax.tokenizers.sentencepiece import Pieces, SentencePiece
+from kd_jax.tokenizers.sentencepiece import SentencePieceTokenizer, SentencePiece
 from tests.tasks.letters import Letters
 
 WORDS = ["the", "fox", "foxes", "ran", "running", "quickly", "away", "été", "(again),", "42"]
@@ -25,7 +25,7 @@ def tokenizer(request, tmp_path_factory):
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice(WORDS, 9)) for _ in range(200)]
     SentencePiece(vocab_size=40, model_type=request.param).prepare(lines, path.parent)
-    return Pieces(path)
+    return SentencePieceTokenizer(path)
 
 
 def measured(texts, references):

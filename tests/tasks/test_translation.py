@@ -40,10 +40,10 @@ def test_every_target_counts_the_end_included():
 
 def test_what_is_given_to_every_completion_does_not_count():
     example = {"en": "ab", "fr": "c"}
-    (encoded,) = Translation().encode(example, Letters(opening=(9,)))
+    (encoded,) = Translation().encode(example, Letters(forced_prefix=(9,)))
     assert encoded.prompt.tolist() == [97, 98, 2] and encoded.completion.tolist() == [9, 99, 2]
     assert encoded.counts.tolist() == [False] * 4 + [True] * 2
-    (whole,) = Translation(counted="all").encode(example, Letters(opening=(9,)))
+    (whole,) = Translation(counted="all").encode(example, Letters(forced_prefix=(9,)))
     assert whole.counts.tolist() == [True] * 3 + [False] + [True] * 2
 
 

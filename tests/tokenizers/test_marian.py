@@ -55,7 +55,7 @@ def test_one_model_reads_and_the_other_writes(folder, whole):
 def test_decoding_begins_with_the_pad_and_never_writes_it(whole):
     words = whole.pieces()
     assert (words[whole.start], words[whole.eos], words[whole.pad]) == ("<pad>", "</s>", "<pad>")
-    assert [words[i] for i in whole.barred] == ["<pad>"] and whole.opening == ()
+    assert [words[i] for i in whole.suppress_tokens] == ["<pad>"] and whole.forced_prefix == ()
     assert whole.rows_V.tolist() == list(range(len(words)))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.tokenizers.sentencepiece import Pieces, SentencePiece
+from kd_jax.tokenizers.sentencepiece import SentencePieceTokenizer, SentencePiece
 from kd_jax.tokenizers.to_json import tokenizer_json
 
 TEXTS = (Path(__file__).parents[2] / "WORKSPACE.md").read_text(encoding="utf-8").splitlines()
@@ -24,7 +24,7 @@ def both(request, tmp_path_factory):
     """(SentencePiece's tokeniser, the same from tokenizer.json)."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     SentencePiece(**{"vocab_size": 300} | KINDS[request.param]).prepare(TEXTS, path.parent, ("<2de>", "<2fr>"))
-    return Pieces(path), tokenizer_json(path, "$A </s>")
+    return SentencePieceTokenizer(path), tokenizer_json(path, "$A </s>")
 
 
 @settings(max_examples=200, deadline=None)

@@ -54,7 +54,7 @@ def targets(tokenizer, text, name):
 def test_ids_and_texts_are_those_of_transformers(case):
     name, _, ours, theirs, exported = case
     for row in ROWS[:30]:
-        prompt, written = ours.prompt(row["en"]), [*ours.opening, *ours.encode(row["fr"]), ours.eos]
+        prompt, written = ours.prompt(row["en"]), [*ours.forced_prefix, *ours.encode(row["fr"]), ours.eos]
         assert ours.rows_V[prompt].tolist() == theirs(row["en"])["input_ids"]
         assert ours.rows_V[written].tolist() == targets(theirs, row["fr"], name)
         assert exported(row["en"])["input_ids"] == prompt and targets(exported, row["fr"], name) == written
@@ -75,7 +75,7 @@ def test_what_is_given_stands_in_front(case):
     name, cut, ours, _, _ = case
     words, wanted = ours.pieces(), {"marian": [], "nllb": ["fra_Latn"], "nllb_legacy": ["fra_Latn"], "bart": ["<s>"]}
     wanted["m2m100"] = ["__fr__"]
-    assert [words[i] for i in ours.opening] == wanted[name]
+    assert [words[i] for i in ours.forced_prefix] == wanted[name]
     assert (ours.vocab_size < max(ours.rows_V) + 1) == cut
 
 
@@ -92,7 +92,7 @@ def test_a_config_that_names_no_special_tokens_has_their_numbers(tmp_path):
     settings = HuggingFaceTokenizer(str(tmp_path))
     settings.prepare(TEXTS, tmp_path)
     tokenizer = settings.load(tmp_path)
-    assert (tokenizer.start, tokenizer.eos, tokenizer.pad, tokenizer.opening) == (2, 2, 1, (0,))
+    assert (tokenizer.start, tokenizer.eos, tokenizer.pad, tokenizer.forced_prefix) == (2, 2, 1, (0,))
 
 
 @pytest.mark.parametrize(
