@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.decoding.base import likeliest
+from kd_jax.decoding.base import argmax
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl, total_variation
 from kd_jax.models.base import Model
@@ -27,7 +27,7 @@ def calibration(logits_NV: Array, targets_N: Array, mask_N: Array) -> Sum:
     """
     logits_NV = logits_NV.astype(jnp.float32)
     confidence_N = jnp.exp(logits_NV.max(-1) - jax.nn.logsumexp(logits_NV, axis=-1))
-    right_N = (likeliest(logits_NV) == targets_N).astype(jnp.float32)
+    right_N = (argmax(logits_NV) == targets_N).astype(jnp.float32)
     bin_N = jnp.clip((confidence_N * BINS).astype(jnp.int32), 0, BINS - 1)
     member_NX = (bin_N[:, None] == jnp.arange(BINS)[None]) & mask_N[:, None]
     excess_NX = jnp.where(member_NX, (right_N - confidence_N)[:, None], 0.0)
@@ -66,15 +66,15 @@ def compare(teacher_logits_NV: Array, student_logits_NV: Array, targets_N: Array
       student's draft tokens (arXiv 2211.17192, corollary 3.6), "calibration_error" as `calibration`.
     """
     logp = [jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (teacher_logits_NV, student_logits_NV)]
-    agree_N = likeliest(teacher_logits_NV) == likeliest(student_logits_NV)
-    return alone(student_logits_NV, targets_N, mask_N) | {
+    agree_N = argmax(teacher_logits_NV) == argmax(student_logits_NV)
+    return student_metrics(student_logits_NV, targets_N, mask_N) | {
         "kl_to_teacher": Sum.over(forward_kl(*logp), mask_N),
         "agreement": Sum.over(agree_N.astype(jnp.float32), mask_N),
         "acceptance": Sum.over(1 - total_variation(*logp), mask_N),
     }
 
 
-def alone(logits_NV: Array, targets_N: Array, mask_N: Array) -> Sums:
+def student_metrics(logits_NV: Array, targets_N: Array, mask_N: Array) -> Sums:
     """Of `compare`, what needs no teacher: "cross_entropy" and "calibration_error"."""
     return {
         "cross_entropy": Sum.over(cross_entropy(logits_NV, targets_N), mask_N),
@@ -105,7 +105,7 @@ def compare_cached(signal: TopK, payload: Payload, student_logits_NV: Array, tar
     there_N = p_N > 0
     bucket_N = jnp.where(there_N, p_N * (teacher_NX[:, -1] - student_NX[:, -1]), 0.0)
     most_N = jnp.where(there_N, p_N * (jnp.minimum(teacher_NX[:, -2], teacher_NX[:, -1]) - least_N), 0.0)
-    agree_N = payload["ids"][:, 0].astype(jnp.int32) == likeliest(student_logits_NV)
+    agree_N = payload["ids"][:, 0].astype(jnp.int32) == argmax(student_logits_NV)
     return {
         "cross_entropy": Sum.over(cross_entropy(student_logits_NV, targets_N, log_z_N=aligned.log_z_N), mask_N),
         "kl_to_teacher": Sum.over(forward_kl(teacher_NX, student_NX), mask_N),
@@ -156,13 +156,13 @@ def _counted_first(x_BTX: Array, mask_BT: Array) -> Array:
     return jnp.take_along_axis(x_BTX, order_BT.reshape(*order_BT.shape, *[1] * (x_BTX.ndim - 2)), axis=1)
 
 
-def alone_step(params: Params, batch: Batch, *, student: Model, all_sum: Callable[[Any], Any]) -> Sums:
+def student_metrics_step(params: Params, batch: Batch, *, student: Model, all_sum: Callable[[Any], Any]) -> Sums:
     """`alone` over the batch's targets."""
     head = student.head(params)
     rows = {"hidden": student.apply(params, batch.inputs), "targets": batch.targets_BT, "mask": batch.mask_BT}
 
     def sums(row: Mapping[str, Array]) -> Sums:
-        return alone(head.logits(row["hidden"]), row["targets"], row["mask"])
+        return student_metrics(head.logits(row["hidden"]), row["targets"], row["mask"])
 
     return all_sum(_over_chunks(sums, rows, head.kernel_DV.shape[1]))
 

@@ -87,7 +87,7 @@ def signal_costs(teacher: Teacher, folder: Path) -> list[SignalCost]:
     whole = pipeline.Split(teacher.workdir.data, "train")
     sample = _sample(teacher, whole, Folder(folder / "sample", "plan"))
     signals = candidates(teacher.data["vocab_size"])
-    with progress.progress("plan: signals", 1 + len(signals)) as bar:
+    with progress.bar("plan: signals", 1 + len(signals)) as bar:
         states = _states(teacher, sample, bar)
         bar.advance(1)
         targets = len(states.hidden_ND)
@@ -136,7 +136,7 @@ def _states(teacher: Teacher, sample: pipeline.Split, bar: Any) -> States:
     spread, shapes = teacher.devices, teacher.experiment.shapes
     step = spread.compile(lambda params, inputs: teacher.model.apply(params, inputs))
     batches = pipeline.EvalBatches(sample, teacher.layout, shapes, BATCH, spread.count)
-    masks, inputs = zip(*[(batch.mask_BT, spread.cut(batch.inputs)) for batch in batches], strict=True)
+    masks, inputs = zip(*[(batch.mask_BT, spread.shard(batch.inputs)) for batch in batches], strict=True)
     buckets = [bucket for bucket, _ in batches.plan]
     for bucket in dict.fromkeys(buckets):
         with bar.compiling(bucket):
@@ -146,7 +146,7 @@ def _states(teacher: Teacher, sample: pipeline.Split, bar: Any) -> States:
     seconds = time.perf_counter() - began
     hidden = {}
     for (_, indices), mask_BT, states in zip(batches.plan, masks, read, strict=True):
-        hidden_BTD = spread.gather(states)
+        hidden_BTD = spread.to_host(states)
         hidden |= {int(i): hidden_BTD[b][mask_BT[b]] for b, i in enumerate(indices)}
     by_example = [hidden[i] for i in range(len(sample))]
     padding = sum(mask_BT.size for mask_BT in masks) / sum(mask_BT.sum() for mask_BT in masks)
@@ -160,12 +160,12 @@ def _written(
     spread, seen = teacher.devices, len(states.hidden_ND)
     rows = -(-seen // spread.count) * spread.count
     keys_N = jax.random.key_data(jax.random.split(jax.random.key(0), rows))
-    arguments = teacher.params, spread.cut((np.resize(states.hidden_ND, (rows, states.hidden_ND.shape[1])), keys_N))
+    arguments = teacher.params, spread.shard((np.resize(states.hidden_ND, (rows, states.hidden_ND.shape[1])), keys_N))
     reduce = functools.partial(_reduce, model=teacher.model, signal=signal)
     with bar.compiling(folder.name):
         program = spread.compile(reduce).lower(*arguments).compile()
     began = time.perf_counter()
-    payload = spread.gather(program(*arguments))
+    payload = spread.to_host(program(*arguments))
     reducing = time.perf_counter() - began
     parts = {name: np.split(values[:seen], states.ends) for name, values in payload.items()}
 
@@ -193,7 +193,7 @@ def _knowledge(teacher: Teacher, hidden_ND: np.ndarray, signal: Signal) -> tuple
     """(covered, lost), means over evenly spaced targets."""
     places = np.linspace(0, len(hidden_ND) - 1, min(KNOWLEDGE_TOKENS, len(hidden_ND))).astype(int)
     step = jax.jit(functools.partial(_knowledge_step, model=teacher.model, signal=signal))
-    covered_N, lost_N = jax.device_get(step(teacher.devices.first(teacher.params), hidden_ND[places]))
+    covered_N, lost_N = jax.device_get(step(teacher.devices.unreplicate(teacher.params), hidden_ND[places]))
     return float(covered_N.mean(dtype=np.float64)), float(lost_N.mean(dtype=np.float64))
 
 
@@ -233,7 +233,7 @@ def step_costs(experiment: Experiment, teacher: Teacher, recipe: Recipe) -> list
         "with the teacher in the step": {"ce": Term(cross_entropy), "kd": Term(forward_kl, signal=Online())},
     }
     batch = _batch(experiment, teacher, recipe, signal)
-    with progress.progress("plan: a student's step", (STEPS + 2) * len(ways)) as bar:
+    with progress.bar("plan: a student's step", (STEPS + 2) * len(ways)) as bar:
         steps = {}
         for way, terms in ways.items():
             with bar.compiling(way):
@@ -275,7 +275,7 @@ def _compiled(recipe: Recipe, terms: Terms, teacher: Teacher, batch: Batch) -> t
     parts = {"model": model, "terms": terms, "tx": tx, "teacher": teacher.model if online else None}
     first = jax.jit(lambda key: model.stack(model.init(key)))
     state = init_state(jax.random.key(1), first(jax.random.key(0)), tx)
-    beside = teacher.devices.first(teacher.params) if online else None
+    beside = teacher.devices.unreplicate(teacher.params) if online else None
     one = devices("jit")
-    arguments = one.put((state, batch if cached else batch._replace(payload={}), beside))
+    arguments = one.replicate((state, batch if cached else batch._replace(payload={}), beside))
     return one.compile_sums(functools.partial(train_step, **parts)).lower(*arguments).compile(), arguments

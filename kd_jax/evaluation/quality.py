@@ -9,7 +9,7 @@ from kd_jax.artifacts import files
 from kd_jax.artifacts.manifest import Folder, read_lines
 from kd_jax.batches.pipeline import EvalBatches, PromptBatches
 from kd_jax.decoding.text import to_text
-from kd_jax.evaluation.candidates import Contender, Programs
+from kd_jax.evaluation.candidates import Candidate, Programs
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.devices import Devices
 from kd_jax.tasks.base import Example, Task
@@ -20,7 +20,7 @@ from kd_jax.types import Batch, Params
 Texts = Mapping[str, Sequence[str]]  # way of writing -> a text of every written example
 
 
-class Measured(NamedTuple):
+class EvalSet(NamedTuple):
     """A split's examples, and those of them that texts are written for.
 
     Attributes:
@@ -32,7 +32,7 @@ class Measured(NamedTuple):
     written: Sequence[int]
 
     @classmethod
-    def of(cls, folder: Folder, split: str, count: int) -> "Measured":
+    def of(cls, folder: Folder, split: str, count: int) -> "EvalSet":
         """A prepared split's, `count` of them evenly spread; 0 for all."""
         examples = read_lines(folder.file(f"{split}.jsonl"))
         chosen = np.linspace(0, len(examples) - 1, min(count or len(examples), len(examples))).astype(int)
@@ -45,7 +45,7 @@ class Measured(NamedTuple):
 
 
 def texts(
-    contender: Contender,
+    candidate: Candidate,
     params: Params,
     programs: Programs,
     batches: PromptBatches,
@@ -56,7 +56,7 @@ def texts(
     """Way of writing -> the text that the model writes for every prompt, in their order.
 
     Args:
-      contender, params: the model, and its parameters on the devices.
+      candidate, params: the model, and its parameters on the devices.
       programs: compiled functions.
       batches: the prompts.
       ways: such as ("greedy", "beam").
@@ -64,17 +64,17 @@ def texts(
     """
 
     def write(numbers: np.ndarray, batch: Any) -> dict[str, list[tuple[int, str]]]:
-        prompts = devices.cut(batch)
-        ids = {way: programs.write(contender.architecture, way, devices)(params, prompts) for way in ways}
-        rows = {way: devices.gather(ids_BT) for way, ids_BT in ids.items()}
+        prompts = devices.shard(batch)
+        ids = {way: programs.write(candidate.architecture, way, devices)(params, prompts) for way in ways}
+        rows = {way: devices.to_host(ids_BT) for way, ids_BT in ids.items()}
         return {way: [(int(n), to_text(rows[way][b], tokenizer)) for b, n in enumerate(numbers)] for way in ways}
 
-    parts = of_all_batches(f"write {contender.name}", batches, write)
+    parts = map_batches(f"write {candidate.name}", batches, write)
     return {way: [text for _, text in sorted(pair for part in parts for pair in part[way])] for way in ways}
 
 
 def likelihoods(
-    contender: Contender,
+    candidate: Candidate,
     params: Params,
     programs: Programs,
     batches: EvalBatches,
@@ -84,24 +84,24 @@ def likelihoods(
     """(nats, tokens) of every text example's targets that count: float64 and int64 [text examples].
 
     Args:
-      contender, params, programs, devices: as `texts`.
+      candidate, params, programs, devices: as `texts`.
       batches: the encoded examples.
       owners: int [encoded examples], the text example that each is a part of.
     """
 
     def nats(indices: np.ndarray, batch: Batch) -> tuple[list[int], list[float], list[int]]:
-        nll_B = devices.gather(programs.likelihood(contender.architecture, devices)(params, devices.cut(batch)))
+        nll_B = devices.to_host(programs.likelihood(candidate.architecture, devices)(params, devices.shard(batch)))
         count = len(indices)
         return owners[indices].tolist(), nll_B[:count].tolist(), batch.mask_BT[:count].sum(-1).tolist()
 
     nll, tokens = np.zeros(owners.max() + 1), np.zeros(owners.max() + 1, np.int64)
-    for numbers, nll_B, tokens_B in of_all_batches(f"likelihood {contender.name}", batches, nats):
+    for numbers, nll_B, tokens_B in map_batches(f"likelihood {candidate.name}", batches, nats):
         np.add.at(nll, numbers, nll_B)
         np.add.at(tokens, numbers, tokens_B)
     return nll, tokens
 
 
-def of_all_batches(title: str, batches: PromptBatches | EvalBatches, measure: Callable[[np.ndarray, Any], Any]) -> list:
+def map_batches(title: str, batches: PromptBatches | EvalBatches, measure: Callable[[np.ndarray, Any], Any]) -> list:
     """What is measured of every batch, in their order, under a bar; each host takes its share of the batches.
 
     Args:
@@ -109,18 +109,18 @@ def of_all_batches(title: str, batches: PromptBatches | EvalBatches, measure: Ca
       batches: with their `plan` of (padded lengths, example numbers).
       measure: (example numbers, batch) -> something JSON-able, if there are several hosts.
     """
-    here, of = hosts.host()
+    here, of = hosts.process()
     mine, parts = range(here, len(batches), of), []
-    with progress.progress(title, len(mine)) as bar:
+    with progress.bar(title, len(mine)) as bar:
         for i in mine:
             length, indices = batches.plan[i]
             with bar.meeting(length):
                 parts.append(measure(indices, batches[i]))
             bar.advance(1)
-    return hosts.gathered(parts)
+    return hosts.all_gather(parts)
 
 
-def of_tokens(task: Task, measured: Measured, nll_N: np.ndarray, tokens_N: np.ndarray) -> Outcome:
+def of_tokens(task: Task, measured: EvalSet, nll_N: np.ndarray, tokens_N: np.ndarray) -> Outcome:
     """The likelihoods of all examples; no texts."""
     references = [task.references_of(example) for example in measured.examples]
     return Outcome(measured.examples, [], references, nll_N, tokens_N)
@@ -149,7 +149,7 @@ def scores(
     return figures
 
 
-def side_by_side(task: Task, measured: Measured, written: Texts) -> list[dict[str, Any]]:
+def side_by_side(task: Task, measured: EvalSet, written: Texts) -> list[dict[str, Any]]:
     """One row for each written example: its number, source, reference, and what was written each way."""
     rows = []
     for place, number in enumerate(measured.written):
@@ -160,7 +160,7 @@ def side_by_side(task: Task, measured: Measured, written: Texts) -> list[dict[st
 
 
 def read_outcome(
-    task: Task, measured: Measured, folder: Folder, name: str, reads: Literal["texts", "tokens"]
+    task: Task, measured: EvalSet, folder: Folder, name: str, reads: Literal["texts", "tokens"]
 ) -> Outcome:
     """What a finished evaluation left of a model: the texts of its first way of writing, or the likelihoods.
 

@@ -13,13 +13,13 @@ from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.pipeline import Split
 from kd_jax.batches.store import Store, shard_path
 from kd_jax.errors import KdError
-from kd_jax.evaluation.candidates import contenders
+from kd_jax.evaluation.candidates import load_candidates
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl, jensen_shannon
 from kd_jax.losses.features import mse
 from kd_jax.objective.terms import Term
 from kd_jax.phases import cache, evaluate, prepare, student, teacher
-from kd_jax.schedules import Ramp
+from kd_jax.schedules import Schedule
 from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
@@ -159,7 +159,7 @@ def test_two_temperatures_share_a_cache(experiment, workdir, tmp_path):
 
 ONLINE = {
     "ce": Term(cross_entropy, weight=0.5),
-    "kd": Term(jensen_shannon, weight=Ramp(0.0, 0.5, 4), signal=Online(temperature=Ramp(1.0, 2.0, 4))),
+    "kd": Term(jensen_shannon, weight=Schedule(0.0, 0.5, 4), signal=Online(temperature=Schedule(1.0, 2.0, 4))),
     "hidden": Term(mse, weight=0.1, signal=HiddenStates(layers=((0, 1),))),
     "relations": Term(forward_kl, weight=0.1, signal=AttentionRelations(layers=((1, 1),), heads=4)),
 }
@@ -213,7 +213,7 @@ def test_closeness_from_the_cache_equals_that_beside_the_teacher_within_its_erro
     run, only = beside(workdir, tmp_path, "data", TEACHER, "cache"), with_student(experiment)
     only = dataclasses.replace(only, evaluation=dataclasses.replace(only.evaluation, split="validation"))
     student.run(only, run)
-    first, second = contenders(only, run)
+    first, second = load_candidates(only, run)
     online = evaluate._closeness(evaluate._setting(only, run), second, first.params, second.params)
     offline = online["offline"]
     assert offline["kl_error"] > 0 and 0 < offline["acceptance_error"] < 1

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from kd_jax import config
-from kd_jax.evaluation.limits import memory_of, model_flops
+from kd_jax.evaluation.roofline import device_memory, model_flops
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.objective.terms import Term
@@ -68,7 +68,7 @@ def test_with_fsdp_each_device_gathers_every_matrix_and_keeps_its_part(experimen
 
 
 def test_memory_falls_as_fsdp_grows(experiment):
-    used = [memory_of(ahead(experiment, Mesh(fsdp=fsdp))) for fsdp in (1, 2, 8)]
+    used = [device_memory(ahead(experiment, Mesh(fsdp=fsdp))) for fsdp in (1, 2, 8)]
     assert used[0] > used[1] > used[2]
 
 
@@ -85,10 +85,10 @@ def test_the_step_is_that_of_arrays_on_the_devices(experiment):
     model, batch = MODEL.build(V), longest_batch(experiment, "cached", V, 8)
     params, tx = jax.jit(model.init)(jax.random.key(0)), recipe.training.optimizer.build(recipe.training.steps)
     state = init_state(jax.random.key(1), params, tx)
-    placed = spread.put(state, state_axes(state, tx, model.axes(params))), spread.cut(batch), None
+    placed = spread.replicate(state, state_axes(state, tx, model.axes(params))), spread.shard(batch), None
     run = Run("cached", recipe, model, (), [batch], 1)
     real = training_step(run, tx, spread).lower(*placed).compile()
     planned = compile_ahead(experiment, "cached", V, spread)
     assert (planned.rows, planned.length) == batch.targets_BT.shape
     assert read(real) == read(planned.compiled)
-    assert memory_of(real) == memory_of(planned.compiled)
+    assert device_memory(real) == device_memory(planned.compiled)

@@ -15,7 +15,7 @@ from kd_jax.training.ahead import compile_ahead, longest_batch
 MIB = 2**20
 
 
-class Limits(NamedTuple):
+class Roofline(NamedTuple):
     """Seconds that a program takes at least for each reason, were a chip at its peak: a roofline.
 
     Attributes:
@@ -36,25 +36,27 @@ class Limits(NamedTuple):
         """Which one that is.
 
         Examples:
-          >>> Limits(compute=2.0, memory=3.0, collectives=1.0).binding
+          >>> Roofline(compute=2.0, memory=3.0, collectives=1.0).binding
           'memory-bound'
         """
         titles = {"compute": "compute-bound", "memory": "memory-bound", "collectives": "collective-bound"}
         return titles[max(self._asdict(), key=self._asdict().get)]
 
 
-def limits(work: Work, chip: Chip) -> Limits:
+def roofline(work: Work, chip: Chip) -> Roofline:
     """Of a program on each chip.
 
     Examples:
       >>> from kd_jax.runtime.chips import CHIPS
-      >>> limits(Work(flops=197 * 10**12, traffic=819 * 10**9, collectives=()), CHIPS["tpu-v5e"])
-      Limits(compute=1.0, memory=1.0, collectives=0.0)
+      >>> roofline(Work(flops=197 * 10**12, traffic=819 * 10**9, collectives=()), CHIPS["tpu-v5e"])
+      Roofline(compute=1.0, memory=1.0, collectives=0.0)
     """
-    return Limits(work.flops / chip.flops, work.traffic / chip.bandwidth, sum(work.moved.values()) / chip.interconnect)
+    return Roofline(
+        work.flops / chip.flops, work.traffic / chip.bandwidth, sum(work.moved.values()) / chip.interconnect
+    )
 
 
-def memory_of(compiled: Any) -> int:
+def device_memory(compiled: Any) -> int:
     """Bytes that a program has on each device at once: what it is given, what it gives, what it needs between."""
     memory = compiled.memory_analysis()
     together = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -80,8 +82,8 @@ def step_on_chips(experiment: Experiment, name: str, vocab_size: int, spread: On
       chip: that each device would be.
     """
     step = compile_ahead(experiment, name, vocab_size, spread)
-    work, memory = read(step.compiled), memory_of(step.compiled)
-    least = limits(work, chip)
+    work, memory = read(step.compiled), device_memory(step.compiled)
+    least = roofline(work, chip)
     needed = model_flops(experiment, name, vocab_size, spread.count) / spread.devices
     kept = step.compiled.memory_analysis().argument_size_in_bytes
     told = {
