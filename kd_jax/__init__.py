@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "kd_jax.config": ("load",),
+    "kd_jax.config": ("load_experiment",),
     "kd_jax.errors": ("KdError",),
     "kd_jax.types": ("Batch", "Inputs", "Sum", "Tokens"),
     "kd_jax.experiment": ("Comparison", "Evaluation", "Experiment", "Recipe", "Training"),
@@ -34,7 +34,7 @@ _HOMES = {
     "kd_jax.students.init": ("FromCheckpoint", "FromTeacher", "Random"),
     "kd_jax.students.pretrained": ("FromHuggingFace", "Smaller"),
     "kd_jax.optim.optimizer": ("Optimizer",),
-    "kd_jax.schedules": ("Ramp",),
+    "kd_jax.schedules": ("Schedule",),
     "kd_jax.objective.terms": ("Term", "total_loss"),
     "kd_jax.objective.fused_head": ("fused_head", "map_head"),
     "kd_jax.runtime.mesh": ("Mesh",),

@@ -14,7 +14,7 @@ from typing import Any
 from kd_jax.errors import KdError
 
 
-def load(path: str | Path) -> Any:
+def load_experiment(path: str | Path) -> Any:
     """Runs an experiment file and returns the object that it calls `experiment`.
 
     Modules beside the file can be imported by it, and stay importable.
@@ -29,9 +29,9 @@ def load(path: str | Path) -> Any:
       KdError: if there is no such file, or it defines no `experiment` that is a dataclass.
 
     Examples:
-      >>> load("experiments/configs/smoke.py").buckets
+      >>> load_experiment("experiments/configs/smoke.py").buckets
       (32,)
-      >>> load("quickstrat.py")
+      >>> load_experiment("quickstrat.py")
       Traceback (most recent call last):
       kd_jax.errors.KdError: config quickstrat.py: no such file; \
 wanted a Python file such as experiments/configs/quickstart.py
@@ -98,9 +98,9 @@ def to_data(value: Any) -> Any:
     """The resolved configuration as JSON-able data; `from_data` is the inverse.
 
     Examples:
-      >>> from kd_jax.schedules import Ramp
-      >>> from_data(to_data({"weight": Ramp(1.0, 0.2, steps=10)}))
-      {'weight': Ramp(start=1.0, end=0.2, steps=10, begin=0, shape='linear')}
+      >>> from kd_jax.schedules import Schedule
+      >>> from_data(to_data({"weight": Schedule(1.0, 0.2, steps=10)}))
+      {'weight': Schedule(start=1.0, end=0.2, steps=10, begin=0, shape='linear')}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: to_data(vars(value)[field.name]) for field in dataclasses.fields(value)}

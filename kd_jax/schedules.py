@@ -13,7 +13,7 @@ Shape = Literal["linear", "cosine"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Ramp:
+class Schedule:
     """From one value to another, between two steps; constant before and after.
 
     .. math:: v(n) = start + (end - start) s(x), \\quad x = \\min(\\max((n - begin) / steps, 0), 1)
@@ -27,7 +27,7 @@ class Ramp:
       shape: "linear", or "cosine" for a half wave.
 
     Examples:
-      >>> weight = Ramp(1.0, 0.0, steps=4, begin=10)
+      >>> weight = Schedule(1.0, 0.0, steps=4, begin=10)
       >>> [float(weight(n)) for n in (0, 10, 11, 14, 99)]
       [1.0, 1.0, 0.75, 0.0, 0.0]
     """
@@ -45,12 +45,12 @@ class Ramp:
         return self.start + (self.end - self.start) * share
 
 
-def at(value: float | Ramp, step: Any) -> Any:
+def value_at(value: float | Schedule, step: Any) -> Any:
     """A number's or a ramp's value at a step."""
-    return value(step) if isinstance(value, Ramp) else value
+    return value(step) if isinstance(value, Schedule) else value
 
 
-def check(value: float | Ramp, field: str, least: float) -> None:
+def check(value: float | Schedule, field: str, least: float) -> None:
     """Refuses anything but a finite number that is positive and at least `least`, or a ramp between such.
 
     A ramp may start or end at `least` = 0, so that a term fades in or out, but not both.
@@ -58,10 +58,10 @@ def check(value: float | Ramp, field: str, least: float) -> None:
     Raises:
       KdError: names the field.
     """
-    if not isinstance(value, Ramp):
+    if not isinstance(value, Schedule):
         if not (is_number(value) and value >= least and value > 0):
             wanted = f"a number of at least {least}" if least else "a number more than 0 (leave the term out for none)"
-            raise KdError(f"{field}: {value!r}; wanted {wanted}, or a Ramp")
+            raise KdError(f"{field}: {value!r}; wanted {wanted}, or a Schedule")
         return
     for name, whole, minimum in (("steps", value.steps, 1), ("begin", value.begin, 0)):
         if not is_count(whole, minimum):

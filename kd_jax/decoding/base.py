@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from kd_jax.models.base import Cache, Model
 from kd_jax.types import Array, Inputs, Params
 
-NOTHING = -1  # stands behind the end of a text; an id that is no token's
+NO_TOKEN = -1  # stands behind the end of a text; an id that is no token's
 
 # (logits_BV, tokens written so far, memory) -> (token_B, memory)
 Choose = Callable[[Array, Array, chex.ArrayTree], tuple[Array, chex.ArrayTree]]
 
 
-def likeliest(logits_NV: Array) -> Array:
+def argmax(logits_NV: Array) -> Array:
     """The first id of the largest logit, int32 [N]; on CPU 7 times as fast as XLA's argmax.
 
     Examples:
-      >>> likeliest(jnp.array([[1.0, 3.0, 3.0], [0.0, -1.0, -2.0]])).tolist()
+      >>> argmax(jnp.array([[1.0, 3.0, 3.0], [0.0, -1.0, -2.0]])).tolist()
       [1, 0]
     """
     largest_NV = logits_NV == logits_NV.max(-1, keepdims=True)
@@ -60,7 +60,7 @@ def top_k(logits_NV: Array, k: int) -> tuple[Array, Array]:
     return values_NK, jnp.take_along_axis(chosen_NK, place_NK // chunk, axis=1) * chunk + place_NK % chunk
 
 
-def barring(model: Model, ids: tuple[int, ...]) -> Model:
+def suppress(model: Model, ids: tuple[int, ...]) -> Model:
     """The model, which never writes these ids: their logits are -inf, so what is left has all the probability.
 
     Args:
@@ -69,7 +69,7 @@ def barring(model: Model, ids: tuple[int, ...]) -> Model:
 
     Examples:
       >>> echo = Model(*[None] * 5, extend=lambda table, cache, ids_BT: (table[ids_BT], cache))
-      >>> barring(echo, (2,)).step(jnp.array([[1.0, 2.0, 3.0]]), (), jnp.array([0]))[0].tolist()
+      >>> suppress(echo, (2,)).step(jnp.array([[1.0, 2.0, 3.0]]), (), jnp.array([0]))[0].tolist()
       [[1.0, 2.0, -inf]]
     """
     if not ids:
@@ -119,13 +119,13 @@ def token_by_token(
       memory: what `choose` remembers from token to token.
 
     Returns:
-      int32 [B, T], the end included, NOTHING behind it.
+      int32 [B, T], the end included, NO_TOKEN behind it.
     """
 
     def step(loop: Loop) -> Loop:
         logits_BV, cache = model.step(params, loop.cache, loop.token_B)
         chosen_B, memory = choose(logits_BV, loop.written, loop.memory)
-        token_B = jnp.where(loop.ended_B, NOTHING, chosen_B)
+        token_B = jnp.where(loop.ended_B, NO_TOKEN, chosen_B)
         ids_BT = jax.lax.dynamic_update_slice_in_dim(loop.ids_BT, token_B[:, None], loop.written, 1)
         return Loop(loop.written + 1, token_B, loop.ended_B | (token_B == eos), ids_BT, cache, memory)
 
@@ -134,7 +134,7 @@ def token_by_token(
         written=jnp.int32(0),
         token_B=token_B,
         ended_B=~real_B,
-        ids_BT=jnp.full((len(token_B), length), NOTHING, jnp.int32),
+        ids_BT=jnp.full((len(token_B), length), NO_TOKEN, jnp.int32),
         cache=model.prefill(params, inputs, length),
         memory=memory,
     )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kd_jax.decoding.base import NOTHING, first_tokens, top_k
+from kd_jax.decoding.base import NO_TOKEN, first_tokens, top_k
 from kd_jax.models.base import Cache, Model
 from kd_jax.types import Array, Inputs, Params
 
@@ -27,7 +27,7 @@ class Decoded(NamedTuple):
     """Hypotheses, best first.
 
     Attributes:
-      ids_BKT: int32, the end included, NOTHING behind it.
+      ids_BKT: int32, the end included, NO_TOKEN behind it.
       scores_BK: float32, the sum of log-probabilities over the length penalty.
       logp_BK: float32, the sum of log-probabilities.
     """
@@ -51,7 +51,7 @@ class Ended(NamedTuple):
         return jax.tree.map(lambda x: _pick(x, best_BK), both)
 
 
-class Beam(NamedTuple):
+class BeamSearchState(NamedTuple):
     """Open hypotheses, K of each row by their sum of log-probabilities, and ended ones."""
 
     written: Array
@@ -96,14 +96,14 @@ def beam_search(
     """
     token_B, real_B = first_tokens(inputs)
     rows = len(token_B)
-    ids_BKT = jnp.full((rows, beam, length), NOTHING, jnp.int32)
+    ids_BKT = jnp.full((rows, beam, length), NO_TOKEN, jnp.int32)
     none_BK = jnp.full((rows, best or beam), NEVER)
     open_logp_BK = jnp.full((rows, beam), NEVER).at[:, 0].set(0.0)
     cache = model.prefill(params, inputs, length).widen(length * (beam - 1)).fork(beam)
-    first = Beam(jnp.int32(0), open_logp_BK, ids_BKT, Ended(none_BK, none_BK, ids_BKT[:, : best or beam]), cache)
+    first = BeamSearchState(jnp.int32(0), open_logp_BK, ids_BKT, Ended(none_BK, none_BK, ids_BKT[:, : best or beam]), cache)
     most = length_penalty(jnp.float32(length), alpha)
 
-    def unfinished(state: Beam) -> Array:
+    def unfinished(state: BeamSearchState) -> Array:
         # Log-probabilities only fall, so an open one's bound divides by the largest penalty it can reach.
         open_B = real_B & (state.ended.score_BK[:, -1] < state.open_logp_BK[:, 0] / most)
         return (state.written < length) & open_B.any()
@@ -127,7 +127,7 @@ def _pick(x_BX: Array, index_BK: Array) -> Array:
     return jnp.take_along_axis(x_BX, index_BK.reshape(*index_BK.shape, *[1] * (x_BX.ndim - 2)), axis=1)
 
 
-def _step(model: Model, params: Params, first_B: Array, eos: int, alpha: float, state: Beam) -> Beam:
+def _step(model: Model, params: Params, first_B: Array, eos: int, alpha: float, state: BeamSearchState) -> BeamSearchState:
     """One more token for every open hypothesis."""
     rows, beam, _ = state.open_ids_BKT.shape
     before_BK = jax.lax.dynamic_slice_in_dim(state.open_ids_BKT, jnp.maximum(state.written - 1, 0), 1, 2)[..., 0]
@@ -151,4 +151,4 @@ def _step(model: Model, params: Params, first_B: Array, eos: int, alpha: float, 
     # The log-probability is kept beside the score: the penalty is not divided out again.
     penalty = length_penalty((state.written + 1).astype(jnp.float32), alpha)
     ended = state.ended.best(Ended(jnp.where(ends_BC, logp_BC / penalty, NEVER), logp_BC, ids_BCT))
-    return Beam(state.written + 1, open_logp_BK, _pick(ids_BCT, stay_BK), ended, cache)
+    return BeamSearchState(state.written + 1, open_logp_BK, _pick(ids_BCT, stay_BK), ended, cache)

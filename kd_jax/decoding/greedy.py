@@ -1,6 +1,6 @@
 """Greedy decoding over a model's pure functions, with a KV cache; jittable."""
 
-from kd_jax.decoding.base import likeliest, token_by_token
+from kd_jax.decoding.base import argmax, token_by_token
 from kd_jax.models.base import Model
 from kd_jax.types import Array, Inputs, Params
 
@@ -15,7 +15,7 @@ def greedy(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
       length: most tokens written, static.
 
     Returns:
-      int32 [B, T], the end included, NOTHING behind it.
+      int32 [B, T], the end included, NO_TOKEN behind it.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -26,5 +26,5 @@ def greedy(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
       >>> greedy(bigrams, jnp.eye(5, k=1), prompts, eos=4, length=5).tolist()  # token i + 1 follows token i
       [[2, 3, 4, -1, -1]]
     """
-    choose = lambda logits_BV, written, memory: (likeliest(logits_BV), memory)  # noqa: E731
+    choose = lambda logits_BV, written, memory: (argmax(logits_BV), memory)  # noqa: E731
     return token_by_token(model, params, inputs, eos=eos, length=length, choose=choose)

@@ -7,7 +7,7 @@ tie at a limit, the first ids are kept, so that no more are kept than were asked
 import jax
 import jax.numpy as jnp
 
-from kd_jax.decoding.base import likeliest, token_by_token, top_k
+from kd_jax.decoding.base import argmax, token_by_token, top_k
 from kd_jax.models.base import Model
 from kd_jax.tasks.base import Sampling
 from kd_jax.types import Array, Inputs, Params, Tokens
@@ -49,7 +49,7 @@ def sample(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
             keys_now_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, written)
             token_B = draw(keys_now_B, truncate(logits_BV, sampling))
         else:
-            token_B = likeliest(logits_BV)
+            token_B = argmax(logits_BV)
         return token_B, seen_BV.at[jnp.arange(len(token_B)), token_B].set(True) if penalised else ()
 
     seen = _seen(model, params, inputs, eos) if penalised else ()
@@ -168,4 +168,4 @@ def draw(keys_N: Array, logits_NV: Array) -> Array:
     sums_NV = jnp.cumsum(p_NV, -1)
     total_N1 = jnp.where(possible_NV, sums_NV, 0.0).max(-1, keepdims=True)
     point_N1 = jax.vmap(jax.random.uniform)(keys_N)[:, None] * total_N1
-    return likeliest(possible_NV & (sums_NV > point_N1))
+    return argmax(possible_NV & (sums_NV > point_N1))

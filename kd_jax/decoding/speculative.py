@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kd_jax.decoding.base import NOTHING, first_tokens, likeliest
+from kd_jax.decoding.base import NO_TOKEN, argmax, first_tokens
 from kd_jax.errors import KdError
 from kd_jax.models.base import Cache, Model
 from kd_jax.types import Array, Inputs, Params
@@ -100,7 +100,7 @@ def speculative(target: Side, draft: Side, inputs: Inputs, *, eos: int, length: 
         written=jnp.int32(0),
         token_B=token_B,
         ended_B=~real_B,
-        speculated=Speculated(jnp.full((len(token_B), length + drafts), NOTHING, jnp.int32), none_B, none_B),
+        speculated=Speculated(jnp.full((len(token_B), length + drafts), NO_TOKEN, jnp.int32), none_B, none_B),
         target_cache=caches[0],
         draft_cache=caches[1],
     )
@@ -125,7 +125,7 @@ def _propose(draft: Side, cache: Cache, token_B: Array, drafts: int) -> tuple[Ar
 
     def step(state: tuple[Cache, Array], _: None) -> tuple[tuple[Cache, Array], Array]:
         logits_BV, cache = draft.model.step(draft.params, *state)
-        token_B = likeliest(logits_BV)
+        token_B = argmax(logits_BV)
         return (cache, token_B), token_B
 
     # One step more than drafts: where all are accepted, the next round begins behind the last of them.
@@ -139,7 +139,7 @@ def _round(target: Side, draft: Side, eos: int, length: int, drafts: int, loop: 
     draft_BT, draft_cache = _propose(draft, loop.draft_cache, loop.token_B, drafts)
     read_BT = jnp.concatenate([loop.token_B[:, None], draft_BT], 1)
     logits_BTV, target_cache = target.model.extend(target.params, loop.target_cache, read_BT)
-    chosen_BT = likeliest(logits_BTV.reshape(-1, logits_BTV.shape[2])).reshape(rows, -1)
+    chosen_BT = argmax(logits_BTV.reshape(-1, logits_BTV.shape[2])).reshape(rows, -1)
 
     agreed_B = jnp.cumprod(draft_BT == chosen_BT[:, :-1], axis=1).sum(1)  # drafts before the first other one
     ends_B = ((chosen_BT == eos) & (place_T <= agreed_B[:, None])).any(1)
@@ -147,7 +147,7 @@ def _round(target: Side, draft: Side, eos: int, length: int, drafts: int, loop: 
     count = jnp.minimum(room_B.min(), length - loop.written)
 
     written_BT = (place_T < count) & ~_behind(chosen_BT == eos) & ~loop.ended_B[:, None]
-    kept_BT = jnp.where(written_BT, chosen_BT, NOTHING)
+    kept_BT = jnp.where(written_BT, chosen_BT, NO_TOKEN)
     ids_BT, drafted_B, accepted_B = loop.speculated
     ids_BT = jax.lax.dynamic_update_slice_in_dim(ids_BT, kept_BT, loop.written, 1)
     drafted_BT = ~_behind(draft_BT == eos) & (place_T[:, :-1] < length - loop.written) & ~loop.ended_B[:, None]

@@ -16,7 +16,7 @@ from kd_jax.decoding.text import output_length
 from kd_jax.evaluation.candidates import Candidate, Programs
 from kd_jax.experiment import Evaluation
 from kd_jax.runtime import progress
-from kd_jax.runtime.backends import devices as devices_of
+from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Devices
 from kd_jax.tasks.base import Decoding
 from kd_jax.tokenizers.base import Tokenizer
@@ -53,7 +53,7 @@ def decoding_speeds(
     figures: dict[str, dict[str, float]] = {candidate.name: {} for candidate in candidates}
     for suffix, where, size, count in (
         ("", devices, evaluation.batch_size, 4 * evaluation.batch_size),
-        ("_single", devices_of("jit"), 1, evaluation.speed_texts),
+        ("_single", make_devices("jit"), 1, evaluation.speed_texts),
     ):
         chosen = members[:count]
         calls = {}
@@ -89,7 +89,7 @@ def drafting_speed(
       "draft_tokens" of a round; "draft_acceptance", accepted over drafted tokens; "draft_tokens_per_second"; and
       "draft_speedup", the teacher's seconds alone over those with drafts, in turn on the same prompts, medians.
     """
-    where = devices_of("jit")
+    where = make_devices("jit")
     chosen = _of_the_commonest_length(prompts, widths)[: evaluation.speed_texts]
     layout = teacher.architecture.layout(tokenizer.start, tokenizer.forced_prefix)
     batches = list(map(where.cut, PromptBatches([prompts[i] for i in chosen], layout, widths, 1, 1, chosen)))

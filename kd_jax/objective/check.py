@@ -25,7 +25,7 @@ def check(terms: Terms, vocab_size: int) -> None:
       vocab_size: tokens that the tokeniser knows.
 
     Raises:
-      KdError: for no terms; a weight that is no positive number or Ramp; a loss that is no function of
+      KdError: for no terms; a weight that is no positive number or Schedule; a loss that is no function of
         kd_jax.losses' kinds; a signal that is none, or out of its ranges; a loss of another kind than the signal
         feeds, or that it cannot support; an unknown option or one out of its range. Names the field.
 

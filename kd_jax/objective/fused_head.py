@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.base import Head
-from kd_jax.runtime.devices import on_own_rows, row_shards
+from kd_jax.runtime.devices import shard_map_rows, row_shards
 from kd_jax.types import Array
 
 # Tokens of a chunk: enough for the matrix product, few enough for the caches; and the most bytes of its logits.
@@ -167,6 +167,6 @@ def map_head(function: Callable[[Array, Any], Any], hidden_ND: Array, head: Head
     """
     tokens = hidden_ND.shape[0]
     chunks = _chunks(hidden_ND, head, rows, 0)
-    own = on_own_rows(function) if _shards(tokens) > 1 else function
+    own = shard_map_rows(function) if _shards(tokens) > 1 else function
     mapped = jax.lax.map(lambda x: own(head.logits(x[0]), x[1]), chunks)
     return jax.tree.map(lambda x: _unchunked(x, tokens), mapped)

@@ -20,7 +20,7 @@ class Term:
       loss: from kd_jax.losses: (logits_NV, targets_N, **options) for a term without a signal, a
         divergence (teacher_logp_NK, student_logp_NK, **options) for one with a signal or with attention
         relations, (teacher_NX, student_NX, **options) for one with hidden states; one value per token.
-      weight: factor in the sum over terms, or a Ramp over the steps.
+      weight: factor in the sum over terms, or a Schedule over the steps.
       signal: what the teacher says (kd_jax.signals); None for a term that needs the targets alone.
       options: further arguments of the loss, such as {"label_smoothing": 0.1}.
 
@@ -94,7 +94,7 @@ def total_loss(terms: Terms, logits_NV: Array, rows: Mapping[str, Any], fixed: M
     for name, term in terms.items():
         if term.signal is None or term.signal.level == "layers":
             continue
-        temperature = schedules.at(term.signal.temperature, step)
+        temperature = schedules.value_at(term.signal.temperature, step)
         aligned = term.signal.align(logits_NV, payload[term.signal.name], temperature)
         divergence_N = term.loss(aligned.teacher_logp_NK, aligned.student_logp_NK, **term.options)
         losses[name] = temperature**2 * divergence_N
@@ -109,5 +109,5 @@ def total_loss(terms: Terms, logits_NV: Array, rows: Mapping[str, Any], fixed: M
     values = {
         name: jnp.where(rows["mask"], rows["weight"] * losses[name], 0.0).sum() for name in terms if name in losses
     }
-    total = sum((schedules.at(terms[name].weight, step) * value for name, value in values.items()), jnp.float32(0.0))
+    total = sum((schedules.value_at(terms[name].weight, step) * value for name, value in values.items()), jnp.float32(0.0))
     return total, {name: Sum(value, count) for name, value in (values | {"loss": total}).items()}

@@ -116,13 +116,13 @@ def check_whole(field: str, value: Any, least: int, greatest: int, remedy: str) 
 
 
 def check_temperature(value: Any) -> None:
-    """Refuses what is no positive, finite number; a Ramp too: a cache holds fixed temperatures.
+    """Refuses what is no positive, finite number; a Schedule too: a cache holds fixed temperatures.
 
     Raises:
       KdError: names the field and the value.
     """
     if not (is_number(value) and value > 0):
-        raise KdError(f"signal.temperature: {value!r}; wanted a positive number (for a Ramp wanted Online)")
+        raise KdError(f"signal.temperature: {value!r}; wanted a positive number (for a Schedule wanted Online)")
 
 
 def check_tail(value: Any) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from kd_jax import schedules
 from kd_jax.losses import divergence
 from kd_jax.losses.base import logp_at, logp_with_rest
-from kd_jax.schedules import Ramp
+from kd_jax.schedules import Schedule
 from kd_jax.signals.base import Aligned, Tail, check_tail, check_whole
 from kd_jax.types import Array, Payload
 
@@ -25,7 +25,7 @@ class Online:
     Attributes:
       k: 0 for the whole vocabulary; else the divergence is taken on the k likeliest tokens, as by TopK but
         without rounding.
-      temperature: T of both softmaxes, or a Ramp over the steps.
+      temperature: T of both softmaxes, or a Schedule over the steps.
       tail: as TopK's, where k is not 0.
 
     Examples:
@@ -36,7 +36,7 @@ class Online:
     """
 
     k: int = 0
-    temperature: float | Ramp = 1.0
+    temperature: float | Schedule = 1.0
     tail: Tail = "bucket"
 
     name = "online"

@@ -104,7 +104,7 @@ def loss_fn(
     loss, sums = fused_head(functools.partial(total_loss, terms), hidden_ND, model.head(params), rows_N, fixed)
     total = loss / jnp.maximum(counts["target"], 1).astype(jnp.float32)
     for name, (feature_loss, where) in feature_losses.items():
-        weighted = schedules.at(terms[name].weight, step) * feature_loss.value
+        weighted = schedules.value_at(terms[name].weight, step) * feature_loss.value
         count = jnp.maximum(counts[where], 1).astype(jnp.float32)
         total += weighted / count
         # The reported loss is a mean over target tokens; a share of other positions is brought to it.

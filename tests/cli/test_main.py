@@ -15,7 +15,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.job import recall
 from kd_jax.cli.main import main
 from kd_jax.cli.resolve import resolve
-from kd_jax.config import load
+from kd_jax.config import load_experiment
 from kd_jax.errors import KdError
 from kd_jax.phases import PHASES
 
@@ -56,7 +56,7 @@ def test_from_python_a_run_is_the_command_s(finished, root, tmp_path, lax_promot
 
 
 def test_a_run_is_all_phases_in_order(monkeypatch, root, tmp_path):
-    experiment, called = load(root / SMOKE), []
+    experiment, called = load_experiment(root / SMOKE), []
     for phase in PHASES:
         monkeypatch.setattr(f"kd_jax.phases.{phase}.run", lambda *_, phase=phase, **__: called.append(phase))
     assert main(["run", str(root / SMOKE), "--workdir", str(tmp_path / "a")]) == 0
@@ -227,7 +227,7 @@ def test_objectives_that_cannot_be_are_refused_when_the_run_starts(term, message
         "from kd_jax.signals.features import *",
         "from kd_jax.signals.sampled import Sampled",
         "from kd_jax.signals.topk import TopK",
-        f"smoke = config.load({str(root / SMOKE)!r})",
+        f"smoke = config.load_experiment({str(root / SMOKE)!r})",
         f"recipe = dataclasses.replace(smoke.students['student_kd'], terms={{'kd': {term}}})",
         "experiment = dataclasses.replace(smoke, students={'it': recipe}, comparison=None)",
     ]
@@ -252,8 +252,8 @@ def test_plan_of_devices_prints_one_table_and_needs_no_workdir(root, capsys, lax
 def test_as_many_devices_as_are_asked_for_before_jax_begins():
     code = (
         "import kd_jax.cli.job, kd_jax.cli.check, jax\n"
-        "from kd_jax.runtime.backends import pretend\n"
-        "pretend(32)\n"
+        "from kd_jax.runtime.backends import simulate_devices\n"
+        "simulate_devices(32)\n"
         "assert jax.device_count() == 32"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -295,7 +295,7 @@ def test_a_student_of_another_vocabulary_is_refused_by_its_token_strings(finishe
         "import dataclasses",
         "from kd_jax import config",
         "from kd_jax.students.init import FromCheckpoint",
-        f"smoke = config.load({str(root / SMOKE)!r})",
+        f"smoke = config.load_experiment({str(root / SMOKE)!r})",
         f"start = FromCheckpoint({str(finished / 'students' / 'student_scratch')!r})",
         "recipe = dataclasses.replace(smoke.students['student_scratch'], init=start)",
         "experiment = dataclasses.replace(smoke, students={'student_kd': recipe}, comparison=None)",
@@ -431,10 +431,10 @@ def test_the_version_is_said(root, capsys):
     assert capsys.readouterr().out.strip() == kd_jax.__version__
 
 
-RAMP = '{"class": "kd_jax.schedules.Ramp", "fields": {"start": 0, "end": 1, "steps": 2}}'
+SCHEDULE = '{"class": "kd_jax.schedules.Schedule", "fields": {"start": 0, "end": 1, "steps": 2}}'
 
 
-@pytest.mark.parametrize("text", ['{"name": "mine"}', "[1, 2]", RAMP])
+@pytest.mark.parametrize("text", ['{"name": "mine"}', "[1, 2]", SCHEDULE])
 def test_somebody_elses_experiment_json_is_not_written_over(root, tmp_path, capsys, text):
     (tmp_path / "experiment.json").write_text(text)
     assert main(["prepare", str(root / SMOKE), "--workdir", str(tmp_path), *SHORT]) == 2

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.decoding.base import first_tokens, likeliest, top_k
+from kd_jax.decoding.base import argmax, first_tokens, top_k
 from kd_jax.tokenizers.sentencepiece import START
 from tests.decoding.searched import PROMPTS
 
 
 def test_likeliest_is_argmax_ties_to_the_first():
     logits = jnp.asarray(np.random.default_rng(0).integers(0, 4, (50, 9)), jnp.float32)
-    np.testing.assert_array_equal(likeliest(logits), logits.argmax(-1))
+    np.testing.assert_array_equal(argmax(logits), logits.argmax(-1))
 
 
 @pytest.mark.parametrize(("size", "k"), [(7, 3), (64, 1), (64, 64), (250, 8), (1001, 8), (4000, 32)])

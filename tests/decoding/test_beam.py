@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.decoding.base import NOTHING
+from kd_jax.decoding.base import NO_TOKEN
 from kd_jax.decoding.beam import beam_search, length_penalty
 from kd_jax.decoding.greedy import greedy
 from tests.decoding.searched import ENDS, EOS, LENGTH, MODEL, PARAMS, PROMPTS, ROWS, SOURCES, V, logp_of, with_bias
@@ -41,7 +41,7 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(alpha):
     others = [v for v in range(V) if v != EOS]
     ended = [(*words, EOS) for count in range(LENGTH) for words in itertools.product(others, repeat=count)]
     lengths = np.asarray(list(map(len, ended)))
-    ids_NT = np.asarray([[*ids, *[NOTHING] * (LENGTH - len(ids))] for ids in ended])
+    ids_NT = np.asarray([[*ids, *[NO_TOKEN] * (LENGTH - len(ids))] for ids in ended])
     for row in (0, 1):
         scores_N = logp_of(SOURCES[row], ids_NT) / penalty(lengths, alpha)
         best = np.argsort(-scores_N)[:5]

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.decoding.base import NOTHING
+from kd_jax.decoding.base import NO_TOKEN
 from kd_jax.decoding.greedy import greedy
 from tests.decoding.searched import ENDS, EOS, LENGTH, MODEL, PARAMS, PROMPTS, SOURCES, logits_of
 
@@ -17,11 +17,11 @@ def test_greedy_is_the_argmax_of_the_teacher_forced_model():
         ends = np.flatnonzero(ids_T == EOS)
         last = ends[0] + 1 if len(ends) else LENGTH
         assert ids_T[:last].tolist() == best_T[:last].tolist()
-        assert (ids_T[last:] == NOTHING).all()
+        assert (ids_T[last:] == NO_TOKEN).all()
 
 
 def test_a_row_that_only_fills_up_writes_nothing():
-    assert (greedy(MODEL, PARAMS, PROMPTS, **ENDS)[-1] == NOTHING).all()
+    assert (greedy(MODEL, PARAMS, PROMPTS, **ENDS)[-1] == NO_TOKEN).all()
 
 
 def test_one_trace_serves_all_batches_of_a_shape():

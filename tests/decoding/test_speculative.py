@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.batches.layouts import DecoderOnlyLayout, EncoderDecoderLayout
-from kd_jax.decoding.base import NOTHING
+from kd_jax.decoding.base import NO_TOKEN
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.speculative import Side, speculative
 from kd_jax.errors import KdError
@@ -62,7 +62,7 @@ def top_margins(family, params, inputs, ids_BT):
     for t in range(LENGTH):
         logits_BV, cache = model.step(params, cache, token_B)
         two_B2 = jax.lax.top_k(logits_BV, 2)[0]
-        least_B = np.minimum(least_B, np.where(ids_BT[:, t] == NOTHING, np.inf, two_B2[:, 0] - two_B2[:, 1]))
+        least_B = np.minimum(least_B, np.where(ids_BT[:, t] == NO_TOKEN, np.inf, two_B2[:, 0] - two_B2[:, 1]))
         token_B = ids_BT[:, t]
     return least_B
 
@@ -77,8 +77,8 @@ def test_it_is_the_targets_greedy_text(family, seed, drafts):
     want_BT, (ids_BT, drafted_B, accepted_B) = alone(params, inputs), together(params, inputs)
     for row in np.flatnonzero((ids_BT != want_BT).any(1)):
         assert top_margins(family, params[0], inputs, want_BT)[row] < 1e-4
-    assert (accepted_B <= drafted_B).all() and (accepted_B <= (ids_BT != NOTHING).sum(1)).all()
-    assert drafted_B[-1] == accepted_B[-1] == 0 and (ids_BT[-1] == NOTHING).all()
+    assert (accepted_B <= drafted_B).all() and (accepted_B <= (ids_BT != NO_TOKEN).sum(1)).all()
+    assert drafted_B[-1] == accepted_B[-1] == 0 and (ids_BT[-1] == NO_TOKEN).all()
     assert together._cache_size() == 1
 
 
@@ -92,7 +92,7 @@ def test_the_rest_of_the_batch_changes_no_text(family, seed, row):
     only = jax.tree.map(lambda x: jnp.where(jnp.arange(5).reshape(-1, *[1] * (x.ndim - 1)) == row, x, 0), inputs)
     whole, alone = together(params, inputs), together(params, only)
     assert whole.ids_BT[row].tolist() == alone.ids_BT[row].tolist()
-    assert alone.drafted_B[row] <= whole.drafted_B[row] and (alone.ids_BT == NOTHING).all(1).sum() == 4
+    assert alone.drafted_B[row] <= whole.drafted_B[row] and (alone.ids_BT == NO_TOKEN).all(1).sum() == 4
 
 
 @BOTH
@@ -104,7 +104,7 @@ def test_of_the_targets_own_drafts_all_are_accepted(family, drafts):
     write = jax.jit(lambda params, inputs: speculative(*[Side(target, params)] * 2, inputs, drafts=drafts, **ENDS))
     ids_BT, drafted_B, accepted_B = write(params, prompts(family))
     assert accepted_B.tolist() == drafted_B.tolist()
-    tokens_B = np.asarray((ids_BT != NOTHING).sum(1))
+    tokens_B = np.asarray((ids_BT != NO_TOKEN).sum(1))
     assert accepted_B.tolist() == (tokens_B - tokens_B // (drafts + 1)).tolist() and max(tokens_B) == LENGTH
 
 
@@ -124,11 +124,11 @@ def test_rows_that_end_early_or_agree_less_are_counted_each_for_itself():
     inputs = inputs._replace(decoder=inputs.decoder._replace(ids_BT=inputs.decoder.ids_BT.at[:, -1].set(last_B)))
     ids_BT, drafted_B, accepted_B = speculative(target, draft, inputs, eos=EOS, length=6, drafts=2)
     assert ids_BT.tolist() == [
-        [1, 3, 4, 5, EOS, NOTHING],
-        [4, 5, EOS, NOTHING, NOTHING, NOTHING],
-        [5, EOS, NOTHING, NOTHING, NOTHING, NOTHING],
-        [EOS, *[NOTHING] * 5],
-        [NOTHING] * 6,
+        [1, 3, 4, 5, EOS, NO_TOKEN],
+        [4, 5, EOS, NO_TOKEN, NO_TOKEN, NO_TOKEN],
+        [5, EOS, NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN],
+        [EOS, *[NO_TOKEN] * 5],
+        [NO_TOKEN] * 6,
     ]
     # Round 1: drafts 1 3 | 5 2 | 5 2 | 2; row 1 takes none of its own, so all go on by one token.
     # Round 2, behind 1 | 4 | 5: drafts 3 5 | 5 2 | 2; row 0 takes one and goes on by two: 3 4 | 5 2 | 2.

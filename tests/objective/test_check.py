@@ -9,7 +9,7 @@ from kd_jax.losses.divergence import forward_kl, jensen_shannon, reverse_kl
 from kd_jax.losses.features import cosine, mse
 from kd_jax.objective.check import check, check_readable
 from kd_jax.objective.terms import Term
-from kd_jax.schedules import Ramp
+from kd_jax.schedules import Schedule
 from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
@@ -32,7 +32,7 @@ def test_a_loss_stands_with_signals_that_feed_its_kind_alone(kind, loss, signal)
             check({"a": Term(loss, signal=signal)}, 100)
 
 
-WEIGHTS = [0.0, -1.0, float("nan"), float("inf"), "0.5", None, Ramp(0.0, 0.0, 5), Ramp(0.0, 1.0, 0), Ramp("0", 1.0, 5)]
+WEIGHTS = [0.0, -1.0, float("nan"), float("inf"), "0.5", None, Schedule(0.0, 0.0, 5), Schedule(0.0, 1.0, 0), Schedule("0", 1.0, 5)]
 
 
 @pytest.mark.parametrize("weight", WEIGHTS, ids=str)
@@ -57,7 +57,7 @@ def test_weights_are_positive_numbers(weight):
         ({"a": Term(cross_entropy, options={"label_smoothing": 1.5})}, r"^terms\.a\.options\.label_smoothing: 1.5"),
         ({"a": Term(jensen_shannon, signal=Online(), options={"bata": 0.5})}, r"^terms\.a\.options\.bata: .*beta\?"),
         ({"a": Term(forward_kl, signal=TopK(k=101))}, r"^terms\.a\.signal\.k: 101; wanted 1 to .* 100"),
-        ({"a": Term(forward_kl, signal=TopK(temperature=Ramp(1.0, 2.0, 5)))}, "signal.temperature: Ramp.*Online"),
+        ({"a": Term(forward_kl, signal=TopK(temperature=Schedule(1.0, 2.0, 5)))}, "signal.temperature: Schedule.*Online"),
         ({"a": Term(forward_kl, signal=HiddenStates(layers=()))}, r"^terms\.a\.signal\.layers"),
         ({"a": Term(reverse_kl, signal=Sampled())}, r"^terms\.a\.loss: reverse_kl.*supports forward_kl$"),
         ({"a": Term(reverse_kl, signal=TopK(k=4, tail="zero"))}, "supports forward_kl, skewed_forward_kl$"),
@@ -74,7 +74,7 @@ def test_good_objectives_pass():
     check(
         {
             "ce": Term(cross_entropy, weight=0.5, options={"label_smoothing": 0.1}),
-            "kd": Term(forward_kl, weight=Ramp(0.0, 1.0, 5), signal=Online(temperature=Ramp(4.0, 1.0, 5))),
+            "kd": Term(forward_kl, weight=Schedule(0.0, 1.0, 5), signal=Online(temperature=Schedule(4.0, 1.0, 5))),
             "hidden": Term(mse, signal=HIDDEN),
             "relations": Term(jensen_shannon, signal=RELATIONS, options={"beta": 0}),
         },

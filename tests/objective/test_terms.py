@@ -15,7 +15,7 @@ from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.base import Head
 from kd_jax.objective.fused_head import fused_head
 from kd_jax.objective.terms import Term, total_loss
-from kd_jax.schedules import Ramp
+from kd_jax.schedules import Schedule
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK
@@ -26,7 +26,7 @@ SIGNALS += [TopK(k=5, temperature=2.0), TopK(k=5, temperature=2.0, temperatures=
 SIGNALS += [
     Online(),
     Online(temperature=2.0),
-    Online(temperature=Ramp(1.0, 3.0, 10)),
+    Online(temperature=Schedule(1.0, 3.0, 10)),
     *(Online(k=5, tail=t) for t in TAILS),
 ]
 COMBINATIONS = [(signal, loss) for signal in SIGNALS for loss in divergence.ALL if signal.supports(loss)]
@@ -66,7 +66,7 @@ def problem(n, d, v, biased, padded, seed):
 def test_the_fused_head_equals_the_plain_path(combination, n, chunk, v, biased, padded, seed):
     signal, loss = combination
     hidden, head, said, teacher_head, targets, mask, weight = problem(n, 4, v, biased, padded, seed)
-    terms = {"ce": Term(cross_entropy, weight=0.4), "kd": Term(loss, weight=Ramp(0.1, 1.1, 10), signal=signal)}
+    terms = {"ce": Term(cross_entropy, weight=0.4), "kd": Term(loss, weight=Schedule(0.1, 1.1, 10), signal=signal)}
     logits = teacher_head.logits(said)
     payload = (
         {} if signal.name == "online" else {signal.name: signal.reduce(logits, jax.random.split(jax.random.key(1), n))}
@@ -79,7 +79,7 @@ def test_the_fused_head_equals_the_plain_path(combination, n, chunk, v, biased, 
 
     def plain(hidden, head):
         student_logits = head.logits(hidden)
-        temperature = 2.0 if signal == Online(temperature=Ramp(1.0, 3.0, 10)) else signal.temperature  # half-way
+        temperature = 2.0 if signal == Online(temperature=Schedule(1.0, 3.0, 10)) else signal.temperature  # half-way
         said = {"logits": logits} if signal.name == "online" else payload[signal.name]
         teacher_logp, student_logp, _ = signal.align(student_logits, said, temperature)
         divergence_N = temperature**2 * loss(teacher_logp, student_logp)
@@ -112,7 +112,7 @@ def test_one_pass_for_both_terms_gives_the_same_cross_entropy(signal):
 def test_sums_are_of_the_masked_in_tokens_unweighted_and_the_loss_weighs_them():
     """Closed form: uniform students of 11 ids have cross-entropy ln 11 everywhere; 3 of 5 tokens count."""
     rows = {"targets": jnp.arange(5), "mask": jnp.arange(5) < 3, "weight": jnp.asarray([2.0, 1.0, 1.0, 9.0, 9.0])}
-    terms = {"ce": Term(cross_entropy, weight=Ramp(0.0, 1.0, 4)), "again": Term(cross_entropy, weight=0.25)}
+    terms = {"ce": Term(cross_entropy, weight=Schedule(0.0, 1.0, 4)), "again": Term(cross_entropy, weight=0.25)}
     total, sums = total_loss(terms, jnp.zeros((5, 11)), rows | {"payload": {}}, {"step": jnp.int32(2)})
     np.testing.assert_allclose(sums["ce"].value, 4 * np.log(11), rtol=1e-6)
     np.testing.assert_allclose([total, sums["loss"].value], 0.75 * 4 * np.log(11), rtol=1e-6)

@@ -3,7 +3,7 @@
 import pytest
 
 from kd_jax.errors import KdError
-from kd_jax.schedules import Ramp
+from kd_jax.schedules import Schedule
 from kd_jax.signals.base import Features, Knowledge, Signal, id_dtype
 from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online
@@ -29,7 +29,7 @@ def test_what_is_stored_is_what_a_cache_says():
 NO_TEMPERATURES = (float("nan"), 0.0, -1.0, float("inf"), "2", True, None)
 BAD = [(signal(temperature=t), "temperature") for signal in (TopK, Sampled, Online) for t in NO_TEMPERATURES[:5]]
 BAD += [(signal(temperature=t), "temperature") for signal in (TopK, Sampled) for t in NO_TEMPERATURES[5:]]
-BAD += [(signal(temperature=Ramp(1.0, 2.0, 5)), "temperature") for signal in (TopK, Sampled)]
+BAD += [(signal(temperature=Schedule(1.0, 2.0, 5)), "temperature") for signal in (TopK, Sampled)]
 BAD += [(TopK(k=4, temperatures=(1.0, float("nan"))), "temperature")]
 BAD += [(signal(k=k), "k") for signal in (TopK, Online) for k in (8.5, True, -1, V + 1, "8", None)] + [(TopK(k=0), "k")]
 BAD += [(signal(k=4, tail=tail), "tail") for signal in (TopK, Online) for tail in ("drop", "Bucket", None)]

@@ -28,7 +28,7 @@ from kd_jax.students.init import FromTeacher, Random
 from kd_jax.tasks.translation import Translation
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.meter import Meter
-from kd_jax.training.model import trained
+from kd_jax.training.model import load_trained
 from tests.helpers.runs import beside
 
 
@@ -68,7 +68,7 @@ def test_a_record_has_one_entry_per_target_that_counts(experiment, workdir, tmp_
     for i in range(len(split)):
         row = split.read(i)
         assert len(row.records["topk"]["ids"]) == row.encoded.counts.sum() == len(plain[i]["completion"]) - 2
-    signal, (model, params) = TopK(k=8), trained(experiment, workdir, TEACHER)
+    signal, (model, params) = TopK(k=8), load_trained(experiment, workdir, TEACHER)
     batch = split.batch(experiment.teacher.model.layout(START), np.arange(8)[:, None], 8, experiment.shapes[-1])
     assert not batch.mask_BT[:, :2].any() and batch.mask_BT[:, 2].all()
     logits_NV = model.head(params).logits(model.apply(params, batch.inputs))[batch.mask_BT]
@@ -185,10 +185,10 @@ def test_a_teacher_in_the_step_never_moves_and_projections_are_not_exported(expe
         with pytest.raises(KeyboardInterrupt):
             student.run(wanted, cut)
     student.run(wanted, cut)
-    (model, params), (_, resumed) = (trained(wanted, run, "it") for run in (whole, cut))
+    (model, params), (_, resumed) = (load_trained(wanted, run, "it") for run in (whole, cut))
     chex.assert_trees_all_equal(params, resumed)
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0)))
-    assert params_digest(trained(wanted, whole, TEACHER)[1]) == before
+    assert params_digest(load_trained(wanted, whole, TEACHER)[1]) == before
     assert ONLINE.keys() <= log_of(whole)[1].keys()
 
 
