@@ -195,7 +195,7 @@ class Experiment:
         return {TEACHER: self.teacher, **self.students}
 
 
-def settled(experiment: Experiment) -> Experiment:
+def resolve(experiment: Experiment) -> Experiment:
     """The experiment with every model written out: as its folder has it, or as the teacher but for its sizes.
 
     A HuggingFaceTokenizer without a folder is the teacher's; at a Marian model's folder it becomes a MarianTokenizer.
@@ -228,7 +228,7 @@ def _settled(name: str, recipe: Recipe, teacher: Recipe | None, rows: Mapping[st
         raise KdError(f"{name}: {error}") from error
 
 
-def wanted_signals(experiment: Experiment) -> dict[PseudoTargets | None, dict[str, Signal]]:
+def required_signals(experiment: Experiment) -> dict[PseudoTargets | None, dict[str, Signal]]:
     """For the data and for each kind of the teacher's own targets: the signals that some student's term reads."""
     terms: dict[PseudoTargets | None, dict[str, Term]] = {}
     for name, recipe in experiment.students.items():

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_the_resolved_text_is_the_golden_one(path):
     """KD_JAX_GOLDEN=write python -m pytest tests/test_config.py writes it anew."""
     pretrained = path.stem.startswith("pretrained")  # which wait for a folder
-    text = config.to_text(config.load(path) if pretrained else resolve(str(path), []))
+    text = config.to_text(config.load_experiment(path) if pretrained else resolve(str(path), []))
     golden = GOLDEN / f"{path.stem}.txt"
     if "KD_JAX_GOLDEN" in os.environ:
         golden.parent.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def test_a_loss_in_the_config_itself_is_sent_beside_it(tmp_path):
     lines += ["@dataclasses.dataclass(frozen=True)", "class E:", "    term: Term", "experiment = E(Term(mine))"]
     (tmp_path / "a.py").write_text("\n".join(lines))
     with pytest.raises(KdError, match="term.loss: mine stands in the config; put it into a module beside it"):
-        config.flatten(config.load(tmp_path / "a.py").term, "term")
+        config.flatten(config.load_experiment(tmp_path / "a.py").term, "term")
 
 
 def test_objectives_are_checked():
@@ -52,9 +52,9 @@ def test_objectives_are_checked():
 def test_config_files_that_are_not(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
     with pytest.raises(KdError, match="defines no `experiment`"):
-        config.load(tmp_path / "a.py")
+        config.load_experiment(tmp_path / "a.py")
     with pytest.raises(KdError, match="no such file"):
-        config.load(tmp_path / "b.py")
+        config.load_experiment(tmp_path / "b.py")
 
 
 def test_the_experiment_survives_as_data():

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import jax
 import numpy as np
 
-from kd_jax import Experiment, Recipe, Sampled, TopK, init_state, load, train_step
+from kd_jax import Experiment, Recipe, Sampled, TopK, init_state, load_experiment, train_step
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches import pipeline, store
@@ -31,7 +31,7 @@ from kd_jax.cli.job import share_compiled_programs
 from kd_jax.phases.prepare import run as prepare
 from kd_jax.phases.teacher import run as train_teacher
 from kd_jax.runtime import progress
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.teaching.base import Teacher
 from kd_jax.teaching.signal_cache import signal_records
 from kd_jax.tokenizers.sentencepiece import START
@@ -53,7 +53,7 @@ def sub_split(whole: pipeline.Split, folder: Folder, count: int) -> pipeline.Spl
 def write_cache(teacher: Teacher, split: pipeline.Split, signal: TopK | Sampled, folder: Path) -> float:
     """Seconds to write the split's records, the compilation left out."""
     schema = dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
-    with progress.progress(f"cache {folder.name}", 2 * len(split)) as bar:
+    with progress.bar(f"cache {folder.name}", 2 * len(split)) as bar:
         records = signal_records(teacher, split, signal, bar, teacher.experiment.shapes)
         list(records(0, len(split)))  # compiles every shape
         began = time.perf_counter()
@@ -83,10 +83,10 @@ def epochs(sources: dict[str, pipeline.TrainBatches]) -> dict[str, float]:
 def step_seconds(recipe: Recipe, source: pipeline.TrainBatches, vocab_size: int) -> float:
     """Mean seconds of the student's step over batches of the epoch's lengths."""
     model, tx = recipe.model.build(vocab_size), recipe.training.optimizer.build(recipe.training.steps)
-    spread = devices("jit")
-    step = spread.compile_sums(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate=True)
-    state = spread.put(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
-    batches = [spread.cut(source[i]) for i in range(min(60, source.per_epoch))]
+    devices = make_devices("jit")
+    step = devices.compile_sums(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate=True)
+    state = devices.replicate(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
+    batches = [devices.shard(source[i]) for i in range(min(60, source.per_epoch))]
     seconds = []
     for repeat in range(2):
         for batch in batches:
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the figures are written")
     arguments = parser.parse_args()
     share_compiled_programs()
-    experiment, workdir = load(arguments.config), Workdir(arguments.workdir)
+    experiment, workdir = load_experiment(arguments.config), Workdir(arguments.workdir)
     prepare(experiment, workdir)
     train_teacher(experiment, workdir)
     with tempfile.TemporaryDirectory() as scratch:

@@ -35,7 +35,7 @@ import numpy as np
 import tokenizers
 from sides import writers
 
-from kd_jax import load
+from kd_jax import load_experiment
 from kd_jax.artifacts import manifest
 from kd_jax.models.huggingface.write import write
 from kd_jax.models.transformer import Transformer
@@ -195,7 +195,7 @@ def main() -> None:
             if given:
                 prompts = exported_model(folder, *given)
             else:
-                shape = load(ROOT / f"experiments/configs/{CONFIGS[family]}.py").teacher.model
+                shape = load_experiment(ROOT / f"experiments/configs/{CONFIGS[family]}.py").teacher.model
                 prompts = random_model(folder, shape, arguments.length)
             weights = str(given[0]) if given else "random"
             job = write_job(folder, family, weights, prompts, arguments.threads)

@@ -26,10 +26,10 @@ import jax
 from train_step import setting
 
 from kd_jax import Batch, Experiment, init_state, train_step
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Devices
-from kd_jax.runtime.mesh import Mesh, OnMesh
-from kd_jax.runtime.pmap import Pmap
+from kd_jax.runtime.mesh import Mesh, MeshDevices
+from kd_jax.runtime.pmap import PmapDevices
 from kd_jax.training.step import state_axes
 
 BLOCK = 10
@@ -61,16 +61,16 @@ def bare(experiment: Experiment, batch: Batch) -> Block:
     return block
 
 
-def through(spread: Devices, experiment: Experiment, batch: Batch) -> Block:
+def through(devices: Devices, experiment: Experiment, batch: Batch) -> Block:
     """As `fit` does it."""
     step, state, axes = first_state(experiment)
-    compiled, state = spread.compile_sums(step, donate=True), spread.put(state, axes)
+    compiled, state = devices.compile_sums(step, donate=True), devices.replicate(state, axes)
 
     def block() -> None:
         nonlocal state
         for _ in range(BLOCK):
-            state, sums = compiled(state, spread.cut(batch))
-            jax.device_get(spread.first(sums)["loss"])
+            state, sums = compiled(state, devices.shard(batch))
+            jax.device_get(devices.unreplicate(sums)["loss"])
 
     return block
 
@@ -82,9 +82,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     experiment, batch = setting("encoder_decoder")
-    backends = {"jit": devices("jit"), "pmap": Pmap(1), "mesh": OnMesh(Mesh(1, 1, 1))}
+    backends = {"jit": make_devices("jit"), "pmap": PmapDevices(1), "mesh": MeshDevices(Mesh(1, 1, 1))}
     blocks = {"bare": bare(experiment, batch), "bare again": bare(experiment, batch)}
-    blocks |= {name: through(spread, experiment, batch) for name, spread in backends.items()}
+    blocks |= {name: through(devices, experiment, batch) for name, devices in backends.items()}
     seconds: dict[str, list[float]] = {name: [] for name in blocks}
     for block in blocks.values():  # to compile
         block()

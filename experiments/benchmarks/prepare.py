@@ -21,9 +21,9 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 CONFIG = """
 import dataclasses
-from kd_jax import Files, SentencePiece, load
+from kd_jax import Files, SentencePiece, load_experiment
 tokenizer = SentencePiece(8000, model_type={model_type!r})
-experiment = dataclasses.replace(load({smoke!r}), source=Files(train=({path!r},)), tokenizer=tokenizer)
+experiment = dataclasses.replace(load_experiment({smoke!r}), source=Files(train=({path!r},)), tokenizer=tokenizer)
 """
 WORDS, LETTERS = 20_000, "abcdefghijklmnopqrstuvwxyz"
 AT_A_TIME = 10_000  # pairs that are made together

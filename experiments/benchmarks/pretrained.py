@@ -29,7 +29,7 @@ import tokenizers
 from read import MODELS as SHAPES
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from kd_jax import Experiment, load
+from kd_jax import Experiment, load_experiment
 from kd_jax.artifacts import manifest
 from kd_jax.models.huggingface.write import write
 from kd_jax.models.transformer import Transformer
@@ -97,7 +97,7 @@ def run(phase: str, name: str, workdir: Path, changes: list[str]) -> tuple[float
 def measure(name: str, examples: int, steps: int, scratch: Path) -> dict[str, object]:
     """The row of one configuration."""
     model, vocab_size = MODELS[name]
-    experiment = load(ROOT / f"experiments/configs/{name}.py")
+    experiment = load_experiment(ROOT / f"experiments/configs/{name}.py")
     teacher, workdir = scratch / "teacher", scratch / "run"
     teacher.mkdir()
     save(teacher, experiment, model, vocab_size)

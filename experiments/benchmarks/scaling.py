@@ -27,7 +27,7 @@ from scipy import stats
 from kd_jax import Batch, DecoderOnly, Optimizer, Term, cross_entropy, init_state, train_step
 from kd_jax.batches.layouts import Bucket, Segment
 from kd_jax.models.flops import TRAINING, flops_of_each, reading
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.tasks.base import Encoded
 from kd_jax.tokenizers.sentencepiece import START
 
@@ -65,13 +65,13 @@ def stepper(size: Size) -> tuple[Callable[[], None], float]:
     """(() -> one block of steps, finished; FLOPs that the model needs for a step)."""
     heads = max(1, size.width // HEAD)
     shape = DecoderOnly(size.layers, d_model=size.width, heads=heads, d_ff=4 * size.width, dropout=0.0)
-    model, batch, spread = shape.build(size.vocabulary), random_batch(size), devices("jit")
+    model, batch, devices = shape.build(size.vocabulary), random_batch(size), make_devices("jit")
     params = jax.jit(model.init)(jax.random.key(0))
     tx = Optimizer(learning_rate=1e-4, warmup=1).build(1000)
     step = functools.partial(train_step, model=model, terms={"ce": Term(cross_entropy)}, tx=tx)
-    compiled, on_device = spread.compile_sums(step, donate=True), spread.cut(batch)
+    compiled, on_device = devices.compile_sums(step, donate=True), devices.shard(batch)
     needed = TRAINING * flops_of_each(model, params).times(reading(batch))
-    state = spread.put(init_state(jax.random.key(1), params, tx))
+    state = devices.replicate(init_state(jax.random.key(1), params, tx))
 
     def block() -> None:
         nonlocal state

@@ -34,14 +34,14 @@ from kd_jax import (
     cross_entropy,
     forward_kl,
     init_state,
-    load,
+    load_experiment,
     train_step,
 )
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches import pipeline, store
 from kd_jax.batches.layouts import Bucket
 from kd_jax.models.base import Architecture
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.tasks.base import ENCODED, Encoded
 from kd_jax.tokenizers.sentencepiece import START
 
@@ -76,7 +76,7 @@ class Shape:
 
 
 def shapes() -> dict[str, Shape]:
-    quickstart, lm = (load(ROOT / f"experiments/configs/{name}.py") for name in ("quickstart", "debian_lm"))
+    quickstart, lm = (load_experiment(ROOT / f"experiments/configs/{name}.py") for name in ("quickstart", "debian_lm"))
     student = quickstart.students[quickstart.comparison.distilled]
     large = EncoderDecoder(encoder_layers=6, decoder_layers=6, d_model=512, heads=8, d_ff=2048, dropout=0.0)
     # A 6-layer student; its teacher has twice the layers.
@@ -115,7 +115,7 @@ def write(folder: Folder, shape: Shape) -> None:
 
 def stepper(folder: Folder, shape: Shape, case: str) -> Callable[[], None]:
     """() -> one block of steps, the last one finished."""
-    recipe, spread = shape.student, devices("jit")
+    recipe, devices = shape.student, make_devices("jit")
     payloads = {SIGNAL.name: store.Store(folder.path / "cache", "records")} if case == "cached_topk" else {}
     batches = pipeline.train_batches(
         pipeline.Split(folder, "train", payloads),
@@ -129,15 +129,15 @@ def stepper(folder: Folder, shape: Shape, case: str) -> Callable[[], None]:
     model, teacher = recipe.model.build(shape.vocab_size), shape.teacher.build(shape.vocab_size)
     tx = recipe.training.optimizer.build(recipe.training.steps)
     parts = {"model": model, "terms": CASES[case], "tx": tx, "teacher": teacher if case == "online" else None}
-    step = spread.compile_sums(functools.partial(train_step, **parts), donate=True)
-    state = spread.put(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
-    beside = spread.put(jax.jit(teacher.init)(jax.random.key(2))) if case == "online" else None
+    step = devices.compile_sums(functools.partial(train_step, **parts), donate=True)
+    state = devices.replicate(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
+    beside = devices.replicate(jax.jit(teacher.init)(jax.random.key(2))) if case == "online" else None
     iterator = iter(batches)
 
     def block() -> None:
         nonlocal state
         for _ in range(shape.block):
-            state, sums = step(state, spread.cut(next(iterator)), beside)
+            state, sums = step(state, devices.shard(next(iterator)), beside)
         jax.block_until_ready(sums)
 
     return block

@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import jax
 import numpy as np
 
-from kd_jax import Batch, Experiment, init_state, load, train_step
+from kd_jax import Batch, Experiment, init_state, load_experiment, train_step
 from kd_jax.batches.layouts import Bucket, Segment
 from kd_jax.cli.memory import with_large_pages
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.tasks.base import Encoded
 from kd_jax.tokenizers.sentencepiece import START
 
@@ -48,9 +48,9 @@ Step = Callable[[], None]
 def setting(family: str) -> tuple[Experiment, Batch]:
     """The experiment whose teacher is timed, and a batch for it."""
     if family == "encoder_decoder":
-        experiment, bucket = load(CONFIGS / "quickstart.py"), Bucket(16, 16)
+        experiment, bucket = load_experiment(CONFIGS / "quickstart.py"), Bucket(16, 16)
         return experiment, random_batch(experiment, experiment.teacher.training.tokens_per_batch // 16, bucket)
-    experiment = load(CONFIGS / "debian_lm.py")
+    experiment = load_experiment(CONFIGS / "debian_lm.py")
     model = dataclasses.replace(experiment.teacher.model, dropout=0.0)
     experiment = dataclasses.replace(experiment, teacher=dataclasses.replace(experiment.teacher, model=model))
     return experiment, random_batch(experiment, 8, Bucket(0, 256))
@@ -67,12 +67,12 @@ def random_batch(experiment: Experiment, count: int, bucket: Bucket) -> Batch:
 
 def jax_step(experiment: Experiment, batch: Batch) -> Step:
     """() -> one update, finished."""
-    recipe, spread = experiment.teacher, devices("jit")
+    recipe, devices = experiment.teacher, make_devices("jit")
     model = recipe.model.build(experiment.tokenizer.vocab_size)
     tx = recipe.training.optimizer.build(recipe.training.steps)
-    step = spread.compile_sums(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate=True)
-    state = spread.put(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
-    on_device = spread.cut(batch)
+    step = devices.compile_sums(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate=True)
+    state = devices.replicate(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
+    on_device = devices.shard(batch)
 
     def run() -> None:
         nonlocal state

@@ -20,11 +20,11 @@ from kd_jax import (
     TopK,
     cross_entropy,
     forward_kl,
-    load,
+    load_experiment,
     mse,
 )
 
-quickstart = load(__file__.replace("ablation.py", "quickstart.py"))
+quickstart = load_experiment(__file__.replace("ablation.py", "quickstart.py"))
 scratch, start = quickstart.students["student_scratch"], quickstart.students["student_init"]
 
 

@@ -7,9 +7,9 @@ Students from the teacher's layers, at the quickstart's steps: rate, weight of t
 
 import dataclasses
 
-from kd_jax import Decoding, Evaluation, Term, TopK, Translation, cross_entropy, forward_kl, load
+from kd_jax import Decoding, Evaluation, Term, TopK, Translation, cross_entropy, forward_kl, load_experiment
 
-quickstart = load(__file__.replace("choose_quickstart", "quickstart"))
+quickstart = load_experiment(__file__.replace("choose_quickstart", "quickstart"))
 student = quickstart.students["student_kd"]
 
 

@@ -5,9 +5,9 @@ python -m kd_jax run experiments/configs/debian_en_de.py --workdir runs/debian_e
 
 import dataclasses
 
-from kd_jax import Debian, Translation, load
+from kd_jax import Debian, Translation, load_experiment
 
-quickstart = load(__file__.replace("debian_en_de", "quickstart"))
+quickstart = load_experiment(__file__.replace("debian_en_de", "quickstart"))
 
 experiment = dataclasses.replace(
     quickstart,

@@ -8,9 +8,9 @@ Your own prompts and responses: source=Files(train=("mine.jsonl",)), a {"prompt"
 
 import dataclasses
 
-from kd_jax import Debian, Decoding, Evaluation, Instructions, load
+from kd_jax import Debian, Decoding, Evaluation, Instructions, load_experiment
 
-lm = load(__file__.replace("instructions", "debian_lm"))
+lm = load_experiment(__file__.replace("instructions", "debian_lm"))
 
 
 def trained(recipe, steps):

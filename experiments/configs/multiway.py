@@ -6,9 +6,9 @@ echo "<2de> library for reading and writing images" | python -m kd_jax generate 
 
 import dataclasses
 
-from kd_jax import Debian, Directions, Evaluation, SentencePiece, Translation, load
+from kd_jax import Debian, Directions, Evaluation, SentencePiece, Translation, load_experiment
 
-quickstart = load(__file__.replace("multiway", "quickstart"))
+quickstart = load_experiment(__file__.replace("multiway", "quickstart"))
 
 
 def trained(recipe, steps):

@@ -10,9 +10,9 @@ parts, from random ones and from chance, and trains for 350 steps on the data al
 
 import dataclasses
 
-from kd_jax import Comparison, FromTeacher, Random, load
+from kd_jax import Comparison, FromTeacher, Random, load_experiment
 
-quickstart = load(__file__.replace("narrow", "quickstart"))
+quickstart = load_experiment(__file__.replace("narrow", "quickstart"))
 whole = dataclasses.replace(quickstart.teacher.model, dropout=0.0, head_dim=32)
 sizes = {
     "most": dataclasses.replace(whole, d_model=96, heads=3, d_ff=384),

@@ -9,9 +9,9 @@ import dataclasses
 
 from extra.students import CONTROLS, by_setting
 
-from kd_jax import Comparison, Debian, DecoderOnly, Evaluation, load
+from kd_jax import Comparison, Debian, DecoderOnly, Evaluation, load_experiment
 
-lm = load(__file__.replace("pays_lm", "debian_lm"))
+lm = load_experiment(__file__.replace("pays_lm", "debian_lm"))
 
 
 def shorter(recipe, **model):

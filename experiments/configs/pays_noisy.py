@@ -9,9 +9,9 @@ import dataclasses
 
 from extra.noise import WrongReferences
 
-from kd_jax import Comparison, Debian, Decoding, PseudoTargets, Translation, load
+from kd_jax import Comparison, Debian, Decoding, PseudoTargets, Translation, load_experiment
 
-quickstart = load(__file__.replace("pays_noisy", "quickstart"))
+quickstart = load_experiment(__file__.replace("pays_noisy", "quickstart"))
 ce, kd = quickstart.students["student_init"], quickstart.students["student_kd"]
 kd_alone = {"kd": dataclasses.replace(kd.terms["kd"], weight=1.0)}
 

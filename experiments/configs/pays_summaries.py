@@ -9,9 +9,9 @@ import dataclasses
 
 from extra.students import CONTROLS, by_setting
 
-from kd_jax import Comparison, Debian, Decoding, EncoderDecoder, Evaluation, Summarization, load
+from kd_jax import Comparison, Debian, Decoding, EncoderDecoder, Evaluation, Summarization, load_experiment
 
-summaries = load(__file__.replace("pays_summaries", "debian_summaries"))
+summaries = load_experiment(__file__.replace("pays_summaries", "debian_summaries"))
 
 
 def shorter(recipe, steps, **model):

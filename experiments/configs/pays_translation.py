@@ -11,9 +11,9 @@ import dataclasses
 
 from extra.students import CONTROLS, by_setting
 
-from kd_jax import Comparison, Decoding, EncoderDecoder, PseudoTargets, Translation, load
+from kd_jax import Comparison, Decoding, EncoderDecoder, PseudoTargets, Translation, load_experiment
 
-quickstart = load(__file__.replace("pays_translation", "quickstart"))
+quickstart = load_experiment(__file__.replace("pays_translation", "quickstart"))
 small = EncoderDecoder(encoder_layers=1, decoder_layers=1, d_model=64, heads=2, d_ff=256, dropout=0.0)
 students = by_setting(quickstart.students["student_init"], quickstart.students["student_kd"], small)
 

@@ -8,9 +8,9 @@ have the same start and steps.
 
 import dataclasses
 
-from kd_jax import Comparison, Debian, Decoding, PseudoTargets, Translation, load
+from kd_jax import Comparison, Debian, Decoding, PseudoTargets, Translation, load_experiment
 
-quickstart = load(__file__.replace("pays_unlabelled", "quickstart"))
+quickstart = load_experiment(__file__.replace("pays_unlabelled", "quickstart"))
 ce, kd = quickstart.students["student_init"], quickstart.students["student_kd"]
 written = PseudoTargets("best", of="unlabelled")  # beside the references
 

@@ -5,9 +5,9 @@ python -m kd_jax run experiments/configs/smoke_lm.py --workdir runs/smoke_lm
 
 import dataclasses
 
-from kd_jax import Generation, Term, Toy, cross_entropy, load
+from kd_jax import Generation, Term, Toy, cross_entropy, load_experiment
 
-smoke = load(__file__.replace("smoke_lm", "smoke_summaries"))
+smoke = load_experiment(__file__.replace("smoke_lm", "smoke_summaries"))
 
 experiment = dataclasses.replace(
     smoke,

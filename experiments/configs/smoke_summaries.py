@@ -5,9 +5,9 @@ python -m kd_jax run experiments/configs/smoke_summaries.py --workdir runs/smoke
 
 import dataclasses
 
-from kd_jax import DecoderOnly, Decoding, SentencePiece, Summarization, Toy, load
+from kd_jax import DecoderOnly, Decoding, SentencePiece, Summarization, Toy, load_experiment
 
-smoke = load(__file__.replace("smoke_summaries", "smoke"))
+smoke = load_experiment(__file__.replace("smoke_summaries", "smoke"))
 
 
 def decoder_only(recipe, layers):

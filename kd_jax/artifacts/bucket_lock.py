@@ -67,7 +67,7 @@ def _wait_for_the_dead(folder: Path, locks: list[Path]) -> None:
     seen = {path: said for path, said in seen.items() if said}
     if not seen:
         return
-    progress.say(f"--workdir {folder}: locked by a process that may be dead; looking for {TERM:.0f} seconds")
+    progress.log(f"--workdir {folder}: locked by a process that may be dead; looking for {TERM:.0f} seconds")
     until = time.monotonic() + TERM
     while time.monotonic() < until:
         time.sleep(TERM / 12)

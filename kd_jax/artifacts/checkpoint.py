@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from kd_jax.artifacts import files
 from kd_jax.artifacts.digests import checksums, params_digest
-from kd_jax.artifacts.manifest import ELSEWHERE, Folder
+from kd_jax.artifacts.manifest import IMPORT_PHASE, Folder
 from kd_jax.artifacts.mirror import Mirror
 from kd_jax.errors import KdError
 from kd_jax.runtime import hosts
@@ -110,7 +110,7 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Moves a checkpoint that cannot be read away, and says where to: it may be the machine that erred."""
-        aside = hosts.agreed(lambda: str(_set_aside(self._folder / str(step))))
+        aside = hosts.run_on_main(lambda: str(_set_aside(self._folder / str(step))))
         self._manager.reload()
         self.wait()
         return self._mirror.there(Path(aside)) if self._mirror else files.path(aside)
@@ -204,7 +204,7 @@ def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:
     Raises:
       KdError: if the model is not finished, has other shapes, or its bytes are not those that were written.
     """
-    refuse_elsewhere(folder)
+    refuse_imported_teacher(folder)
     outputs, path = folder.outputs(), folder.path
     shapes = jax.eval_shape(init, jax.random.key(0))
     dtype = outputs["dtype"] if "dtype" in outputs else "float32"  # of every model before there were others
@@ -223,11 +223,11 @@ def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:
     return params
 
 
-def refuse_elsewhere(folder: Folder) -> None:
+def refuse_imported_teacher(folder: Folder) -> None:
     """Raises KdError for a teacher that is elsewhere, of which there are no parameters; or as Folder.manifest."""
-    if folder.manifest()["phase"] == ELSEWHERE:
+    if folder.manifest()["phase"] == IMPORT_PHASE:
         raise KdError(
-            f"{folder.path}: the teacher is elsewhere (`{ELSEWHERE}` read what it said), there are no parameters of it "
+            f"{folder.path}: the teacher is elsewhere (`{IMPORT_PHASE}` read what it said), there are no parameters of it "
             "here; take a student, or train the teacher in another --workdir"
         )
 

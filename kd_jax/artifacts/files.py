@@ -70,7 +70,7 @@ def _require(given: str, package: str) -> None:
 
 
 @contextlib.contextmanager
-def beside(where: Path) -> Iterator[Path]:
+def atomic_path(where: Path) -> Iterator[Path]:
     """A path on a disk to write at; what is there at the end of the block takes the place of `where`."""
     if in_bucket(where):
         with tempfile.TemporaryDirectory() as folder:
@@ -92,16 +92,16 @@ def part(where: Path) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(where: Path) -> Iterator[BinaryIO]:
+def atomic_write(where: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `where` at the end of the block.
 
     Of several hosts the first writes, and what the others write goes nowhere.
     """
-    if not hosts.first():
+    if not hosts.is_main_process():
         with open(os.devnull, "wb") as nowhere:
             yield nowhere
         return
-    with beside(where) as written, open(written, "wb") as file:
+    with atomic_path(where) as written, open(written, "wb") as file:
         yield file
         file.flush()
 

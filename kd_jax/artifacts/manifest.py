@@ -23,7 +23,7 @@ from kd_jax.runtime import hosts
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
 OURS = ("inputs.json", "manifest.json")
-ELSEWHERE = "import-logprobs"  # the command that stands for a teacher of which there are stored log-probabilities alone
+IMPORT_PHASE = "import-logprobs"  # the command that stands for a teacher of which there are stored log-probabilities alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Folder:
           KdError: if the folder was begun or finished with other inputs (names the first that differs), or holds
             files that no phase made.
         """
-        return hosts.agreed(lambda: self._begin(inputs, force))
+        return hosts.run_on_main(lambda: self._begin(inputs, force))
 
     def _begin(self, inputs: Mapping[str, Any], force: bool) -> bool:
         self._refuse_foreign()
@@ -72,7 +72,7 @@ class Folder:
 
     def finish(self, outputs: Mapping[str, Any], seconds: float) -> None:
         """Marks the phase as done; the manifest is the last file that it writes."""
-        hosts.agreed(lambda: self._finish(outputs, seconds))
+        hosts.run_on_main(lambda: self._finish(outputs, seconds))
 
     def _finish(self, outputs: Mapping[str, Any], seconds: float) -> None:
         manifest = {
@@ -182,13 +182,13 @@ def file_digest(path: Path) -> str:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes beside, then renames: the file is whole or not there."""
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         file.write(data)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """As `write_bytes`, in NumPy's format; files.read_array reads it."""
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         np.save(file, array)
 
 
@@ -211,7 +211,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """As `write_text`, one JSON-able row a line."""
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         for row in rows:
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 

@@ -35,7 +35,7 @@ class MetricsLog:
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row and hands it to the system at once."""
-        if not hosts.first():
+        if not hosts.is_main_process():
             return
         files.append(self._path, json.dumps(row) + "\n")
         for writer in self._writers:
@@ -48,7 +48,7 @@ class MetricsLog:
 
     def holds(self, step: int, name: str) -> bool:
         """Whether a row of this step says `name`."""
-        return hosts.agreed(
+        return hosts.run_on_main(
             lambda: self._path.exists() and any(row["step"] == step and name in row for row in read(self._path))
         )
 
@@ -58,7 +58,7 @@ class MetricsLog:
         Raises:
           KdError: if another row is damaged; names the file and the line.
         """
-        if not hosts.first():
+        if not hosts.is_main_process():
             return
         for writer in self._writers:
             writer.begin(anew=step < 0)
@@ -66,7 +66,7 @@ class MetricsLog:
             return
         whole = self._path.read_bytes().rpartition(b"\n")[0]
         rows = [row for row in _rows(self._path, whole) if row["step"] <= step]
-        with files.replacing(self._path) as file:
+        with files.atomic_write(self._path) as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kd_jax.artifacts import bucket_lock, files
-from kd_jax.artifacts.manifest import ELSEWHERE, Folder
+from kd_jax.artifacts.manifest import IMPORT_PHASE, Folder
 from kd_jax.errors import KdError
 
 TEACHER = "teacher"
@@ -41,10 +41,10 @@ class Workdir:
         return Folder(self.path / "students" / _own(name), "student")
 
     @property
-    def elsewhere(self) -> bool:
+    def teacher_is_imported(self) -> bool:
         """Whether the teacher is elsewhere: of it there are imported log-probabilities, and no parameters."""
         folder = self.model(TEACHER)
-        return folder.finished() and folder.manifest()["phase"] == ELSEWHERE
+        return folder.finished() and folder.manifest()["phase"] == IMPORT_PHASE
 
     def hypotheses(self, split: str, beam: int) -> Folder:
         """The teacher's beam of every example of a split."""

@@ -16,7 +16,7 @@ from kd_jax.errors import KdError
 
 
 @dataclasses.dataclass(frozen=True)
-class Beam:
+class BeamRunner:
     """A runner's workers (`Workers`): kd_jax is installed there, and every path leads to the same file as here.
 
     Attributes:

@@ -15,7 +15,7 @@ import numpy as np
 
 from kd_jax.artifacts import files, manifest
 from kd_jax.batches import store
-from kd_jax.batches.workers import ONE, Workers
+from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.runtime import progress
 from kd_jax.sources.held_out import UNLABELLED, Splits
 from kd_jax.tasks.base import ENCODED, Encoded, Example, Task
@@ -68,7 +68,7 @@ def per_shard(examples: int) -> int:
     return SHARD * max(1, -(-examples // (SHARD * SHARDS)))
 
 
-def encode(encoding: Encoding, split: str, workers: Workers = ONE) -> str:
+def encode(encoding: Encoding, split: str, workers: Workers = IN_PROCESS) -> str:
     """Writes an encoded split, SPLIT.lengths.npy and SPLIT.owners.npy, or goes on where an earlier call was stopped.
 
     Returns:
@@ -79,7 +79,7 @@ def encode(encoding: Encoding, split: str, workers: Workers = ONE) -> str:
     shards = [range(start, min(start + each, count)) for start in range(0, count, each)]
     if not (folder / f"{split}.index.json").exists():  # written when all is whole, but for the parts that go
         missing = [n for n in range(len(shards)) if not parts_path(folder, split, n).exists()]
-        with progress.progress(f"encode {split}", count) as bar, workers.sharing(encoding) as each_shard:
+        with progress.bar(f"encode {split}", count) as bar, workers.sharing(encoding) as each_shard:
             bar.skip(count - sum(len(shards[n]) for n in missing))
             for done in each_shard(encode_shard, [(split, n, shards[n]) for n in missing]):
                 bar.advance(done)

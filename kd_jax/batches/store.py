@@ -114,7 +114,7 @@ def write_all(folder: Path, name: str, schema: Schema, records: Iterable[Record]
 def write_shard(folder: Path, name: str, shard: int, schema: Schema, records: Iterable[Record]) -> None:
     """Writes one shard beside, then renames it."""
     # Its own name for every process: should two make the same shard, both are whole and the same.
-    with files.beside(shard_path(folder, name, shard)) as path:
+    with files.atomic_path(shard_path(folder, name, shard)) as path:
         file_writer = ArrayRecordWriter(str(path), OPTIONS)
         for record in records:
             file_writer.write(pack(schema, record))

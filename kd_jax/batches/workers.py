@@ -76,7 +76,7 @@ class Processes:
             ) from error
 
 
-ONE = Processes()
+IN_PROCESS = Processes()
 
 
 def _begin(shared: Any) -> None:

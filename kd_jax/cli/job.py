@@ -15,17 +15,17 @@ import jax
 from kd_jax import config
 from kd_jax.artifacts import files, manifest, metric_writers
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.batches.beam_runner import Beam
+from kd_jax.batches.beam_runner import BeamRunner
 from kd_jax.batches.workers import Processes, Workers
 from kd_jax.cli.check import check
 from kd_jax.cli.resolve import resolve
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, settled
+from kd_jax.experiment import Experiment, resolve
 from kd_jax.phases import OF_ONE_HOST, PHASES
 from kd_jax.reporting.ablation import chosen_metrics
 from kd_jax.reporting.controls import with_controls
 from kd_jax.runtime import backends, chips, hosts, preemption
-from kd_jax.teaching.imported.base import Source
+from kd_jax.teaching.imported.base import LogprobSource
 
 TRAINING = ("teacher", "student")  # the phases that train
 Call = tuple[str, dict[str, Any]]  # a phase, and what its `run` is given
@@ -48,15 +48,15 @@ def run(experiment: Experiment, workdir: str | Path, force: bool = False) -> dic
       KdError: if the experiment cannot be run, the workdir was made with another one, or is another process's.
 
     Examples:
-      >>> from kd_jax import load
-      >>> smoke = load("experiments/configs/smoke.py")
+      >>> from kd_jax import load_experiment
+      >>> smoke = load_experiment("experiments/configs/smoke.py")
       >>> report = run(smoke, "runs/smoke")  # doctest: +SKIP
       >>> run(dataclasses.replace(smoke, seed=-1), "runs/smoke")  # before any work
       Traceback (most recent call last):
       kd_jax.errors.KdError: seed: -1; wanted a whole number from 0 to 4294967295
     """
     share_compiled_programs()
-    experiment = settled(experiment)
+    experiment = resolve(experiment)
     check(experiment)
     run_folder = _workdir(workdir)
     with occupied(run_folder, experiment):
@@ -69,7 +69,7 @@ def named(phase: str) -> Callable[..., None]:
     """The phase's `run`; of several hosts the first does what is not shared, and the others wait."""
     run_phase = importlib.import_module(f"kd_jax.phases.{phase.replace('-', '_')}").run
     if phase in OF_ONE_HOST:
-        return lambda **options: hosts.agreed(lambda: run_phase(**options))
+        return lambda **options: hosts.run_on_main(lambda: run_phase(**options))
     return run_phase
 
 
@@ -107,7 +107,7 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
     if words.host:
         _join(words)
     if _scaled(words):
-        backends.pretend(words.devices)  # before anything asks JAX for its devices
+        backends.simulate_devices(words.devices)  # before anything asks JAX for its devices
     experiment = resolve(words.config, words.overrides)
     if words.command == "plan":
         given = {"experiment": experiment, "workdir": words.workdir and _workdir(words.workdir)}
@@ -167,7 +167,7 @@ def _workers(words: argparse.Namespace, workdir: Workdir) -> Workers:
     """Who prepares the data; raises KdError where it is Beam, and it cannot."""
     if not words.beam_runner:
         return Processes(words.processes or 1)
-    beam = Beam(words.beam_runner, words.beam_options, workdir.data.path / "beam")
+    beam = BeamRunner(words.beam_runner, words.beam_options, workdir.data.path / "beam")
     beam.check()
     return beam
 
@@ -206,7 +206,7 @@ def _ablation(experiment: Experiment, words: argparse.Namespace) -> Iterator[dic
         yield given | {"seeds": seeds, "metrics": metrics}
 
 
-def _source(words: argparse.Namespace) -> Source:
+def _source(words: argparse.Namespace) -> LogprobSource:
     """How the files came to be; raises KdError where that is not stated."""
     if not words.files:
         raise KdError("import-logprobs: no files; wanted those with the stored log-probabilities")
@@ -217,7 +217,7 @@ def _source(words: argparse.Namespace) -> Source:
     for field, wanted in (needed | {"mode": "raw, or processed for what a sampler made of them"}).items():
         if field not in words.changes:
             raise KdError(f"--{field}: missing, and the files do not say it; wanted {wanted}")
-    return Source(**words.changes)
+    return LogprobSource(**words.changes)
 
 
 def _seeds(words: argparse.Namespace) -> tuple[int, ...]:
@@ -244,7 +244,7 @@ def occupied(workdir: Workdir, experiment: Experiment, writer: tuple[int, int] |
       KdError: if another process works there, or its experiment.json is not as kd_jax writes it.
     """
     with contextlib.ExitStack() as stack:
-        hosts.agreed(lambda: _occupy(stack, workdir, experiment, writer))
+        hosts.run_on_main(lambda: _occupy(stack, workdir, experiment, writer))
         yield
         # Only now: a configuration that a phase refused must not take the place of the one that made what is there.
         remember(workdir, experiment)

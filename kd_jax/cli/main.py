@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
 
         # What waits for a person's words ends at once.
         watched = contextlib.nullcontext() if words.command in OPTIONS else preemption.watched()
-        with hosts.ending(), watched, job(words) as calls:
+        with hosts.coordinated_exit(), watched, job(words) as calls:
             for phase, options in calls:
                 named(phase)(**options)
     except KdError as error:

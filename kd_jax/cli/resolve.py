@@ -10,7 +10,8 @@ import tyro
 from kd_jax import config
 from kd_jax.cli.check import check
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, settled
+from kd_jax.experiment import Experiment
+from kd_jax.experiment import resolve as resolve_models
 
 
 def resolve(path: str, overrides: Sequence[str]) -> Experiment:
@@ -24,7 +25,7 @@ def resolve(path: str, overrides: Sequence[str]) -> Experiment:
       KdError: for an unknown field (with the nearest name) or a value of the wrong type.
       SystemExit: with code 0 after --help.
     """
-    experiment = config.load(path)
+    experiment = config.load_experiment(path)
     if not isinstance(experiment, Experiment):
         raise KdError(f"config {path}: `experiment` is {type(experiment).__name__}; wanted an Experiment")
     said = io.StringIO()
@@ -42,7 +43,7 @@ def resolve(path: str, overrides: Sequence[str]) -> Experiment:
         if stop.code == 0:
             raise
         raise KdError(_in_one_line(said.getvalue())) from stop
-    resolved = settled(resolved)
+    resolved = resolve_models(resolved)
     check(resolved)
     return resolved
 

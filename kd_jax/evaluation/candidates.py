@@ -15,7 +15,7 @@ from kd_jax.runtime.devices import Devices
 from kd_jax.signals.topk import TopK
 from kd_jax.tasks.base import Decoding
 from kd_jax.tokenizers.base import Tokenizer
-from kd_jax.training.model import trained
+from kd_jax.training.model import load_trained
 from kd_jax.types import Params
 
 
@@ -50,7 +50,7 @@ def load_candidates(experiment: Experiment, workdir: Workdir) -> list[Candidate]
         if of not in names:
             raise KdError(f"evaluation.int8: the weights of {of!r} are elsewhere; leave it out")
     models = {
-        name: Candidate(name, name, experiment.recipes[name].model, trained(experiment, workdir, name)[1])
+        name: Candidate(name, name, experiment.recipes[name].model, load_trained(experiment, workdir, name)[1])
         for name in names
     }
     return [*models.values(), *(models[of].in_int8(name) for name, of in in_int8.items())]

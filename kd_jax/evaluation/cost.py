@@ -21,7 +21,7 @@ from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import map_head
 from kd_jax.objective.terms import Term, Terms, needs_teacher
 from kd_jax.runtime import progress
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.signals.base import Signal
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
@@ -133,10 +133,10 @@ class States(NamedTuple):
 
 def _states(teacher: Teacher, sample: pipeline.Split, bar: Any) -> States:
     """Timed once its programs are compiled, one for each bucket."""
-    spread, shapes = teacher.devices, teacher.experiment.shapes
-    step = spread.compile(lambda params, inputs: teacher.model.apply(params, inputs))
-    batches = pipeline.EvalBatches(sample, teacher.layout, shapes, BATCH, spread.count)
-    masks, inputs = zip(*[(batch.mask_BT, spread.shard(batch.inputs)) for batch in batches], strict=True)
+    devices, shapes = teacher.devices, teacher.experiment.shapes
+    step = devices.compile(lambda params, inputs: teacher.model.apply(params, inputs))
+    batches = pipeline.EvalBatches(sample, teacher.layout, shapes, BATCH, devices.count)
+    masks, inputs = zip(*[(batch.mask_BT, devices.shard(batch.inputs)) for batch in batches], strict=True)
     buckets = [bucket for bucket, _ in batches.plan]
     for bucket in dict.fromkeys(buckets):
         with bar.compiling(bucket):
@@ -146,7 +146,7 @@ def _states(teacher: Teacher, sample: pipeline.Split, bar: Any) -> States:
     seconds = time.perf_counter() - began
     hidden = {}
     for (_, indices), mask_BT, states in zip(batches.plan, masks, read, strict=True):
-        hidden_BTD = spread.to_host(states)
+        hidden_BTD = devices.to_host(states)
         hidden |= {int(i): hidden_BTD[b][mask_BT[b]] for b, i in enumerate(indices)}
     by_example = [hidden[i] for i in range(len(sample))]
     padding = sum(mask_BT.size for mask_BT in masks) / sum(mask_BT.sum() for mask_BT in masks)
@@ -157,15 +157,15 @@ def _written(
     teacher: Teacher, sample: pipeline.Split, states: States, signal: Signal, folder: Path, bar: Any
 ) -> tuple[float, int]:
     """(seconds to read, reduce and write the sample, without compiling; bytes on disk)."""
-    spread, seen = teacher.devices, len(states.hidden_ND)
-    rows = -(-seen // spread.count) * spread.count
+    devices, seen = teacher.devices, len(states.hidden_ND)
+    rows = -(-seen // devices.count) * devices.count
     keys_N = jax.random.key_data(jax.random.split(jax.random.key(0), rows))
-    arguments = teacher.params, spread.shard((np.resize(states.hidden_ND, (rows, states.hidden_ND.shape[1])), keys_N))
+    arguments = teacher.params, devices.shard((np.resize(states.hidden_ND, (rows, states.hidden_ND.shape[1])), keys_N))
     reduce = functools.partial(_reduce, model=teacher.model, signal=signal)
     with bar.compiling(folder.name):
-        program = spread.compile(reduce).lower(*arguments).compile()
+        program = devices.compile(reduce).lower(*arguments).compile()
     began = time.perf_counter()
-    payload = spread.to_host(program(*arguments))
+    payload = devices.to_host(program(*arguments))
     reducing = time.perf_counter() - began
     parts = {name: np.split(values[:seen], states.ends) for name, values in payload.items()}
 
@@ -276,6 +276,6 @@ def _compiled(recipe: Recipe, terms: Terms, teacher: Teacher, batch: Batch) -> t
     first = jax.jit(lambda key: model.stack(model.init(key)))
     state = init_state(jax.random.key(1), first(jax.random.key(0)), tx)
     beside = teacher.devices.unreplicate(teacher.params) if online else None
-    one = devices("jit")
+    one = make_devices("jit")
     arguments = one.replicate((state, batch if cached else batch._replace(payload={}), beside))
     return one.compile_sums(functools.partial(train_step, **parts)).lower(*arguments).compile(), arguments

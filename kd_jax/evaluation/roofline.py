@@ -8,7 +8,7 @@ from kd_jax.experiment import Experiment
 from kd_jax.models.flops import TRAINING, flops_of_each, whole_reading
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.runtime.chips import Chip
-from kd_jax.runtime.mesh import OnMesh
+from kd_jax.runtime.mesh import MeshDevices
 from kd_jax.runtime.program import COLLECTIVES, Work, read
 from kd_jax.training.ahead import compile_ahead, longest_batch
 
@@ -74,17 +74,17 @@ def model_flops(experiment: Experiment, name: str, vocab_size: int, portions: in
     return sum(times * flops_of_each(model, shapes(model)).times(whole) for times, model in models)
 
 
-def step_on_chips(experiment: Experiment, name: str, vocab_size: int, spread: OnMesh, chip: Chip) -> dict[str, str]:
+def step_on_chips(experiment: Experiment, name: str, vocab_size: int, devices: MeshDevices, chip: Chip) -> dict[str, str]:
     """Title -> what is to be said of a model's training step on each device, as text.
 
     Args:
-      experiment, name, vocab_size, spread: as `compile_ahead`.
+      experiment, name, vocab_size, devices: as `compile_ahead`.
       chip: that each device would be.
     """
-    step = compile_ahead(experiment, name, vocab_size, spread)
+    step = compile_ahead(experiment, name, vocab_size, devices)
     work, memory = read(step.compiled), device_memory(step.compiled)
     least = roofline(work, chip)
-    needed = model_flops(experiment, name, vocab_size, spread.count) / spread.devices
+    needed = model_flops(experiment, name, vocab_size, devices.count) / devices.devices
     kept = step.compiled.memory_analysis().argument_size_in_bytes
     told = {
         "rows x length of a batch": f"{step.rows} x {step.length}",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.layers import KERNEL_INIT, Dense, HeadNorm, project
-from kd_jax.models.positions import rotate
+from kd_jax.models.positions import apply_rotary
 from kd_jax.models.transformer import Transformer
 from kd_jax.types import Array, Params
 
@@ -19,20 +19,20 @@ BLOCKS, SMALLEST_BLOCK = 4, 64
 KeyValue = tuple[Array, Array]
 
 
-class Sight(NamedTuple):
+class AttentionContext(NamedTuple):
     """What all layers of a stack share: who sees whom, from where.
 
     Attributes:
       self_bias: float [B or 1, H or 1, T, S].
-      turn, local_turn: (cosine, sine) of the positions' angles; those that local layers have in their place. None
+      rotary, local_rotary: (cosine, sine) of the positions' angles; those that local layers have in their place. None
         where positions are not rotary, or no layer is local.
       causal: whether queries and keys are of the same tokens, and none sees one behind it; the bias says so too.
       cross_bias: float [B, 1, T or 1, S]; None where there is no source.
     """
 
     self_bias: Array
-    turn: tuple[Array, Array] | None
-    local_turn: tuple[Array, Array] | None = None
+    rotary: tuple[Array, Array] | None
+    local_rotary: tuple[Array, Array] | None = None
     causal: bool = False
     cross_bias: Array | None = None
 
@@ -119,7 +119,7 @@ class SelfAttention(nn.Module):
             self.q_norm, self.k_norm = (HeadNorm(epsilon=c.norm_epsilon) for _ in "qk")
 
     def __call__(
-        self, x_BTD: Array, sight: Sight, earlier: KeyValue | None = None, slot: Array | None = None
+        self, x_BTD: Array, attention: AttentionContext, earlier: KeyValue | None = None, slot: Array | None = None
     ) -> tuple[Array, KeyValue]:
         """(what was seen [B, T, D], keys and values [B, G, S, d]).
 
@@ -129,13 +129,13 @@ class SelfAttention(nn.Module):
         q_BHTd, *kv = self.split(x_BTD)
         if c.qk_norm:
             q_BHTd, kv[0] = self.q_norm(q_BHTd), self.k_norm(kv[0])
-        if sight.turn is not None:
-            q_BHTd, kv[0] = rotate(q_BHTd, sight.turn), rotate(kv[0], sight.turn)
+        if attention.rotary is not None:
+            q_BHTd, kv[0] = apply_rotary(q_BHTd, attention.rotary), apply_rotary(kv[0], attention.rotary)
         if earlier is not None:
             update = jax.lax.dynamic_update_slice_in_dim
             kv = [update(before, now, slot, 2) for before, now in zip(earlier, kv, strict=True)]
-        look = attend_causal if sight.causal else attend
-        seen_BTD = look(q_BHTd, *kv, sight.self_bias, c.attention_scale, c.attention_soft_cap)
+        look = attend_causal if attention.causal else attend
+        seen_BTD = look(q_BHTd, *kv, attention.self_bias, c.attention_scale, c.attention_soft_cap)
         self.sow("taps", "heads", seen_BTD)
         return self.out(seen_BTD), tuple(kv)
 

@@ -11,9 +11,9 @@ from kd_jax.models.attention import KeyValue, cross_kv, same_segment, scanned_cr
 from kd_jax.models.base import Model
 from kd_jax.models.layers import token_numbers
 from kd_jax.models.network import Network, pure_functions
-from kd_jax.models.stack import Block, through
+from kd_jax.models.stack import Block, apply_layers
 from kd_jax.models.transformer import Activation, Norm, Positions, Transformer
-from kd_jax.runtime.mesh import gathered
+from kd_jax.runtime.mesh import gather_params
 from kd_jax.types import Array, Inputs
 
 
@@ -68,19 +68,19 @@ class EncoderDecoderNetwork(Network):
         self.encoder_enter = self.first_norm()
 
     def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...] | KeyValue, Array]:
-        """(keys and values of the encoder's states for each decoder layer, as `through`; their segments [B, S])."""
+        """(keys and values of the encoder's states for each decoder layer, as `apply_layers`; their segments [B, S])."""
         ids_BS, position_BS, segment_BS = inputs.encoder
         length, number_BS = ids_BS.shape[1], token_numbers(inputs.encoder)
         self.check_length(length)
         seen = same_segment(segment_BS, segment_BS)
         place_S = jnp.arange(length)
-        sight = self.sight(seen, position_BS, place_S, place_S, self.encoder_table, two_sided=True)
+        attention = self.attention_context(seen, position_BS, place_S, place_S, self.encoder_table, two_sided=True)
         x_BSD = self.encoder_enter(self.embed(ids_BS, position_BS, self.encoder_table, length))
         x_BSD = self.drop(x_BSD, number_BS)
-        x_BSD, _ = through(self.encoder, self.scanned("encoder"), x_BSD, number_BS, sight)
+        x_BSD, _ = apply_layers(self.encoder, self.scanned("encoder"), x_BSD, number_BS, attention)
         memory_BSD = self.encoder_norm(x_BSD)
         if params := self.scanned("decoder"):
             cut = {"decoder": {"cross_attention": params["cross_attention"]}}
-            whole = gathered(cut, axes.named)["decoder"]["cross_attention"]
+            whole = gather_params(cut, axes.named)["decoder"]["cross_attention"]
             return scanned_cross_kv(self.config, whole, memory_BSD), segment_BS
         return cross_kv([layer.cross_attention for layer in self.decoder], memory_BSD), segment_BS

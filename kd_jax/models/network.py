@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from kd_jax.errors import KdError
 from kd_jax.models import axes
-from kd_jax.models.attention import KeyValue, Sight, mask_bias, same_segment
+from kd_jax.models.attention import KeyValue, AttentionContext, mask_bias, same_segment
 from kd_jax.models.base import Cache, Head, Model
 from kd_jax.models.layers import Dropout, new_norm, rounded, token_numbers
-from kd_jax.models.positions import BUCKETS, relative_buckets, rotation, sinusoids
-from kd_jax.models.stack import Block, stacked, through
+from kd_jax.models.positions import BUCKETS, relative_buckets, rotary_embedding, sinusoids
+from kd_jax.models.stack import Block, stacked, apply_layers
 from kd_jax.models.transformer import Transformer
-from kd_jax.runtime.mesh import gathered
+from kd_jax.runtime.mesh import gather_params
 from kd_jax.types import Array, Inputs, Params, Tokens
 
 
@@ -72,7 +72,7 @@ class Network(nn.Module):
         return hidden_BTD
 
     def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...] | KeyValue, Array]:
-        """(keys and values of the source for each layer, as `through`; their segments [B, S]): here there is none."""
+        """(keys and values of the source for each layer, as `apply_layers`; their segments [B, S]): here there is none."""
         return (), jnp.zeros((inputs.index_B.shape[0], 0), jnp.int32)
 
     def head(self) -> Head:
@@ -103,21 +103,21 @@ class Network(nn.Module):
         if c.positions == "learned" and length > c.context:
             raise KdError(f"model.context: {c.context}; a row has {length} tokens; use a larger one or shorter texts")
 
-    def sight(
+    def attention_context(
         self, seen: Array, position_BT: Array, place_T: Array, place_S: Array, table: Array | None, two_sided=False
-    ) -> Sight:
+    ) -> AttentionContext:
         """Who sees whom, bool [B, 1, T, S]; queries and keys stand at these places of their rows."""
         c = self.config
-        bias, turn, local_turn = mask_bias(seen), None, None
+        bias, rotary, local_rotary = mask_bias(seen), None, None
         if c.positions == "relative":
             # An example's tokens stand side by side, so places are as far apart as positions: one table for all rows.
             distance_TS = place_S[None] - place_T[:, None]
             bias += table[relative_buckets(distance_TS, two_sided)].astype(jnp.float32).transpose(2, 0, 1)[None]
         if c.positions == "rotary":
-            turn = rotation(position_BT, c.head_width, c.rope_theta, c.rope_scaling)
+            rotary = rotary_embedding(position_BT, c.head_width, c.rope_theta, c.rope_scaling)
             if c.local:
-                local_turn = rotation(position_BT, c.head_width, c.local_rope_theta)
-        return Sight(bias, turn, local_turn)
+                local_rotary = rotary_embedding(position_BT, c.head_width, c.local_rope_theta)
+        return AttentionContext(bias, rotary, local_rotary)
 
     def read(
         self, tokens: Tokens, source_kv: tuple[KeyValue, ...] | KeyValue, source_BS: Array
@@ -131,9 +131,9 @@ class Network(nn.Module):
         causal = jnp.tri(length, dtype=bool)[None, None]
         seen = causal & same_segment(segment_BT, segment_BT)
         place_T = jnp.arange(length)
-        sight = self.sight(seen, position_BT, place_T, place_T, self.decoder_table)
-        sight = sight._replace(causal=True, cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
-        x_BTD, kv = through(self.decoder, self.scanned("decoder"), x_BTD, number_BT, sight, source_kv)
+        attention = self.attention_context(seen, position_BT, place_T, place_T, self.decoder_table)
+        attention = attention._replace(causal=True, cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
+        x_BTD, kv = apply_layers(self.decoder, self.scanned("decoder"), x_BTD, number_BT, attention, source_kv)
         return self.finish(x_BTD), kv
 
     def finish(self, x_BTD: Array) -> Array:
@@ -162,11 +162,11 @@ class Network(nn.Module):
         """Logits of the next token after each of `ids_BT`: see Model.extend."""
         position_BT, seen_BTS = cache.ahead(ids_BT.shape[1])
         place_T = jax.lax.dynamic_slice_in_dim(cache.place_S, cache.slot, ids_BT.shape[1])
-        sight = self.sight(seen_BTS[:, None], position_BT, place_T, cache.place_S, self.decoder_table)
-        sight = sight._replace(cross_bias=mask_bias(cache.source_BS)[:, None, None])
+        attention = self.attention_context(seen_BTS[:, None], position_BT, place_T, cache.place_S, self.decoder_table)
+        attention = attention._replace(cross_bias=mask_bias(cache.source_BS)[:, None, None])
         x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, seen_BTS.shape[2]))
         caches = cache.cross_kv, cache.self_kv, cache.slot
-        x_BTD, self_kv = through(self.decoder, self.scanned("decoder"), x_BTD, None, sight, *caches)
+        x_BTD, self_kv = apply_layers(self.decoder, self.scanned("decoder"), x_BTD, None, attention, *caches)
         head = self.head()
         # Apart from the bias: XLA on CPU puts it into the product, and then turns a tied matrix around at every token.
         raw_BTV = jax.lax.optimization_barrier(head.raw(self.finish(x_BTD)))
@@ -185,7 +185,7 @@ def pure_functions(network: Network) -> Model:
     def variables(params: Params) -> dict[str, Params]:
         params = rounded(params, network.config.compute)
         stacks = {key: params[key] for key in axes.STACKS if key in params}  # which are gathered layer by layer
-        return {"params": gathered({key: params[key] for key in params if key not in stacks}, axes.named) | stacks}
+        return {"params": gather_params({key: params[key] for key in params if key not in stacks}, axes.named) | stacks}
 
     stack = stacked if network.config.scan_layers else lambda params: params
 

@@ -32,10 +32,10 @@ def sinusoids(length: int, d_model: int, timing: bool = False, xp: Any = jnp) ->
     return xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=1)[:, :d_model]
 
 
-def rotation(
+def rotary_embedding(
     position_BT: Array, head_dim: int, theta: float, scaling: Linear | Llama3 | None = None
 ) -> tuple[Array, Array]:
-    """(cosine, sine) of every position's angles, each float32 [B, 1, T, head_dim], for `rotate`.
+    """(cosine, sine) of every position's angles, each float32 [B, 1, T, head_dim], for `apply_rotary`.
 
     Angle i of position t is t theta^(-2i / head_dim), slower where they are scaled. Both halves of a head have the
     same angles; the first half's sines are negative.
@@ -44,7 +44,7 @@ def rotation(
       Su et al. 2021, arXiv 2104.09864, section 3.2.
 
     Examples:
-      >>> cosine, sine = rotation(jnp.array([[0, 1]]), head_dim=2, theta=10_000.0)
+      >>> cosine, sine = rotary_embedding(jnp.array([[0, 1]]), head_dim=2, theta=10_000.0)
       >>> cosine.shape, bool(jnp.allclose(sine[0, 0, 1], jnp.sin(jnp.array([-1.0, 1.0]))))
       ((1, 1, 2, 2), True)
     """
@@ -56,18 +56,18 @@ def rotation(
     return jnp.concatenate([cosine, cosine], axis=-1), jnp.concatenate([-sine, sine], axis=-1)
 
 
-def rotate(x_BHTd: Array, turn: tuple[Array, Array]) -> Array:
+def apply_rotary(x_BHTd: Array, rotary: tuple[Array, Array]) -> Array:
     """Turns the pairs (i, i + d/2) of each head by their position's angles, as transformers' Llama does.
 
     So q k' depends on the distance of query and key alone. The halves are exchanged by a flip: on CPU a concatenation
     makes the step a tenth slower.
 
     Examples:
-      >>> quarter = rotation(jnp.full((1, 1), jnp.pi / 2), head_dim=2, theta=10_000.0)
-      >>> print(rotate(jnp.array([[[[1.0, 2.0]]]]), quarter).ravel().round(5))
+      >>> quarter = rotary_embedding(jnp.full((1, 1), jnp.pi / 2), head_dim=2, theta=10_000.0)
+      >>> print(apply_rotary(jnp.array([[[[1.0, 2.0]]]]), quarter).ravel().round(5))
       [-2.  1.]
     """
-    cosine, sine = turn
+    cosine, sine = rotary
     wide_BHTd = x_BHTd.astype(jnp.float32)
     halves = wide_BHTd.reshape(*x_BHTd.shape[:-1], 2, x_BHTd.shape[-1] // 2)
     return (wide_BHTd * cosine + jnp.flip(halves, axis=-2).reshape(x_BHTd.shape) * sine).astype(x_BHTd.dtype)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.models import axes
-from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, Sight
+from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, AttentionContext
 from kd_jax.models.layers import Dropout, FeedForward, new_norm
 from kd_jax.models.transformer import Transformer
-from kd_jax.runtime.mesh import gathered
+from kd_jax.runtime.mesh import gather_params
 from kd_jax.types import Array, Params
 
 # What of a layer is kept for the backward pass; all else is computed again.
@@ -32,7 +32,7 @@ class Block(nn.Module):
     Attributes:
       config: of the network.
       cross: whether it looks at a source.
-      local: whether its rotary angles are the local ones; `through` hands them to it.
+      local: whether its rotary angles are the local ones; `apply_layers` hands them to it.
     """
 
     config: Transformer
@@ -54,26 +54,26 @@ class Block(nn.Module):
         self,
         x_BTD: Array,
         number_BT: Array | None,
-        sight: Sight,
+        attention: AttentionContext,
         source: KeyValue | None = None,
         earlier: KeyValue | None = None,
         slot: Array | None = None,
     ) -> tuple[Array, KeyValue]:
         """(x_BTD, the self-attention's keys and values); see SelfAttention."""
-        seen_BTD, kv = self.self_attention(self.enter("self", x_BTD), sight, earlier, slot)
-        x_BTD = self.leave("self", x_BTD, seen_BTD, number_BT)
+        seen_BTD, kv = self.self_attention(self.pre_norm("self", x_BTD), attention, earlier, slot)
+        x_BTD = self.add_residual("self", x_BTD, seen_BTD, number_BT)
         if self.cross:
-            seen_BTD = self.cross_attention(self.enter("cross", x_BTD), source, sight.cross_bias)
-            x_BTD = self.leave("cross", x_BTD, seen_BTD, number_BT)
-        x_BTD = self.leave("ffn", x_BTD, self.ffn(self.enter("ffn", x_BTD)), number_BT)
+            seen_BTD = self.cross_attention(self.pre_norm("cross", x_BTD), source, attention.cross_bias)
+            x_BTD = self.add_residual("cross", x_BTD, seen_BTD, number_BT)
+        x_BTD = self.add_residual("ffn", x_BTD, self.ffn(self.pre_norm("ffn", x_BTD)), number_BT)
         self.sow("taps", "hidden", x_BTD)
         return x_BTD, kv
 
-    def enter(self, sublayer: str, x_BTD: Array) -> Array:
+    def pre_norm(self, sublayer: str, x_BTD: Array) -> Array:
         """What a sub-layer reads."""
         return x_BTD if self.config.norm_position == "after" else self.norm[sublayer](x_BTD)
 
-    def leave(self, sublayer: str, x_BTD: Array, out_BTD: Array, number_BT: Array | None) -> Array:
+    def add_residual(self, sublayer: str, x_BTD: Array, out_BTD: Array, number_BT: Array | None) -> Array:
         """The residual sum."""
         if self.config.norm_position == "both":
             out_BTD = self.norm_out[sublayer](out_BTD)
@@ -119,7 +119,7 @@ def _apart(stacks: Params) -> Params:
     return {f"{stack}_{i}": jax.tree.map(lambda x, i=i: x[i], stacks[stack]) for stack, i in each}
 
 
-class Own(NamedTuple):
+class LayerInputs(NamedTuple):
     """What a layer does not share with the others of its stack.
 
     Attributes:
@@ -137,12 +137,12 @@ class Own(NamedTuple):
     earlier: KeyValue | None
 
 
-def through(
+def apply_layers(
     layers: Sequence[Block],
     params: Params | None,
     x_BTD: Array,
     number_BT: Array | None,
-    sight: Sight,
+    attention: AttentionContext,
     source_kv: Sequence[KeyValue] | KeyValue = (),
     self_kv: Sequence[KeyValue] = (),
     slot: Array | None = None,
@@ -155,7 +155,7 @@ def through(
     Args:
       layers: of the stack.
       params: of all layers, as `stacked`, to scan over; None where each has its own.
-      x_BTD, number_BT, sight, slot: as Block's.
+      x_BTD, number_BT, attention, slot: as Block's.
       source_kv: for each layer the source's keys and values, in a scan side by side, [layers, ...]; () for none.
       self_kv: for each layer those of earlier tokens; () for none.
     """
@@ -163,20 +163,20 @@ def through(
     if layers[0].has_rng("dropout"):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(layers[0].make_rng("dropout"), jnp.arange(depth))
     local = np.array([layer.local for layer in layers])
-    layer, scanned = _pure(layers[0], number_BT, sight, slot, bool(params)), params and not self_kv
+    layer, scanned = _pure(layers[0], number_BT, attention, slot, bool(params)), params and not self_kv
     if c.remat != "none":
         # Within a scan nothing could be merged with what is computed again.
         layer = jax.checkpoint(layer, policy=POLICIES[c.remat], prevent_cse=not scanned)
     if scanned:
-        x_BTD, left_L = jax.lax.scan(layer, x_BTD, Own(params, local, keys, source_kv or None, None))
+        x_BTD, left_L = jax.lax.scan(layer, x_BTD, LayerInputs(params, local, keys, source_kv or None, None))
         left = [jax.tree.map(lambda x_L, i=i: x_L[i], left_L) for i in range(depth)]
     else:
         left = []
         for i, (bound, source, earlier) in enumerate(itertools.zip_longest(layers, source_kv, self_kv)):
             if bound.is_initializing():
-                bound(x_BTD, number_BT, sight, source)  # which makes its parameters
+                bound(x_BTD, number_BT, attention, source)  # which makes its parameters
             own = jax.tree.map(lambda x, i=i: x[i], params) if params else bound.variables["params"]
-            x_BTD, of_layer = layer(x_BTD, Own(own, local[i], keys if keys is None else keys[i], source, earlier))
+            x_BTD, of_layer = layer(x_BTD, LayerInputs(own, local[i], keys if keys is None else keys[i], source, earlier))
             left.append(of_layer)
     for bound, (_, sown) in zip(layers, left, strict=True):
         for name, tap in sown.items():
@@ -185,8 +185,8 @@ def through(
 
 
 def _pure(
-    block: Block, number_BT: Array | None, sight: Sight, slot: Array | None, cut: bool
-) -> Callable[[Array, Own], tuple[Array, tuple[KeyValue, dict[str, Any]]]]:
+    block: Block, number_BT: Array | None, attention: AttentionContext, slot: Array | None, cut: bool
+) -> Callable[[Array, LayerInputs], tuple[Array, tuple[KeyValue, dict[str, Any]]]]:
     """(x_BTD, what is the layer's own) -> (x_BTD, (its keys and values, its taps where they are asked for)).
 
     Where its parameters are still `cut` over a mesh, they are gathered layer by layer.
@@ -194,12 +194,12 @@ def _pure(
     tapped, block = block.is_mutable_collection("taps"), Block(block.config, block.cross, parent=None)
 
     def layer(x_BTD, own):
-        turn = sight.turn
-        if sight.local_turn is not None:
-            turn = jax.tree.map(functools.partial(jax.lax.select, own.local), sight.local_turn, turn)
-        given = x_BTD, number_BT, sight._replace(turn=turn), own.source, own.earlier, slot
+        rotary = attention.rotary
+        if attention.local_rotary is not None:
+            rotary = jax.tree.map(functools.partial(jax.lax.select, own.local), attention.local_rotary, rotary)
+        given = x_BTD, number_BT, attention._replace(rotary=rotary), own.source, own.earlier, slot
         rngs = {} if own.key is None else {"dropout": own.key}
-        params = gathered(own.params, axes.of_layer) if cut else own.params
+        params = gather_params(own.params, axes.of_layer) if cut else own.params
         (x_BTD, kv), sown = block.apply({"params": params}, *given, rngs=rngs, mutable=["taps"] if tapped else [])
         return x_BTD, (kv, sown["taps"] if tapped else {})
 

@@ -17,7 +17,7 @@ Compute = Literal["float32", "bfloat16"]
 Remat = Literal["none", "layer", "dots"]
 
 # How a network is computed; what its parameters are does not depend on it.
-COMPUTED = ("dropout", "compute", "remat", "scan_layers")
+COMPUTE_FIELDS = ("dropout", "compute", "remat", "scan_layers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Transformer:
       activation: "relu", "silu", "gelu", "gelu_tanh" (its approximation), or gated (arXiv 2002.05202): "swiglu",
         "geglu" (with the approximation).
       biases: of "all" projections, of those to queries, keys and values alone, or of "none".
-      qk_norm: RMSNorm of each head's queries and keys, before any rotation.
+      qk_norm: RMSNorm of each head's queries and keys, before any rotary_embedding.
       attention_scale: factor on q k'; 0 for head_dim ** -0.5.
       attention_soft_cap, soft_cap: bounds of q k' and of the logits, by tanh (arXiv 2408.00118); 0 for none.
       embedding_scale: whether embeddings are multiplied by d_model ** 0.5.

@@ -41,7 +41,7 @@ class Optimizer:
       clip_norm: largest global norm of a gradient.
       spike: an update whose gradient's norm is more than so many times the usual one is left out; 0 to leave out
         only what is not finite. See kd_jax.optim.skipped_updates.
-      most_left_out: updates that may be left out, from one start of the run to the next, before it stops.
+      max_skipped_updates: updates that may be left out, from one start of the run to the next, before it stops.
 
     References:
       Loshchilov and Hutter 2017, arXiv 1711.05101 (AdamW); Vaswani et al. 2017, arXiv 1706.03762, eq. 3 (rsqrt).
@@ -62,7 +62,7 @@ class Optimizer:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     spike: float = 0.0
-    most_left_out: int = 10
+    max_skipped_updates: int = 10
 
     def check(self, steps: int) -> None:
         """Refuses, before any compute, what could not train over a run of `steps` updates.
@@ -75,8 +75,8 @@ class Optimizer:
         for field, (wanted, holds) in RANGES.items():
             if not (is_number(values[field]) and holds(values[field])):
                 raise KdError(f"optimizer.{field}: {values[field]!r}; wanted {wanted}, such as {defaults[field]}")
-        if not is_count(self.most_left_out, 0):
-            raise KdError(f"optimizer.most_left_out: {self.most_left_out!r}; wanted a whole number of at least 0")
+        if not is_count(self.max_skipped_updates, 0):
+            raise KdError(f"optimizer.max_skipped_updates: {self.max_skipped_updates!r}; wanted a whole number of at least 0")
         if self.schedule not in get_args(Schedule):
             raise KdError(f"optimizer.schedule: {self.schedule!r}; wanted one of {', '.join(get_args(Schedule))}")
         if not is_count(steps, 2):

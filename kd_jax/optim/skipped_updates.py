@@ -16,13 +16,13 @@ class OutlierState(NamedTuple):
     """State of `without_outliers`.
 
     Attributes:
-      left_out: int32, updates that were left out so far.
+      skipped: int32, updates that were left out so far.
       made: int32, those that were made.
       norm: float32, running mean of the gradient's norm over those made.
       inner: the wrapped transformation's.
     """
 
-    left_out: Array
+    skipped: Array
     made: Array
     norm: Array
     inner: optax.OptState
@@ -42,7 +42,7 @@ def without_outliers(inner: optax.GradientTransformation, ratio: float) -> optax
     Examples:
       >>> tx = without_outliers(optax.sgd(1.0), ratio=0.0)
       >>> updates, state = tx.update(jnp.array([jnp.nan, 1.0]), tx.init(jnp.zeros(2)))
-      >>> updates.tolist(), int(state.left_out)
+      >>> updates.tolist(), int(state.skipped)
       ([0.0, 0.0], 1)
     """
 
@@ -58,7 +58,7 @@ def without_outliers(inner: optax.GradientTransformation, ratio: float) -> optax
         pick = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
         one = good.astype(jnp.int32)
         running = jnp.where(good, MEMORY * state.norm + (1 - MEMORY) * norm, state.norm)
-        after = OutlierState(state.left_out + 1 - one, state.made + one, running, pick(inner_state, state.inner))
+        after = OutlierState(state.skipped + 1 - one, state.made + one, running, pick(inner_state, state.inner))
         return pick(updates, jax.tree.map(jnp.zeros_like, updates)), after
 
     return optax.GradientTransformation(init, update)

@@ -11,7 +11,7 @@ import jax
 
 from kd_jax import config
 from kd_jax.artifacts import manifest
-from kd_jax.artifacts.manifest import ELSEWHERE
+from kd_jax.artifacts.manifest import IMPORT_PHASE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
 from kd_jax.evaluation.quality import EvalSet, read_outcome
@@ -45,7 +45,7 @@ def run(
     for seed in seeds:
         if workdir.seed(seed).teacher_is_imported:
             raise KdError(
-                f"seed {seed}: the teacher is elsewhere (`{ELSEWHERE}`), and an ablation compares with it; run the "
+                f"seed {seed}: the teacher is elsewhere (`{IMPORT_PHASE}`), and an ablation compares with it; run the "
                 "students of each seed with `student`, `evaluate` and `report` instead"
             )
     for place, seed in enumerate(seeds, 1):

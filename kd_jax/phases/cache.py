@@ -1,8 +1,8 @@
 """Let the teacher say what it thinks of every training token, once, and keep it on disk."""
 
-from kd_jax.artifacts.manifest import ELSEWHERE
+from kd_jax.artifacts.manifest import IMPORT_PHASE
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.experiment import Experiment, targets_name, wanted_signals
+from kd_jax.experiment import Experiment, required_signals, targets_name
 from kd_jax.runtime import progress
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.base import Teacher
@@ -26,10 +26,10 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, writer: t
     """
     if workdir.teacher_is_imported and not force:
         wanted_of(experiment)
-        progress.log(f"cache: the teacher is elsewhere, `{ELSEWHERE}` has written what it says")
+        progress.log(f"cache: the teacher is elsewhere, `{IMPORT_PHASE}` has written what it says")
         return
     teacher = Teacher(experiment, workdir, writer)
-    for targets, signals in wanted_signals(experiment).items():
+    for targets, signals in required_signals(experiment).items():
         if targets is not None:
             write_targets(teacher, targets, force)
         for name, signal in signals.items():

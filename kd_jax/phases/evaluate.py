@@ -23,7 +23,7 @@ from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture
 from kd_jax.reporting import verdict
 from kd_jax.runtime import hosts, progress
-from kd_jax.runtime.backends import own_devices
+from kd_jax.runtime.backends import local_devices
 from kd_jax.runtime.devices import Devices
 from kd_jax.signals.topk import TopK
 from kd_jax.tokenizers import base as tokenizers
@@ -64,8 +64,8 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     began = time.perf_counter()
     models = load_candidates(experiment, workdir)
     setting = _setting(experiment, workdir)
-    spread = setting.devices
-    on_devices = {candidate.name: setting.programs.put(candidate, spread) for candidate in models}
+    devices = setting.devices
+    on_devices = {candidate.name: setting.programs.put(candidate, devices) for candidate in models}
     figures: dict[str, dict[str, Any]] = {}
     for candidate in models:
         params = on_devices[candidate.name]
@@ -78,7 +78,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
         said = [f"{m.label} {figures[candidate.name][m.name]:.{m.digits}f}" for m in task.metrics]
         progress.log(f"{candidate.name}: {', '.join(said)}")
     widths, tokenizer = experiment.prompt_widths, setting.tokenizer
-    timed = evaluation, models, setting.programs, setting.prompts, widths, tokenizer, task.decoding.ways[0], spread
+    timed = evaluation, models, setting.programs, setting.prompts, widths, tokenizer, task.decoding.ways[0], devices
     speeds = hosts.run_on_main(lambda: decoding_speeds(*timed))
     for name, drafting in hosts.run_on_main(lambda: _drafting(setting, models, figures)).items():
         figures[name] |= drafting
@@ -96,26 +96,26 @@ def _setting(experiment: Experiment, workdir: Workdir) -> Setting:
     prompts = [task.encode_prompt(task.prompt(measured.examples[i]), tokenizer) for i in measured.written]
     teacher = experiment.teacher.model.build(tokenizer.vocab_size)
     programs = Programs(task.decoding, teacher, tokenizer)
-    spread = own_devices(experiment.backend, experiment.mesh)
-    return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, spread)
+    devices = local_devices(experiment.backend, experiment.mesh)
+    return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, devices)
 
 
 def _quality(setting: Setting, candidate: Candidate, params: Params) -> dict[str, Any]:
     """A model's texts and likelihoods, left in files, and what the task's metrics make of them."""
-    experiment, programs, spread = setting.experiment, setting.programs, setting.devices
+    experiment, programs, devices = setting.experiment, setting.programs, setting.devices
     task, path = experiment.task, setting.workdir.evaluation.path
     layout = _layout(setting, candidate.architecture)
     batches = PromptBatches(
-        setting.prompts, layout, experiment.prompt_widths, experiment.evaluation.batch_size, spread.count
+        setting.prompts, layout, experiment.prompt_widths, experiment.evaluation.batch_size, devices.count
     )
     ways = task.decoding.ways
-    written = quality.texts(candidate, params, programs, batches, ways, setting.tokenizer, spread)
+    written = quality.texts(candidate, params, programs, batches, ways, setting.tokenizer, devices)
     manifest.write_lines(path / f"{candidate.name}.jsonl", quality.side_by_side(task, setting.measured, written))
     outcomes = {way: setting.measured.outcome(task, texts) for way, texts in written.items()}
     tokens = None
     if any(metric.reads == "tokens" for metric in task.metrics):
         owners = files.read_array(setting.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
-        nll_N, tokens_N = quality.likelihoods(candidate, params, programs, _batches(setting, layout), owners, spread)
+        nll_N, tokens_N = quality.likelihoods(candidate, params, programs, _batches(setting, layout), owners, devices)
         manifest.write_arrays(path / f"{candidate.name}.npz", nll=nll_N, tokens=tokens_N)
         tokens = quality.of_tokens(task, setting.measured, nll_N, tokens_N)
     return quality.scores(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
@@ -238,11 +238,11 @@ def _offline(setting: Setting, candidate: Candidate, params: Params) -> dict[str
     return closeness.means(_added(functools.partial(step, params), batches, setting.devices, title))
 
 
-def _added(step: Callable[[Batch], Any], batches: EvalBatches, spread: Devices, title: str) -> closeness.Sums:
+def _added(step: Callable[[Batch], Any], batches: EvalBatches, devices: Devices, title: str) -> closeness.Sums:
     """What a step measures of each batch, added up."""
 
     def sums(_: np.ndarray, batch: Any) -> dict[str, Any]:
-        return jax.tree.map(lambda x: x.tolist(), jax.device_get(spread.unreplicate(step(spread.shard(batch)))))
+        return jax.tree.map(lambda x: x.tolist(), jax.device_get(devices.unreplicate(step(devices.shard(batch)))))
 
     def read(part: dict[str, Any]) -> closeness.Sums:
         return {name: Sum(np.asarray(value, np.float32), np.asarray(n, np.int32)) for name, (value, n) in part.items()}

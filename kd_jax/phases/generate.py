@@ -18,7 +18,7 @@ from kd_jax.batches.pipeline import PromptBatches
 from kd_jax.decoding import text
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.tasks.base import Decoding, Task
 from kd_jax.tokenizers import base as tokenizers
 
@@ -43,11 +43,11 @@ def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapp
     tokenizer = tokenizers.load(experiment.tokenizer, folder)
     if tokenizers.digest(tokenizer) != folder.inputs()["consumed.tokenizer"]:
         raise KdError(f"{folder.path}: its tokeniser is not the one that {name} was trained with")
-    architecture, spread = experiment.recipes[name].model, devices("jit")
+    architecture, devices = experiment.recipes[name].model, make_devices("jit")
     network = architecture.build(tokenizer.vocab_size)
-    params = spread.replicate(checkpoint.load_params(folder, network.init))
+    params = devices.replicate(checkpoint.load_params(folder, network.init))
     parts = {"model": network, "architecture": architecture, "way": decoding.ways[-1], "decoding": decoding}
-    step = spread.compile(functools.partial(text.write, **parts, eos=tokenizer.eos, suppress_tokens=tokenizer.suppress_tokens))
+    step = devices.compile(functools.partial(text.write, **parts, eos=tokenizer.eos, suppress_tokens=tokenizer.suppress_tokens))
     layout = architecture.layout(tokenizer.start, tokenizer.forced_prefix)
     most = min(architecture.context or LONGEST, LONGEST)
     for numbered in waiting_lines(sys.stdin.buffer, f"{name}> "):
@@ -58,7 +58,7 @@ def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapp
         batches = PromptBatches(prompts, layout, experiment.prompt_widths, size, 1, indices)
         written = {}
         for (_, numbers), inputs in zip(batches.plan, batches, strict=True):
-            ids_BT = spread.to_host(step(params, spread.shard(inputs)))
+            ids_BT = devices.to_host(step(params, devices.shard(inputs)))
             written |= {int(n): text.to_text(ids_T, tokenizer) for n, ids_T in zip(numbers, ids_BT, strict=False)}
         sys.stdout.write("".join((written[number] if number in written else "") + "\n" for number, _ in numbered))
         sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import Any
 
 from kd_jax import config
 from kd_jax.artifacts import manifest
-from kd_jax.artifacts.manifest import ELSEWHERE, Folder
+from kd_jax.artifacts.manifest import IMPORT_PHASE, Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches import store
 from kd_jax.batches.pipeline import Split
@@ -45,7 +45,7 @@ def run(experiment: Experiment, workdir: Workdir, files: Sequence[Path], source:
     if source.sequence == "completion" and experiment.task.prompted and experiment.task.counted == "all":
         raise KdError("--sequence completion: task.counted is all, so prompts are targets too; wanted --sequence whole")
     digests = {str(path): _digest(path) for path in files}
-    teacher = Folder(workdir.model(TEACHER).path, ELSEWHERE)
+    teacher = Folder(workdir.model(TEACHER).path, IMPORT_PHASE)
     # Who the teacher is: these files, read this way; a move of the files or a new tolerance makes no other.
     told = {name: vars(source)[name] for name in ("format", "temperature", "mode", "sequence")}
     name = hashlib.blake2b(json.dumps([told, sorted(digests.values())]).encode(), digest_size=16).hexdigest()
@@ -83,7 +83,7 @@ def _digest(path: Path) -> str:
 
 def _folder(cache: Folder) -> Folder:
     """A cache's folder as this phase's."""
-    return Folder(cache.path, ELSEWHERE)
+    return Folder(cache.path, IMPORT_PHASE)
 
 
 def _damaged(folders: Mapping[str, Folder]) -> bool:

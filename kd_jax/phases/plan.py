@@ -16,7 +16,7 @@ from kd_jax.phases import prepare
 from kd_jax.runtime import progress
 from kd_jax.runtime.backends import as_mesh
 from kd_jax.runtime.chips import chip
-from kd_jax.runtime.mesh import OnMesh
+from kd_jax.runtime.mesh import MeshDevices
 from kd_jax.teaching.base import Teacher
 from kd_jax.training.model import batches, initial_params
 from kd_jax.training.step import init_state, state_axes, train_step
@@ -48,7 +48,7 @@ def run(
         show_scale(experiment, workdir, as_mesh(experiment.backend, experiment.mesh, devices), kind, only)
 
 
-def show_scale(experiment: Experiment, workdir: Workdir | None, spread: OnMesh, kind: str, only: str) -> None:
+def show_scale(experiment: Experiment, workdir: Workdir | None, devices: MeshDevices, kind: str, only: str) -> None:
     """One table: each model's training step on the mesh, had it chips of that kind. Nothing is trained or prepared."""
     if only and only not in experiment.recipes:
         raise KdError(f"--only {only}: no such model; wanted one of {', '.join(experiment.recipes)}")
@@ -57,17 +57,17 @@ def show_scale(experiment: Experiment, workdir: Workdir | None, spread: OnMesh, 
     names = [name for name, recipe in experiment.recipes.items() if recipe.training.steps and only in ("", name)]
     if not names:
         raise KdError(f"{only or 'training'}: 0 steps; wanted a model that is trained")
-    with progress.bar(f"plan: {spread.shape}", len(names)) as bar:
+    with progress.bar(f"plan: {devices.shape}", len(names)) as bar:
         columns = []
         for name in names:
             with bar.compiling(name):
-                columns.append(step_on_chips(experiment, name, vocab_size, spread, chip(kind)))
+                columns.append(step_on_chips(experiment, name, vocab_size, devices, chip(kind)))
             bar.advance(1)
-    head = (f"{spread.devices} x {kind}", *names)
+    head = (f"{devices.devices} x {kind}", *names)
     rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
     progress.print_result("\n" + progress.format_table(head, rows))
-    progress.print_result(f"{spread.shape}; a vocabulary of {vocab_size}.\n{SCALE_NOTE}")
-    if spread.devices > chip(kind).joined:
+    progress.print_result(f"{devices.shape}; a vocabulary of {vocab_size}.\n{SCALE_NOTE}")
+    if devices.devices > chip(kind).joined:
         progress.print_result(
             f"The interconnect joins {chip(kind).joined} of these chips; beyond them is a slower network, "
             "so collectives take longer than is said here."
@@ -115,21 +115,21 @@ def show_cache(experiment: Experiment, workdir: Workdir | None) -> None:
 
 def _stand_in(teacher: Teacher) -> None:
     """Gives an untrained teacher its first parameters, or, where they are drawn, what a few batches leave of them."""
-    experiment, spread, recipe = teacher.experiment, teacher.devices, teacher.experiment.teacher
+    experiment, devices, recipe = teacher.experiment, teacher.devices, teacher.experiment.teacher
     if recipe.init.origin != "chance":
         params = initial_params(experiment, teacher.workdir, recipe)
-        teacher.params = spread.replicate(params, teacher.model.axes(params))
+        teacher.params = devices.replicate(params, teacher.model.axes(params))
         return
-    train, _, _ = batches(experiment, teacher.workdir, recipe, {}, spread)
+    train, _, _ = batches(experiment, teacher.workdir, recipe, {}, devices)
     params = jax.jit(lambda key: teacher.model.stack(teacher.model.init(key)))(jax.random.key(experiment.seed))
     steps = min(STAND_IN_STEPS, recipe.training.steps)
     tx = recipe.training.optimizer.build(recipe.training.steps)
     parts = {"model": teacher.model, "terms": recipe.terms, "tx": tx}
-    step = spread.compile_sums(functools.partial(train_step, **parts), donate=True)
+    step = devices.compile_sums(functools.partial(train_step, **parts), donate=True)
     state, iterator = init_state(jax.random.key(experiment.seed), params, tx), iter(train)
-    state = spread.replicate(state, state_axes(state, tx, teacher.model.axes(params)))
+    state = devices.replicate(state, state_axes(state, tx, teacher.model.axes(params)))
     with progress.bar("plan: a stand-in for the teacher, which is not trained yet", steps) as bar:
         for _ in range(steps):
-            state, sums = step(state, spread.shard(next(iterator)), None)
-            bar.advance(1, loss=float(jax.device_get(spread.unreplicate(sums["loss"])).mean()))
+            state, sums = step(state, devices.shard(next(iterator)), None)
+            bar.advance(1, loss=float(jax.device_get(devices.unreplicate(sums["loss"])).mean()))
     teacher.params = state.params

@@ -12,7 +12,7 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.evaluation import degeneration
 from kd_jax.evaluation.candidates import trained_models
 from kd_jax.evaluation.quality import EvalSet, read_outcome
-from kd_jax.experiment import Experiment, targets_name, wanted_signals
+from kd_jax.experiment import Experiment, required_signals, targets_name
 from kd_jax.reporting import page, paired, plots, tables, verdict
 from kd_jax.reporting.paired import Scores
 from kd_jax.runtime import progress
@@ -168,7 +168,7 @@ def finished_phases(experiment: Experiment, workdir: Workdir) -> dict[str, dict[
     """Phase (with the model's or the signal's name) -> manifest, in the order of a run."""
     teacher = workdir.model(TEACHER)
     folders = {"prepare": workdir.data, teacher.manifest()["phase"]: teacher}
-    for targets, signals in wanted_signals(experiment).items():
+    for targets, signals in required_signals(experiment).items():
         for signal in signals:
             name = f"cache.{targets.name}/{signal}" if targets else f"cache.{signal}"
             folders[name] = workdir.cache(targets_name(targets), signal)

@@ -13,7 +13,7 @@ from kd_jax.experiment import Experiment, targets_name
 from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.teaching.imported.base import wanted_of
-from kd_jax.training.model import Sources, Watched, train_model
+from kd_jax.training.model import Monitoring, Sources, train_model
 
 
 def run(
@@ -39,7 +39,7 @@ def run(
         consumed = _consumed(experiment, workdir, name)
         payloads = _payloads(experiment, workdir, name, consumed)
         digests = {f"cache.{signal}": store.digest for signal, store in payloads.items()}
-        train_model(experiment, workdir, name, Sources(consumed | digests, payloads), force, Watched(profile, metrics))
+        train_model(experiment, workdir, name, Sources(consumed | digests, payloads), force, Monitoring(profile, metrics))
 
 
 def _consumed(experiment: Experiment, workdir: Workdir, name: str) -> dict[str, str]:

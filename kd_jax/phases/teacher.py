@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from kd_jax.artifacts.manifest import ELSEWHERE
+from kd_jax.artifacts.manifest import IMPORT_PHASE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.experiment import Experiment
 from kd_jax.runtime import progress
-from kd_jax.training.model import Sources, Watched, train_model
+from kd_jax.training.model import Monitoring, Sources, train_model
 
 
 def run(
@@ -18,6 +18,6 @@ def run(
 ) -> None:
     """Trains experiment.teacher into workdir/teacher; has nothing to do where the teacher is elsewhere."""
     if workdir.teacher_is_imported and not force:
-        progress.log(f"teacher: elsewhere, `{ELSEWHERE}` has read what it says")
+        progress.log(f"teacher: elsewhere, `{IMPORT_PHASE}` has read what it says")
         return
-    train_model(experiment, workdir, TEACHER, Sources({}, {}), force, Watched(profile, metrics))
+    train_model(experiment, workdir, TEACHER, Sources({}, {}), force, Monitoring(profile, metrics))

@@ -96,8 +96,8 @@ def times(result: Result) -> Table:
     """Phase and time of each seed."""
     seconds = result["wall_seconds"]
     phases = list(dict.fromkeys(phase for of_seed in seconds.values() for phase in of_seed))
-    rows = [[phase, *(progress.clock(of_seed[phase]) for of_seed in seconds.values())] for phase in phases]
-    total = ["all", *(progress.clock(sum(of_seed.values())) for of_seed in seconds.values())]
+    rows = [[phase, *(progress.format_seconds(of_seed[phase]) for of_seed in seconds.values())] for phase in phases]
+    total = ["all", *(progress.format_seconds(sum(of_seed.values())) for of_seed in seconds.values())]
     return [["phase", *(f"seed {seed}" for seed in seconds)], *rows, total]
 
 

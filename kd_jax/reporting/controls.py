@@ -23,8 +23,8 @@ def with_controls(experiment: Experiment) -> Experiment:
       KdError: if there are no students, or another student has a control's name.
 
     Examples:
-      >>> from kd_jax.config import load
-      >>> enlarged = with_controls(load("experiments/configs/smoke.py"))
+      >>> from kd_jax.config import load_experiment
+      >>> enlarged = with_controls(load_experiment("experiments/configs/smoke.py"))
       >>> list(enlarged.students)
       ['student_scratch', 'student_init', 'student_kd', 'control_smoothed']
       >>> enlarged.comparison.controls  # student_init is the distilled one with cross-entropy alone

@@ -59,7 +59,7 @@ def summary_columns(report: Report) -> list[Column]:
         plain("kl_to_teacher", ".3f", "KL to teacher", "KL"),
         plain("decode_tokens_per_second", ",.0f", "decode tok/s", "tok/s"),
         plain("decode_tokens_per_second_single", ",.0f", "tok/s at batch 1", "batch 1"),
-        plain("seconds", progress.clock, "training time", "training"),
+        plain("seconds", progress.format_seconds, "training time", "training"),
     ]
 
 
@@ -109,7 +109,7 @@ def details(report: Report) -> Table:
 def times(report: Report) -> Table:
     """Phase and time, and all together."""
     seconds = report["wall_seconds"]
-    body = [[phase, progress.clock(one)] for phase, one in (seconds | {"all": sum(seconds.values())}).items()]
+    body = [[phase, progress.format_seconds(one)] for phase, one in (seconds | {"all": sum(seconds.values())}).items()]
     return [["phase", "time"], *body]
 
 

@@ -8,9 +8,9 @@ import jax
 from kd_jax.errors import KdError
 from kd_jax.runtime import hosts
 from kd_jax.runtime.devices import Devices
-from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh, OnMesh
+from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh, MeshDevices
 from kd_jax.runtime.one_device import OneDevice
-from kd_jax.runtime.pmap import Pmap
+from kd_jax.runtime.pmap import PmapDevices
 
 BACKENDS = ("auto", "jit", "pmap", "mesh")
 
@@ -19,9 +19,9 @@ def check(backend: str, mesh: Mesh = DATA_PARALLEL) -> None:
     """Raises KdError for an unknown backend, one that does not suit the hosts, or a mesh that does not the devices."""
     if backend not in BACKENDS:
         raise KdError(f"backend: {backend!r}; wanted one of {', '.join(BACKENDS)}")
-    several = hosts.host()[1] > 1
+    several = hosts.process().count > 1
     if several and backend in ("jit", "pmap"):
-        raise KdError(f"backend: {backend!r} is for one host, these are {hosts.host()[1]}; wanted 'mesh' or 'auto'")
+        raise KdError(f"backend: {backend!r} is for one host, these are {hosts.process().count}; wanted 'mesh' or 'auto'")
     if backend == "mesh" or several:
         whole, own = mesh.over(jax.device_count()), jax.local_device_count()
         if own % (whole.fsdp * whole.tensor):
@@ -33,14 +33,14 @@ def check(backend: str, mesh: Mesh = DATA_PARALLEL) -> None:
         raise KdError(f"backend: {backend!r} has no use for {mesh}; wanted backend='mesh', or no mesh")
 
 
-def pretend(count: int) -> None:
+def simulate_devices(count: int) -> None:
     """This process's devices are so many of the CPU: for programs that are compiled and never run.
 
     Raises:
       KdError: if JAX has begun with fewer, and cannot begin again.
 
     Examples:
-      >>> pretend(jax.device_count())  # as it is
+      >>> simulate_devices(jax.device_count())  # as it is
     """
     jax.config.update("jax_platforms", "cpu")
     with contextlib.suppress(RuntimeError):  # it has begun
@@ -49,7 +49,7 @@ def pretend(count: int) -> None:
         raise KdError(f"--devices {count}: JAX has begun with {jax.device_count()}; wanted a process of its own")
 
 
-def as_mesh(backend: str, mesh: Mesh, count: int) -> OnMesh:
+def as_mesh(backend: str, mesh: Mesh, count: int) -> MeshDevices:
     """What `count` devices do with this backend, as a mesh: "auto" and "pmap" cut the rows alone.
 
     Raises:
@@ -61,10 +61,10 @@ def as_mesh(backend: str, mesh: Mesh, count: int) -> OnMesh:
     """
     if backend == "jit" and count > 1:
         raise KdError(f"backend: 'jit' works on one device, --devices {count}; wanted auto, pmap or mesh")
-    return OnMesh((mesh if backend == "mesh" else DATA_PARALLEL).over(count))
+    return MeshDevices((mesh if backend == "mesh" else DATA_PARALLEL).over(count))
 
 
-def devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
+def make_devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
     """The devices: "jit" for one, "pmap" for all of a host, "mesh" for all of all hosts in a mesh.
 
     "auto" is the mesh where there are several hosts, else pmap where there are several devices, else jit.
@@ -73,21 +73,21 @@ def devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
       KdError: as `check`.
 
     Examples:
-      >>> devices("jit").count
+      >>> make_devices("jit").count
       1
     """
     if backend == "jit" and mesh == DATA_PARALLEL:
         return OneDevice()
     check(backend, mesh)
-    if backend == "mesh" or hosts.host()[1] > 1:
-        return OnMesh(mesh.over(jax.device_count()))
+    if backend == "mesh" or hosts.process().count > 1:
+        return MeshDevices(mesh.over(jax.device_count()))
     count = jax.local_device_count()
-    return Pmap(count) if backend == "pmap" or count > 1 else OneDevice()
+    return PmapDevices(count) if backend == "pmap" or count > 1 else OneDevice()
 
 
-def own_devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
+def local_devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
     """This host's devices, for work that the hosts share out among them; as `devices` where there is one host."""
-    if hosts.host()[1] == 1:
-        return devices(backend, mesh)
+    if hosts.process().count == 1:
+        return make_devices(backend, mesh)
     check(backend, mesh)
-    return OnMesh(dataclasses.replace(mesh, data=0).over(jax.local_device_count()), own=True)
+    return MeshDevices(dataclasses.replace(mesh, data=0).over(jax.local_device_count()), own=True)

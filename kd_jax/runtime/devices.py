@@ -33,22 +33,22 @@ class Devices(Protocol):
     @property
     def share(self) -> tuple[int, int]: ...
 
-    def put(self, tree: Tree, axes: Tree = "") -> Tree:
+    def replicate(self, tree: Tree, axes: Tree = "") -> Tree:
         """Every array on all devices: a copy on each, or, over a mesh, cut by the names of its axes.
 
         `axes` is a prefix of the tree; its leaves are names such as "model inner" (see `Model.axes`), "" for copies.
         """
         ...
 
-    def cut(self, batch: Tree) -> Tree:
+    def shard(self, batch: Tree) -> Tree:
         """Host arrays [B, ...] of this host's share of the rows to its devices, B cut evenly over them."""
         ...
 
-    def gather(self, tree: Tree) -> Tree:
+    def to_host(self, tree: Tree) -> Tree:
         """The inverse of `cut`: numpy arrays [B, ...]."""
         ...
 
-    def first(self, tree: Tree) -> Tree:
+    def unreplicate(self, tree: Tree) -> Tree:
         """What `put` was given, or sums that all devices share, as single arrays; no host transfer."""
         ...
 
@@ -74,7 +74,7 @@ def row_shards() -> int:
     return math.prod(sizes[axis] for axis in ROWS if axis in sizes)
 
 
-def on_own_rows(function: Callable[..., Tree]) -> Callable[..., Tree]:
+def shard_map_rows(function: Callable[..., Tree]) -> Callable[..., Tree]:
     """The function of arrays [N, ...], of which each device of a mesh computes its own rows.
 
     For what the compiler does not cut by itself, such as top_k. A row's result depends on that row alone. Where no mesh

@@ -9,7 +9,7 @@ from kd_jax.runtime import progress
 
 
 @contextlib.contextmanager
-def alone(path: Path, what: str) -> Iterator[None]:
+def file_lock(path: Path, what: str) -> Iterator[None]:
     """Waits, and says so, until no other process is within such a block of the same `path`.
 
     Args:
@@ -21,6 +21,6 @@ def alone(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress.say(f"{what}: another process is at it; waiting")
+            progress.log(f"{what}: another process is at it; waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

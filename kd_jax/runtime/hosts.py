@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from kd_jax.errors import KdError, Preempted
 
@@ -27,11 +27,23 @@ PATIENCE = 1800  # seconds without progress; a large model compiles for minutes
 STEPS_AHEAD = 3  # no host is so many training steps ahead of another: each reads what all have added up, a step behind
 
 
+class Process(NamedTuple):
+    """This process among those of the run.
+
+    Attributes:
+      index: its number, from 0; process 0 is the main process.
+      count: the number of processes.
+    """
+
+    index: int
+    count: int
+
+
 class _Shared:
     """What this process remembers of the others."""
 
     def __init__(self) -> None:
-        self.place = (0, 1)  # this process, number of processes
+        self.place = Process(0, 1)
         self.client: Any = None  # of the coordination service
         self.numbers = itertools.count()  # of what was agreed on
         self.leading = False  # within what the first host does for all
@@ -66,24 +78,24 @@ def join(place: tuple[int, int] | None, coordinator: str, patience: float = PATI
     except (ValueError, RuntimeError) as error:
         raise KdError(f"--host: the hosts do not meet ({' '.join(str(error).split())[:200]})") from error
     meeting = distributed.global_state
-    _shared.client, _shared.place = meeting.client, (meeting.process_id, meeting.num_processes)
-    progress()
+    _shared.client, _shared.place = meeting.client, Process(meeting.process_id, meeting.num_processes)
+    heartbeat()
     watcher = threading.Thread(target=_watch, args=(patience,), daemon=True)
     watcher.start()
     atexit.register(lambda: (_shared.left.set(), watcher.join()))  # before JAX leaves the service
 
 
-def host() -> tuple[int, int]:
-    """(this process, number of processes)."""
+def process() -> Process:
+    """Return this process's index and the number of processes."""
     return _shared.place
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the first: it alone writes what is not cut into shares, and speaks."""
-    return host()[0] == 0
+    return process().index == 0
 
 
-def agreed(make: Callable[[], Any]) -> Any:
+def run_on_main(make: Callable[[], Any]) -> Any:
     """What the first host's call returned, on every host; the others wait for it. Its KdError is raised by all.
 
     Within the call, `agreed` is the first host's own affair.
@@ -92,13 +104,13 @@ def agreed(make: Callable[[], Any]) -> Any:
       make: () -> a JSON-able value.
 
     Examples:
-      >>> agreed(lambda: {"step": 3})
+      >>> run_on_main(lambda: {"step": 3})
       {'step': 3}
     """
-    if host()[1] == 1 or _shared.leading:
+    if process().count == 1 or _shared.leading:
         return make()
     key = f"agreed/{next(_shared.numbers)}"
-    if first():
+    if is_main_process():
         _shared.leading = True
         try:
             said = {"value": make()}
@@ -113,17 +125,17 @@ def agreed(make: Callable[[], Any]) -> Any:
     return said["value"]
 
 
-def exchanged(value: Any) -> list[Any]:
+def exchange(value: Any) -> list[Any]:
     """Every host's value, in their order, on every host.
 
     Args:
       value: JSON-able.
 
     Examples:
-      >>> exchanged([1.5])
+      >>> exchange([1.5])
       [[1.5]]
     """
-    here, hosts = host()
+    here, hosts = process()
     if hosts == 1:
         return [value]
     key = f"exchanged/{next(_shared.numbers)}"
@@ -131,29 +143,29 @@ def exchanged(value: Any) -> list[Any]:
     return [_awaited(f"{key}/{number}") for number in range(hosts)]
 
 
-def gathered(parts: list[Any]) -> list[Any]:
+def all_gather(parts: list[Any]) -> list[Any]:
     """Of parts that host i of n made those with the numbers i, i + n, ...: all of them, in order, on every host.
 
     Args:
       parts: this host's, JSON-able.
 
     Examples:
-      >>> gathered(["a", "b"])
+      >>> all_gather(["a", "b"])
       ['a', 'b']
     """
-    everywhere = exchanged(parts)
+    everywhere = exchange(parts)
     count = sum(map(len, everywhere))
     return [everywhere[i % len(everywhere)][i // len(everywhere)] for i in range(count)]
 
 
-def stops_after(step: int, asked: bool) -> bool:
+def should_stop(step: int, asked: bool) -> bool:
     """Whether all hosts stop after this training step, of which each asks in turn.
 
     Args:
       step: the step that was dispatched last.
       asked: whether this host was asked to stop.
     """
-    if host()[1] == 1:
+    if process().count == 1:
         return asked
     if asked and not _read("stop after"):
         with contextlib.suppress(RuntimeError):  # another host was quicker
@@ -162,32 +174,32 @@ def stops_after(step: int, asked: bool) -> bool:
     return bool(last) and step >= int(last[0])
 
 
-def tell_to_stop() -> None:
+def announce_stop() -> None:
     """The other hosts learn that this one was asked to stop."""
-    if host()[1] > 1 and not _shared.told:
+    if process().count > 1 and not _shared.told:
         _shared.told = True
-        _publish(f"stop/{host()[0]}", True)
+        _publish(f"stop/{process().index}", True)
 
 
-def told_to_stop() -> bool:
+def stop_announced() -> bool:
     """Whether another host was asked to stop."""
     return _shared.told
 
 
-def progress() -> None:
+def heartbeat() -> None:
     """This host is not stuck."""
     _shared.progress = time.monotonic()
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[None]:
+def coordinated_exit() -> Iterator[None]:
     """An error that leaves the block is said to the other hosts, which end too."""
     try:
         yield
     except Preempted:
         raise
     except BaseException as error:
-        if host()[1] > 1:
+        if process().count > 1:
             _fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         raise
 
@@ -195,9 +207,9 @@ def ending() -> Iterator[None]:
 def _fail(message: str) -> None:
     """Says that this host ends, and waits a little for the others to: the service goes with the first of them."""
     with contextlib.suppress(RuntimeError):
-        _publish(f"failed/{host()[0]}", message)
+        _publish(f"failed/{process().index}", message)
         until = time.monotonic() + 2 * GRACE
-        while len(_failed()) < host()[1] and time.monotonic() < until:
+        while len(_failed()) < process().count and time.monotonic() < until:
             time.sleep(GLANCE / 5)
 
 
@@ -224,7 +236,7 @@ def _awaited(key: str) -> Any:
         return json.loads("".join(_blocking(f"kd_jax/{key}/portion {number}") for number in portions))
     finally:
         _shared.waiting = False
-        progress()
+        heartbeat()
 
 
 def _blocking(key: str) -> str:
@@ -252,7 +264,7 @@ def _watch(patience: float) -> None:
             return
         _shared.told |= bool(stop)
         for number, what in failed.items():
-            if number != host()[0]:
+            if number != process().index:
                 time.sleep(GRACE)
                 _end(f"host {number} has failed ({what}), so this one ends too")
         idle = time.monotonic() - _shared.progress
@@ -262,6 +274,6 @@ def _watch(patience: float) -> None:
 
 def _end(message: str) -> None:
     """At once: the main thread may be within a collective, which nothing interrupts."""
-    print(f"error: host {host()[0]}: {message}; the same command goes on from here", file=sys.stderr, flush=True)
+    print(f"error: host {process().index}: {message}; the same command goes on from here", file=sys.stderr, flush=True)
     _fail(message)
     os._exit(3)

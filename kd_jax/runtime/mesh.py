@@ -111,7 +111,7 @@ def partition(names: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> t
     return tuple(axes)
 
 
-def gathered(params: Tree, axes: Callable[[Tree], Tree]) -> Tree:
+def gather_params(params: Tree, axes: Callable[[Tree], Tree]) -> Tree:
     """Parameters as a network uses them: over "fsdp" whole again, and their gradients cut.
 
     Without it the compiler cuts the hidden states as the parameters are, and adds up logits over the devices. Where no
@@ -151,7 +151,7 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 @dataclasses.dataclass(frozen=True)
-class OnMesh:
+class MeshDevices:
     """All devices, in a mesh (a `Devices`).
 
     Attributes:
@@ -187,27 +187,27 @@ class OnMesh:
         starts = {rows.start or 0 for (rows,) in portions}
         return min(starts) // len(starts), self.count // len(starts)
 
-    def put(self, tree: Tree, axes: Tree = "") -> Tree:
+    def replicate(self, tree: Tree, axes: Tree = "") -> Tree:
         return jax.tree.map(self._put, axes, tree)
 
-    def cut(self, batch: Tree) -> Tree:
+    def shard(self, batch: Tree) -> Tree:
         rows = self._over(ROWS)
         if self.share == (0, 1):
             return jax.device_put(batch, rows)
         return jax.tree.map(functools.partial(_joined, rows, self.share), batch)
 
-    def gather(self, tree: Tree) -> Tree:
+    def to_host(self, tree: Tree) -> Tree:
         return jax.device_get(tree)  # over the devices of one host
 
-    def first(self, tree: Tree) -> Tree:
+    def unreplicate(self, tree: Tree) -> Tree:
         return tree
 
-    def put_shapes(self, tree: Tree, axes: Tree = "") -> Tree:
+    def replicate_shapes(self, tree: Tree, axes: Tree = "") -> Tree:
         """Shapes and layouts of what `put` would make of arrays of these shapes; they take no memory."""
         like = lambda names, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._layout(names, x.shape))  # noqa: E731
         return jax.tree.map(lambda names, part: jax.tree.map(functools.partial(like, names), part), axes, tree)
 
-    def cut_shapes(self, batch: Tree) -> Tree:
+    def shard_shapes(self, batch: Tree) -> Tree:
         """The same of `cut`."""
         rows = self._over(ROWS)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)

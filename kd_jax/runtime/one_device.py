@@ -21,17 +21,17 @@ class OneDevice:
     local = 1
     share = (0, 1)
 
-    def put(self, tree: Tree, axes: Tree = "") -> Tree:
+    def replicate(self, tree: Tree, axes: Tree = "") -> Tree:
         del axes  # every device holds all of it
         return jax.device_put(tree, jax.local_devices()[0])
 
-    def cut(self, batch: Tree) -> Tree:
+    def shard(self, batch: Tree) -> Tree:
         return jax.device_put(batch, jax.local_devices()[0])
 
-    def gather(self, tree: Tree) -> Tree:
+    def to_host(self, tree: Tree) -> Tree:
         return jax.device_get(tree)
 
-    def first(self, tree: Tree) -> Tree:
+    def unreplicate(self, tree: Tree) -> Tree:
         return tree
 
     def compile(self, function: Callable[[Tree, Tree], Tree]) -> Compiled:

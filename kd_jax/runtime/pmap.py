@@ -17,7 +17,7 @@ AXIS = "devices"
 
 
 @dataclasses.dataclass(frozen=True)
-class Pmap:
+class PmapDevices:
     """This process's devices (a `Devices`).
 
     Attributes:
@@ -32,17 +32,17 @@ class Pmap:
     def local(self) -> int:
         return self.count
 
-    def put(self, tree: Tree, axes: Tree = "") -> Tree:
+    def replicate(self, tree: Tree, axes: Tree = "") -> Tree:
         del axes  # every device holds all of it
         return self._stacked(jax.tree.map(lambda x: jnp.broadcast_to(x[None], (self.count, *jnp.shape(x))), tree))
 
-    def cut(self, batch: Tree) -> Tree:
+    def shard(self, batch: Tree) -> Tree:
         return self._stacked(jax.tree.map(lambda x: x.reshape(self.count, -1, *x.shape[1:]), batch))
 
-    def gather(self, tree: Tree) -> Tree:
+    def to_host(self, tree: Tree) -> Tree:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(tree))
 
-    def first(self, tree: Tree) -> Tree:
+    def unreplicate(self, tree: Tree) -> Tree:
         return jax.tree.map(lambda x: x.addressable_shards[0].data.reshape(x.shape[1:]), tree)
 
     def compile(self, function: Callable[[Tree, Tree], Tree]) -> Compiled:

@@ -35,18 +35,18 @@ def watch() -> None:
 
 def asked() -> bool:
     """Whether the run was asked to stop, here or on another host."""
-    return _asked or hosts.told_to_stop()
+    return _asked or hosts.stop_announced()
 
 
 def asked_alone() -> bool:
     """As `asked`, where no other host would have to stop at the same place."""
-    return hosts.host()[1] == 1 and asked()
+    return hosts.process().count == 1 and asked()
 
 
 def poll() -> None:
     """Raises Preempted if the run was asked to stop, but within `held`."""
     if asked() and not _held:
-        hosts.tell_to_stop()
+        hosts.announce_stop()
         raise Preempted
 
 

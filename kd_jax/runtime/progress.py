@@ -12,30 +12,30 @@ from kd_jax.runtime import hosts, preemption
 PLAIN_SECONDS = 10.0
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line for the person watching, on standard error; of several hosts the first speaks."""
-    if hosts.first():
+    if hosts.is_main_process():
         print(text, file=sys.stderr, flush=True)
 
 
-def show(text: str) -> None:
+def print_result(text: str) -> None:
     """A result (a table, a closing line), on standard output, where it can be piped; the first host's."""
-    if hosts.first():
+    if hosts.is_main_process():
         print(text, flush=True)
 
 
-def clock(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss.
 
     Examples:
-      >>> clock(65), clock(3700)
+      >>> format_seconds(65), format_seconds(3700)
       ('1:05', '1:01:40')
     """
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], fits: int | None = None) -> str:
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], fits: int | None = None) -> str:
     """Aligned text under a rule: the first column to the left, the others to the right.
 
     Args:
@@ -45,7 +45,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], fits: int | None =
         do, so a table of many wide cells may stay wider.
 
     Examples:
-      >>> print(table(("model", "BLEU greedy"), [("teacher", "22.40"), ("student", "9.09")], fits=16))
+      >>> print(format_table(("model", "BLEU greedy"), [("teacher", "22.40"), ("student", "9.09")], fits=16))
                  BLEU
       model    greedy
       ---------------
@@ -138,7 +138,7 @@ class Bar:
         """
         self._pace, self._metrics = self._pace.advance(n), metrics
         self._draw(self._text())
-        hosts.progress()
+        hosts.heartbeat()
         preemption.poll()
 
     def skip(self, n: int) -> None:
@@ -168,7 +168,7 @@ class Bar:
 
     def close(self) -> None:
         """Says how long it took."""
-        self._draw(", ".join([*self._speed(), f"{clock(self._now() - self._pace.begun)} in all"]), last=True)
+        self._draw(", ".join([*self._speed(), f"{format_seconds(self._now() - self._pace.begun)} in all"]), last=True)
 
     def _draw(self, text: str, last: bool = False) -> None:
         raise NotImplementedError
@@ -178,7 +178,7 @@ class Bar:
             return self._status
         metrics = [f"{name} {value:.4g}" for name, value in self._metrics.items()]
         left = self._pace.left(self._now())
-        return ", ".join([*self._speed(), *metrics, *([] if left is None else [f"{clock(left)} left"])])
+        return ", ".join([*self._speed(), *metrics, *([] if left is None else [f"{format_seconds(left)} left"])])
 
     def _speed(self) -> list[str]:
         rate = self._pace.rate(self._now())
@@ -195,13 +195,13 @@ class PlainBar(Bar):
     @contextlib.contextmanager
     def compiling(self, what: str = "") -> Iterator[None]:
         """As Bar's; one line at once."""
-        say(f"{self._title}: compiling {what}".rstrip())
+        log(f"{self._title}: compiling {what}".rstrip())
         with super().compiling(what):
             yield
 
     def _draw(self, text: str, last: bool = False) -> None:
         if last or (not self._status and self._now() - self._said >= PLAIN_SECONDS):
-            say(f"{self._title}: {self._pace.done}/{self._pace.total}" + (text and f", {text}"))
+            log(f"{self._title}: {self._pace.done}/{self._pace.total}" + (text and f", {text}"))
             self._said = self._now()
 
 
@@ -234,14 +234,14 @@ class TerminalBar(Bar):
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Bar]:
+def bar(title: str, total: int) -> Iterator[Bar]:
     """A bar with rate, metrics and time left; plain lines where standard error is no terminal.
 
     Args:
       title: what is going on.
       total: how many there are to do.
     """
-    bar = TerminalBar(title, total) if sys.stderr.isatty() and hosts.first() else PlainBar(title, total)
+    bar = TerminalBar(title, total) if sys.stderr.isatty() and hosts.is_main_process() else PlainBar(title, total)
     try:
         yield bar
     finally:

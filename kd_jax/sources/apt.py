@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kd_jax.errors import KdError
-from kd_jax.runtime.file_lock import alone
+from kd_jax.runtime.file_lock import file_lock
 
 LANGUAGES = ("en", "fr", "de")
 OTHERWISE = "use the source Files (your own text) or Tfds (its catalogue) instead"
@@ -24,7 +24,7 @@ def fetch_lists(folder: Path) -> Path:
       KdError: if there is no apt, or its mirror cannot be reached.
     """
     lists = folder / "apt"
-    with alone(folder / ".apt.lock", "apt's lists"):
+    with file_lock(folder / ".apt.lock", "apt's lists"):
         if not lists.exists():
             _fetch(lists)
     return lists

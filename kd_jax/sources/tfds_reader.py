@@ -16,7 +16,7 @@ from tensorflow_datasets.core.download.util import DownloadError
 
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
-from kd_jax.runtime.file_lock import alone
+from kd_jax.runtime.file_lock import file_lock
 from kd_jax.sources.rows import Rows
 from kd_jax.sources.text_files import is_blank
 
@@ -72,7 +72,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         return
     tfds.disable_progress_bar()
     try:
-        with alone(folder.with_name(f".{folder.name}.lock"), builder.info.full_name):
+        with file_lock(folder.with_name(f".{folder.name}.lock"), builder.info.full_name):
             builder.download_and_prepare()
             builder.info.read_from_directory(folder)  # another process may have written it
     except ImportError as error:

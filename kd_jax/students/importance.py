@@ -54,11 +54,11 @@ def importance(teacher: Teacher, sample: int) -> Scores:
     head_width = experiment.teacher.model.head_width
     step = functools.partial(importance_step, model=teacher.model, head_width=head_width)
     compiled, parts = teacher.devices.compile_sums(step), []
-    with progress.progress("importance", count) as bar:
+    with progress.bar("importance", count) as bar:
         for (bucket, members), batch in zip(batches.plan, batches, strict=True):
             with bar.meeting(bucket):
-                sums = compiled(teacher.params, teacher.devices.cut(batch))
-                parts.append(jax.device_get(teacher.devices.first(sums)))
+                sums = compiled(teacher.params, teacher.devices.shard(batch))
+                parts.append(jax.device_get(teacher.devices.unreplicate(sums)))
             bar.advance(len(members))
     squares = jax.tree.map(lambda *each: np.sum(each, axis=0, dtype=np.float64), *parts)
     scores = {name: np.sqrt(square_X) for name, square_X in squares.items()}

@@ -10,7 +10,7 @@ import numpy as np
 
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture
-from kd_jax.models.transformer import COMPUTED
+from kd_jax.models.transformer import COMPUTE_FIELDS
 from kd_jax.students.narrow import Scores, Width, check_choice, check_widths, compensate, kept, narrow, narrower
 from kd_jax.types import Array, Params
 
@@ -147,7 +147,7 @@ def layer_maps(init: FromTeacher, teacher: Architecture, student: Architecture) 
 def _may_differ(field: str) -> bool:
     """Whether a student can start from its teacher whatever this field of both is; widths are checked by themselves."""
     sizes = ("d_model", "d_ff", "heads", "kv_heads", "head_dim", "head_scale")
-    return field.endswith("layers") or field in (*sizes, *COMPUTED, "local", "vocab_rows", "vocab_multiple")
+    return field.endswith("layers") or field in (*sizes, *COMPUTE_FIELDS, "local", "vocab_rows", "vocab_multiple")
 
 
 def shrink(

@@ -11,11 +11,11 @@ import numpy as np
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture
 from kd_jax.models.huggingface.read import read, read_architecture
-from kd_jax.models.transformer import COMPUTED, Transformer
+from kd_jax.models.transformer import COMPUTE_FIELDS, Transformer
 from kd_jax.students.init import PADDED, spaced
 from kd_jax.types import Params
 
-FREE = (*COMPUTED, "vocab_rows", "vocab_multiple")  # what a folder does not decide
+FREE = (*COMPUTE_FIELDS, "vocab_rows", "vocab_multiple")  # what a folder does not decide
 
 
 @dataclasses.dataclass(frozen=True)

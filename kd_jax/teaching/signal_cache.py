@@ -42,16 +42,16 @@ def write_signal(
         return
     began = time.perf_counter()
     split = pipeline.Split(teacher.workdir.split(targets_name(targets)), split_name)
-    with progress.progress(f"cache {folder.path.name}", len(split)) as bar:
+    with progress.bar(f"cache {folder.path.name}", len(split)) as bar:
         make = signal_records(teacher, split, signal, bar, teacher.experiment.shapes)
         digest = base.write_store(teacher, folder, "records", schema, len(split), make)
     if digest is None:
-        progress.say(f"{folder.path}: this writer's shards are done; the last writer to finish completes the cache")
+        progress.log(f"{folder.path}: this writer's shards are done; the last writer to finish completes the cache")
         return
     outputs = store_outputs(folder, digest, split)
     folder.finish(outputs, time.perf_counter() - began)
     tokens, each = outputs["target_tokens"], outputs["bytes_per_target_token"]
-    progress.say(f"cache: {tokens} target tokens, {each:.1f} bytes each; {folder.path}")
+    progress.log(f"cache: {tokens} target tokens, {each:.1f} bytes each; {folder.path}")
 
 
 def store_outputs(folder: Folder, digest: str, split: pipeline.Split) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def signal_records(
         return pipeline.EvalBatches(split, teacher.layout, shapes, base.BATCH, teacher.devices.count, indices)
 
     def say(batch: Batch) -> Record:
-        said = teacher.devices.gather(step(teacher.params, teacher.devices.cut(batch)))
+        said = teacher.devices.to_host(step(teacher.params, teacher.devices.shard(batch)))
         return said | {"mask": batch.mask_BT}
 
     def record(example: Segment, b: int, said: Record) -> Record:

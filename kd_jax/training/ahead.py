@@ -7,9 +7,9 @@ import numpy as np
 
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.buckets import filled
-from kd_jax.experiment import Experiment, wanted_signals
+from kd_jax.experiment import Experiment, required_signals
 from kd_jax.objective.terms import cached_signals, needs_teacher
-from kd_jax.runtime.mesh import OnMesh
+from kd_jax.runtime.mesh import MeshDevices
 from kd_jax.training.loop import Run, training_step
 from kd_jax.training.step import TrainState, init_adapters, init_state, state_axes
 from kd_jax.types import Batch, Params
@@ -32,16 +32,16 @@ class Ahead(NamedTuple):
     length: int
 
 
-def compile_ahead(experiment: Experiment, name: str, vocab_size: int, spread: OnMesh) -> Ahead:
+def compile_ahead(experiment: Experiment, name: str, vocab_size: int, devices: MeshDevices) -> Ahead:
     """The step that `fit` would run on a batch of the longest bucket, over the mesh.
 
     Args:
       experiment, name: which of its recipes.
       vocab_size: of its tokeniser.
-      spread: over devices that need not be of the kind that the run is meant for.
+      devices: over devices that need not be of the kind that the run is meant for.
     """
     recipe = experiment.recipes[name]
-    batch = longest_batch(experiment, name, vocab_size, spread.count)
+    batch = longest_batch(experiment, name, vocab_size, devices.count)
     model = recipe.model.build(vocab_size)
     params = jax.eval_shape(model.init, jax.random.key(0))
     teacher = None
@@ -57,10 +57,10 @@ def compile_ahead(experiment: Experiment, name: str, vocab_size: int, spread: On
     run = Run(name, recipe, model, (), [batch], 1, teacher)
     tx = recipe.training.optimizer.build(recipe.training.steps)
     state = jax.eval_shape(first_state, params)
-    beside = teacher and spread.put_shapes(teacher[1], teacher[0].axes(teacher[1]))
+    beside = teacher and devices.replicate_shapes(teacher[1], teacher[0].axes(teacher[1]))
     places = state_axes(state, tx, model.axes(state.params))
-    arguments = spread.put_shapes(state, places), spread.cut_shapes(batch), beside
-    lowered = training_step(run, tx, spread).lower(*arguments)
+    arguments = devices.replicate_shapes(state, places), devices.shard_shapes(batch), beside
+    lowered = training_step(run, tx, devices).lower(*arguments)
     return Ahead(lowered.compile(compiler_options=NEVER_RUN), *batch.targets_BT.shape)
 
 
@@ -75,6 +75,6 @@ def longest_batch(experiment: Experiment, name: str, vocab_size: int, portions: 
     layout, training = recipe.model.layout(START), recipe.training
     width = int(layout.sizes(np.asarray(bucket))[-1])
     rows = filled(max(1, training.tokens_per_batch // width), portions * training.microbatches)
-    stored = wanted_signals(experiment)[recipe.targets] if name != TEACHER else {}
+    stored = required_signals(experiment)[recipe.targets] if name != TEACHER else {}
     schemas = {signal: stored[signal].schema(vocab_size) for signal in cached_signals(recipe.terms)}
     return layout.batch([], rows, bucket, schemas)

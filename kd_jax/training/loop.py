@@ -86,13 +86,13 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     due = lambda step: step % training.eval_every == 0 or step == training.steps  # noqa: E731
     with contextlib.ExitStack() as stack, contextlib.closing(log):
         checkpoints = stack.enter_context(_opened(run.title, folder))
-        bar = stack.enter_context(progress.progress(run.title, training.steps))
+        bar = stack.enter_context(progress.bar(run.title, training.steps))
         stack.enter_context(preemption.held())  # until there is a checkpoint
         state, places = _first_state(run, params, tx, devices, seed)
         begun, state = _begin(run, checkpoints, state, iterator, log)
         if due(begun) and not log.holds(begun, METRIC):  # before the first step, or where preemption cut it off
             with bar.compiling("validation"):
-                measured = validate(devices.put(state.params, places.params))
+                measured = validate(devices.replicate(state.params, places.params))
             if measured is None:
                 raise Preempted
             if begun or not training.steps:
@@ -100,28 +100,28 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                 checkpoints.wait()
             log.append({"step": begun, METRIC: measured})
         bar.skip(begun)
-        state = devices.put(state, places)
-        teacher_params = run.teacher and devices.put(run.teacher[1], run.teacher[0].axes(run.teacher[1]))
+        state = devices.replicate(state, places)
+        teacher_params = run.teacher and devices.replicate(run.teacher[1], run.teacher[0].axes(run.teacher[1]))
         at_peak = seconds_at_peak(devices, (run.model, params), run.teacher)
-        meter = Meter(run.title, checkpoints, log, bar, _rates(training), training.optimizer.most_left_out)
+        meter = Meter(run.title, checkpoints, log, bar, _rates(training), training.optimizer.max_skipped_updates)
         with disallow_transfers(), tracing(run.profile) as tracer:
             for step in range(begun + 1, training.steps + 1):
                 tracer.before(step)
                 batch = next(iterator)
                 with meter.compiling(batch):
-                    state, sums = one_step(state, devices.cut(batch), teacher_params)
-                meter.after(step, devices.first(sums), batch.inputs.index_B, at_peak(batch))
-                if (stops := hosts.stops_after(step, preemption.asked())) or due(step):
+                    state, sums = one_step(state, devices.shard(batch), teacher_params)
+                meter.after(step, devices.unreplicate(sums), batch.inputs.index_B, at_peak(batch))
+                if (stops := hosts.should_stop(step, preemption.asked())) or due(step):
                     meter.flush()
                     measured = validate(state.params) if due(step) else None
                     if measured is not None:
                         log.append({"step": step, METRIC: measured})
-                    checkpoints.save(_saved(devices.first(state)), iterator.get_state(), measured)
+                    checkpoints.save(_saved(devices.unreplicate(state)), iterator.get_state(), measured)
                     if stops:
                         raise Preempted
                     meter.restart()
         checkpoints.wait()
-        return _outcome(checkpoints, params, hosts.agreed(lambda: metrics_log.read(folder / "metrics.jsonl")))
+        return _outcome(checkpoints, params, hosts.run_on_main(lambda: metrics_log.read(folder / "metrics.jsonl")))
 
 
 def training_step(run: Run, tx: Any, devices: Devices) -> Callable:
@@ -148,14 +148,14 @@ def _rates(training: Training) -> Any:
 def _first_state(run: Run, params: Params, tx: Any, devices: Devices, seed: int) -> tuple[TrainState, TrainState]:
     """(the state before the first step, with the terms' adapters, as single arrays; names of its axes)."""
     # So moments are made where their parameters are.
-    params = run.model.stack(devices.first(devices.put(params, run.model.axes(params))))
+    params = run.model.stack(devices.unreplicate(devices.replicate(params, run.model.axes(params))))
     keys = [jax.random.fold_in(jax.random.key(seed), i) for i in (2, 3)]
     adapters = {}
     if run.teacher:
         adapters = init_adapters(keys[1], run.recipe.terms, (run.model, params), run.teacher, run.valid[0])
     state = init_state(keys[0], params, tx, adapters)
     places = state_axes(state, tx, run.model.axes(params))
-    return devices.first(devices.put(state, places)), places
+    return devices.unreplicate(devices.replicate(state, places)), places
 
 
 def _saved(state: TrainState) -> TrainState:
@@ -165,8 +165,8 @@ def _saved(state: TrainState) -> TrainState:
 
 def _opened(title: str, folder: Path) -> Checkpoints:
     """A folder's checkpoints, without those that no longer let themselves be opened."""
-    for aside in hosts.agreed(lambda: [str(path) for path in set_unreadable_aside(folder)]):
-        progress.say(f"{title}: a checkpoint cannot be opened, it is {aside} now; training goes on from an older one")
+    for aside in hosts.run_on_main(lambda: [str(path) for path in set_unreadable_aside(folder)]):
+        progress.log(f"{title}: a checkpoint cannot be opened, it is {aside} now; training goes on from an older one")
     return Checkpoints(folder)
 
 
@@ -183,14 +183,14 @@ def _begin(
             state = restored._replace(params=run.model.stack(restored.params))
             break
         except Damaged as error:
-            progress.say(
+            progress.log(
                 f"{run.title}: {error}; it is {checkpoints.set_aside(begun)} now, training goes on from an older one"
             )
     log.truncate_after(-1 if begun is None else begun)
     if begun is None:
         return 0, state
     iterator.set_state(position)
-    progress.say(f"{run.title}: goes on from step {begun}")
+    progress.log(f"{run.title}: goes on from step {begun}")
     return begun, state
 
 
@@ -206,7 +206,7 @@ def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
         for batch in run.valid:
             if preemption.asked_alone():
                 return None
-            sums.append(devices.first(step(params, devices.cut(batch)))[METRIC])
+            sums.append(devices.unreplicate(step(params, devices.shard(batch)))[METRIC])
             jax.block_until_ready(sums[-2:-1])  # one is under way while the next is cut, no more: asked in time
         sums = jax.device_get(sums)
         mean = float(sum(float(one.value) for one in sums) / sum(int(one.weight) for one in sums))

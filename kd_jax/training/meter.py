@@ -26,9 +26,9 @@ class Meter:
     do not count.
     """
 
-    def __init__(self, title: str, checkpoints: Checkpoints, log: Any, bar: Any, rates: Any, most_left_out: int):
+    def __init__(self, title: str, checkpoints: Checkpoints, log: Any, bar: Any, rates: Any, max_skipped_updates: int):
         self._title, self._checkpoints, self._log, self._bar, self._rates = title, checkpoints, log, bar, rates
-        self._most, self._left_out = most_left_out, 0
+        self._most, self._skipped = max_skipped_updates, 0
         self._shapes: set[tuple[int, ...]] = set()
         self._pending: tuple[int, Sums, np.ndarray, float] | None = None
         self.restart()
@@ -79,11 +79,11 @@ class Meter:
             self._tokens += int(host["loss"].weight)
             self._at_peak += at_peak
         self._since, self._timed = now, True
-        left_out = bool(host.pop("left_out").value)
+        skipped = bool(host.pop("skipped").value)
         means = {name: float(one.mean()) for name, one in host.items()}
-        self._left_out += left_out
-        if left_out or not all(math.isfinite(value) for value in means.values()):
-            self._report(step, means, index_B, left_out)
+        self._skipped += skipped
+        if skipped or not all(math.isfinite(value) for value in means.values()):
+            self._report(step, means, index_B, skipped)
         else:
             # Sums, not means: batches differ in how many tokens count.
             self._totals = jax.tree.map(lambda a, b: a + b, self._totals, host) if self._totals else host
@@ -91,18 +91,18 @@ class Meter:
         if step % LOG_EVERY == 0:
             self._write(step)
 
-    def _report(self, step: int, means: dict[str, float], index_B: np.ndarray, left_out: bool) -> None:
+    def _report(self, step: int, means: dict[str, float], index_B: np.ndarray, skipped: bool) -> None:
         """Says which update was left out; raises KdError for one too many, or where it was made all the same."""
         figures = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
         examples = [str(i) for i in index_B if i >= 0]
         others = f" and {len(examples) - NAMED} others" if len(examples) > NAMED else ""
         where = f"{self._title}: step {step} ({figures}; rows from examples {', '.join(examples[:NAMED])}{others})"
-        if left_out and self._left_out <= self._most:
-            progress.say(f"{where}: its update is left out, {self._left_out} of at most {self._most}")
+        if skipped and self._skipped <= self._most:
+            progress.log(f"{where}: its update is left out, {self._skipped} of at most {self._most}")
             return
         last = self._checkpoints.last()
         raise KdError(
-            f"{where} is {f'the update number {self._left_out} that is left out' if left_out else 'not finite'}; "
+            f"{where} is {f'the update number {self._skipped} that is left out' if skipped else 'not finite'}; "
             f"last good checkpoint: {'none' if last is None else f'step {last}'}; look at these examples, or try a "
             "lower learning rate"
         )

@@ -18,10 +18,10 @@ from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, Recipe, targets_name
 from kd_jax.models.base import Model
-from kd_jax.models.transformer import COMPUTED
+from kd_jax.models.transformer import COMPUTE_FIELDS
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.runtime import hosts, progress
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Devices
 from kd_jax.students.importance import scores_of
 from kd_jax.students.init import count_parameters, random_params, shrink
@@ -48,7 +48,7 @@ class Sources(NamedTuple):
     payloads: Mapping[str, Store]
 
 
-class Watched(NamedTuple):
+class Monitoring(NamedTuple):
     """What is written of a training for a person to look at; it changes nothing that is trained.
 
     Attributes:
@@ -60,7 +60,7 @@ class Watched(NamedTuple):
     metrics: Sequence[str] = ()
 
 
-NOT_WATCHED = Watched()
+NO_MONITORING = Monitoring()
 
 
 def train_model(
@@ -69,7 +69,7 @@ def train_model(
     name: str,
     sources: Sources,
     force: bool,
-    watched: Watched = NOT_WATCHED,
+    watched: Monitoring = NO_MONITORING,
 ) -> None:
     """Trains one model, or goes on with it, or finds it done.
 
@@ -91,35 +91,35 @@ def train_model(
     inputs = config.flatten(recipe, field) | {f"consumed.{key}": value for key, value in digests.items()}
     inputs |= {"seed": experiment.seed, "buckets": [list(bucket) for bucket in experiment.shapes]}
     if not folder.begin(inputs, force):
-        progress.say(f"{name}: already trained, {folder.path}")
+        progress.log(f"{name}: already trained, {folder.path}")
         return
     began = time.perf_counter()
-    spread = devices(experiment.backend, experiment.mesh)
-    train, valid, left_out = batches(experiment, workdir, recipe, sources.payloads, spread)
+    devices = make_devices(experiment.backend, experiment.mesh)
+    train, valid, left_out = batches(experiment, workdir, recipe, sources.payloads, devices)
     if left_out:
-        progress.say(f"{name}: {left_out} training examples longer than the last bucket are left out")
+        progress.log(f"{name}: {left_out} training examples longer than the last bucket are left out")
     params = initial_params(experiment, workdir, recipe)
     first = params_digest(params)
     model = recipe.model.build(data["vocab_size"])
-    teacher = trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None
+    teacher = load_trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None
     profile = watched.profile and Profile(*watched.profile, workdir.profile(name))
     others = [metric_writers.Writer(sink, workdir.metrics, name) for sink in watched.metrics]
     run = Run(name, recipe, model, train, valid, len(experiment.shapes), teacher, profile, others)
-    outputs = fit(run, params, folder.path, spread, experiment.seed)
+    outputs = fit(run, params, folder.path, devices, experiment.seed)
     total, outside = count_parameters(params)
     outputs |= {"first_parameters": first}
     outputs |= {"parameters": total, "parameters_outside_embeddings": outside, "left_out_as_too_long": left_out}
     outputs["bytes"] = sum(outputs["files"].values())
-    hosts.agreed(lambda: tokenizers.copy(experiment.tokenizer, workdir.data, folder.path))
+    hosts.run_on_main(lambda: tokenizers.copy(experiment.tokenizer, workdir.data, folder.path))
     folder.finish(outputs, time.perf_counter() - began)
-    progress.say(
+    progress.log(
         f"{name}: validation cross-entropy {outputs['loss_before_first_step']:.3f} before the first step, "
         f"{outputs['valid_cross_entropy']:.3f} at best (step {outputs['best_step']}); {folder.path}"
     )
 
 
 def batches(
-    experiment: Experiment, workdir: Workdir, recipe: Recipe, payloads: Mapping[str, Store], spread: Devices
+    experiment: Experiment, workdir: Workdir, recipe: Recipe, payloads: Mapping[str, Store], devices: Devices
 ) -> tuple[Any, list[Batch], int]:
     """(training batches without end, the validation split's, how many training examples are too long), on the host."""
     layout, shapes = recipe.model.layout(workdir.data.outputs()["start"]), experiment.shapes
@@ -130,16 +130,16 @@ def batches(
         shapes,
         tokens_per_batch=recipe.training.tokens_per_batch,
         packed=recipe.training.packed,
-        divisor=spread.count * recipe.training.microbatches,
+        divisor=devices.count * recipe.training.microbatches,
         seed=experiment.seed,
-        shard=spread.share,
+        shard=devices.share,
     )
     validation = pipeline.Split(workdir.data, "validation")
-    valid = pipeline.EvalBatches(validation, layout, shapes, VALID_BATCH, spread.count, shard=spread.share)
+    valid = pipeline.EvalBatches(validation, layout, shapes, VALID_BATCH, devices.count, shard=devices.share)
     return train, list(valid), int((place(split.lengths, shapes, layout) == len(shapes)).sum())
 
 
-def trained(experiment: Experiment, workdir: Workdir, name: str) -> tuple[Model, Params]:
+def load_trained(experiment: Experiment, workdir: Workdir, name: str) -> tuple[Model, Params]:
     """A trained model's network and its best parameters."""
     model = experiment.recipes[name].model.build(workdir.data.outputs()["vocab_size"])
     return model, checkpoint.load_params(workdir.model(name), model.init)
@@ -151,7 +151,7 @@ def shrunk(teacher: Teacher, recipe: Recipe) -> Params:
     differs = narrower(architecture, recipe.model)
     scores = scores_of(init.width, init.sample, teacher) if differs else None
     # A student is trained in float32, whatever its teacher is kept in.
-    params = jax.tree.map(lambda x: x.astype(jnp.float32), teacher.devices.first(teacher.params))
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), teacher.devices.unreplicate(teacher.params))
     return shrink(init, architecture, recipe.model, params, teacher.data["vocab_size"], scores)
 
 
@@ -182,7 +182,7 @@ def initial_params(experiment: Experiment, workdir: Workdir, recipe: Recipe) -> 
     wanted = config.flatten(recipe.model, "model")
     for name, seen in theirs.items():
         field = name[name.find("model.") :] if ".model." in name else name
-        if field in wanted and field.removeprefix("model.") not in COMPUTED and seen != wanted[field]:
+        if field in wanted and field.removeprefix("model.") not in COMPUTE_FIELDS and seen != wanted[field]:
             raise KdError(
                 f"init.folder {folder.path}: its {field} is {seen}, this student wants {wanted[field]}; take the same"
             )

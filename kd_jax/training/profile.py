@@ -42,12 +42,12 @@ class Tracer:
     def stop(self) -> None:
         """Writes the trace, if one is being made; says where none was."""
         if self._profile and not self._begun:
-            progress.say(f"profile: step {self._profile.first} was not among those that were made now: no trace")
+            progress.log(f"profile: step {self._profile.first} was not among those that were made now: no trace")
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
             steps = f"steps {self._profile.first} to {self._profile.last}"
-            progress.say(
+            progress.log(
                 f"profile: {steps} in {self._profile.folder}; `xprof --logdir {self._profile.folder}` shows it"
             )
 

@@ -165,7 +165,7 @@ def train_step(
       all_sum: adds a pytree over devices; the identity where there is one.
 
     Returns:
-      (state after the step, Sums over all devices; "grad_norm" among them, and "left_out": 1 where the update was).
+      (state after the step, Sums over all devices; "grad_norm" among them, and "skipped": 1 where the update was).
 
     Examples:
       >>> from kd_jax import Head, Inputs, Term, Tokens, cross_entropy
@@ -198,15 +198,15 @@ def train_step(
     grads, sums = all_sum((grads, sums))
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     params, adapters = optax.apply_updates(trained, updates)
-    left_out = _left_out(opt_state) - _left_out(state.opt_state)
+    skipped = _skipped(opt_state) - _skipped(state.opt_state)
     sums |= {"grad_norm": Sum(optax.tree.norm(grads), jnp.int32(1))}
-    sums |= {"left_out": Sum(left_out.astype(jnp.float32), jnp.int32(1))}
+    sums |= {"skipped": Sum(skipped.astype(jnp.float32), jnp.int32(1))}
     return TrainState(state.step + 1, state.key, params, adapters, opt_state), sums
 
 
-def _left_out(opt_state: Any) -> Array:
+def _skipped(opt_state: Any) -> Array:
     """Updates that were left out so far; 0 of an optimiser that leaves none out."""
-    return optax.tree.get(opt_state, "left_out", jnp.int32(0))
+    return optax.tree.get(opt_state, "skipped", jnp.int32(0))
 
 
 def eval_step(params: Params, batch: Batch, *, model: Model, terms: Terms, all_sum=lambda tree: tree) -> Sums:

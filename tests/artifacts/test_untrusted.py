@@ -13,7 +13,7 @@ from kd_jax.batches.store import Store
 from kd_jax.cli.job import recall, remember
 from kd_jax.errors import KdError
 from kd_jax.tokenizers import base as tokenizers
-from kd_jax.training.model import trained
+from kd_jax.training.model import load_trained
 from tests.helpers.runs import smoke, taught
 
 TRAINING = "--teacher.training"
@@ -35,7 +35,7 @@ def read(workdir):
     split = Split(workdir.data, "train", {"topk": Store(workdir.cache("", "topk").path, "records")})
     for i in range(len(split)):
         split.read(i)
-    trained(experiment, workdir, TEACHER)
+    load_trained(experiment, workdir, TEACHER)
 
 
 FILES = ("experiment.json", "data/manifest.json", "data/tokenizer.model", "data/train.index.json")

@@ -17,7 +17,7 @@ from kd_jax import (
     Term,
     TopK,
     forward_kl,
-    load,
+    load_experiment,
 )
 from kd_jax.cli.check import check
 from kd_jax.cli.resolve import resolve
@@ -26,7 +26,7 @@ from tests.helpers.pretrained import save
 
 @pytest.fixture(scope="module")
 def smoke(root):
-    return load(root / "experiments/configs/smoke.py")
+    return load_experiment(root / "experiments/configs/smoke.py")
 
 
 CONFIGS = "experiments/configs"
@@ -36,7 +36,7 @@ FAMILIES = {"pretrained_lm": "decoder_only", "pretrained_seq2seq": "encoder_deco
 def test_the_configs_pass(root):
     for path in (root / CONFIGS).glob("*.py"):
         if path.stem not in FAMILIES:
-            check(load(path))
+            check(load_experiment(path))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

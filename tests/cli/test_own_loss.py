@@ -28,9 +28,9 @@ import dataclasses
 
 from my_losses import hellinger
 
-from kd_jax import Term, TopK, load
+from kd_jax import Term, TopK, load_experiment
 
-smoke = load({smoke!r})
+smoke = load_experiment({smoke!r})
 terms = {{"own": Term(hellinger, weight=0.5, signal=TopK(k=1), options={{"factor": {factor}}})}}
 mine = dataclasses.replace(smoke.students["student_kd"], terms=terms)
 experiment = dataclasses.replace(smoke, students={{"mine": mine}}, comparison=None)

@@ -13,9 +13,9 @@ from kd_jax.training.model import train_model
 
 CALLS, FILES = 10, 8
 CONFIG = """
-from kd_jax import Term, forward_kl, load, TopK
+from kd_jax import Term, forward_kl, load_experiment, TopK
 import dataclasses
-smoke = load({smoke!r})
+smoke = load_experiment({smoke!r})
 terms = {{"kd": Term(forward_kl, signal=TopK(k=4))}}
 student = dataclasses.replace(smoke.students["student_scratch"], terms=terms)
 experiment = dataclasses.replace(smoke, students={{"it": student}}, comparison=None)

@@ -13,7 +13,7 @@ import pytest
 from kd_jax import DecoderOnly, EncoderDecoder
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches.pipeline import Split
-from kd_jax.config import load
+from kd_jax.config import load_experiment
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TINY = {"d_model": 8, "heads": 2, "d_ff": 8, "dropout": 0.0}
@@ -68,7 +68,7 @@ def test_a_students_step_and_the_batches_of_the_cache_are_made(imported, tmp_pat
             step.write(folder, shape)
             step.stepper(folder, shape, "cached_topk")()
     split = Split(Folder(tmp_path / "quickstart", "benchmark"), "train")
-    experiment = load(EXPERIMENTS / "configs/quickstart.py")
+    experiment = load_experiment(EXPERIMENTS / "configs/quickstart.py")
     assert cache.train_batches(split, experiment, experiment.students["student_kd"])[0].mask_BT.any()
 
 

@@ -70,7 +70,7 @@ def prepare_mock(dataset, splits, folder, monkeypatch):
 
 def small(path, folder):
     """The file's experiment, read from `folder`, with a tokeniser that trains in a moment."""
-    experiment = config.load(path)
+    experiment = config.load_experiment(path)
     return dataclasses.replace(
         experiment,
         source=dataclasses.replace(experiment.source, data_dir=str(folder)),
@@ -84,7 +84,7 @@ def test_every_file_has_its_splits_here():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_experiment_is_whole_and_its_data_are_encoded(path, tmp_path, monkeypatch):
-    check(config.load(path))
+    check(config.load_experiment(path))
     experiment = small(path, tmp_path / "tfds")
     assert experiment.name == path.stem
     prepare_mock(experiment.source.dataset, SPLITS[path.stem], tmp_path / "tfds", monkeypatch)

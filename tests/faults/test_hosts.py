@@ -14,7 +14,7 @@ import pytest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.store import Store
 from kd_jax.cli.resolve import resolve
-from kd_jax.training.model import trained
+from kd_jax.training.model import load_trained
 from tests.faults.pipeline import start
 
 STUDENTS = ("student_scratch", "student_init", "student_kd")
@@ -68,7 +68,7 @@ def assert_close(path, wanted, config):
     """What two runs left, but for the order in which floats were added up."""
     experiment = resolve(config[0], config[1:])
     for name in ("teacher", *STUDENTS):
-        params = [jax.device_get(trained(experiment, Workdir(run), name)[1]) for run in (path, wanted)]
+        params = [jax.device_get(load_trained(experiment, Workdir(run), name)[1]) for run in (path, wanted)]
         chex.assert_trees_all_close(*params, atol=2e-4)
         figures = [json.loads((run / f"evaluation/{name}.json").read_text()) for run in (path, wanted)]
         for figure in ("cross_entropy", "kl_to_teacher", "examples", "parameters"):

@@ -15,7 +15,7 @@ import pytest
 
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.resolve import resolve
-from kd_jax.training.model import trained
+from kd_jax.training.model import load_trained
 from tests.faults.pipeline import start
 
 STUDENTS = ("student_scratch", "student_init", "student_kd")
@@ -97,7 +97,7 @@ def assert_same(path, whole, command):
         assert (path / record.relative_to(whole)).read_bytes() == record.read_bytes(), record
     experiment = resolve(command[0], command[1:])
     for name in ("teacher", *STUDENTS):
-        params = [jax.device_get(trained(experiment, Workdir(run), name)[1]) for run in (path, whole)]
+        params = [jax.device_get(load_trained(experiment, Workdir(run), name)[1]) for run in (path, whole)]
         chex.assert_trees_all_equal(*params)
         assert (path / f"evaluation/{name}.jsonl").read_bytes() == (whole / f"evaluation/{name}.jsonl").read_bytes()
         figures = [json.loads((run / f"evaluation/{name}.json").read_text()) for run in (path, whole)]

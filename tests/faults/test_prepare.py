@@ -10,9 +10,9 @@ from tests.helpers.runs import corpus, digests
 
 CONFIG = """
 import dataclasses
-from kd_jax import Files, SentencePiece, load
+from kd_jax import Files, SentencePiece, load_experiment
 source, tokenizer = Files(train=({train!r},)), SentencePiece(100, sample=20_000)
-experiment = dataclasses.replace(load({smoke!r}), source=source, tokenizer=tokenizer)
+experiment = dataclasses.replace(load_experiment({smoke!r}), source=source, tokenizer=tokenizer)
 """
 PATIENCE = 300  # seconds, on a busy machine
 

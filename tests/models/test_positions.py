@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.models.positions import relative_buckets, rotate, rotation, sinusoids
+from kd_jax.models.positions import relative_buckets, apply_rotary, rotary_embedding, sinusoids
 
-TURN = rotation(jnp.arange(40)[None], 6, 100.0)
+TURN = rotary_embedding(jnp.arange(40)[None], 6, 100.0)
 Q_1d, K_1d = (jnp.asarray(np.random.default_rng(i).standard_normal((1, 1, 1, 6)), jnp.float32) for i in (0, 1))
 
 
@@ -23,7 +23,7 @@ def test_rotation_is_a_product_of_complex_numbers():
     x = np.random.default_rng(0).standard_normal((1, 2, 40, 6))
     turns = np.exp(1j * np.arange(40)[:, None] * 100.0 ** (-np.arange(3)[None] / 3))
     want = (x[..., :3] + 1j * x[..., 3:]) * turns
-    got = rotate(jnp.asarray(x, jnp.float32), TURN)
+    got = apply_rotary(jnp.asarray(x, jnp.float32), TURN)
     np.testing.assert_allclose(got, np.concatenate([want.real, want.imag], -1), atol=1e-5)
     np.testing.assert_array_equal(got[:, :, 0], x[:, :, 0].astype(np.float32))
 
@@ -33,7 +33,7 @@ def test_rotation_is_a_product_of_complex_numbers():
 def test_rotated_scores_depend_on_the_distance_alone(query, key, shift):
     def score(query, key):
         at = lambda t: tuple(angles[:, :, t : t + 1] for angles in TURN)  # noqa: E731
-        return (rotate(Q_1d, at(query)) * rotate(K_1d, at(key))).sum()
+        return (apply_rotary(Q_1d, at(query)) * apply_rotary(K_1d, at(key))).sum()
 
     np.testing.assert_allclose(score(query + shift, key + shift), score(query, key), atol=1e-5)
 

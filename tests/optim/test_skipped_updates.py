@@ -34,17 +34,17 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(value):
     params, state = trained(tx, [*usual[:3], bad, *usual[3:]])
     wanted, without = trained(tx, usual)
     chex.assert_trees_all_equal(params, wanted)
-    chex.assert_trees_all_equal(state._replace(left_out=jnp.int32(0)), without)
-    assert int(state.left_out) == 1
+    chex.assert_trees_all_equal(state._replace(skipped=jnp.int32(0)), without)
+    assert int(state.skipped) == 1
 
 
 def test_a_spike_is_left_out_once_it_is_known_what_is_usual():
     tx, usual = without_outliers(optax.adam(0.1), 8.0), gradients(TRUSTED + 5)
     spike = jax.tree.map(lambda x: 50 * x, usual[0])
     _, early = trained(tx, [*usual[:5], spike])
-    assert int(early.left_out) == 0
+    assert int(early.skipped) == 0
     params, late = trained(tx, [*usual[:TRUSTED], spike, *usual[TRUSTED:]])
-    assert int(late.left_out) == 1
+    assert int(late.skipped) == 1
     chex.assert_trees_all_equal(params, trained(optax.adam(0.1), usual)[0])
     norms = [float(optax.tree.norm(one)) for one in usual]
     weights = [0.98 ** (len(norms) - i) for i in range(1, len(norms) + 1)]
@@ -57,4 +57,4 @@ def test_without_a_limit_a_spike_is_learnt_from():
     sequence = [*usual, jax.tree.map(lambda x: 1e6 * x, usual[0])]
     params, state = trained(tx, sequence)
     chex.assert_trees_all_equal(params, trained(optax.adam(0.1), sequence)[0])
-    assert int(state.left_out) == 0
+    assert int(state.skipped) == 0

@@ -15,8 +15,8 @@ from tests.reporting.ablations import result
 
 CONFIG = """
 import dataclasses
-from kd_jax import load
-smoke = load({smoke!r})
+from kd_jax import load_experiment
+smoke = load_experiment({smoke!r})
 experiment = dataclasses.replace(smoke, students={{"kd": smoke.students["student_kd"]}}, comparison=None)
 """
 SHORT = """
@@ -107,8 +107,8 @@ def test_bad_words_are_one_line_and_leave_nothing(words, given, message, tmp_pat
 def test_a_config_without_students_is_refused(root, tmp_path, capsys):
     lines = [
         "import dataclasses",
-        "from kd_jax import load",
-        f"smoke = load({str(root / 'experiments/configs/smoke.py')!r})",
+        "from kd_jax import load_experiment",
+        f"smoke = load_experiment({str(root / 'experiments/configs/smoke.py')!r})",
     ]
     lines.append("experiment = dataclasses.replace(smoke, students={}, comparison=None)")
     (tmp_path / "config.py").write_text("\n".join(lines))

@@ -8,8 +8,8 @@ from kd_jax.cli.main import main
 
 CONFIG = """
 import dataclasses
-from kd_jax import Files, Translation, load
-smoke = load({smoke!r})
+from kd_jax import Files, Translation, load_experiment
+smoke = load_experiment({smoke!r})
 student = smoke.students["student_init"]
 experiment = dataclasses.replace(
     smoke,

@@ -40,7 +40,7 @@ from kd_jax.tasks.base import Decoding, Sampling
 from kd_jax.tasks.translation import Translation
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.tokenizers.sentencepiece import EOS, START
-from kd_jax.training.model import initial_params, trained
+from kd_jax.training.model import initial_params, load_trained
 from kd_jax.training.step import eval_step
 from tests.helpers.runs import beside, smoke, taught
 
@@ -122,7 +122,7 @@ def test_every_model_is_trained_measured_and_reported(experiment, run):
 
 
 def test_a_student_starts_as_its_teachers_layers(experiment, run):
-    first, theirs = initial_params(experiment, run, experiment.students["packed"]), trained(experiment, run, TEACHER)[1]
+    first, theirs = initial_params(experiment, run, experiment.students["packed"]), load_trained(experiment, run, TEACHER)[1]
     chex.assert_trees_all_equal(*jax.device_get(({name: theirs[name] for name in first}, first)))
 
 
@@ -166,7 +166,7 @@ def test_one_cache_serves_every_layout(experiment, run, family):
     ]
     for one in read_of_targets[1:]:
         chex.assert_trees_all_equal(one, read_of_targets[0])
-    model, params = trained(experiment, run, TEACHER)
+    model, params = load_trained(experiment, run, TEACHER)
     step = jax.jit(functools.partial(eval_step, model=model, terms=TOPK))
     separate, packed = ({k: float(x.mean()) for k, x in step(params, batches[family, p]).items()} for p in rows)
     assert packed == pytest.approx(separate, rel=1e-5, abs=1e-6)

@@ -28,7 +28,7 @@ from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
 from kd_jax.teaching.imported.base import LogprobSource
 from kd_jax.tokenizers.sentencepiece import START
-from kd_jax.training.model import trained
+from kd_jax.training.model import load_trained
 from tests.helpers.runs import beside, smoke, taught
 from tests.teaching.imported.readers import writers
 
@@ -63,7 +63,7 @@ def there(experiment, tmp_path_factory):
 @pytest.fixture(scope="module")
 def said(experiment, there):
     """Split -> (ids behind the start token, log-probabilities [S, V]) of every example; row t is about token t + 1."""
-    model, params = trained(experiment, there, TEACHER)
+    model, params = load_trained(experiment, there, TEACHER)
     apply = jax.jit(lambda batch: model.head(params).logits(model.apply(params, batch.inputs)))
     splits = {}
     for name in ("train", "validation"):

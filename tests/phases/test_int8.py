@@ -97,6 +97,6 @@ def test_weights_that_are_elsewhere_are_refused(runs, monkeypatch):
     experiment = dataclasses.replace(
         experiment, evaluation=dataclasses.replace(experiment.evaluation, int8=("teacher",))
     )
-    monkeypatch.setattr(Workdir, "elsewhere", True)
+    monkeypatch.setattr(Workdir, "teacher_is_imported", True)
     with pytest.raises(KdError, match="evaluation.int8: the weights of 'teacher' are elsewhere; leave it out"):
         load_candidates(experiment, workdir)

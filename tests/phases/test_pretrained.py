@@ -12,7 +12,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.check import check
 from kd_jax.cli.job import recall, remember
 from kd_jax.errors import KdError
-from kd_jax.experiment import settled
+from kd_jax.experiment import resolve
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.huggingface.read import read
 from kd_jax.phases import cache, evaluate, export, plan, prepare, report, student, teacher
@@ -22,7 +22,7 @@ from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
 from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from kd_jax.tokenizers.sentencepiece import SentencePiece
-from kd_jax.training.model import initial_params, trained
+from kd_jax.training.model import initial_params, load_trained
 from tests.helpers.pretrained import save
 from tests.helpers.runs import smoke
 
@@ -52,7 +52,7 @@ def run(request, root, tmp_path_factory, lax_promotion):
     """(family, folder, experiment, workdir of a whole run)."""
     (family, cut), path = request.param, tmp_path_factory.mktemp("run")
     folder = save(path / "model", family, rows=0 if cut else 136)
-    experiment = settled(untrained(root, folder, family, cut=cut))
+    experiment = resolve(untrained(root, folder, family, cut=cut))
     check(experiment)
     workdir = Workdir(path / "w")
     for phase in (prepare, teacher, cache, student, evaluate, report):
@@ -156,7 +156,7 @@ def test_bfloat16_is_for_models_that_are_not_trained(run, steps):
     teacher.run(changed, half)
     losses = [where.model("teacher").outputs()["valid_cross_entropy"] for where in (workdir, half)]
     assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.02 * losses[0]
-    _, params = trained(changed, half, "teacher")
+    _, params = load_trained(changed, half, "teacher")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
     first = initial_params(changed, half, changed.students["student_kd"])
     assert {leaf.dtype.name for leaf in jax.tree.leaves(first)} == {"float32"}
@@ -179,18 +179,18 @@ def recipe_of(experiment, **changes):
 def test_what_cannot_be_is_told_before_any_work(root, tmp_path, change, message):
     folder = save(tmp_path / "model", "encoder_decoder")
     with pytest.raises(KdError, match=message):
-        check(settled(change(untrained(root, folder, "encoder_decoder"))))
+        check(resolve(change(untrained(root, folder, "encoder_decoder"))))
 
 
 def test_a_field_that_the_family_has_not_is_named(root, tmp_path):
     folder = save(tmp_path / "model", "encoder_decoder")
     with pytest.raises(KdError, match="model.layers: 1; the teacher is encoder_decoder and has no layers"):
-        settled(untrained(root, folder, "decoder_only"))
+        resolve(untrained(root, folder, "decoder_only"))
 
 
 def test_a_tokeniser_of_more_tokens_than_rows_is_refused(root, tmp_path):
     folder, larger = save(tmp_path / "model", "encoder_decoder"), save(tmp_path / "other", "decoder_only")
-    experiment = settled(untrained(root, folder, "encoder_decoder", other=str(larger)))
+    experiment = resolve(untrained(root, folder, "encoder_decoder", other=str(larger)))
     workdir = Workdir(tmp_path / "w")
     with pytest.raises(KdError, match="rows"):
         prepare.run(experiment, workdir)
@@ -201,6 +201,6 @@ def test_a_student_can_start_from_a_small_base(root, tmp_path):
     folder = save(tmp_path / "model", "decoder_only")
     experiment = untrained(root, folder, "decoder_only")
     recipe = dataclasses.replace(experiment.students["student_kd"], model=None, init=FromHuggingFace(str(folder)))
-    experiment = settled(dataclasses.replace(experiment, students={"student_kd": recipe}))
+    experiment = resolve(dataclasses.replace(experiment, students={"student_kd": recipe}))
     check(experiment)
     assert experiment.students["student_kd"].model == experiment.teacher.model

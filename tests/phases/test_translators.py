@@ -14,7 +14,7 @@ from kd_jax.batches.targets import PseudoTargets
 from kd_jax.cli.check import check
 from kd_jax.cli.job import recall, remember
 from kd_jax.decoding import text
-from kd_jax.experiment import settled
+from kd_jax.experiment import resolve
 from kd_jax.phases import cache, export, generate, prepare, student, teacher
 from kd_jax.students.init import FromTeacher
 from kd_jax.students.pretrained import FromHuggingFace, Smaller
@@ -58,7 +58,7 @@ def run(request, root, tmp_path_factory, lax_promotion):
         init=FromTeacher(),
         targets=PseudoTargets("best", beam=2),
     )
-    experiment = settled(
+    experiment = resolve(
         dataclasses.replace(
             base,
             teacher=given,

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from kd_jax import Comparison, FromTeacher, PseudoTargets, Term, cross_entropy, load
+from kd_jax import Comparison, FromTeacher, PseudoTargets, Term, cross_entropy, load_experiment
 from kd_jax.errors import KdError
 from kd_jax.reporting.controls import with_controls
 
-SMOKE = load("experiments/configs/smoke.py")
+SMOKE = load_experiment("experiments/configs/smoke.py")
 KD = SMOKE.students["student_kd"]
 
 

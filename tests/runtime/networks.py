@@ -41,12 +41,12 @@ def network(architecture: Architecture):
 
 
 def step_on(
-    spread: Devices, architecture: Architecture, terms: Terms, tx: optax.GradientTransformation, microbatches: int = 1
+    devices: Devices, architecture: Architecture, terms: Terms, tx: optax.GradientTransformation, microbatches: int = 1
 ):
     """(the compiled training step, its first state and the teacher's parameters on the devices)."""
     model, params, said = network(architecture)
     parts = {"model": model, "teacher": model, "terms": terms, "tx": tx, "microbatches": microbatches}
     state = init_state(jax.random.key(1), model.stack(params), tx)
-    state = spread.put(state, state_axes(state, tx, model.axes(state.params)))
-    step = spread.compile_sums(functools.partial(train_step, **parts), donate=True)
-    return step, state, spread.put(said, model.axes(said))
+    state = devices.replicate(state, state_axes(state, tx, model.axes(state.params)))
+    step = devices.compile_sums(functools.partial(train_step, **parts), donate=True)
+    return step, state, devices.replicate(said, model.axes(said))

@@ -12,7 +12,7 @@ from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.objective import fused_head as module
 from kd_jax.objective.terms import Term
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.mesh import Mesh
 from kd_jax.runtime.program import Collective, read
 from kd_jax.signals.online import Online
@@ -34,9 +34,9 @@ def small_chunks(monkeypatch):
 
 
 def of_step(mesh: Mesh, terms, microbatches: int = 1) -> tuple[Collective, ...]:
-    spread = devices("mesh", mesh)
-    step, state, said = step_on(spread, ARCHITECTURE, terms, optax.sgd(1.0), microbatches)
-    return read(step.lower(state, spread.cut(make_batch(ARCHITECTURE)), said).compile()).collectives
+    devices = make_devices("mesh", mesh)
+    step, state, said = step_on(devices, ARCHITECTURE, terms, optax.sgd(1.0), microbatches)
+    return read(step.lower(state, devices.shard(make_batch(ARCHITECTURE)), said).compile()).collectives
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -77,8 +77,8 @@ def test_over_a_cut_vocabulary_a_step_moves_no_logits(mesh, terms):
 @pytest.mark.parametrize("mesh", [Mesh(tensor=2), Mesh(fsdp=4, tensor=2)], ids=str)
 def test_over_a_cut_vocabulary_the_cache_is_written_chunk_by_chunk(mesh):
     """top_k wants whole rows: those of the device's own chunk, and no others."""
-    spread, (model, params, _) = devices("mesh", mesh), network(ARCHITECTURE)
-    write = spread.compile(functools.partial(signal_step, model=model, signal=TopK(k=5), seed=0))
-    put, cut = spread.put(params, model.axes(params)), spread.cut(make_batch(ARCHITECTURE))
+    devices, (model, params, _) = make_devices("mesh", mesh), network(ARCHITECTURE)
+    write = devices.compile(functools.partial(signal_step, model=model, signal=TopK(k=5), seed=0))
+    put, cut = devices.replicate(params, model.axes(params)), devices.shard(make_batch(ARCHITECTURE))
     logits = with_rows_of_logits(read(write.lower(put, cut).compile()).collectives, 2)
     assert logits and max(map(math.prod, logits)) <= CHUNK * V

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import KdError
-from kd_jax.runtime.backends import check, devices
+from kd_jax.runtime.backends import check, make_devices
 
 BACKENDS = [("jit", 1), ("pmap", 8)]
 PARAMS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.int32(7)}
@@ -17,29 +17,29 @@ each_backend = pytest.mark.parametrize("backend, count", BACKENDS)
 
 @each_backend
 def test_first_of_what_was_put_is_what_it_was(backend, count):
-    spread = devices(backend)
-    assert spread.count == count
-    first = spread.first(spread.put(PARAMS))
+    devices = make_devices(backend)
+    assert devices.count == count
+    first = devices.unreplicate(devices.replicate(PARAMS))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(first))
     chex.assert_trees_all_equal(jax.device_get(first), PARAMS)
 
 
 @each_backend
 def test_gather_is_the_inverse_of_cut(backend, count):
-    spread = devices(backend)
-    cut = spread.cut(BATCH)
+    devices = make_devices(backend)
+    cut = devices.shard(BATCH)
     held = [shard.data.size for shard in cut["x"].addressable_shards]
     assert held == [BATCH["x"].size // count] * count
-    gathered = spread.gather(cut)
+    gathered = devices.to_host(cut)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(gathered))
     chex.assert_trees_all_equal(gathered, BATCH)
 
 
 @each_backend
 def test_compile_keeps_rows_in_order_and_apart(backend, count):
-    spread = devices(backend)
-    function = spread.compile(lambda params, batch: {"y": batch["x"] @ params["w"], "index": batch["index"]})
-    got = spread.gather(function(spread.put(PARAMS), spread.cut(BATCH)))
+    devices = make_devices(backend)
+    function = devices.compile(lambda params, batch: {"y": batch["x"] @ params["w"], "index": batch["index"]})
+    got = devices.to_host(function(devices.replicate(PARAMS), devices.shard(BATCH)))
     np.testing.assert_allclose(got["y"], BATCH["x"] @ PARAMS["w"], rtol=1e-6)
     np.testing.assert_array_equal(got["index"], BATCH["index"])
 
@@ -54,9 +54,9 @@ def summed(params, batch, *, all_sum):
 @each_backend
 @pytest.mark.parametrize("donate", [False, True])
 def test_compile_sums_adds_over_all_rows(backend, count, donate):
-    spread = devices(backend)
-    put = spread.put(PARAMS)
-    got, rows = spread.first(spread.compile_sums(summed, donate=donate)(put, spread.cut(BATCH)))
+    devices = make_devices(backend)
+    put = devices.replicate(PARAMS)
+    got, rows = devices.unreplicate(devices.compile_sums(summed, donate=donate)(put, devices.shard(BATCH)))
     x, w = (each.astype(np.float64) for each in (BATCH["x"], PARAMS["w"]))
     np.testing.assert_allclose(got["w"], w - 0.1 * x.T @ np.tanh(x @ w), rtol=1e-5)
     assert int(got["step"]) == 8 and int(rows) == 16
@@ -65,24 +65,24 @@ def test_compile_sums_adds_over_all_rows(backend, count, donate):
 
 @each_backend
 def test_what_all_sum_has_added_is_the_same_on_every_device(backend, count):
-    spread = devices(backend)
-    _, rows = spread.compile_sums(summed)(spread.put(PARAMS), spread.cut(BATCH))
+    devices = make_devices(backend)
+    _, rows = devices.compile_sums(summed)(devices.replicate(PARAMS), devices.shard(BATCH))
     assert [int(np.ravel(shard.data)[0]) for shard in rows.addressable_shards] == [16] * count
 
 
 @each_backend
 def test_first_moves_nothing_between_host_and_device(backend, count):
-    spread = devices(backend)
-    put = spread.put(PARAMS)
+    devices = make_devices(backend)
+    put = devices.replicate(PARAMS)
     with jax.transfer_guard("disallow"):
-        spread.first(put)
+        devices.unreplicate(put)
 
 
 def test_auto_takes_all_devices():
-    assert devices().count == jax.local_device_count() == 8
+    assert make_devices().count == jax.local_device_count() == 8
 
 
-@pytest.mark.parametrize("refuse", [check, devices])
+@pytest.mark.parametrize("refuse", [check, make_devices])
 def test_an_unknown_backend_is_refused(refuse):
     with pytest.raises(KdError, match="backend: 'gpu'; wanted one of auto, jit, pmap, mesh"):
         refuse("gpu")

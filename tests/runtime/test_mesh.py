@@ -15,9 +15,9 @@ from kd_jax.errors import KdError
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.objective.terms import Term
 from kd_jax.optim.optimizer import Optimizer
-from kd_jax.runtime.backends import check, devices
-from kd_jax.runtime.mesh import Mesh, OnMesh
-from kd_jax.runtime.pmap import Pmap
+from kd_jax.runtime.backends import check, make_devices
+from kd_jax.runtime.mesh import Mesh, MeshDevices
+from kd_jax.runtime.pmap import PmapDevices
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.signal_cache import signal_step
 from kd_jax.tokenizers.sentencepiece import START
@@ -41,12 +41,12 @@ close = functools.partial(chex.assert_trees_all_close, atol=1e-5, rtol=1e-5)
 def after_one_step(backend, family, microbatches):
     """(parameters, Sums, on the host) of one step; backend: a mesh's shape, "jit", or pmap's devices."""
     architecture = NETWORKS[family]
-    spread = {tuple: lambda: OnMesh(Mesh(*backend)), str: lambda: devices(backend), int: lambda: Pmap(backend)}[
+    devices = {tuple: lambda: MeshDevices(Mesh(*backend)), str: lambda: make_devices(backend), int: lambda: PmapDevices(backend)}[
         type(backend)
     ]()
-    step, state, said = step_on(spread, architecture, every_term(architecture), SGD, microbatches)
-    state, sums = step(state, spread.cut(make_batch(architecture)), said)
-    return jax.device_get(spread.first((state.params, sums)))
+    step, state, said = step_on(devices, architecture, every_term(architecture), SGD, microbatches)
+    state, sums = step(state, devices.shard(make_batch(architecture)), said)
+    return jax.device_get(devices.unreplicate((state.params, sums)))
 
 
 @each_family
@@ -70,7 +70,7 @@ def test_layers_that_are_scanned_are_one_devices(scanned):
 
 @pytest.fixture(scope="module", params=[(2, 2, 2), (1, 4, 2)], ids=str)
 def mesh(request):
-    return devices("mesh", Mesh(*request.param))
+    return make_devices("mesh", Mesh(*request.param))
 
 
 @each_family
@@ -88,7 +88,7 @@ def test_what_is_cut_takes_less_of_each_device(mesh, family, lax_promotion):
 def test_a_step_leaves_the_layout_as_it_was_and_is_compiled_once(mesh, family, lax_promotion, caplog):
     architecture, tx = FAMILIES[family], Optimizer(warmup=1).build(5)
     step, state, said = step_on(mesh, architecture, {"ce": Term(cross_entropy)}, tx)
-    batch, layout = mesh.cut(make_batch(architecture)), jax.tree.map(lambda x: x.sharding, state)
+    batch, layout = mesh.shard(make_batch(architecture)), jax.tree.map(lambda x: x.sharding, state)
     compiled = lambda: [one for one in caplog.messages if "Compiling laid_out" in one or "jit(laid_out)" in one]  # noqa: E731
     with jax.log_compiles(), jax.transfer_guard("disallow"):
         after, _ = step(state, batch, None)
@@ -106,13 +106,13 @@ def test_evaluation_and_cache_writing_are_one_devices(mesh, family):
     architecture, signal = FAMILIES[family], TopK(k=5)
     (model, params, _), batch = network(architecture), make_batch(architecture)
 
-    def measured(spread):
-        put, cut = spread.put(params, model.axes(params)), spread.cut(batch)
-        evaluate = spread.compile_sums(functools.partial(eval_step, model=model, terms={"ce": Term(cross_entropy)}))
-        write = spread.compile(functools.partial(signal_step, model=model, signal=signal, seed=0))
-        return jax.device_get(spread.first(evaluate(put, cut))), spread.gather(write(put, cut))
+    def measured(devices):
+        put, cut = devices.replicate(params, model.axes(params)), devices.shard(batch)
+        evaluate = devices.compile_sums(functools.partial(eval_step, model=model, terms={"ce": Term(cross_entropy)}))
+        write = devices.compile(functools.partial(signal_step, model=model, signal=signal, seed=0))
+        return jax.device_get(devices.unreplicate(evaluate(put, cut))), devices.to_host(write(put, cut))
 
-    (sums, said), (want_sums, want) = measured(mesh), measured(devices("jit"))
+    (sums, said), (want_sums, want) = measured(mesh), measured(make_devices("jit"))
     close(sums, want_sums)
     np.testing.assert_array_equal(said["ids"][batch.mask_BT], want["ids"][batch.mask_BT])
     np.testing.assert_allclose(said["logits"], want["logits"], atol=2e-3)  # stored as float16
@@ -125,11 +125,11 @@ def test_what_is_written_greedily_is_one_devices(mesh, family):
     prompts = [one.prompt for one in random_examples(3, [(1 + n % 5, 1) for n in range(8)], V)]
     inputs = architecture.layout(START).prompts(prompts, 8, 5)
 
-    def written(spread):
-        write = spread.compile(functools.partial(greedy, model, eos=2, length=6))
-        return spread.gather(write(spread.put(params, model.axes(params)), spread.cut(inputs)))
+    def written(devices):
+        write = devices.compile(functools.partial(greedy, model, eos=2, length=6))
+        return devices.to_host(write(devices.replicate(params, model.axes(params)), devices.shard(inputs)))
 
-    np.testing.assert_array_equal(written(mesh), written(devices("jit")))
+    np.testing.assert_array_equal(written(mesh), written(make_devices("jit")))
 
 
 BACKENDS = {
@@ -146,12 +146,12 @@ def test_a_checkpoint_is_read_under_any_backend(written, read, tmp_path, lax_pro
     architecture, tx = FAMILIES["decoder_only"], Optimizer(warmup=1).build(5)
     states = {}
     for name in (written, read):
-        spread = devices(*BACKENDS[name])
-        step, state, _ = step_on(spread, architecture, {"ce": Term(cross_entropy)}, tx)
-        states[name] = spread.first(state)
+        devices = make_devices(*BACKENDS[name])
+        step, state, _ = step_on(devices, architecture, {"ce": Term(cross_entropy)}, tx)
+        states[name] = devices.unreplicate(state)
         if name == written:
-            state, _ = step(state, spread.cut(make_batch(architecture)), None)
-            states[name] = spread.first(state)
+            state, _ = step(state, devices.shard(make_batch(architecture)), None)
+            states[name] = devices.unreplicate(state)
             with Checkpoints(tmp_path) as checkpoints:
                 checkpoints.save(states[name], {"next": 1}, 2.0)
     with Checkpoints(tmp_path) as checkpoints:
@@ -174,7 +174,7 @@ def test_a_checkpoint_is_read_under_any_backend(written, read, tmp_path, lax_pro
         ),
     ],
 )
-@pytest.mark.parametrize("refuse", [check, devices])
+@pytest.mark.parametrize("refuse", [check, make_devices])
 def test_a_mesh_that_does_not_fit_is_refused(refuse, backend, mesh, message):
     with pytest.raises(KdError, match=message):
         refuse(backend, mesh)

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax.errors import KdError
-from kd_jax.runtime.backends import pretend
-from kd_jax.runtime.mesh import Mesh, OnMesh
+from kd_jax.runtime.backends import simulate_devices
+from kd_jax.runtime.mesh import Mesh, MeshDevices
 from kd_jax.runtime.program import Array, Collective, read
 
 M, K, N, TIMES = 8, 16, 32, 50
@@ -54,7 +54,7 @@ def test_what_is_changed_in_place_is_not_moved_as_a_whole():
 
 def over(mesh, function, *layouts):
     """The collectives of a function of float32 arrays [64, 64] that lie on a mesh so."""
-    on = OnMesh(mesh.over(8)).mesh
+    on = MeshDevices(mesh.over(8)).mesh
     arrays = [jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=NamedSharding(on, layout)) for layout in layouts]
     return read(jax.jit(function, out_shardings=NamedSharding(on, PartitionSpec())).lower(*arrays).compile())
 
@@ -72,8 +72,8 @@ def test_a_sum_over_devices_is_sent_twice_but_for_each_ones_part(mesh, devices):
 def test_jax_that_has_begun_has_no_more_devices_than_it_had():
     assert jax.device_count() == 8
     with pytest.raises(KdError, match="--devices 9: JAX has begun with 8"):
-        pretend(9)
-    pretend(8)
+        simulate_devices(9)
+    simulate_devices(8)
 
 
 def test_what_is_gathered_is_sent_once():
@@ -82,7 +82,7 @@ def test_what_is_gathered_is_sent_once():
 
 
 def test_an_all_reduce_of_which_each_device_takes_its_part_is_a_reduce_scatter():
-    on = OnMesh(Mesh(fsdp=8).over(8)).mesh
+    on = MeshDevices(Mesh(fsdp=8).over(8)).mesh
     cut, whole = NamedSharding(on, PartitionSpec("fsdp")), NamedSharding(on, PartitionSpec())
 
     def summed(x, y):
@@ -98,7 +98,7 @@ def test_an_all_reduce_of_which_each_device_takes_its_part_is_a_reduce_scatter()
 
 def test_a_loops_collectives_count_each_time():
     step = lambda x, _: (x + jax.lax.with_sharding_constraint(x.sum(0), PartitionSpec())[None], None)  # noqa: E731
-    on = OnMesh(Mesh().over(8)).mesh
+    on = MeshDevices(Mesh().over(8)).mesh
     rows = NamedSharding(on, PartitionSpec("data"))
 
     @functools.partial(jax.jit, out_shardings=rows)

@@ -27,8 +27,8 @@ def last_line(capsys):
 
 
 def test_what_goes_where(capsys):
-    progress.say("on the way")
-    progress.show("the result")
+    progress.log("on the way")
+    progress.print_result("the result")
     assert capsys.readouterr() == ("the result\n", "on the way\n")
 
 
@@ -111,10 +111,10 @@ def test_after_an_error_in_compilation_the_clock_goes_on(capsys):
 
 ON_A_TERMINAL = """
 from kd_jax.artifacts import runlog
-with progress.progress("teacher [1/2]", 3) as bar:
+with progress.bar("teacher [1/2]", 3) as bar:
     with bar.compiling("the step"):
-        progress.say("a word")
-        progress.show("a result")
+        progress.log("a word")
+        progress.print_result("a result")
         bar.advance(1)
         bar._progress.refresh()
     bar.advance(1, loss=2.25)
@@ -143,19 +143,19 @@ def test_a_bar_on_a_terminal_leaves_results_to_standard_output(root):
 
 
 def test_clock():
-    assert [progress.clock(s) for s in (5, 65, 3700)] == ["0:05", "1:05", "1:01:40"]
+    assert [progress.format_seconds(s) for s in (5, 65, 3700)] == ["0:05", "1:05", "1:01:40"]
 
 
 def test_a_table_is_aligned_and_its_headings_break_where_the_screen_is_narrow():
     head, rows = ("signal", "bytes a token", "KL lost"), [("top 64", "230.0", "0.012"), ("32 draws", "39.0", "–")]
-    assert progress.table(head, rows) == (
+    assert progress.format_table(head, rows) == (
         "signal    bytes a token  KL lost\n"
         "--------------------------------\n"
         "top 64            230.0    0.012\n"
         "32 draws           39.0        –"
     )
-    assert progress.table(head, rows, fits=32) == progress.table(head, rows)
-    assert progress.table(head, rows, fits=31) == (
+    assert progress.format_table(head, rows, fits=32) == progress.format_table(head, rows)
+    assert progress.format_table(head, rows, fits=31) == (
         "          bytes\n"
         "              a     KL\n"
         "signal    token   lost\n"
@@ -163,11 +163,11 @@ def test_a_table_is_aligned_and_its_headings_break_where_the_screen_is_narrow():
         "top 64    230.0  0.012\n"
         "32 draws   39.0      –"
     )
-    assert progress.table(head, []) == "signal  bytes a token  KL lost\n------------------------------"
+    assert progress.format_table(head, []) == "signal  bytes a token  KL lost\n------------------------------"
 
 
 def test_a_shape_is_compiled_where_the_bar_meets_it_first(capsys):
-    with progress.progress("write", 3) as bar:
+    with progress.bar("write", 3) as bar:
         for shape in ((4, 8), (4, 8), (2, 16)):
             with bar.meeting(shape):
                 bar.advance(1)

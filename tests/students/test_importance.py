@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kd_jax.batches.layouts import Bucket
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.students.importance import importance, importance_step, scores_of
 from kd_jax.students.init import FromTeacher
 from kd_jax.students.narrow import scored
@@ -31,7 +31,7 @@ def batch_of(config, rows, bucket):
 def step_of(family):
     config, model, _ = case(family, "qwen3")
     step = functools.partial(importance_step, model=model, head_width=config.head_width)
-    return devices("jit").compile_sums(step)
+    return make_devices("jit").compile_sums(step)
 
 
 @BOTH
@@ -87,7 +87,7 @@ def test_what_is_silent_has_no_importance():
     values = (config.heads + config.key_heads) * config.head_width
     params["decoder_1"]["self_attention"]["qkv"]["kernel"][:, values : values + config.head_width] = 0  # of head 0
     step = functools.partial(importance_step, model=config.build(29), head_width=config.head_width)
-    sums = devices("jit").compile_sums(step)(params, batch_of(config, 3, (6, 8)))
+    sums = make_devices("jit").compile_sums(step)(params, batch_of(config, 3, (6, 8)))
     assert sums["decoder_0.ffn.neurons"].argmin() == 5 and sums["decoder_0.ffn.neurons"][5] == 0
     assert (sums["decoder_1.heads"] == 0).tolist() == [True] + [False] * (config.heads - 1)
 
@@ -111,7 +111,7 @@ def test_a_narrower_student_starts_as_a_part_of_its_teacher(experiment, workdir)
     params = initial_params(experiment, workdir, recipe)
     teacher = Teacher(experiment, workdir)
     channels = np.sort(np.argsort(importance(teacher, 40)["channels"])[-20:])
-    wanted = teacher.devices.first(teacher.params)["embedding"][:, channels] * (32 / 20) ** 0.5
+    wanted = teacher.devices.unreplicate(teacher.params)["embedding"][:, channels] * (32 / 20) ** 0.5
     np.testing.assert_allclose(params["embedding"], wanted, rtol=1e-6)
     shapes = jax.eval_shape(small.build(teacher.data["vocab_size"]).init, jax.random.key(0))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)

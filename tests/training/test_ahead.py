@@ -11,7 +11,7 @@ from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.objective.terms import Term
 from kd_jax.runtime.backends import as_mesh
-from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh, OnMesh
+from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh, MeshDevices
 from kd_jax.runtime.program import read
 from kd_jax.signals.online import Online
 from kd_jax.training.ahead import compile_ahead, longest_batch
@@ -25,7 +25,7 @@ MODEL = DecoderOnly(1, d_model=64, heads=2, d_ff=128, dropout=0.0, tied=False)
 @pytest.fixture(scope="module")
 def experiment(root, lax_promotion):
     """A teacher and two students of one small shape, in rows of 8 tokens; a row on each of 8 devices."""
-    smoke = config.load(root / "experiments/configs/smoke_lm.py")
+    smoke = config.load_experiment(root / "experiments/configs/smoke_lm.py")
     training = dataclasses.replace(smoke.teacher.training, tokens_per_batch=64)
     teacher = dataclasses.replace(smoke.teacher, model=MODEL, training=training)
     cached = dataclasses.replace(smoke.students["student_kd"], model=MODEL, training=training)
@@ -39,7 +39,7 @@ def parameters():
 
 
 def ahead(experiment, mesh, name="teacher"):
-    return compile_ahead(experiment, name, V, OnMesh(mesh.over(8))).compiled
+    return compile_ahead(experiment, name, V, MeshDevices(mesh.over(8))).compiled
 
 
 def test_a_data_parallel_step_sends_each_gradient_twice_but_for_each_devices_part(experiment):
@@ -55,7 +55,7 @@ def test_with_fsdp_each_device_gathers_every_matrix_and_keeps_its_part(experimen
     params = parameters()
     matrices = 4 * sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
     vectors = 4 * sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
-    compiled, spread = ahead(experiment, Mesh(fsdp=fsdp)), OnMesh(Mesh(fsdp=fsdp).over(8))
+    compiled, devices = ahead(experiment, Mesh(fsdp=fsdp)), MeshDevices(Mesh(fsdp=fsdp).over(8))
     moved, share = read(compiled).moved, (fsdp - 1) / fsdp
     assert moved["all-gather"] == pytest.approx(matrices * share)
     if fsdp == 8:  # but for the head's gradient, which is scaled between its sum and its cut
@@ -64,7 +64,7 @@ def test_with_fsdp_each_device_gathers_every_matrix_and_keeps_its_part(experimen
         assert 2 * (head + vectors) * share <= moved["all-reduce"] < 2 * (head + vectors) * share + 200
     batch = sum(x.nbytes for x in jax.tree.leaves(longest_batch(experiment, "teacher", V, 8)))
     state = 3 * (matrices / fsdp + vectors)  # parameters and two moments of each
-    assert compiled.memory_analysis().argument_size_in_bytes == pytest.approx(state + batch / spread.count, rel=0.01)
+    assert compiled.memory_analysis().argument_size_in_bytes == pytest.approx(state + batch / devices.count, rel=0.01)
 
 
 def test_memory_falls_as_fsdp_grows(experiment):
@@ -81,14 +81,14 @@ def test_products_are_the_models_and_little_more(experiment, name):
 
 
 def test_the_step_is_that_of_arrays_on_the_devices(experiment):
-    spread, recipe = as_mesh("mesh", Mesh(fsdp=4), 8), experiment.students["cached"]
+    devices, recipe = as_mesh("mesh", Mesh(fsdp=4), 8), experiment.students["cached"]
     model, batch = MODEL.build(V), longest_batch(experiment, "cached", V, 8)
     params, tx = jax.jit(model.init)(jax.random.key(0)), recipe.training.optimizer.build(recipe.training.steps)
     state = init_state(jax.random.key(1), params, tx)
-    placed = spread.replicate(state, state_axes(state, tx, model.axes(params))), spread.shard(batch), None
+    placed = devices.replicate(state, state_axes(state, tx, model.axes(params))), devices.shard(batch), None
     run = Run("cached", recipe, model, (), [batch], 1)
-    real = training_step(run, tx, spread).lower(*placed).compile()
-    planned = compile_ahead(experiment, "cached", V, spread)
+    real = training_step(run, tx, devices).lower(*placed).compile()
+    planned = compile_ahead(experiment, "cached", V, devices)
     assert (planned.rows, planned.length) == batch.targets_BT.shape
     assert read(real) == read(planned.compiled)
     assert device_memory(real) == device_memory(planned.compiled)

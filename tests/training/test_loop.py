@@ -23,7 +23,7 @@ from kd_jax.runtime.mesh import Mesh
 from kd_jax.students.init import FromCheckpoint
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.meter import Meter
-from kd_jax.training.model import Sources, train_model, trained
+from kd_jax.training.model import Sources, load_trained, train_model
 from tests.helpers.runs import beside, smoke, taught
 
 SHORT = """
@@ -46,7 +46,7 @@ def workdir(experiment, tmp_path_factory):
 
 
 def params_of(workdir, experiment, name=TEACHER):
-    return jax.device_get(trained(experiment, workdir, name)[1])
+    return jax.device_get(load_trained(experiment, workdir, name)[1])
 
 
 def recipe_with(recipe, **training):
@@ -267,7 +267,7 @@ def test_the_cache_says_of_every_token_what_the_teacher_says(experiment, workdir
     split = Split(workdir.data, "train", {signal.name: Store(workdir.cache("", signal.name).path, "records")})
     layout = experiment.teacher.model.layout(START)
     source = TrainBatches(split, layout, experiment.shapes, **OPTIONS | {"seed": 7})
-    model, params = trained(experiment, workdir, TEACHER)
+    model, params = load_trained(experiment, workdir, TEACHER)
     for number in (0, 5):
         batch = source[number]
         logits = model.head(params).logits(model.apply(params, batch.inputs)).reshape(-1, 60)

@@ -25,16 +25,16 @@ def measured(tmp_path):
     """(meter, its log's path)."""
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(tmp_path))
-        bar = stack.enter_context(progress.progress("model", 50))
+        bar = stack.enter_context(progress.bar("model", 50))
         yield (
             Meter("model", checkpoints, metrics_log.MetricsLog(tmp_path / "log.jsonl"), bar, RATES, MOST),
             tmp_path / "log.jsonl",
         )
 
 
-def sums(loss, tokens, left_out=False):
+def sums(loss, tokens, skipped=False):
     """A step's: this mean loss over so many tokens, the gradient's norm, and whether the update was left out."""
-    once = {"grad_norm": loss, "left_out": left_out}
+    once = {"grad_norm": loss, "skipped": skipped}
     return {"loss": Sum(np.float32(loss * tokens), np.int32(tokens))} | {
         name: Sum(np.float32(value), np.int32(1)) for name, value in once.items()
     }
@@ -132,12 +132,12 @@ def test_a_loss_that_is_not_finite_and_was_learnt_from_stops_the_run(measured, l
 def test_updates_that_were_left_out_are_said_count_in_no_mean_and_are_too_many_at_last(measured, capsys):
     meter, path = measured
     for step, loss in enumerate([1.0, np.nan, np.nan, 3.0], 1):
-        meter.after(step, sums(loss, 4, left_out=np.isnan(loss)), ROWS)
+        meter.after(step, sums(loss, 4, skipped=np.isnan(loss)), ROWS)
     meter.flush()
     said = capsys.readouterr().err
     assert "step 2 (grad_norm nan, loss nan; rows from examples 7, 30): its update is left out, 1 of at most 2" in said
     (row,) = metrics_log.read(path)
-    assert (row["loss"], row["grad_norm"], row["tokens"]) == (2.0, 2.0, 16) and "left_out" not in row
-    meter.after(5, sums(np.nan, 4, left_out=True), ROWS)
+    assert (row["loss"], row["grad_norm"], row["tokens"]) == (2.0, 2.0, 16) and "skipped" not in row
+    meter.after(5, sums(np.nan, 4, skipped=True), ROWS)
     with pytest.raises(KdError, match=r"step 5 .* examples 7, 30\) is the update number 3 that is left out; .*lower"):
         meter.flush()

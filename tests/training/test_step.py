@@ -15,7 +15,7 @@ from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.base import Architecture, Head
 from kd_jax.objective.fused_head import fused_head
 from kd_jax.objective.terms import Term, Terms, total_loss
-from kd_jax.runtime.backends import devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
 from kd_jax.tokenizers.sentencepiece import START
@@ -39,15 +39,15 @@ def make_batch(architecture: Architecture, in_a_row: int = 1) -> Batch:
 def compiled_step(architecture: Architecture, backend: str, microbatches: int):
     model = network(architecture)[0]
     parts = {"model": model, "teacher": model, "terms": every_term(architecture), "tx": TX}
-    return devices(backend).compile_sums(functools.partial(train_step, **parts, microbatches=microbatches))
+    return make_devices(backend).compile_sums(functools.partial(train_step, **parts, microbatches=microbatches))
 
 
 def after_one_step(architecture: Architecture, batch: Batch, backend: str = "jit", microbatches: int = 1):
     """(parameters, mean of every Sum) after one step of plain gradient descent."""
-    (_, params, teacher_params), spread = network(architecture), devices(backend)
-    state, said = spread.put((init_state(jax.random.key(1), params, TX), teacher_params))
-    state, sums = compiled_step(architecture, backend, microbatches)(state, spread.cut(batch), said)
-    host = jax.device_get(spread.first((state.params, sums)))
+    (_, params, teacher_params), devices = network(architecture), make_devices(backend)
+    state, said = devices.replicate((init_state(jax.random.key(1), params, TX), teacher_params))
+    state, sums = compiled_step(architecture, backend, microbatches)(state, devices.shard(batch), said)
+    host = jax.device_get(devices.unreplicate((state.params, sums)))
     return host[0], {name: one.mean() for name, one in host[1].items()}
 
 
@@ -57,7 +57,7 @@ def test_one_and_eight_devices_one_and_several_microbatches_agree(family, in_a_r
     architecture = FAMILIES[family]
     batch = make_batch(architecture, in_a_row)
     want = after_one_step(architecture, batch)
-    assert devices("pmap").count == 8
+    assert make_devices("pmap").count == 8
     for backend, microbatches in (("jit", 4), ("pmap", 2)):
         got = after_one_step(architecture, batch, backend, microbatches)
         chex.assert_trees_all_close(got, want, atol=1e-6, rtol=1e-5)

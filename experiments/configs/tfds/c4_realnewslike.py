@@ -8,10 +8,10 @@ the folder with `--source.data-dir`. `source.limit` keeps of its 13.8 million do
 
 import dataclasses
 
-from kd_jax import Generation, Tfds, load
+from kd_jax import Generation, Tfds, load_experiment
 
 experiment = dataclasses.replace(
-    load(__file__.replace("c4_realnewslike", "lm1b")),
+    load_experiment(__file__.replace("c4_realnewslike", "lm1b")),
     name="c4_realnewslike",
     source=Tfds(
         "c4/realnewslike",

@@ -7,9 +7,9 @@
 
 import dataclasses
 
-from kd_jax import Decoding, SentencePiece, Summarization, Tfds, load
+from kd_jax import Decoding, SentencePiece, Summarization, Tfds, load_experiment
 
-news = load(__file__.replace("samsum", "cnn_dailymail"))
+news = load_experiment(__file__.replace("samsum", "cnn_dailymail"))
 
 
 def narrow(recipe, steps):

@@ -8,10 +8,10 @@ folder with `--source.data-dir`. It has one split; half a per cent of the articl
 
 import dataclasses
 
-from kd_jax import Generation, Tfds, load
+from kd_jax import Generation, Tfds, load_experiment
 
 experiment = dataclasses.replace(
-    load(__file__.replace("wikipedia", "lm1b")),
+    load_experiment(__file__.replace("wikipedia", "lm1b")),
     name="wikipedia",
     source=Tfds("wikipedia/20230601.en", fields={"text": "text"}, held_out=0.005, limit=500_000),
     task=Generation(text="text", window=1024, context=256),

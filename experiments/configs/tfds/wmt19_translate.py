@@ -7,10 +7,10 @@ The dataset has no test split; half of its validation split (newstest2018) is ke
 
 import dataclasses
 
-from kd_jax import Tfds, Translation, load
+from kd_jax import Tfds, Translation, load_experiment
 
 experiment = dataclasses.replace(
-    load(__file__.replace("wmt19", "wmt14")),
+    load_experiment(__file__.replace("wmt19", "wmt14")),
     name="wmt19_translate",
     source=Tfds(
         "wmt19_translate/de-en",

@@ -7,10 +7,10 @@ The files must be fetched by hand; TFDS says from where and to which folder.
 
 import dataclasses
 
-from kd_jax import Decoding, Summarization, Tfds, load
+from kd_jax import Decoding, Summarization, Tfds, load_experiment
 
 experiment = dataclasses.replace(
-    load(__file__.replace("xsum", "cnn_dailymail")),
+    load_experiment(__file__.replace("xsum", "cnn_dailymail")),
     name="xsum",
     source=Tfds("xsum", fields={"document": "document", "summary": "summary"}),
     task=Summarization(document_tokens=500, decoding=Decoding(beam=4, length_ratio=0.0, length=48)),

@@ -84,7 +84,7 @@ def fixed(**fields: Any) -> Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class TensorMapping:
     """How a parameter of ours is kept: tensors joined along the last axis.
 
     Attributes:
@@ -109,7 +109,7 @@ class Stored:
     skipped: int = 0
     row: bool = False
 
-    def at(self, layer: int) -> "Stored":
+    def at(self, layer: int) -> "TensorMapping":
         """The names of one layer."""
         return dataclasses.replace(self, names=tuple(name.replace("{i}", str(layer)) for name in self.names))
 
@@ -143,14 +143,14 @@ class Stored:
         return [np.ascontiguousarray(self.theirs(part)) for part in parts]
 
 
-def plain(*names: str, **options: Any) -> Stored:
+def plain(*names: str, **options: Any) -> TensorMapping:
     """Tensors as they are."""
-    return Stored(names, **options)
+    return TensorMapping(names, **options)
 
 
-def dense(*names: str) -> Stored:
+def dense(*names: str) -> TensorMapping:
     """Kernels of PyTorch's Linear."""
-    return Stored(names, transposed=True)
+    return TensorMapping(names, transposed=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +174,8 @@ class Format:
     class_name: str
     family: type[Transformer]
     settings: tuple[Setting, ...]
-    names: Mapping[str, Stored]
-    gated: Mapping[str, Stored] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, TensorMapping]
+    gated: Mapping[str, TensorMapping] = dataclasses.field(default_factory=dict)
     ignored: str = r"$^"
     sinusoids: tuple[str, ...] = ()
     prefix: str = ""
@@ -195,7 +195,7 @@ class Format:
             keys |= setting.write(model)
         return keys | {"vocab_size": vocab_rows, "tie_word_embeddings": model.tied, "dtype": "float32"}
 
-    def stored(self, path: str, gated: bool) -> Stored:
+    def stored(self, path: str, gated: bool) -> TensorMapping:
         """Where a parameter of ours is kept, its layer's number filled in."""
         layer = re.search(r"coder_(\d+)\.", path)
         pattern = re.sub(r"coder_\d+\.", "coder_{i}.", path)

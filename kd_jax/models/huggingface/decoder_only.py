@@ -175,7 +175,7 @@ HEAD_NORMS = {
     "decoder_{i}.self_attention.q_norm.scale": plain(LAYER + "self_attn.q_norm.weight"),
     "decoder_{i}.self_attention.k_norm.scale": plain(LAYER + "self_attn.k_norm.weight"),
 }
-COMPUTED = r".*rotary_emb\.inv_freq"
+ROTARY_BUFFERS = r".*rotary_emb\.inv_freq"
 
 COMMON = (*SIZES, *SHARED, PRE_NORM, UNSCALED, ROPE, CONTEXT, choice("activation", "hidden_act", GATED))
 LLAMA = Format(
@@ -184,7 +184,7 @@ LLAMA = Format(
     family=DecoderOnly,
     settings=(*COMMON, fixed(qk_norm=False), Setting(_read_biases, _write_biases), only("pretraining_tp", 1)),
     names=LLAMA_NAMES,
-    ignored=COMPUTED,
+    ignored=ROTARY_BUFFERS,
     prefix="model.",
 )
 MISTRAL = dataclasses.replace(
@@ -241,7 +241,7 @@ GEMMA3 = Format(
         only("attention_bias", False), only("use_bidirectional_attention", False, None),
     ),
     names=LLAMA_NAMES | {path: plain(name, added=1.0) for path, name in GEMMA_NORMS.items()},
-    ignored=COMPUTED,
+    ignored=ROTARY_BUFFERS,
     prefix="model.",
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from kd_jax.errors import KdError
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.huggingface.base import Config, Format, Setting, Stored, choice, dense, fixed, only, plain, same
+from kd_jax.models.huggingface.base import Config, Format, Setting, TensorMapping, choice, dense, fixed, only, plain, same
 from kd_jax.models.transformer import Transformer
 
 WORDS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu", "gelu_new": "gelu_tanh"}
@@ -14,15 +14,15 @@ NORM = (("scale", "weight"), ("bias", "bias"))
 LINEAR = (("kernel", "weight", dense), ("bias", "bias", plain))
 
 
-def _norm(ours: str, theirs: str) -> dict[str, Stored]:
+def _norm(ours: str, theirs: str) -> dict[str, TensorMapping]:
     return {f"{ours}.{part}": plain(f"{theirs}.{their_part}") for part, their_part in NORM}
 
 
-def _linear(ours: str, *theirs: str) -> dict[str, Stored]:
+def _linear(ours: str, *theirs: str) -> dict[str, TensorMapping]:
     return {f"{ours}.{part}": kept(*(f"{name}.{their_part}" for name in theirs)) for part, their_part, kept in LINEAR}
 
 
-def _bart_stack(stack: str) -> dict[str, Stored]:
+def _bart_stack(stack: str) -> dict[str, TensorMapping]:
     """Names of BART's layers, which Marian, Pegasus and M2M100 share."""
     ours, theirs = f"{stack}_{{i}}", f"model.{stack}.layers.{{i}}"
     names = _norm(f"{ours}.norm_self", f"{theirs}.self_attn_layer_norm")
@@ -94,12 +94,12 @@ def _norms(before: bool, embedding: bool) -> tuple[Setting, ...]:
     return (position, *(only(key, value) for key, value in said.items()))
 
 
-COMPUTED = fixed(positions="sinusoidal", first_position=0, head_bias=True)
+SINUSOIDAL = fixed(positions="sinusoidal", first_position=0, head_bias=True)
 PEGASUS = Format(
     model_type="pegasus",
     class_name="PegasusForConditionalGeneration",
     family=EncoderDecoder,
-    settings=_settings(COMPUTED, *_norms(before=True, embedding=False)),
+    settings=_settings(SINUSOIDAL, *_norms(before=True, embedding=False)),
     names=BART_NAMES | LAST_NORMS,
     ignored=COPIES,
     sinusoids=SINUSOIDS,
@@ -110,7 +110,7 @@ MARIAN = dataclasses.replace(
     PEGASUS,
     model_type="marian",
     class_name="MarianMTModel",
-    settings=_settings(COMPUTED, *_norms(before=False, embedding=False)),
+    settings=_settings(SINUSOIDAL, *_norms(before=False, embedding=False)),
     names=BART_NAMES,
 )
 BART = dataclasses.replace(
@@ -144,9 +144,9 @@ M2M100 = dataclasses.replace(
 )
 
 
-def _t5_stack(stack: str, sublayers: Mapping[str, tuple[int, str]]) -> dict[str, Stored]:
+def _t5_stack(stack: str, sublayers: Mapping[str, tuple[int, str]]) -> dict[str, TensorMapping]:
     """Names of T5's layers: each sub-layer has a number."""
-    names: dict[str, Stored] = {}
+    names: dict[str, TensorMapping] = {}
     for ours, (number, theirs) in sublayers.items():
         block = f"{stack}.block.{{i}}.layer.{number}"
         names[f"{stack}_{{i}}.norm_{ours}.scale"] = plain(f"{block}.layer_norm.weight")
@@ -163,7 +163,7 @@ def _t5_stack(stack: str, sublayers: Mapping[str, tuple[int, str]]) -> dict[str,
     return names | {f"{stack}_buckets": plain(table), f"{stack}_norm.scale": plain(f"{stack}.final_layer_norm.weight")}
 
 
-def _t5_gates(stack: str, number: int) -> dict[str, Stored]:
+def _t5_gates(stack: str, number: int) -> dict[str, TensorMapping]:
     inner = f"{stack}.block.{{i}}.layer.{number}.DenseReluDense.wi_"
     return {f"{stack}_{{i}}.ffn.in.kernel": dense(f"{inner}0.weight", f"{inner}1.weight")}
 

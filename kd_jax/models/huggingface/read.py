@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from kd_jax.errors import KdError
-from kd_jax.models.huggingface.base import Format, Stored, shapes_of
+from kd_jax.models.huggingface.base import Format, TensorMapping, shapes_of
 from kd_jax.models.huggingface.files import Tensors, read_json
 from kd_jax.models.huggingface.formats import FORMATS
 from kd_jax.models.layers import GATES
@@ -75,7 +75,7 @@ def _architecture(folder: Path, tensors: Tensors) -> Transformer:
     return model
 
 
-def _stored(kept: Format, path: str, gated: bool, tensors: Tensors) -> Stored:
+def _stored(kept: Format, path: str, gated: bool, tensors: Tensors) -> TensorMapping:
     """How a parameter is kept; without the format's prefix where the file is of a bare model."""
     stored = kept.stored(path, gated)
     if kept.prefix and not any(name.startswith(kept.prefix) for name in tensors.where):
@@ -87,7 +87,7 @@ def _check(
     folder: Path,
     kept: Format,
     tensors: Tensors,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, TensorMapping],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Raises KdError naming the tensors that are not as the architecture has them."""

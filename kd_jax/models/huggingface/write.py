@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from kd_jax.errors import KdError
 from kd_jax.models.huggingface import files
-from kd_jax.models.huggingface.base import Format, Stored, shapes_of
+from kd_jax.models.huggingface.base import Format, TensorMapping, shapes_of
 from kd_jax.models.huggingface.formats import FORMATS
 from kd_jax.models.layers import GATES
 from kd_jax.models.positions import sinusoids
@@ -76,7 +76,7 @@ def write(folder: Path, model: Transformer, params: Params, config: Mapping[str,
     files.write(folder, {**keys, **config}, tensors)
 
 
-def _widths(path: str, stored: Stored, model: Transformer, width: int) -> list[int]:
+def _widths(path: str, stored: TensorMapping, model: Transformer, width: int) -> list[int]:
     """Widths of the tensors that a parameter is joined of."""
     if len(stored.names) == 1:
         return [width]

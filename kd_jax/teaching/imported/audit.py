@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.teaching.imported.match import Match
-from kd_jax.teaching.imported.readers.base import NOBODY, Stored
+from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord
 
 SHIFTS = (-1, 0, 1)
 COMPARED = 32  # of a record and its repeat
@@ -46,7 +46,7 @@ class Audit:
 
     def add(self, ids_nK: np.ndarray, logp_nK: np.ndarray, vocab_size: int, normalised: bool) -> None:
         """An example's targets."""
-        named_n = (ids_nK != NOBODY).sum(-1)
+        named_n = (ids_nK != NO_TOKEN).sum(-1)
         self.matched += 1
         self.said += int((named_n > 0).sum())
         self.fewest = min(self.fewest, int(named_n.min(initial=self.fewest)))
@@ -55,11 +55,11 @@ class Audit:
         if normalised:
             self.mass += float(np.exp(logp_nK.astype(np.float64)).sum())
 
-    def add_ranks(self, stored: Stored, match: Match) -> None:
+    def add_ranks(self, stored: LogprobRecord, match: Match) -> None:
         """A record's positions, for the suspicion of a shift."""
         inner_N = (stored.target_N >= 1) & (stored.target_N < len(match.tokens_S) - 1)
         order_NK = np.argsort(-stored.logp_NK[inner_N], axis=-1, kind="stable")
-        ids_NK = np.take_along_axis(np.where(stored.logp_NK > -np.inf, stored.ids_NK, NOBODY)[inner_N], order_NK, -1)
+        ids_NK = np.take_along_axis(np.where(stored.logp_NK > -np.inf, stored.ids_NK, NO_TOKEN)[inner_N], order_NK, -1)
         for s, shift in enumerate(SHIFTS):
             at_NK = ids_NK == match.tokens_S[stored.target_N[inner_N] + shift][:, None]
             self.reciprocal_ranks[s] += (at_NK / np.arange(1, ids_NK.shape[1] + 1)).sum()
@@ -69,7 +69,7 @@ class Audit:
         """Another record of a sequence, (ids, logp) [n, K] of both."""
         self.repeats += 1
         (ids_nK, logp_nK), (ids_nX, logp_nX) = _less_likeliest(*first), _less_likeliest(*again)
-        same_nKX = (ids_nK[:, :, None] == ids_nX[:, None, :]) & (ids_nK[:, :, None] != NOBODY)
+        same_nKX = (ids_nK[:, :, None] == ids_nX[:, None, :]) & (ids_nK[:, :, None] != NO_TOKEN)
         with np.errstate(invalid="ignore"):
             apart_nKX = np.where(same_nKX, np.abs(logp_nK[:, :, None] - logp_nX[:, None, :]), 0.0)
         self.difference = max(self.difference, float(apart_nKX.max(initial=0.0)))

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from kd_jax.config import is_number
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, wanted_signals
+from kd_jax.experiment import Experiment, required_signals
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.imported.readers.formats import FORMATS
 
@@ -13,7 +13,7 @@ REMEDY = "take init=Random() or FromCheckpoint, the data's targets, and TopK as 
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class LogprobSource:
     """How files of log-probabilities came to be; no format records it, so a person states it.
 
     Attributes:
@@ -27,7 +27,7 @@ class Source:
       sum_error: how much above one a position's probabilities may add up to.
 
     Examples:
-      >>> Source("vllm", temperature=0.7, mode="raw").check()
+      >>> LogprobSource("vllm", temperature=0.7, mode="raw").check()
       Traceback (most recent call last):
       kd_jax.errors.KdError: --temperature 0.7: raw log-probabilities are those of temperature 1, whatever was drawn; \
 wanted 1, or --mode processed
@@ -62,7 +62,7 @@ wanted 1, or --mode processed
         return FORMATS[self.format].normalised and temperature == self.temperature
 
 
-class Wanted(NamedTuple):
+class RequiredSignal(NamedTuple):
     """What is read out of the files for one split.
 
     Attributes:
@@ -73,13 +73,13 @@ class Wanted(NamedTuple):
     signal: TopK
     rests: dict[float, str]
 
-    def stored(self, source: Source) -> tuple[float, ...]:
+    def stored(self, source: LogprobSource) -> tuple[float, ...]:
         """The temperatures at which the rest is kept, ascending: the needed, and what the files say of themselves."""
         said = {source.temperature} if source.says(source.temperature) else set()
         return tuple(sorted({*self.rests, *said}))
 
 
-def wanted_of(experiment: Experiment) -> Wanted:
+def wanted_of(experiment: Experiment) -> RequiredSignal:
     """The TopK that the students' terms read.
 
     Raises:
@@ -97,13 +97,13 @@ def wanted_of(experiment: Experiment) -> Wanted:
                 raise KdError(f"{field}: stored log-probabilities say TopK alone; {REMEDY}")
             if term.signal is not None and term.signal.tail != "renormalise":
                 rests[term.signal.temperature] = f"{field} (tail {term.signal.tail!r}, T {term.signal.temperature:g})"
-    signals = wanted_signals(experiment)
+    signals = required_signals(experiment)
     if not any(signals.values()):
         raise KdError("students: no term reads TopK, so log-probabilities would teach nobody; add such a term")
-    return Wanted(signals[None][TopK.name], rests)
+    return RequiredSignal(signals[None][TopK.name], rests)
 
 
-def wanted_of_validation(experiment: Experiment, vocab_size: int) -> Wanted:
+def wanted_of_validation(experiment: Experiment, vocab_size: int) -> RequiredSignal:
     """The TopK for closeness without a teacher, as many of its k as the files have."""
     k = min(experiment.evaluation.cached_k, vocab_size)
-    return Wanted(TopK(k=k), {1.0: "evaluation.cached_k (0 for no closeness to the teacher)"})
+    return RequiredSignal(TopK(k=k), {1.0: "evaluation.cached_k (0 for no closeness to the teacher)"})

@@ -16,10 +16,10 @@ from kd_jax.errors import KdError
 from kd_jax.runtime import progress
 from kd_jax.teaching import base
 from kd_jax.teaching.imported.audit import Audit
-from kd_jax.teaching.imported.base import Source, Wanted
+from kd_jax.teaching.imported.base import LogprobSource, RequiredSignal
 from kd_jax.teaching.imported.match import Examples, Marks, said_of
 from kd_jax.teaching.imported.readers import base as logprobs
-from kd_jax.teaching.imported.readers.base import NOBODY, Stored
+from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord
 from kd_jax.teaching.imported.readers.formats import FORMATS
 from kd_jax.teaching.imported.top_k import refuse_unknown, top_k
 from kd_jax.teaching.signal_cache import store_outputs
@@ -40,7 +40,7 @@ class Collected(NamedTuple):
     """
 
     examples: Examples
-    wanted: Wanted
+    wanted: RequiredSignal
     audit: Audit
     places: dict[int, int]
     file: BinaryIO
@@ -49,7 +49,7 @@ class Collected(NamedTuple):
         """Of example i; nothing is named where the files have not got it."""
         if i not in self.places:
             count = len(self.examples.targets(self.examples.split.read(i).encoded))
-            return np.full((count, 1), NOBODY, np.int32), np.full((count, 1), -np.inf, np.float32)
+            return np.full((count, 1), NO_TOKEN, np.int32), np.full((count, 1), -np.inf, np.float32)
         self.file.seek(self.places[i])
         return np.load(self.file), np.load(self.file)
 
@@ -62,10 +62,10 @@ class Collected(NamedTuple):
 
 def collect(
     files: Sequence[Path],
-    source: Source,
+    source: LogprobSource,
     vocab_size: int,
     marks: Marks,
-    splits: Mapping[str, tuple[pipeline.Split, Wanted]],
+    splits: Mapping[str, tuple[pipeline.Split, RequiredSignal]],
     near: Path,
 ) -> dict[str, Collected]:
     """Reads all files once.
@@ -87,7 +87,7 @@ def collect(
         file = tempfile.TemporaryFile(dir=near)  # noqa: SIM115  # it lives as long as what is collected
         collected[name] = Collected(examples, wanted, audit, {}, file)
     form, number, strangers = FORMATS[source.format], 0, []
-    with progress.progress("read log-probabilities", len(files)) as bar:
+    with progress.bar("read log-probabilities", len(files)) as bar:
         for path in files:
             for stored in form.read(path):
                 number += 1
@@ -101,7 +101,7 @@ def collect(
     return collected
 
 
-def _take(collected: Collected, stored: Stored, vocab_size: int, source: Source) -> bool:
+def _take(collected: Collected, stored: LogprobRecord, vocab_size: int, source: LogprobSource) -> bool:
     """Whether the record is an example's of this split; what it says of it is kept, but if that was said before."""
     examples, audit = collected.examples, collected.audit
     match = examples.find(stored)
@@ -122,7 +122,7 @@ def _take(collected: Collected, stored: Stored, vocab_size: int, source: Source)
     return True
 
 
-def _nobodys(files: Sequence[Path], number: int, strangers: Sequence[Stored], collected: Collected) -> str:
+def _nobodys(files: Sequence[Path], number: int, strangers: Sequence[LogprobRecord], collected: Collected) -> str:
     """That nothing matches, with the first ids of both sides."""
     if not strangers:
         return f"{files[0]}: {number} records; wanted some"
@@ -153,14 +153,14 @@ def refuse_incomplete(name: str, collected: Collected, most_missing: float) -> N
 
 
 def _complete(said: Said) -> bool:
-    return bool((said[0] != NOBODY).any(-1).all())
+    return bool((said[0] != NO_TOKEN).any(-1).all())
 
 
 def write(
     folder: Folder,
     collected: Collected,
     k: int,
-    source: Source,
+    source: LogprobSource,
     inputs: Mapping[str, Any],
     vocab_size: int,
     force: bool,
@@ -187,11 +187,11 @@ def write(
     digest = store.write(folder.path, "records", schema, len(split), make, base.RECORDS_PER_SHARD)
     figures = collected.audit.figures(FORMATS[source.format].normalised)
     folder.finish(store_outputs(folder, digest, split) | figures, time.perf_counter() - began)
-    progress.say(f"import-logprobs: {len(split)} records with the top {k}; {folder.path}")
+    progress.log(f"import-logprobs: {len(split)} records with the top {k}; {folder.path}")
 
 
 def _records(
-    collected: Collected, k: int, source: Source, vocab_size: int, temperatures: tuple[float, ...]
+    collected: Collected, k: int, source: LogprobSource, vocab_size: int, temperatures: tuple[float, ...]
 ) -> Callable[[int, int], Iterator[base.Record]]:
     """(start, stop) -> the records of those examples, for store.write."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from kd_jax.batches.pipeline import Split
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import Encoded
-from kd_jax.teaching.imported.readers.base import NOBODY, Stored
+from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord
 
 Key = bytes
 
@@ -39,7 +39,7 @@ class Examples:
     """The examples of a split by their token ids."""
 
     def __init__(self, split: Split, sequence: str, marks: Marks):
-        """Args: sequence: as Source.sequence."""
+        """Args: sequence: as LogprobSource.sequence."""
         self.split, self._sequence, self._marks = split, sequence, marks
         self._numbers: dict[Key, list[int]] = {}
         for i in range(len(split)):
@@ -54,7 +54,7 @@ class Examples:
         """Which of these ids count, int [n]."""
         return np.flatnonzero(encoded.counts[-len(self.tokens(encoded)) :])
 
-    def find(self, stored: Stored) -> Match | None:
+    def find(self, stored: LogprobRecord) -> Match | None:
         """The examples that are this sequence, with or without the start and the end of the text; None for none.
 
         Raises:
@@ -90,13 +90,13 @@ def variants(tokens_S: np.ndarray, marks: Marks) -> Iterator[tuple[np.ndarray, i
         yield tokens_S, offset, np.append(tokens_S[offset:], marks.eos)
 
 
-def said_of(stored: Stored, targets_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def said_of(stored: LogprobRecord, targets_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(ids int32 [n, K], logp float32 [n, K]) of these tokens of the sequence; nothing named where nothing is said."""
     row_T = np.full(max(stored.target_N.max(initial=0), targets_n.max(initial=0)) + 1, -1)
     row_T[stored.target_N] = np.arange(len(stored.target_N))
     row_n = row_T[targets_n]
     shape = (len(targets_n), stored.ids_NK.shape[1])
-    ids_nK, logp_nK = np.full(shape, NOBODY, np.int32), np.full(shape, -np.inf, np.float32)
+    ids_nK, logp_nK = np.full(shape, NO_TOKEN, np.int32), np.full(shape, -np.inf, np.float32)
     ids_nK[row_n >= 0], logp_nK[row_n >= 0] = stored.ids_NK[row_n[row_n >= 0]], stored.logp_NK[row_n[row_n >= 0]]
     return ids_nK, logp_nK
 

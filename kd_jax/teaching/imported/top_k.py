@@ -4,13 +4,13 @@ import numpy as np
 
 from kd_jax.errors import KdError
 from kd_jax.signals.topk import rest_field
-from kd_jax.teaching.imported.base import Source, Wanted
-from kd_jax.teaching.imported.readers.base import NOBODY
+from kd_jax.teaching.imported.base import LogprobSource, RequiredSignal
+from kd_jax.teaching.imported.readers.base import NO_TOKEN
 
 LEAST = 1e-7  # of what remains of one: float32's log-probabilities tell no less from nothing
 
 
-def refuse_unknown(where: str, ids_nK: np.ndarray, vocab_size: int, source: Source, wanted: Wanted) -> None:
+def refuse_unknown(where: str, ids_nK: np.ndarray, vocab_size: int, source: LogprobSource, wanted: RequiredSignal) -> None:
     """Refuses positions from which a rest that is needed does not follow.
 
     Known is the rest of a position that names the whole vocabulary, at any temperature, and of log-probabilities, at
@@ -19,7 +19,7 @@ def refuse_unknown(where: str, ids_nK: np.ndarray, vocab_size: int, source: Sour
     Raises:
       KdError: names the record and what needs the rest.
     """
-    named_n = (ids_nK != NOBODY).sum(-1)
+    named_n = (ids_nK != NO_TOKEN).sum(-1)
     part_n = (named_n > 0) & (named_n < vocab_size)
     for temperature, needed_by in wanted.rests.items():
         if part_n.any() and not source.says(temperature):
@@ -32,7 +32,7 @@ def refuse_unknown(where: str, ids_nK: np.ndarray, vocab_size: int, source: Sour
 
 
 def top_k(
-    ids_nK: np.ndarray, logp_nK: np.ndarray, k: int, vocab_size: int, source: Source, temperatures: tuple[float, ...]
+    ids_nK: np.ndarray, logp_nK: np.ndarray, k: int, vocab_size: int, source: LogprobSource, temperatures: tuple[float, ...]
 ) -> dict[str, np.ndarray]:
     """TopK's fields, n positions.
 
@@ -42,7 +42,7 @@ def top_k(
     not subtracted. Where fewer than k are named, the ids that fill up are others of the vocabulary, at -inf.
 
     Args:
-      ids_nK: NOBODY where nothing is named; else different ids of a position.
+      ids_nK: NO_TOKEN where nothing is named; else different ids of a position.
       logp_nK: log-probabilities, or logits over T; -inf where nothing is named.
       k: entries kept.
       vocab_size: of the tokeniser.
@@ -54,7 +54,7 @@ def top_k(
 
     Examples:
       >>> ids, logp = np.array([[7, 9, 8]]), np.log([[0.1, 0.5, 0.2]])
-      >>> fields = top_k(ids, logp, 2, 10, Source("vllm", 1.0, "raw"), (1.0,))
+      >>> fields = top_k(ids, logp, 2, 10, LogprobSource("vllm", 1.0, "raw"), (1.0,))
       >>> print(fields["ids"], *(np.exp(fields[name]).round(3) for name in ("logits", "rest_t1")))
       [[9 8]] [[1.  0.4]] [0.6]
     """
@@ -62,10 +62,10 @@ def top_k(
     ids_nK = np.take_along_axis(ids_nK, order_nK, -1)
     logp_nK = np.take_along_axis(logp_nK, order_nK, -1).astype(np.float64)
     lacking = max(0, k - ids_nK.shape[1])
-    ids_nK = np.pad(ids_nK, ((0, 0), (0, lacking)), constant_values=NOBODY)
+    ids_nK = np.pad(ids_nK, ((0, 0), (0, lacking)), constant_values=NO_TOKEN)
     logp_nK = np.pad(logp_nK, ((0, 0), (0, lacking)), constant_values=-np.inf)
     largest_n1 = np.where(logp_nK[:, :1] > -np.inf, logp_nK[:, :1], 0.0)
-    named_n = (ids_nK != NOBODY).sum(-1)
+    named_n = (ids_nK != NO_TOKEN).sum(-1)
     fields = {"ids": _filled(ids_nK[:, :k], vocab_size), "logits": source.temperature * (logp_nK - largest_n1)[:, :k]}
     for temperature in temperatures:
         scaled_nX = source.temperature * (logp_nK - largest_n1)[:, k:] / temperature
@@ -79,11 +79,11 @@ def top_k(
 
 
 def _filled(ids_nK: np.ndarray, vocab_size: int) -> np.ndarray:
-    """The ids, each NOBODY replaced by one that its position does not hold."""
+    """The ids, each NO_TOKEN replaced by one that its position does not hold."""
     ids_nK = ids_nK.astype(np.int64)
-    for n in np.flatnonzero((ids_nK == NOBODY).any(-1)):
+    for n in np.flatnonzero((ids_nK == NO_TOKEN).any(-1)):
         # Twice as many as there are places hold enough others.
         others = np.setdiff1d(np.arange(min(vocab_size, 2 * ids_nK.shape[1])), ids_nK[n])
-        empty_K = ids_nK[n] == NOBODY
+        empty_K = ids_nK[n] == NO_TOKEN
         ids_nK[n, empty_K] = others[: empty_K.sum()]
     return ids_nK

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kd_jax.errors import KdError
 from kd_jax.signals.topk import TopK
-from kd_jax.teaching.imported.base import Source, Wanted
-from kd_jax.teaching.imported.readers.base import NOBODY
+from kd_jax.teaching.imported.base import LogprobSource, RequiredSignal
+from kd_jax.teaching.imported.readers.base import NO_TOKEN
 from kd_jax.teaching.imported.top_k import LEAST, refuse_unknown, top_k
 
 N, V = 4, 13
@@ -27,7 +27,7 @@ def named(count, temperature=1.0, seed=0):
 
 
 def wanted(*temperatures):
-    return Wanted(TopK(k=3), dict.fromkeys(temperatures, "terms.kd"))
+    return RequiredSignal(TopK(k=3), dict.fromkeys(temperatures, "terms.kd"))
 
 
 @given(st.integers(1, V), st.integers(1, V), st.sampled_from([0.5, 1.0, 2.0]), st.integers(0, 3))
@@ -35,7 +35,7 @@ def wanted(*temperatures):
 def test_it_is_what_the_teacher_here_would_store(k, count, temperature, seed):
     """At the files' own temperature from any number of at least k, in any order."""
     k, count = min(k, count), max(k, count)
-    source = Source("vllm", temperature, "processed")
+    source = LogprobSource("vllm", temperature, "processed")
     got = top_k(*named(count, temperature, seed), k, V, source, (temperature,))
     want = TopK(k=k, temperature=temperature).reduce(LOGITS)
     assert got.keys() == want.keys()
@@ -49,7 +49,7 @@ def test_it_is_what_the_teacher_here_would_store(k, count, temperature, seed):
 @FEW
 def test_the_whole_vocabulary_says_the_rest_at_any_temperature(k, temperature, form):
     ids, logp = named(V)
-    source = Source(form, 1.0, "raw")
+    source = LogprobSource(form, 1.0, "raw")
     refuse_unknown("f", ids, V, source, wanted(temperature))
     got = top_k(ids, logp + (5.0 if form == "maxtext" else 0.0), k, V, source, (temperature,))
     want = TopK(k=k, temperature=temperature).reduce(LOGITS)
@@ -61,7 +61,7 @@ def test_the_whole_vocabulary_says_the_rest_at_any_temperature(k, temperature, f
 @FEW
 def test_places_that_are_left_hold_other_ids_without_mass(k, count):
     ids, logp = named(count)
-    got = top_k(ids, logp, k, V, Source("vllm", 1.0, "raw"), (1.0,))
+    got = top_k(ids, logp, k, V, LogprobSource("vllm", 1.0, "raw"), (1.0,))
     assert all(len(set(row)) == k and set(row) <= set(range(V)) for row in got["ids"].tolist())
     assert (np.isneginf(got["logits"]).sum(-1) == max(0, k - count)).all()
     aligned = TopK(k=k).align(LOGITS, {"ids": got["ids"], "logits": got["logits"], "rest_t1": got["rest_t1"]}, 1.0)
@@ -73,19 +73,19 @@ def test_places_that_are_left_hold_other_ids_without_mass(k, count):
 def test_what_is_lacking_to_one_is_never_nothing():
     """Log-probabilities that add up to one, or a little more, in rounding: the rest is as good as none, and finite."""
     ids, logp = np.asarray([[3, 5]]), np.log([[0.6, 0.4004]])
-    got = top_k(ids, logp, 2, V, Source("vllm", 1.0, "raw"), (1.0,))
+    got = top_k(ids, logp, 2, V, LogprobSource("vllm", 1.0, "raw"), (1.0,))
     np.testing.assert_allclose(got["rest_t1"], np.log(LEAST / 0.6), rtol=1e-5)
 
 
 def test_an_unknown_rest_is_refused_by_what_needs_it():
     ids, _ = named(3)
-    nothing = np.full_like(ids, NOBODY)
+    nothing = np.full_like(ids, NO_TOKEN)
     for source, temperature, reason in (
-        (Source("maxtext", 1.0, "raw"), 1.0, r"names 3 of 13 tokens \(logits, no log Z\).*which terms.kd needs"),
-        (Source("vllm", 1.0, "raw"), 2.0, r"f: names 3 of 13 tokens.*at temperature 2"),
+        (LogprobSource("maxtext", 1.0, "raw"), 1.0, r"names 3 of 13 tokens \(logits, no log Z\).*which terms.kd needs"),
+        (LogprobSource("vllm", 1.0, "raw"), 2.0, r"f: names 3 of 13 tokens.*at temperature 2"),
     ):
         with pytest.raises(KdError, match=reason):
             refuse_unknown("f", ids, V, source, wanted(temperature))
         refuse_unknown("f", ids, V, source, wanted())
         refuse_unknown("f", nothing, V, source, wanted(temperature))  # a missing position teaches nothing
-    refuse_unknown("f", ids, V, Source("sglang", 2.0, "processed"), wanted(2.0))
+    refuse_unknown("f", ids, V, LogprobSource("sglang", 2.0, "processed"), wanted(2.0))

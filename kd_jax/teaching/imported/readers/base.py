@@ -12,18 +12,18 @@ from kd_jax.errors import KdError
 LONGEST_LINE = 2**28  # bytes
 LONGEST_SEQUENCE = 2**20  # tokens
 LARGEST_ID = 2**31 - 1
-NOBODY = -1  # the id where a position names fewer tokens than others
+NO_TOKEN = -1  # the id where a position names fewer tokens than others
 Entries = Sequence[tuple[int, float]]  # what one position names: (token id, log-probability)
 
 
-class Stored(NamedTuple):
+class LogprobRecord(NamedTuple):
     """What one record says of one sequence: N positions, each naming at most K tokens.
 
     Attributes:
       where: the file and the record's number, for messages.
       tokens_S: int64, the sequence's ids.
       target_N: int64, which token each position predicts: t for tokens_S[t], S for the one behind the last.
-      ids_NK: int64, NOBODY where nothing is named.
+      ids_NK: int64, NO_TOKEN where nothing is named.
       logp_NK: float64, log-probabilities or logits; -inf where nothing is named.
     """
 
@@ -34,8 +34,8 @@ class Stored(NamedTuple):
     logp_NK: np.ndarray
 
 
-def rectangular(where: str, tokens: Sequence[int], positions: Iterable[tuple[int, Entries]]) -> Stored:
-    """A Stored of (target, entries) pairs; entries of -inf name nothing.
+def rectangular(where: str, tokens: Sequence[int], positions: Iterable[tuple[int, Entries]]) -> LogprobRecord:
+    """A LogprobRecord of (target, entries) pairs; entries of -inf name nothing.
 
     Examples:
       >>> one = rectangular("f, record 1", [5, 6, 7], [(1, [(6, -0.1)]), (2, [(7, -0.2), (9, -2.0)])])
@@ -44,16 +44,16 @@ def rectangular(where: str, tokens: Sequence[int], positions: Iterable[tuple[int
     """
     positions = list(positions)
     shape = (len(positions), max((len(entries) for _, entries in positions), default=0))
-    ids_NK, logp_NK = np.full(shape, NOBODY, np.int64), np.full(shape, -np.inf)
+    ids_NK, logp_NK = np.full(shape, NO_TOKEN, np.int64), np.full(shape, -np.inf)
     for n, (_, entries) in enumerate(positions):
         for k, (token, logp) in enumerate(entries):
             logp_NK[n, k] = logp
-            ids_NK[n, k] = NOBODY if logp == -np.inf else token
+            ids_NK[n, k] = NO_TOKEN if logp == -np.inf else token
     target_N = np.asarray([target for target, _ in positions], np.int64)
-    return Stored(where, np.asarray(tokens, np.int64), target_N, ids_NK, logp_NK)
+    return LogprobRecord(where, np.asarray(tokens, np.int64), target_N, ids_NK, logp_NK)
 
 
-def check(stored: Stored, vocab_size: int, normalised: bool, sum_error: float) -> None:
+def check(stored: LogprobRecord, vocab_size: int, normalised: bool, sum_error: float) -> None:
     """Refuses what cannot be a teacher's word on this vocabulary.
 
     Args:
@@ -92,8 +92,8 @@ def check(stored: Stored, vocab_size: int, normalised: bool, sum_error: float) -
     for what, refused_N in refusals.items():
         if refused_N.any():
             raise KdError(f"{where}, token {target_N[refused_N.argmax()]}: holds {what}; write the file again")
-    ordered_NK = np.sort(np.where(named_NK, ids_NK, NOBODY), axis=-1)
-    twice_NK = (ordered_NK[:, 1:] == ordered_NK[:, :-1]) & (ordered_NK[:, 1:] != NOBODY)
+    ordered_NK = np.sort(np.where(named_NK, ids_NK, NO_TOKEN), axis=-1)
+    twice_NK = (ordered_NK[:, 1:] == ordered_NK[:, :-1]) & (ordered_NK[:, 1:] != NO_TOKEN)
     if twice_NK.any():
         n, k = np.argwhere(twice_NK)[0]
         raise KdError(f"{where}, token {target_N[n]}: names the id {ordered_NK[n, k]} twice; write the file again")

@@ -10,7 +10,7 @@ import numpy as np
 
 from kd_jax.config import is_count
 from kd_jax.errors import KdError
-from kd_jax.teaching.imported.readers.base import NOBODY, Stored
+from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
 COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
@@ -70,7 +70,7 @@ class Compression:
             raise KdError(f"{where}: delta_encoding and normalize_t are no flags; wanted true or false")
 
 
-def read(path: Path) -> Iterator[Stored]:
+def read(path: Path) -> Iterator[LogprobRecord]:
     """The records of a file: row i of a sequence predicts token i + 1, so there is one row fewer than tokens.
 
     Raises:
@@ -123,7 +123,7 @@ def read_compression(path: Path) -> Compression:
     return compression
 
 
-def _record(where: str, row: Mapping[str, Any], compression: Compression) -> Stored:
+def _record(where: str, row: Mapping[str, Any], compression: Compression) -> LogprobRecord:
     try:
         tokens_S = np.asarray(row["input_ids"], np.uint64).astype(np.int64)
         logp_bytes_NX, ids_bytes_NX = (np.asarray(row[name], np.uint8) for name in COLUMNS[1:])
@@ -138,8 +138,8 @@ def _record(where: str, row: Mapping[str, Any], compression: Compression) -> Sto
     logp_NK, ids_NK = values(where, logp_bytes_NX, compression), indices(where, ids_bytes_NX, compression)
     # Ranks that were missing are -inf, their ids anything; differences to -inf come out as nan.
     named_NK = ~np.logical_or.accumulate(logp_NK == -np.inf, axis=-1)
-    ids_NK, logp_NK = np.where(named_NK, ids_NK, NOBODY), np.where(named_NK, logp_NK, -np.inf)
-    return Stored(where, tokens_S, np.arange(1, len(tokens_S)), ids_NK, logp_NK)
+    ids_NK, logp_NK = np.where(named_NK, ids_NK, NO_TOKEN), np.where(named_NK, logp_NK, -np.inf)
+    return LogprobRecord(where, tokens_S, np.arange(1, len(tokens_S)), ids_NK, logp_NK)
 
 
 def indices(where: str, bytes_NX: np.ndarray, compression: Compression) -> np.ndarray:

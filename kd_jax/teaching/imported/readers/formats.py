@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kd_jax.teaching.imported.readers import distillkit, maxtext, sglang, vllm
-from kd_jax.teaching.imported.readers.base import Stored
+from kd_jax.teaching.imported.readers.base import LogprobRecord
 
 
 class Format(NamedTuple):
     """How files are read, and whether they hold log-probabilities (else logits without their log Z)."""
 
-    read: Callable[[Path], Iterator[Stored]]
+    read: Callable[[Path], Iterator[LogprobRecord]]
     normalised: bool
 
 

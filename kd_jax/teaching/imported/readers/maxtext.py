@@ -8,7 +8,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
 from kd_jax.errors import KdError
-from kd_jax.teaching.imported.readers.base import NOBODY, Stored
+from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord
 
 # tensorflow/core/example's messages, by the numbers of their fields; protobuf knows the wire.
 SCHEMA = """
@@ -42,7 +42,7 @@ FIELDS = {"inputs": "int64", "top_k_logits": "float", "top_k_indices": "int64"}
 ROWS = 64  # read at once
 
 
-def read(path: Path) -> Iterator[Stored]:
+def read(path: Path) -> Iterator[LogprobRecord]:
     """The records of a file: row t of `top_k_logits`, [S k] flattened, predicts token t + 1.
 
     The logits are raw: they have no log Z. `sequence_hash` is ignored.
@@ -67,7 +67,7 @@ def read(path: Path) -> Iterator[Stored]:
             yield parse(f"{path}, record {i}", record)
 
 
-def parse(where: str, record: bytes) -> Stored:
+def parse(where: str, record: bytes) -> LogprobRecord:
     """One tf.train.Example; raises KdError where it is none, or lacks a field."""
     try:
         features = Example.FromString(record).features.feature
@@ -86,8 +86,8 @@ def parse(where: str, record: bytes) -> Stored:
             "of each for each token"
         )
     shape = (len(tokens_S), -1)
-    ids_X = np.where(logits_X == -np.inf, NOBODY, ids_X)  # a logit of -inf names nothing, whatever its id
-    return Stored(where, tokens_S, np.arange(1, len(tokens_S) + 1), ids_X.reshape(shape), logits_X.reshape(shape))
+    ids_X = np.where(logits_X == -np.inf, NO_TOKEN, ids_X)  # a logit of -inf names nothing, whatever its id
+    return LogprobRecord(where, tokens_S, np.arange(1, len(tokens_S) + 1), ids_X.reshape(shape), logits_X.reshape(shape))
 
 
 def _example() -> type[message.Message]:

@@ -7,7 +7,7 @@ from typing import Any
 from kd_jax.errors import KdError
 from kd_jax.teaching.imported.readers.base import (
     Entries,
-    Stored,
+    LogprobRecord,
     json_lines,
     member,
     number,
@@ -19,7 +19,7 @@ from kd_jax.teaching.imported.readers.base import (
 ASK = "ask for return_logprob, top_logprobs_num and logprob_start_len=0"
 
 
-def read(path: Path) -> Iterator[Stored]:
+def read(path: Path) -> Iterator[LogprobRecord]:
     """The records of a file.
 
     A line is a response, or a list of them. `meta_info.input_token_logprobs` has [log-probability, id, text] of every
@@ -34,7 +34,7 @@ def read(path: Path) -> Iterator[Stored]:
             yield _record(where, response)
 
 
-def _record(where: str, response: Any) -> Stored:
+def _record(where: str, response: Any) -> LogprobRecord:
     meta = member(where, response, "meta_info", dict)
     for name in ("input_token_logprobs", "input_top_logprobs"):
         if name not in meta or meta[name] is None:

@@ -9,7 +9,7 @@ import numpy as np
 from kd_jax.errors import KdError
 from kd_jax.teaching.imported.readers.base import (
     Entries,
-    Stored,
+    LogprobRecord,
     json_lines,
     member,
     number,
@@ -24,7 +24,7 @@ ASK = "ask the server for prompt_logprobs and return_token_ids"
 Ranked = list[tuple[int, float, int | None]]  # (token id, log-probability, its rank from 1 where known)
 
 
-def read(path: Path) -> Iterator[Stored]:
+def read(path: Path) -> Iterator[LogprobRecord]:
     """The records of a file.
 
     A line is a server's response, with `choices` or for a chat, or an offline output: `prompt_token_ids`, and as
@@ -47,7 +47,7 @@ def _holders(where: str, response: Any) -> list[Any]:
     return [response]
 
 
-def _record(where: str, holder: Any) -> Stored:
+def _record(where: str, holder: Any) -> LogprobRecord:
     tokens = [token_id(where, one) for one in member(where, holder, "prompt_token_ids", list)]
     if holder["prompt_logprobs"] is None if "prompt_logprobs" in holder else "logprobs" in holder:
         raise KdError(f"{where}: logprobs of generated tokens at most, whose keys are texts, not ids; {ASK}")

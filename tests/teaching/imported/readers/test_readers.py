@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kd_jax.errors import KdError
 from kd_jax.teaching.imported.readers import distillkit
-from kd_jax.teaching.imported.readers.base import NOBODY, check, rectangular
+from kd_jax.teaching.imported.readers.base import NO_TOKEN, check, rectangular
 from kd_jax.teaching.imported.readers.formats import FORMATS
 from kd_jax.teaching.imported.readers.maxtext import parse
 from tests.teaching.imported.readers import writers
@@ -49,7 +49,7 @@ def test_what_was_written_is_read(name, tmp_path):
     assert tokens_S.tolist()[:5] == TOKENS and target_N.tolist()[:4] == [1, 2, 3, 4]
     for n in range(4):
         want = dict(zip(writers.likeliest(LOGP[n], K), sorted(-LOGP[n])[:K], strict=True))
-        got = {i: logp for i, logp in zip(ids_NK[n], -logp_NK[n], strict=True) if i != NOBODY}
+        got = {i: logp for i, logp in zip(ids_NK[n], -logp_NK[n], strict=True) if i != NO_TOKEN}
         assert got.keys() == want.keys()
         shift = 7.5 if name == "maxtext" else 0.0
         apart = np.abs([got[i] + shift - logp for i, logp in want.items()])
@@ -143,8 +143,8 @@ def test_vllm_writes_minus_infinity_as_a_number_and_a_chat_beside_its_choices(tm
     for one in choice["prompt_logprobs"][2].values():
         one["logprob"] = -9999.0
     (stored,) = records("vllm", writers.lines(tmp_path / "file", [chat(choice)]))
-    assert (stored.ids_NK[1] == NOBODY).all() and (stored.logp_NK[1] == -np.inf).all()
-    assert (stored.ids_NK[0, :3] != NOBODY).all()
+    assert (stored.ids_NK[1] == NO_TOKEN).all() and (stored.logp_NK[1] == -np.inf).all()
+    assert (stored.ids_NK[0, :3] != NO_TOKEN).all()
 
 
 REFUSED = {
@@ -217,7 +217,7 @@ def test_missing_ranks_are_dropped_whatever_their_ids(tmp_path):
     row["bytepacked_indices"] = [writers.packed_bits([5, 9, 63, 5], 6)]
     stored = distillkit._record("f", row, compression)
     check(stored, V, True, 1e-3)
-    assert stored.ids_NK.tolist() == [[5, 9, NOBODY, NOBODY]]
+    assert stored.ids_NK.tolist() == [[5, 9, NO_TOKEN, NO_TOKEN]]
     np.testing.assert_array_equal(stored.logp_NK, [[-0.5, -1.0, -np.inf, -np.inf]])
 
 
@@ -254,7 +254,7 @@ def test_maxtext_logits_of_minus_infinity_name_nothing_whatever_their_ids():
     logits = [0.5, 0.25, -float("inf"), 0.125, -float("inf"), -float("inf")]
     stored = parse("f, record 1", writers.example(inputs=[1, 2], top_k_logits=logits, top_k_indices=[3, 4, V, 5, 5, 7]))
     check(stored, V, False, 1e-3)
-    assert stored.ids_NK.tolist() == [[3, 4, NOBODY], [5, NOBODY, NOBODY]]
+    assert stored.ids_NK.tolist() == [[3, 4, NO_TOKEN], [5, NO_TOKEN, NO_TOKEN]]
 
 
 def test_a_line_that_is_no_json_is_refused(tmp_path):

@@ -1,0 +1,81 @@
+"""The trained teacher of a run, on this host's devices."""
+
+import functools
+from typing import Any
+
+from kd_jax.artifacts import checkpoint
+from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.batches.layouts import Layout
+from kd_jax.batches.targets import PseudoTargets
+from kd_jax.experiment import Experiment, targets_name
+from kd_jax.runtime import hosts
+from kd_jax.runtime.backends import local_devices
+from kd_jax.tokenizers import base as tokenizers
+from kd_jax.types import Params
+
+
+class Teacher:
+    """The trained teacher of a run; its parameters are loaded on first use.
+
+    Attributes:
+      experiment: the run's.
+      workdir: the run's.
+      writer: (index, count) of the process among those that write records.
+      data: the outputs of the phase `prepare`.
+      vocab_size: of the run's tokeniser.
+      devices: this host's.
+      model: the teacher's network.
+      layout: how examples become its rows.
+      tokenizer: the run's.
+      params: the parameters of the best step, on the devices.
+    """
+
+    def __init__(self, experiment: Experiment, workdir: Workdir, writer: tuple[int, int] | None = None):
+        """Build the network; load nothing yet.
+
+        Args:
+          experiment: the run's.
+          workdir: the run's; its data must be prepared.
+          writer: as in `store.write`; None for this host among all hosts.
+
+        Raises:
+          KdError: if the data is not prepared.
+        """
+        self.experiment, self.workdir, self.writer = experiment, workdir, writer or hosts.process()
+        self.data = workdir.data.outputs()
+        self.vocab_size: int = self.data["vocab_size"]
+        self.devices = local_devices(experiment.backend, experiment.mesh)
+        self.model = experiment.teacher.model.build(self.vocab_size)
+
+    @property
+    def layout(self) -> Layout:
+        return self.experiment.teacher.model.layout(self.tokenizer.start, self.tokenizer.forced_prefix)
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        return tokenizers.load(self.experiment.tokenizer, self.workdir.data)
+
+    @functools.cached_property
+    def params(self) -> Params:
+        params = checkpoint.load_params(self.workdir.model(TEACHER), self.model.init)
+        return self.devices.replicate(params, self.model.axes(params))
+
+    def load(self) -> None:
+        """Load the parameters onto the devices."""
+        _ = self.params
+
+    def manifest_inputs(self, targets: PseudoTargets | None, split: str) -> dict[str, Any]:
+        """Return the digests of all that the teacher's records of a split depend on.
+
+        Args:
+          targets: the pseudo-targets that the split holds, or None for references.
+          split: name of the split.
+        """
+        outputs = self.workdir.split(targets_name(targets)).outputs()
+        return {
+            "consumed.teacher": self.workdir.model(TEACHER).outputs()["digest"],
+            "consumed.tokenizer": self.data["tokenizer"],
+            "consumed.split": outputs["digest"] if targets else outputs["splits"][split],
+            "split": split,
+            "buckets": [list(bucket) for bucket in self.experiment.shapes],
+        }
