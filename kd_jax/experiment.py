@@ -206,7 +206,7 @@ def resolve(experiment: Experiment) -> Experiment:
     tokenizer, teacher = experiment.tokenizer, experiment.teacher
     if tokenizer.pretrained:
         teachers = teacher.init.folder if teacher.init.origin == "folder" else ""
-        tokenizer = tokenizer.at(tokenizer.folder or teachers)
+        tokenizer = tokenizer.with_folder(tokenizer.folder or teachers)
     rows = {"vocab_rows": 0} if tokenizer.pretrained and tokenizer.cut else {}
     teacher = _settled(TEACHER, teacher, None, rows)
     students = {name: _settled(name, recipe, teacher, rows) for name, recipe in experiment.students.items()}

@@ -17,9 +17,9 @@ from kd_jax.artifacts import files, manifest
 from kd_jax.batches import store
 from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.runtime import progress
-from kd_jax.sources.held_out import UNLABELLED, Splits
+from kd_jax.sources.splits import UNLABELLED, Splits
 from kd_jax.tasks.base import ENCODED, Encoded, Example, Task
-from kd_jax.tokenizers.base import Settings, Tokenizer
+from kd_jax.tokenizers.base import TokenizerSettings, Tokenizer
 
 SHARD, SHARDS = 4096, 512  # examples of a shard at least; shards of a split at most, which a reader holds open
 
@@ -36,7 +36,7 @@ class Encoding:
     """
 
     folder: Path
-    settings: Settings
+    settings: TokenizerSettings
     task: Task
     splits: Splits
 

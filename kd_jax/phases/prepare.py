@@ -17,8 +17,8 @@ from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture
 from kd_jax.runtime import progress
-from kd_jax.sources.held_out import SPLITS, UNLABELLED, Splits, leak_sentence, without_leaks
-from kd_jax.sources.rows import Joined, Mapped, chosen, only, passing, sample
+from kd_jax.sources.splits import SPLITS, UNLABELLED, Splits, describe_leaks, remove_leaks
+from kd_jax.sources.rows import ConcatenatedRows, MappedRows, subset, SelectFields, with_progress, sample
 from kd_jax.tasks.base import Example, Task
 from kd_jax.tokenizers import base as tokenizers
 
@@ -40,7 +40,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: 
     splits = experiment.source.splits(task.fields(), task.held_out_fields(), task.prompt_fields())
     check_splits(experiment, splits)
     before = {split: len(examples) for split, examples in splits.items()}
-    splits, leaked = without_leaks(splits, task.fields()[0], workers=workers)
+    splits, leaked = remove_leaks(splits, task.fields()[0], workers=workers)
     counts = {split: len(examples) for split, examples in splits.items()}
     for split, count in counts.items():
         if not count:
@@ -65,7 +65,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: 
         "splits": digests,
     }
     folder.finish(outputs, time.perf_counter() - began)
-    lost = leak_sentence(before, leaked)
+    lost = describe_leaks(before, leaked)
     if lost:
         progress.log(f"data: {lost}")
     progress.log(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder.path}")
@@ -87,7 +87,7 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
     flat = {key: value for name, part in parts.items() for key, value in config.flatten(part, name).items()}
     measuring = {("task", field) for field in experiment.task.measuring}  # which decides nothing here
     flat = {key: value for key, value in flat.items() if tuple(key.split(".")[:2]) not in measuring}
-    sources = (*experiment.source.files(), *experiment.tokenizer.sources())
+    sources = (*experiment.source.files(), *experiment.tokenizer.input_files())
     return flat | {f"consumed.{path}": manifest.file_digest(path) for path in sources}
 
 
@@ -97,8 +97,8 @@ def training_texts(experiment: Experiment, splits: Splits) -> Iterator[str]:
     fields = {"train": task.text_fields()}
     if UNLABELLED in splits:
         fields[UNLABELLED] = [field for field in task.text_fields() if field in task.prompt_fields()]
-    rows = Joined(*(Mapped(splits[split], only(*texts)) for split, texts in fields.items()))
-    for example in passing(sample(rows, experiment.tokenizer.sample), "read for the tokeniser"):
+    rows = ConcatenatedRows(*(MappedRows(splits[split], SelectFields(*texts)) for split, texts in fields.items()))
+    for example in with_progress(sample(rows, experiment.tokenizer.sample), "read for the tokeniser"):
         yield from example.values()
 
 
@@ -107,7 +107,7 @@ def keep_text(experiment: Experiment, path: Path, split: str, examples: Sequence
     task, owners_N = experiment.task, files.read_array(path / f"{split}.owners.npy")
     lengths = files.read_array(path / f"{split}.lengths.npy")
     for name, recipe in experiment.recipes.items():
-        refuse_endless(lengths, recipe.model, f"{name}: source: {split}", chosen(examples, owners_N), task)
+        refuse_endless(lengths, recipe.model, f"{name}: source: {split}", subset(examples, owners_N), task)
     fields = (*task.fields(), *task.held_out_fields())
     manifest.write_lines(path / f"{split}.jsonl", ({f: example[f] for f in fields} for example in examples))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from kd_jax.sources.held_out import Splits
+from kd_jax.sources.splits import Splits
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from typing import Literal
 
 from kd_jax.errors import KdError
 from kd_jax.sources.debian_texts import CONFIGS
-from kd_jax.sources.held_out import (
+from kd_jax.sources.splits import (
     SPLITS,
     Example,
     Splits,

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from kd_jax.runtime import progress
 from kd_jax.sources.apt import LANGUAGES, fetch_lists
 from kd_jax.sources.debian_texts import CONFIGS, Row, rows, split_of
-from kd_jax.sources.held_out import SPLITS, Splits, without_leaks
+from kd_jax.sources.splits import SPLITS, Splits, remove_leaks
 
 
 def clean_splits(examples: Iterable[Row], fields: Sequence[str]) -> tuple[Splits, Counter]:
@@ -34,7 +34,7 @@ def clean_splits(examples: Iterable[Row], fields: Sequence[str]) -> tuple[Splits
         else:
             seen.add(texts)
             splits[split_of(example["source_package"])].append(example)
-    splits, leaked = without_leaks(splits, fields[0])
+    splits, leaked = remove_leaks(splits, fields[0])
     dropped["seen in an earlier split"] = sum(leaked.values())
     return splits, +dropped
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
-from kd_jax.sources.held_out import (
+from kd_jax.sources.splits import (
     UNLABELLED,
     Example,
     Splits,
-    leak_sentence,
-    without_leaks,
+    describe_leaks,
+    remove_leaks,
 )
-from kd_jax.sources.rows import InTurn, Mapped
+from kd_jax.sources.rows import InterleavedRows, MappedRows
 
 DIRECTION = ("source", "target", "direction")  # the fields of an example
 
@@ -73,10 +73,10 @@ class Directions:
             languages = tuple(pair.split("-"))
             for split, rows in source.splits(languages, (), languages[:1] if prompt_fields else ()).items():
                 ways = (languages,) if split == UNLABELLED else (languages, languages[::-1])
-                streams.setdefault(split, []).extend(Mapped(rows, functools.partial(_directed, *way)) for way in ways)
-        in_turn = {split: InTurn(*parts) for split, parts in streams.items()}
-        splits, leaked = without_leaks(in_turn, "source", "target")
-        if sentence := leak_sentence({split: len(rows) for split, rows in in_turn.items()}, leaked):
+                streams.setdefault(split, []).extend(MappedRows(rows, functools.partial(_directed, *way)) for way in ways)
+        in_turn = {split: InterleavedRows(*parts) for split, parts in streams.items()}
+        splits, leaked = remove_leaks(in_turn, "source", "target")
+        if sentence := describe_leaks({split: len(rows) for split, rows in in_turn.items()}, leaked):
             progress.log(f"data: {sentence}, in whatever direction")
         return splits
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_jax.errors import KdError
-from kd_jax.sources.held_out import (
+from kd_jax.sources.splits import (
     SPLITS,
     UNLABELLED,
     Splits,

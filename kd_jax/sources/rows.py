@@ -48,7 +48,7 @@ def read(rows: Sequence[Example], numbers_N: np.ndarray) -> list[Example]:
     return rows.read(numbers_N) if isinstance(rows, Rows) else [rows[i] for i in numbers_N.tolist()]
 
 
-def passing(rows: Sequence[Example], title: str) -> Iterator[Example]:
+def with_progress(rows: Sequence[Example], title: str) -> Iterator[Example]:
     """All examples, under a bar."""
     with progress.bar(title, len(rows)) as bar:
         for start in range(0, len(rows), CHUNK):
@@ -58,11 +58,11 @@ def passing(rows: Sequence[Example], title: str) -> Iterator[Example]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Chosen(Rows):
+class Subset(Rows):
     """Some examples of others, by their numbers.
 
     Examples:
-      >>> rows = Chosen([{"en": "a"}, {"en": "b"}, {"en": "c"}], np.array([0, 2]))
+      >>> rows = Subset([{"en": "a"}, {"en": "b"}, {"en": "c"}], np.array([0, 2]))
       >>> len(rows), rows[-1], rows[:1]
       (2, {'en': 'c'}, [{'en': 'a'}])
     """
@@ -78,17 +78,17 @@ class Chosen(Rows):
         return read(self.rows, self.numbers[numbers_N])
 
 
-def chosen(rows: Sequence[Example], numbers_N: np.ndarray) -> Chosen:
+def subset(rows: Sequence[Example], numbers_N: np.ndarray) -> Subset:
     """Those examples, in four bytes each where that does."""
-    return Chosen(rows, numbers_N.astype(np.uint32 if len(rows) <= 2**32 else np.uint64))
+    return Subset(rows, numbers_N.astype(np.uint32 if len(rows) <= 2**32 else np.uint64))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Mapped(Rows):
+class MappedRows(Rows):
     """What a function makes of each example; one that can be pickled.
 
     Examples:
-      >>> Mapped([{"en": "a", "fr": "b"}], only("en"))[0]
+      >>> MappedRows([{"en": "a", "fr": "b"}], SelectFields("en"))[0]
       {'en': 'a'}
     """
 
@@ -103,7 +103,7 @@ class Mapped(Rows):
         return [self.function(row) for row in read(self.rows, numbers_N)]
 
 
-class only:  # noqa: N801  # a function that can be pickled
+class SelectFields:  # noqa: N801  # a function that can be pickled
     """Takes these fields of an example, in their order."""
 
     def __init__(self, *fields: str):
@@ -113,11 +113,11 @@ class only:  # noqa: N801  # a function that can be pickled
         return {field: row[field] for field in self._fields}
 
 
-class Joined(Rows):
+class ConcatenatedRows(Rows):
     """The examples of several, those of one behind those of another.
 
     Examples:
-      >>> list(Joined([{"en": "a"}], [{"en": "b"}, {"en": "c"}]))
+      >>> list(ConcatenatedRows([{"en": "a"}], [{"en": "b"}, {"en": "c"}]))
       [{'en': 'a'}, {'en': 'b'}, {'en': 'c'}]
     """
 
@@ -135,11 +135,11 @@ class Joined(Rows):
         return _gather(self._parts, part_N, numbers_N - starts[part_N])
 
 
-class InTurn(Rows):
+class InterleavedRows(Rows):
     """One example of each part, then the next of each, until all have ended.
 
     Examples:
-      >>> list(InTurn([{"en": "a"}, {"en": "b"}, {"en": "c"}], [{"en": "x"}]))
+      >>> list(InterleavedRows([{"en": "a"}, {"en": "b"}, {"en": "c"}], [{"en": "x"}]))
       [{'en': 'a'}, {'en': 'x'}, {'en': 'b'}, {'en': 'c'}]
     """
 
@@ -191,6 +191,6 @@ def sample(rows: Sequence[Example], characters: int) -> Sequence[Example]:
         for row in read(rows, order[start : start + CHUNK]):
             left -= sum(map(len, row.values()))
             if left < 0:
-                return chosen(rows, np.sort(order[: max(drawn, 1)]))
+                return subset(rows, np.sort(order[: max(drawn, 1)]))
             drawn += 1
     return rows

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
-from kd_jax.sources.held_out import (
+from kd_jax.sources.splits import (
     SPLITS,
     UNLABELLED,
     Splits,

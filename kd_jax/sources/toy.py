@@ -7,7 +7,7 @@ from typing import Literal
 
 from kd_jax.errors import KdError
 from kd_jax.sources import toy_texts
-from kd_jax.sources.held_out import (
+from kd_jax.sources.splits import (
     Splits,
     check_counts,
     drop_references,

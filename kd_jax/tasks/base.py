@@ -66,7 +66,7 @@ def encode_text(text: str, tokenizer: Any) -> np.ndarray:
 
 def encode_prompt(text: str, tokenizer: Any, most: int = 0) -> np.ndarray:
     """What is given, as the tokeniser words it, int32; of the text's tokens the first `most`, where `most` is not 0."""
-    return np.asarray(tokenizer.prompt(text, most), np.int32)
+    return np.asarray(tokenizer.encode_prompt(text, most), np.int32)
 
 
 def check_counted(counted: str) -> None:

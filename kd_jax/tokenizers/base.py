@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
         """Token ids of what is to be written; no special ones are added, none is seen in what only spells one."""
         ...
 
-    def prompt(self, text: str, most: int = 0) -> list[int]:
+    def encode_prompt(self, text: str, most: int = 0) -> list[int]:
         """What is given, as the model wants it: with its end, or in a chat's words.
 
         Args:
@@ -70,7 +70,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class Settings(Protocol):
+class TokenizerSettings(Protocol):
     """How a tokeniser comes to be; a frozen dataclass, a field of the experiment.
 
     Attributes:
@@ -89,7 +89,7 @@ class Settings(Protocol):
         """Raises KdError naming the field that is out of range."""
         ...
 
-    def sources(self) -> tuple[Path, ...]:
+    def input_files(self) -> tuple[Path, ...]:
         """Files that decide it besides the texts."""
         ...
 
@@ -108,12 +108,35 @@ class Settings(Protocol):
         ...
 
 
+class PretrainedSettings(TokenizerSettings, Protocol):
+    """TokenizerSettings of a tokenizer that a pretrained model's folder holds."""
+
+    @property
+    def folder(self) -> str:
+        """The folder; "" for the teacher's."""
+        ...
+
+    @property
+    def cut(self) -> bool:
+        """Whether tokens that the training texts do not use are removed."""
+        ...
+
+    def at(self, folder: str) -> "PretrainedSettings":
+        """Return the settings of the same tokenizer in this folder."""
+        ...
+
+
+def is_pretrained(settings: TokenizerSettings) -> TypeGuard[PretrainedSettings]:
+    """Return whether a pretrained model's folder holds the tokenizer."""
+    return settings.pretrained
+
+
 def digest(tokenizer: Tokenizer) -> str:
     """A digest of the pieces, in order: what ids mean, rather than how many there are."""
     return hashlib.blake2b("\n".join(tokenizer.pieces()).encode(), digest_size=16).hexdigest()
 
 
-def first_difference(ours: Tokenizer, theirs: Tokenizer) -> str:
+def describe_difference(ours: Tokenizer, theirs: Tokenizer) -> str:
     """The first id at which two vocabularies differ, in words; "" where they are the same."""
     for i, (our, their) in enumerate(zip(ours.pieces(), theirs.pieces(), strict=False)):
         if our != their:
@@ -130,14 +153,14 @@ def require(paths: Iterable[Path]) -> None:
             raise KdError(f"{path}: no tokeniser; run the phase `prepare` first")
 
 
-def load(settings: Settings, folder: Folder) -> Tokenizer:
+def load(settings: TokenizerSettings, folder: Folder) -> Tokenizer:
     """The tokeniser of a finished folder, the bytes of its files checked; raises KdError where one was changed."""
     for name in settings.files:
         folder.file(name)
     return settings.load(folder.path)
 
 
-def copy(settings: Settings, folder: Folder, to: Path) -> None:
+def copy(settings: TokenizerSettings, folder: Folder, to: Path) -> None:
     """The tokeniser's files, checked, into another folder."""
     for name in settings.files:
         (to / name).write_bytes(folder.file(name).read_bytes())

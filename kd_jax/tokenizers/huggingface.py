@@ -68,7 +68,7 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         """Tokens of the whole tokeniser."""
         return max(vocabulary(self._spec).values()) + 1
 
-    def at(self, folder: str) -> "HuggingFaceTokenizer | MarianTokenizer | M2M100Tokenizer":
+    def with_folder(self, folder: str) -> "HuggingFaceTokenizer | MarianTokenizer | M2M100Tokenizer":
         """The same for a folder; MarianTokenizer or M2M100Tokenizer where it holds their files.
 
         Raises:
@@ -100,13 +100,13 @@ Hugging Face's layout (transformers' save_pretrained writes one)
                 )
         self._special()
 
-    def sources(self) -> tuple[Path, ...]:
-        """As Settings.sources."""
+    def input_files(self) -> tuple[Path, ...]:
+        """As TokenizerSettings.sources."""
         names = (JSON, CONFIG, TEMPLATE, "config.json", "generation_config.json")
         return tuple(Path(self.folder) / name for name in names if (Path(self.folder) / name).exists())
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """As Settings.prepare: copies the tokeniser, cut to what the texts use where that is wanted.
+        """As TokenizerSettings.prepare: copies the tokeniser, cut to what the texts use where that is wanted.
 
         Raises:
           KdError: if one of the symbols is no token.
@@ -136,7 +136,7 @@ Hugging Face's layout (transformers' save_pretrained writes one)
         manifest.write_array(folder / ROWS, np.asarray(rows, np.int32))
 
     def load(self, folder: Path) -> "FastTokenizer":
-        """As Settings.load."""
+        """As TokenizerSettings.load."""
         base.require(folder / name for name in self.files)
         spec, special = (manifest.read_json(folder / name) for name in (JSON, OURS))
         return FastTokenizer(spec, UNSAID | special, files.read_array(folder / ROWS), folder)
@@ -241,7 +241,7 @@ class FastTokenizer:
         ids = self._whole.encode(text, add_special_tokens=False).ids
         return [i for i in ids if i not in self._special_ids]  # a Unigram model has them among its pieces
 
-    def prompt(self, text: str, most: int = 0) -> list[int]:
+    def encode_prompt(self, text: str, most: int = 0) -> list[int]:
         """As Tokenizer.prompt: in a chat's words; or with what stands around an encoder's text; or with the end."""
         ids = self.encode(text)
         if most and len(ids) > most:
@@ -282,5 +282,5 @@ def _used(tokenizer: FastTokenizer, texts: Iterable[str]) -> set[int]:
     """Ids of all tokens of the texts, alone and as prompts."""
     used: set[int] = set()
     for text in texts:
-        used.update(tokenizer.encode(text), tokenizer.prompt(text))
+        used.update(tokenizer.encode(text), tokenizer.encode_prompt(text))
     return used

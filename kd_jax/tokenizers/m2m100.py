@@ -56,7 +56,7 @@ whole, with sentencepiece.bpe.model, vocab.json, tokenizer_config.json
         """Tokens of the whole tokeniser."""
         return max(self._vocab().values()) + 1
 
-    def at(self, folder: str) -> "M2M100Tokenizer":
+    def with_folder(self, folder: str) -> "M2M100Tokenizer":
         """The same for a folder."""
         return dataclasses.replace(self, folder=folder)
 
@@ -71,13 +71,13 @@ whole, with sentencepiece.bpe.model, vocab.json, tokenizer_config.json
                 )
         self._special()
 
-    def sources(self) -> tuple[Path, ...]:
-        """As Settings.sources."""
+    def input_files(self) -> tuple[Path, ...]:
+        """As TokenizerSettings.sources."""
         names = (MODEL, VOCAB, CONFIG, "config.json", "generation_config.json")
         return tuple(Path(self.folder) / name for name in names if (Path(self.folder) / name).exists())
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """As Settings.prepare: copies the tokeniser, its languages numbered too.
+        """As TokenizerSettings.prepare: copies the tokeniser, its languages numbered too.
 
         Raises:
           KdError: if one of the symbols is no token.
@@ -98,7 +98,7 @@ whole, with sentencepiece.bpe.model, vocab.json, tokenizer_config.json
         manifest.write_array(folder / ROWS, np.arange(max(vocab.values()) + 1, dtype=np.int32))
 
     def load(self, folder: Path) -> "M2M100":
-        """As Settings.load."""
+        """As TokenizerSettings.load."""
         base.require(folder / name for name in self.files)
         vocab, special = (manifest.read_json(folder / name) for name in (VOCAB, OURS))
         return M2M100((folder / MODEL).read_bytes(), vocab, special, files.read_array(folder / ROWS), folder)

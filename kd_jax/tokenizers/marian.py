@@ -56,7 +56,7 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
         """Tokens of the whole tokeniser."""
         return max(self._json(VOCAB).values()) + 1
 
-    def at(self, folder: str) -> "MarianTokenizer":
+    def with_folder(self, folder: str) -> "MarianTokenizer":
         """The same for a folder."""
         return dataclasses.replace(self, folder=folder)
 
@@ -84,13 +84,13 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
                 )
         self._special()
 
-    def sources(self) -> tuple[Path, ...]:
-        """As Settings.sources."""
+    def input_files(self) -> tuple[Path, ...]:
+        """As TokenizerSettings.sources."""
         names = (SOURCE, TARGET, VOCAB, CONFIG, "config.json", "generation_config.json")
         return tuple(Path(self.folder) / name for name in names if (Path(self.folder) / name).exists())
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """As Settings.prepare: copies the tokeniser, cut to what the texts use where that is wanted.
+        """As TokenizerSettings.prepare: copies the tokeniser, cut to what the texts use where that is wanted.
 
         Raises:
           KdError: if one of the symbols is no token, or a model that is no unigram model is to be cut.
@@ -118,7 +118,7 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
         manifest.write_array(folder / ROWS, np.asarray(rows, np.int32))
 
     def load(self, folder: Path) -> "Marian":
-        """As Settings.load."""
+        """As TokenizerSettings.load."""
         base.require(folder / name for name in self.files)
         models = {name: (folder / name).read_bytes() for name in (SOURCE, TARGET)}
         vocab, special = (manifest.read_json(folder / name) for name in (VOCAB, OURS))
@@ -180,7 +180,7 @@ class Marian:
         """As Tokenizer.encode: by the model that writes."""
         return self._numbered(self.models[TARGET].encode(text, out_type=str))
 
-    def prompt(self, text: str, most: int = 0) -> list[int]:
+    def encode_prompt(self, text: str, most: int = 0) -> list[int]:
         """As Tokenizer.prompt: the language to write, where there is one, the text's tokens, and the end."""
         language, text = self.language(text)
         ids = self._numbered(self.models[SOURCE].encode(text, out_type=str))

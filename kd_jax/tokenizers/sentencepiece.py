@@ -60,12 +60,12 @@ class SentencePiece:
         if type(self.sample) is not int or self.sample < 0:
             raise KdError(f"tokenizer.sample: {self.sample}; wanted a number of characters, or 0 for all")
 
-    def sources(self) -> tuple[Path, ...]:
-        """As Settings.sources: none."""
+    def input_files(self) -> tuple[Path, ...]:
+        """As TokenizerSettings.sources: none."""
         return ()
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """As Settings.prepare: trains the model and writes it by rename; symbols count in vocab_size.
+        """As TokenizerSettings.prepare: trains the model and writes it by rename; symbols count in vocab_size.
 
         Raises:
           KdError: if the texts cannot fill the vocabulary.
@@ -96,7 +96,7 @@ class SentencePiece:
         manifest.write_bytes(folder / MODEL, model.getvalue())
 
     def load(self, folder: Path) -> "SentencePieceTokenizer":
-        """As Settings.load."""
+        """As TokenizerSettings.load."""
         base.require([folder / MODEL])
         return SentencePieceTokenizer(folder / MODEL)
 
@@ -115,7 +115,7 @@ class SentencePieceTokenizer:
         """As Tokenizer.encode; separators such as U+2028 are blanks, and what has no piece (NUL) is UNKNOWN."""
         return self._processor.encode(text)
 
-    def prompt(self, text: str, most: int = 0) -> list[int]:
+    def encode_prompt(self, text: str, most: int = 0) -> list[int]:
         """As Tokenizer.prompt: the text's tokens and the end."""
         ids = self.encode(text)
         return [*(ids[:most] if most else ids), EOS]

@@ -17,7 +17,7 @@ def tokenizer_json(path: Path, template: str) -> Tokenizer:
     """The tokeniser of `path`, a SentencePiece model.
 
     Args:
-      path: as data/tokenizers.py trains it, unigram or bpe.
+      path: as kd_jax/tokenizers.py trains it, unigram or bpe.
       template: what stands around a text, as "<s> $A </s>".
 
     Returns:

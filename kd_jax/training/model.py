@@ -23,17 +23,15 @@ from kd_jax.objective.terms import needs_teacher
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Devices
-from kd_jax.students.importance import scores_of
 from kd_jax.students.init import count_parameters, random_params, shrink
 from kd_jax.students.narrow import narrower
 from kd_jax.students.pretrained import cut_rows
-from kd_jax.teaching.base import Teacher
+from kd_jax.teaching.teacher import Teacher
+from kd_jax.teaching.width_scores import width_scores
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.loop import Run, fit
 from kd_jax.training.profile import Profile
 from kd_jax.types import Batch, Params
-
-VALID_BATCH = 64
 
 
 class Sources(NamedTuple):
@@ -103,7 +101,7 @@ def train_model(
     model = recipe.model.build(data["vocab_size"])
     teacher = load_trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None
     profile = watched.profile and Profile(*watched.profile, workdir.profile(name))
-    others = [metric_writers.Writer(sink, workdir.metrics, name) for sink in watched.metrics]
+    others = [metric_writers.ResumableWriter(sink, workdir.metrics, name) for sink in watched.metrics]
     run = Run(name, recipe, model, train, valid, len(experiment.shapes), teacher, profile, others)
     outputs = fit(run, params, folder.path, devices, experiment.seed)
     total, outside = count_parameters(params)
@@ -135,7 +133,7 @@ def batches(
         shard=devices.share,
     )
     validation = pipeline.Split(workdir.data, "validation")
-    valid = pipeline.EvalBatches(validation, layout, shapes, VALID_BATCH, devices.count, shard=devices.share)
+    valid = pipeline.EvalBatches(validation, layout, shapes, pipeline.INFERENCE_BATCH_SIZE, devices.count, shard=devices.share)
     return train, list(valid), int((place(split.lengths, shapes, layout) == len(shapes)).sum())
 
 
@@ -149,10 +147,10 @@ def shrunk(teacher: Teacher, recipe: Recipe) -> Params:
     """A student's first parameters as a selection of the teacher's; its activations are read where widths differ."""
     init, architecture = recipe.init, teacher.experiment.teacher.model
     differs = narrower(architecture, recipe.model)
-    scores = scores_of(init.width, init.sample, teacher) if differs else None
+    scores = width_scores(teacher, init.width, init.sample) if differs else None
     # A student is trained in float32, whatever its teacher is kept in.
     params = jax.tree.map(lambda x: x.astype(jnp.float32), teacher.devices.unreplicate(teacher.params))
-    return shrink(init, architecture, recipe.model, params, teacher.data["vocab_size"], scores)
+    return shrink(init, architecture, recipe.model, params, teacher.vocab_size, scores)
 
 
 def initial_params(experiment: Experiment, workdir: Workdir, recipe: Recipe) -> Params:
@@ -171,11 +169,11 @@ def initial_params(experiment: Experiment, workdir: Workdir, recipe: Recipe) -> 
         tokenizer = tokenizers.load(experiment.tokenizer, workdir.data)
         params = recipe.init.params(tokenizer.rows_V)
         return cut_rows(params, tokenizer.rows_V) if experiment.tokenizer.cut else params
-    folder = Folder(files.path(recipe.init.folder), "teacher")
+    folder = Folder(files.as_path(recipe.init.folder), "teacher")
     theirs = folder.inputs()
     if theirs["consumed.tokenizer"] != data["tokenizer"]:
         ours, settings = tokenizers.load(experiment.tokenizer, workdir.data), experiment.tokenizer
-        differing = tokenizers.first_difference(ours, tokenizers.load(settings, folder))
+        differing = tokenizers.describe_difference(ours, tokenizers.load(settings, folder))
         raise KdError(
             f"init.folder {folder.path}: another vocabulary ({differing}); take a model of this run's tokeniser"
         )

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_jax.errors import KdError
-from kd_jax.sources.held_out import drop_references, hold_out, leak_sentence, without_leaks
+from kd_jax.sources.splits import drop_references, hold_out, describe_leaks, remove_leaks
 
 
 def test_an_example_stays_in_its_split_whatever_stands_around_it():
@@ -20,8 +20,8 @@ def test_an_example_stays_in_its_split_whatever_stands_around_it():
 
 def test_what_is_said_of_leaks():
     before = {"train": 10, "validation": 20, "test": 1200}
-    assert leak_sentence(before, {"train": 0, "validation": 0, "test": 0}) == ""
-    assert leak_sentence(before, {"train": 0, "validation": 2, "test": 41}) == (
+    assert describe_leaks(before, {"train": 0, "validation": 0, "test": 0}) == ""
+    assert describe_leaks(before, {"train": 0, "validation": 2, "test": 41}) == (
         "validation: 2 of 20 examples left out, their source is trained on; "
         "test: 41 of 1,200 examples left out, their source is trained on"
     )
@@ -62,10 +62,10 @@ def test_unlabelled_text_is_trained_on():
         "validation": [{"en": "b", "fr": "y"}, {"en": "c", "fr": "X"}],
         "test": [{"en": "C", "fr": "z"}, {"en": "d", "fr": "a"}],
     }
-    clean, dropped = without_leaks(splits, "en")
+    clean, dropped = remove_leaks(splits, "en")
     assert clean["unlabelled"] == splits["unlabelled"]
     assert clean["validation"] == [{"en": "c", "fr": "X"}] and clean["test"] == [{"en": "d", "fr": "a"}]
     assert dropped == {"train": 0, "unlabelled": 0, "validation": 1, "test": 1}
-    both, dropped = without_leaks(splits, "en", "fr")  # a text of either side
+    both, dropped = remove_leaks(splits, "en", "fr")  # a text of either side
     assert not both["validation"] and not both["test"]
     assert dropped == {"train": 0, "unlabelled": 0, "validation": 2, "test": 2}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from kd_jax.batches.workers import Processes
 from kd_jax.errors import KdError
-from kd_jax.sources.held_out import without_leaks
-from kd_jax.sources.rows import Chosen, InTurn, Joined, Mapped, only, sample
+from kd_jax.sources.splits import remove_leaks
+from kd_jax.sources.rows import Subset, InterleavedRows, ConcatenatedRows, MappedRows, SelectFields, sample
 from kd_jax.sources.text_files import read_files
 
 parts = st.lists(st.integers(0, 5), min_size=1, max_size=4)
@@ -27,7 +27,7 @@ def numbered(part, count):
 def test_parts_in_turn_and_behind_each_other(lengths, data):
     lists = list(itertools.starmap(numbered, enumerate(lengths)))
     turns = [row for turn in itertools.zip_longest(*lists) for row in turn if row is not None]
-    for rows, want in ((InTurn(*lists), turns), (Joined(*lists), sum(lists, []))):
+    for rows, want in ((InterleavedRows(*lists), turns), (ConcatenatedRows(*lists), sum(lists, []))):
         assert list(rows) == want and rows == want and len(rows) == len(want)
         numbers = data.draw(st.lists(st.integers(0, len(want) - 1), max_size=9)) if want else []
         assert rows.read(np.asarray(numbers, int)) == [want[i] for i in numbers]
@@ -40,7 +40,7 @@ def test_parts_in_turn_and_behind_each_other(lengths, data):
 def test_rows_of_a_file_are_pickled_as_the_way_to_it(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"en": "x" * 1000, "fr": str(i)}) + "\n" for i in range(300)))
-    rows = Mapped(Chosen(read_files((str(path),), ("en", "fr"), "source.train"), np.arange(0, 300, 2)), only("fr"))
+    rows = MappedRows(Subset(read_files((str(path),), ("en", "fr"), "source.train"), np.arange(0, 300, 2)), SelectFields("fr"))
     pickled = pickle.dumps(rows)
     assert len(pickled) < 8 * 300 + 8 * 150 + 1000
     assert pickle.loads(pickled) == [{"fr": str(i)} for i in range(0, 300, 2)]
@@ -83,7 +83,7 @@ def test_processes_work_in_order_and_one_that_ends_is_said():
 def test_leaks_are_the_same_whoever_looks_for_them():
     train = [{"en": f"Text {i}"} for i in range(0, 40_000, 2)]
     splits = {"train": train, "validation": [{"en": f"text {i}"} for i in range(9)], "test": [{"en": "TEXT 1"}]}
-    one, two = (without_leaks(splits, "en", workers=Processes(processes)) for processes in (1, 2))
+    one, two = (remove_leaks(splits, "en", workers=Processes(processes)) for processes in (1, 2))
     assert one == two
     assert [row["en"] for row in one[0]["validation"]] == ["text 1", "text 3", "text 5", "text 7"]
     assert one[1] == {"train": 0, "validation": 5, "test": 1}

@@ -12,7 +12,7 @@ from kd_jax.errors import KdError
 from kd_jax.sources.debian import Debian
 from kd_jax.sources.directions import Directions
 from kd_jax.sources.files import Files
-from kd_jax.sources.held_out import without_leaks
+from kd_jax.sources.splits import remove_leaks
 from kd_jax.sources.tfds import Tfds
 from kd_jax.sources.toy import Toy
 
@@ -87,7 +87,7 @@ def test_held_out_sources_that_are_trained_on_are_dropped():
         "validation": [{"en": "same"}, {"en": "v"}],
         "test": [{"en": "V"}, {"en": "t"}],
     }
-    kept, dropped = without_leaks(splits, "en")
+    kept, dropped = remove_leaks(splits, "en")
     assert kept == {"train": [{"en": "Same"}], "validation": [{"en": "v"}], "test": [{"en": "t"}]}
     assert dropped == {"train": 0, "validation": 1, "test": 1}
 

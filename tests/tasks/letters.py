@@ -12,6 +12,6 @@ class Letters:
     def encode(self, text):
         return [ord(letter) for letter in text]
 
-    def prompt(self, text, most=0):
+    def encode_prompt(self, text, most=0):
         ids = self.encode(text)
         return [*(ids[:most] if most else ids), self.eos]

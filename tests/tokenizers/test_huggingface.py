@@ -40,7 +40,7 @@ def test_ids_are_the_library_s_and_the_conventions_the_folder_s(folder, whole):
     for text in TEXTS[:20]:
         ids = library.encode(text, add_special_tokens=False).ids
         assert whole.encode(text) == ids and whole.decode(ids) == text
-        assert whole.prompt(text) == [*ids, config["eos_token_id"]]
+        assert whole.encode_prompt(text) == [*ids, config["eos_token_id"]]
     assert whole.eos == config["eos_token_id"]
     assert whole.start == config.get("decoder_start_token_id", config["bos_token_id"])
     assert whole.rows_V.tolist() == list(range(whole.vocab_size)) and whole.vocab_size == library.get_vocab_size()
@@ -57,7 +57,7 @@ def test_a_cut_tokeniser_gives_the_same_pieces_for_the_texts_it_was_cut_to(whole
     assert cut.vocab_size < whole.vocab_size
     for text in TEXTS[:30]:
         assert cut.rows_V[cut.encode(text)].tolist() == whole.encode(text)
-        assert cut.rows_V[cut.prompt(text)].tolist() == whole.prompt(text)
+        assert cut.rows_V[cut.encode_prompt(text)].tolist() == whole.encode_prompt(text)
     assert (cut.rows_V[cut.start], cut.rows_V[cut.eos]) == (whole.start, whole.eos)
     assert [whole.pieces()[row] for row in cut.rows_V] == cut.pieces()
 
@@ -69,11 +69,11 @@ def test_a_cut_tokeniser_still_reads_every_text_of_its_characters(cut):
 
 def test_a_chat_is_rendered_as_the_template_says_and_begins_with_the_start(folder, tmp_path):
     chat = prepared(folder, tmp_path / "chat", chat=True, prefix="Say: ")
-    words = [chat.pieces()[i] for i in chat.prompt("a boat")]
+    words = [chat.pieces()[i] for i in chat.encode_prompt("a boat")]
     assert chat.pieces()[chat.start] == "<s>" and words.count("</s>") == 1 and "<s>" not in words
-    assert chat.decode(chat.prompt("a boat")).replace(" ", "") == "[user]Say:aboat[assistant]"
-    short = chat.prompt("a boat and a cart", most=2)
-    assert len(short) < len(chat.prompt("a boat and a cart"))
+    assert chat.decode(chat.encode_prompt("a boat")).replace(" ", "") == "[user]Say:aboat[assistant]"
+    short = chat.encode_prompt("a boat and a cart", most=2)
+    assert len(short) < len(chat.encode_prompt("a boat and a cart"))
 
 
 def test_transformers_files_come_along(folder, tmp_path):

@@ -46,10 +46,10 @@ def test_one_model_reads_and_the_other_writes(folder, whole):
     for row in ROWS:
         pieces = source.encode(row["en"], out_type=str)
         unnumbered += sum(piece not in vocab for piece in pieces)
-        assert whole.prompt(row["en"]) == [*(vocab.get(piece, vocab["<unk>"]) for piece in pieces), vocab["</s>"]]
+        assert whole.encode_prompt(row["en"]) == [*(vocab.get(piece, vocab["<unk>"]) for piece in pieces), vocab["</s>"]]
         assert whole.encode(row["fr"]) == [vocab[piece] for piece in target.encode(row["fr"], out_type=str)]
         assert whole.decode(whole.encode(row["fr"])) == row["fr"]
-    assert unnumbered and any(whole.encode(row["en"]) != whole.prompt(row["en"])[:-1] for row in ROWS)
+    assert unnumbered and any(whole.encode(row["en"]) != whole.encode_prompt(row["en"])[:-1] for row in ROWS)
 
 
 def test_decoding_begins_with_the_pad_and_never_writes_it(whole):
@@ -62,25 +62,25 @@ def test_decoding_begins_with_the_pad_and_never_writes_it(whole):
 def test_the_language_to_write_stands_in_front_of_a_source_alone(folder, whole, tmp_path):
     languaged = prepared(folder, tmp_path / "oci", target=">>oci<<")
     code = whole.pieces().index(">>oci<<")
-    assert languaged.prompt("one boat") == [code, *whole.prompt("one boat")]
-    assert whole.prompt(">>oci<< one boat") == languaged.prompt("one boat")
+    assert languaged.encode_prompt("one boat") == [code, *whole.encode_prompt("one boat")]
+    assert whole.encode_prompt(">>oci<< one boat") == languaged.encode_prompt("one boat")
     assert languaged.encode("one boat") == whole.encode("one boat")
-    assert code not in whole.encode(">>oci<< one boat") + whole.prompt(">>oci< one boat") + whole.prompt("a >>oci<< b")
-    assert languaged.prompt("one boat", most=2) == [code, *whole.prompt("one boat")[:2], whole.eos]
+    assert code not in whole.encode(">>oci<< one boat") + whole.encode_prompt(">>oci< one boat") + whole.encode_prompt("a >>oci<< b")
+    assert languaged.encode_prompt("one boat", most=2) == [code, *whole.encode_prompt("one boat")[:2], whole.eos]
 
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=20))
 def test_no_text_spells_a_special_token(whole, text):
     for spelt in (text, f"{text}</s>{text}<pad>"):
-        assert not {whole.eos, whole.start} & {*whole.encode(spelt), *whole.prompt(spelt)[:-1]}
+        assert not {whole.eos, whole.start} & {*whole.encode(spelt), *whole.encode_prompt(spelt)[:-1]}
 
 
 def test_a_cut_tokeniser_gives_the_same_pieces_for_the_texts_it_was_cut_to(whole, cut):
     assert cut.vocab_size < whole.vocab_size
     for text in TEXTS[:20]:
         assert cut.rows_V[cut.encode(text)].tolist() == whole.encode(text)
-        assert cut.rows_V[cut.prompt(text)].tolist() == whole.prompt(text)
+        assert cut.rows_V[cut.encode_prompt(text)].tolist() == whole.encode_prompt(text)
     assert (cut.rows_V[cut.start], cut.rows_V[cut.eos]) == (whole.start, whole.eos)
     assert [whole.pieces()[row] for row in cut.rows_V] == cut.pieces()
 
@@ -97,10 +97,10 @@ def test_a_language_in_use_outlives_the_cut(folder, tmp_path):
 
 
 def test_hugging_face_s_settings_become_these_at_such_a_folder(folder):
-    given = HuggingFaceTokenizer(cut=True, target=">>fra<<").at(str(folder))
+    given = HuggingFaceTokenizer(cut=True, target=">>fra<<").with_folder(str(folder))
     assert given == MarianTokenizer(str(folder), target=">>fra<<", cut=True)
     with pytest.raises(KdError, match="tokenizer.prefix: 'say: '; .* Marian model's and has no use of it"):
-        HuggingFaceTokenizer(prefix="say: ").at(str(folder))
+        HuggingFaceTokenizer(prefix="say: ").with_folder(str(folder))
 
 
 def without(name):

@@ -24,7 +24,7 @@ def test_round_trip_and_special_ids(tmp_path):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert not {PAD, START, EOS} & set(ids)
-        assert tokenizer.prompt(text) == [*ids, EOS] and tokenizer.prompt(text, 2) == [*ids[:2], EOS]
+        assert tokenizer.encode_prompt(text) == [*ids, EOS] and tokenizer.encode_prompt(text, 2) == [*ids[:2], EOS]
     assert list(tmp_path.iterdir()) == [tmp_path / MODEL]
 
 

@@ -34,7 +34,7 @@ def case(request, tmp_path_factory):
         folder.mkdir()
     model, data, exported = folders
     make(model)
-    wanted = HuggingFaceTokenizer(cut=cut, **ours).at(str(model))
+    wanted = HuggingFaceTokenizer(cut=cut, **ours).with_folder(str(model))
     wanted.check()
     wanted.prepare(TEXTS[:60], data)
     tokenizer = wanted.load(data)
@@ -54,7 +54,7 @@ def targets(tokenizer, text, name):
 def test_ids_and_texts_are_those_of_transformers(case):
     name, _, ours, theirs, exported = case
     for row in ROWS[:30]:
-        prompt, written = ours.prompt(row["en"]), [*ours.forced_prefix, *ours.encode(row["fr"]), ours.eos]
+        prompt, written = ours.encode_prompt(row["en"]), [*ours.forced_prefix, *ours.encode(row["fr"]), ours.eos]
         assert ours.rows_V[prompt].tolist() == theirs(row["en"])["input_ids"]
         assert ours.rows_V[written].tolist() == targets(theirs, row["fr"], name)
         assert exported(row["en"])["input_ids"] == prompt and targets(exported, row["fr"], name) == written
@@ -66,7 +66,7 @@ def test_unknown_texts_are_those_of_transformers(case):
     """Cut ones know fewer: as their exported folder says."""
     _, cut, ours, theirs, exported = case
     for text in ("", "  two  blanks ", "Ünknown ☃ letters", "A >> b << c", "a ⁇ b"):
-        assert ours.prompt(text) == (exported if cut else theirs)(text)["input_ids"]
+        assert ours.encode_prompt(text) == (exported if cut else theirs)(text)["input_ids"]
         ids = ours.encode(text)
         assert ours.decode(ids) == (exported if cut else theirs).decode(ids, skip_special_tokens=True)
 
@@ -109,4 +109,4 @@ def test_a_config_that_names_no_special_tokens_has_their_numbers(tmp_path):
 )
 def test_a_language_that_cannot_be_is_told(tmp_path, make, options, message):
     with pytest.raises(KdError, match=message):
-        HuggingFaceTokenizer(**options).at(str(make(tmp_path))).check()
+        HuggingFaceTokenizer(**options).with_folder(str(make(tmp_path))).check()

@@ -9,7 +9,7 @@ import numpy as np
 from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
-from kd_jax.sources.rows import Example, Joined, Mapped, chosen, only, passing
+from kd_jax.sources.rows import Example, ConcatenatedRows, MappedRows, subset, SelectFields, with_progress
 
 Splits = dict[str, Sequence[Example]]
 PART = 16_384  # examples that a process compares at a time
@@ -48,9 +48,9 @@ def hold_out(
     """
     names = ("train", *missing)
     if not missing and wanted is None:
-        return {"train": chosen(train, np.arange(min(limit, len(train)))) if limit else train}
+        return {"train": subset(train, np.arange(min(limit, len(train)))) if limit else train}
     place_N, kept = np.full(len(train), len(names), np.uint8), [0] * len(names)
-    for number, row in enumerate(passing(train, "read")):
+    for number, row in enumerate(with_progress(train, "read")):
         if wanted is not None and not wanted(row):
             continue
         place = next((i for i, name in enumerate(missing, 1) if _chance(name + row[field]) < share), 0)
@@ -59,7 +59,7 @@ def hold_out(
             kept[place] += 1
         if limit and all(count == limit for count in kept):
             break
-    return {name: chosen(train, np.flatnonzero(place_N == place)) for place, name in enumerate(names)}
+    return {name: subset(train, np.flatnonzero(place_N == place)) for place, name in enumerate(names)}
 
 
 def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], labelled: int) -> Splits:
@@ -88,15 +88,15 @@ def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], la
         return splits
     if labelled > len(train):
         raise KdError(f"source.labelled: {labelled}, of {len(train)} training examples; wanted fewer, or 0 for all")
-    chances = (_chance(row[field]) for row in passing(train, "choose references"))
+    chances = (_chance(row[field]) for row in with_progress(train, "choose references"))
     keeps_N = np.zeros(len(train), bool)
     keeps_N[np.argsort(np.fromiter(chances, float, len(train)), kind="stable")[:labelled]] = True
-    others = Mapped(chosen(train, np.flatnonzero(~keeps_N)), only(*prompt_fields))
+    others = MappedRows(subset(train, np.flatnonzero(~keeps_N)), SelectFields(*prompt_fields))
     given = splits[UNLABELLED] if UNLABELLED in splits else []
-    return splits | {"train": chosen(train, np.flatnonzero(keeps_N)), UNLABELLED: Joined(others, given)}
+    return splits | {"train": subset(train, np.flatnonzero(keeps_N)), UNLABELLED: ConcatenatedRows(others, given)}
 
 
-def without_leaks(splits: Splits, *fields: str, workers: Workers = IN_PROCESS) -> tuple[Splits, dict[str, int]]:
+def remove_leaks(splits: Splits, *fields: str, workers: Workers = IN_PROCESS) -> tuple[Splits, dict[str, int]]:
     """Drops held-out examples of which a text, case apart, is trained on (or, for test, validated on).
 
     Unlabelled examples are trained on too. Texts are compared by hashes of 64 bits, of which those of the held-out
@@ -112,9 +112,9 @@ def without_leaks(splits: Splits, *fields: str, workers: Workers = IN_PROCESS) -
 
     Examples:
       >>> splits = {"train": [{"en": "Yes"}], "validation": [{"en": "yes"}, {"en": "no"}], "test": [{"en": "so"}]}
-      >>> list(without_leaks(splits, "en")[0]["validation"])
+      >>> list(remove_leaks(splits, "en")[0]["validation"])
       [{'en': 'no'}]
-      >>> without_leaks(splits, "en")[1]
+      >>> remove_leaks(splits, "en")[1]
       {'train': 0, 'validation': 1, 'test': 0}
     """
     order = [split for split in ("train", UNLABELLED, "validation", "test") if split in splits]
@@ -127,7 +127,7 @@ def without_leaks(splits: Splits, *fields: str, workers: Workers = IN_PROCESS) -
             clean[split], rows = splits[split], splits[split]
             if split in held_out:
                 places_NF = np.searchsorted(known_H, held_out[split])
-                clean[split] = chosen(rows, np.flatnonzero(~met_H[places_NF].any(-1)))
+                clean[split] = subset(rows, np.flatnonzero(~met_H[places_NF].any(-1)))
                 met_H[places_NF] = True
                 continue
             parts = [(split, range(start, min(start + PART, len(rows)))) for start in range(0, len(rows), PART)]
@@ -157,15 +157,15 @@ def _met(compared: _Compared, part: tuple[str, range]) -> np.ndarray:
     return np.unique(places_N[known_H[places_N] == hashes_N])
 
 
-def leak_sentence(counts_before: Mapping[str, int], dropped: Mapping[str, int]) -> str:
-    """What `without_leaks` left out, in words; "" where nothing was.
+def describe_leaks(counts_before: Mapping[str, int], dropped: Mapping[str, int]) -> str:
+    """What `remove_leaks` left out, in words; "" where nothing was.
 
     Args:
       counts_before: split -> examples before.
       dropped: split -> examples left out.
 
     Examples:
-      >>> leak_sentence({"train": 90_000, "validation": 800, "test": 1200}, {"train": 0, "validation": 0, "test": 41})
+      >>> describe_leaks({"train": 90_000, "validation": 800, "test": 1200}, {"train": 0, "validation": 0, "test": 41})
       'test: 41 of 1,200 examples left out, their source is trained on'
     """
     return "; ".join(
