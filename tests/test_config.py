@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kd_jax import config
-from kd_jax.cli.resolve import resolve
+from kd_jax.cli.overrides import apply_overrides
 from kd_jax.errors import KdError
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.objective.check import check
@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_the_resolved_text_is_the_golden_one(path):
     """KD_JAX_GOLDEN=write python -m pytest tests/test_config.py writes it anew."""
     pretrained = path.stem.startswith("pretrained")  # which wait for a folder
-    text = config.to_text(config.load_experiment(path) if pretrained else resolve(str(path), []))
+    text = config.to_text(config.load_experiment(path) if pretrained else apply_overrides(str(path), []))
     golden = GOLDEN / f"{path.stem}.txt"
     if "KD_JAX_GOLDEN" in os.environ:
         golden.parent.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def test_config_files_that_are_not(tmp_path):
 
 def test_the_experiment_survives_as_data():
     """As generate reads it: this project's own configurations come back, foreign names stay names."""
-    smoke = resolve(str(CONFIGS[-1]), [])
+    smoke = apply_overrides(str(CONFIGS[-1]), [])
     revived = config.from_data(json.loads(json.dumps(config.to_data(smoke))))
     for field in ("evaluation", "task", "buckets", "shapes", "comparison"):
         assert operator.attrgetter(field)(revived) == operator.attrgetter(field)(smoke)

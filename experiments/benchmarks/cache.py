@@ -32,7 +32,7 @@ from kd_jax.phases.prepare import run as prepare
 from kd_jax.phases.teacher import run as train_teacher
 from kd_jax.runtime import progress
 from kd_jax.runtime.backends import make_devices
-from kd_jax.teaching.base import Teacher
+from kd_jax.teaching.teacher import Teacher
 from kd_jax.teaching.signal_cache import signal_records
 from kd_jax.tokenizers.sentencepiece import START
 
@@ -52,7 +52,7 @@ def sub_split(whole: pipeline.Split, folder: Folder, count: int) -> pipeline.Spl
 
 def write_cache(teacher: Teacher, split: pipeline.Split, signal: TopK | Sampled, folder: Path) -> float:
     """Seconds to write the split's records, the compilation left out."""
-    schema = dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
+    schema = dict(signal.schema(teacher.vocab_size)) | pipeline.DIGEST
     with progress.bar(f"cache {folder.name}", 2 * len(split)) as bar:
         records = signal_records(teacher, split, signal, bar, teacher.experiment.shapes)
         list(records(0, len(split)))  # compiles every shape
@@ -109,7 +109,7 @@ def measure(experiment: Experiment, workdir: Workdir, scratch: Path, examples: i
     cached = pipeline.Split(folder, "train", {"topk": caches["topk64"]})
     sources = {"plain": train_batches(split, experiment, recipe), "topk64": train_batches(cached, experiment, recipe)}
     read = epochs(sources)
-    step = step_seconds(recipe, sources["topk64"], teacher.data["vocab_size"])
+    step = step_seconds(recipe, sources["topk64"], teacher.vocab_size)
     unique = np.concatenate([(caches["sampled12"][i]["counts"] > 0).sum(-1) for i in range(len(split))])
     return {
         "write_tokens_per_second": tokens / seconds["topk64"],

@@ -26,7 +26,7 @@ from scipy import stats
 
 from kd_jax import Batch, DecoderOnly, Optimizer, Term, cross_entropy, init_state, train_step
 from kd_jax.batches.layouts import Bucket, Segment
-from kd_jax.models.flops import TRAINING, flops_of_each, reading
+from kd_jax.models.flops import TRAINING, flops_per_unit, count_workload
 from kd_jax.runtime.backends import make_devices
 from kd_jax.tasks.base import Encoded
 from kd_jax.tokenizers.sentencepiece import START
@@ -70,7 +70,7 @@ def stepper(size: Size) -> tuple[Callable[[], None], float]:
     tx = Optimizer(learning_rate=1e-4, warmup=1).build(1000)
     step = functools.partial(train_step, model=model, terms={"ce": Term(cross_entropy)}, tx=tx)
     compiled, on_device = devices.compile_sums(step, donate=True), devices.shard(batch)
-    needed = TRAINING * flops_of_each(model, params).times(reading(batch))
+    needed = TRAINING * flops_per_unit(model, params).times(count_workload(batch))
     state = devices.replicate(init_state(jax.random.key(1), params, tx))
 
     def block() -> None:

@@ -22,7 +22,7 @@ NAME = ".kd_jax.lock"
 
 
 @contextlib.contextmanager
-def taken(folder: Path, writer: tuple[int, int] | None = None) -> Iterator[None]:
+def bucket_lock(folder: Path, writer: tuple[int, int] | None = None) -> Iterator[None]:
     """Keeps other processes off a bucket's folder until the block ends.
 
     Args:

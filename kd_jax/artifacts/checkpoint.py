@@ -29,7 +29,7 @@ LATEST = 2  # checkpoints that stay beside the best: the last, and the one to fa
 SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """A checkpoint that is not as it was saved; names it."""
 
 
@@ -37,7 +37,7 @@ class Checkpoints:
     """The checkpoints of one run, under folder/checkpoints; orbax commits each by rename, in gs:// by a marker."""
 
     def __init__(self, folder: Path, step: int | None = None):
-        """Raises Damaged if a step's metrics cannot be read; see `set_unreadable_aside`.
+        """Raises DamagedCheckpoint if a step's metrics cannot be read; see `quarantine_unreadable`.
 
         With a `step` that step's parameters are read alone, and nothing else need be fetched from s3://.
         """
@@ -53,7 +53,7 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except ValueError as error:  # it reads every step's metrics, JSON
-            raise Damaged(f"{self._folder}: {error}") from error
+            raise DamagedCheckpoint(f"{self._folder}: {error}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -63,18 +63,18 @@ class Checkpoints:
         if self._mirror:
             self._mirror.close()
 
-    def last(self) -> int | None:
+    def latest_step(self) -> int | None:
         """The newest checkpoint's step."""
         return self._manager.latest_step()
 
-    def best(self) -> int | None:
+    def best_step(self) -> int | None:
         """The step with the lowest validation cross-entropy."""
         return self._manager.best_step()
 
-    def files(self, step: int) -> dict[str, int]:
+    def param_files(self, step: int) -> dict[str, int]:
         """Size in bytes of every file of a checkpoint's parameters, by its path below checkpoints/."""
-        paths = files.files_below(self._folder / str(step) / "params")
-        return {path.relative_to(self._folder).as_posix(): files.size(path) for path in paths}
+        paths = files.list_files(self._folder / str(step) / "params")
+        return {path.relative_to(self._folder).as_posix(): files.file_size(path) for path in paths}
 
     def save(self, state: Any, iterator: dict[str, Any], valid_cross_entropy: float | None) -> None:
         """Saves a training.step.TrainState with its step's number, in the place of one that is there already.
@@ -86,7 +86,7 @@ class Checkpoints:
           KdError: if the disk has no room for it.
         """
         needed = SPARE + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = files.free(self._folder)
+        free = files.free_bytes(self._folder)
         if free is not None and free < needed:
             raise KdError(
                 f"no space left for a checkpoint in {self._folder}: {free >> 20} MiB free, {needed >> 20} MiB wanted; "
@@ -108,12 +108,12 @@ class Checkpoints:
         if self._mirror:
             self.wait()
 
-    def set_aside(self, step: int) -> Path:
+    def quarantine(self, step: int) -> Path:
         """Moves a checkpoint that cannot be read away, and says where to: it may be the machine that erred."""
-        aside = hosts.run_on_main(lambda: str(_set_aside(self._folder / str(step))))
+        aside = hosts.run_on_main(lambda: str(_quarantine(self._folder / str(step))))
         self._manager.reload()
         self.wait()
-        return self._mirror.there(Path(aside)) if self._mirror else files.path(aside)
+        return self._mirror.there(Path(aside)) if self._mirror else files.as_path(aside)
 
     def wait(self) -> None:
         """Until all that was saved is on disk, or in its bucket."""
@@ -125,16 +125,16 @@ class Checkpoints:
         """The newest state, in the shape of `like`, and the iterator's state.
 
         Raises:
-          Damaged: if it cannot be read, or is not what was saved.
+          DamagedCheckpoint: if it cannot be read, or is not what was saved.
         """
         items = {
             "params": _restore_args(like.params),
             "rest": _restore_args(_rest(like)),
             "beside": ocp.args.JsonRestore(),
         }
-        restored = self._restored(self.last(), items)
+        restored = self._restored(self.latest_step(), items)
         params, rest, beside = restored["params"], restored["rest"], restored["beside"]
-        self._check(self.last(), (params, rest), beside)
+        self._check(self.latest_step(), (params, rest), beside)
         return like._replace(params=params, **rest), beside["iterator"]
 
     def best_params(self, like: Params) -> Params:
@@ -145,48 +145,48 @@ class Checkpoints:
         """
         items = {"params": _restore_whole(like), "beside": ocp.args.JsonRestore()}
         with _or_redo():
-            restored = self._restored(self.best(), items)
-            self._check(self.best(), restored["params"], restored["beside"])
+            restored = self._restored(self.best_step(), items)
+            self._check(self.best_step(), restored["params"], restored["beside"])
         return restored["params"]
 
     def params(self, step: int, like: Params) -> Params:
         """The parameters at `step`, of whatever version of kd_jax.
 
         Raises:
-          Damaged: if the checkpoint cannot be read.
+          DamagedCheckpoint: if the checkpoint cannot be read.
         """
         return jax.tree.map(jnp.asarray, self._restored(step, {"params": _restore_whole(like)})["params"])
 
     def _check(self, step: int, read: Any, beside: dict[str, Any]) -> None:
-        """Raises Damaged unless what was read (the first leaves of what was saved) has the checksums of then."""
+        """Raises DamagedCheckpoint unless what was read (the first leaves of what was saved) has the checksums of then."""
         sums, digest = _numbers(checksums(read)), beside.pop("digest", None)
         if digest != _digest(beside) or beside["checksums"][: len(sums)] != sums:
-            raise Damaged(f"checkpoint {self._shown(step)}: its values are not those that were saved")
+            raise DamagedCheckpoint(f"checkpoint {self._shown(step)}: its values are not those that were saved")
 
     def _restored(self, step: int, items: dict[str, Any]) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax raises whatever its parts raise, a plain Exception among them
             reason = " ".join(str(error).split())[:200]
-            raise Damaged(f"checkpoint {self._shown(step)} cannot be read ({reason})") from error
+            raise DamagedCheckpoint(f"checkpoint {self._shown(step)} cannot be read ({reason})") from error
 
     def _shown(self, step: int) -> Path:
         path = self._folder / str(step)
         return self._mirror.there(path) if self._mirror else path
 
 
-def set_unreadable_aside(folder: Path) -> list[Path]:
+def quarantine_unreadable(folder: Path) -> list[Path]:
     """Moves checkpoints whose metrics are no JSON any more, with which none could be opened; where they are now."""
     aside = []
     for path in sorted((folder / "checkpoints").glob("*/metrics/metrics")):
         try:
             json.loads(path.read_bytes())
         except ValueError:
-            aside.append(_set_aside(path.parents[1]))
+            aside.append(_quarantine(path.parents[1]))
     return aside
 
 
-def _set_aside(path: Path) -> Path:
+def _quarantine(path: Path) -> Path:
     """checkpoints/STEP to damaged_checkpoints/STEP, or STEP.1, STEP.2, ... where an earlier one lies there."""
     folder = path.parent.with_name("damaged_checkpoints")
     folder.mkdir(exist_ok=True)
@@ -210,7 +210,7 @@ def load_params(folder: Folder, init: Callable[[jax.Array], Params]) -> Params:
     dtype = outputs["dtype"] if "dtype" in outputs else "float32"  # of every model before there were others
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
     with _or_redo(), Checkpoints(path, outputs["best_step"]) as checkpoints:
-        sizes = checkpoints.files(outputs["best_step"])
+        sizes = checkpoints.param_files(outputs["best_step"])
         for name, size in outputs["files"].items():
             if name not in sizes or sizes[name] != size:
                 seen = f"{sizes[name]} bytes" if name in sizes else "missing"
@@ -247,7 +247,7 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 def _or_redo() -> Iterator[None]:
     try:
         yield
-    except Damaged as error:
+    except DamagedCheckpoint as error:
         raise KdError(f"{error}; redo the phase with --force") from error
 
 

@@ -24,14 +24,14 @@ from kd_jax.runtime import hosts
 BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs"}  # what a path begins with -> the package that reads and writes there
 
 
-def path(given: str | os.PathLike) -> Path:
+def as_path(given: str | os.PathLike) -> Path:
     """A path on a disk, or in a bucket (an epath.Path then, which does what a pathlib.Path does).
 
     Raises:
       KdError: if what reads and writes a bucket is not installed.
 
     Examples:
-      >>> path("runs/mine").as_posix(), in_bucket(path("runs/mine"))
+      >>> as_path("runs/mine").as_posix(), in_bucket(as_path("runs/mine"))
       ('runs/mine', False)
     """
     given = os.fspath(given)
@@ -79,14 +79,14 @@ def atomic_path(where: Path) -> Iterator[Path]:
             upload(written, where)
         return
     where.parent.mkdir(parents=True, exist_ok=True)
-    written = part(where)
+    written = part_path(where)
     yield written
     with open(written, "rb") as file:
         os.fsync(file.fileno())
     os.replace(written, where)
 
 
-def part(where: Path) -> Path:
+def part_path(where: Path) -> Path:
     """Where this process writes what it renames to `where`; whoever finds it there knows that a writer was killed."""
     return where.with_name(f"{where.name}.{os.getpid()}.part")
 
@@ -112,7 +112,7 @@ def upload(written: Path, where: Path) -> None:
         shutil.copyfileobj(source, target, 2**24)
 
 
-def append(where: Path, text: str) -> None:
+def append_text(where: Path, text: str) -> None:
     """Adds to a file of text; an object, which nothing can be added to, is written anew."""
     if in_bucket(where):
         where.write_text((where.read_text() if where.exists() else "") + text)
@@ -132,7 +132,7 @@ def read_arrays(where: Path) -> dict[str, np.ndarray]:
     return dict(np.load(io.BytesIO(where.read_bytes())))
 
 
-def local(where: Path, digest: str) -> Path:
+def local_copy(where: Path, digest: str) -> Path:
     """A path on this machine's disk with the file's bytes; an object is copied there once for each `digest`."""
     return Path(_copy(os.fspath(where), digest)) if in_bucket(where) else where
 
@@ -151,7 +151,7 @@ def _copies() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="kd_jax_")
 
 
-def size(where: Path) -> int:
+def file_size(where: Path) -> int:
     """Bytes of a file."""
     return where.stat().length if in_bucket(where) else where.stat().st_size
 
@@ -164,15 +164,15 @@ def remove_tree(where: Path) -> None:
         shutil.rmtree(where)
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def list_files(folder: Path) -> Iterator[Path]:
     """All files of a folder and of the folders in it, sorted."""
     for where in sorted(folder.iterdir()):
         if where.is_dir():
-            yield from files_below(where)
+            yield from list_files(where)
         else:
             yield where
 
 
-def free(where: Path) -> int | None:
+def free_bytes(where: Path) -> int | None:
     """Bytes that there is room for; None where there is no end."""
     return None if in_bucket(where) else shutil.disk_usage(where).free

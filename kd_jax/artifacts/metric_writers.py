@@ -103,7 +103,7 @@ def check(names: Sequence[str]) -> None:
             raise KdError(f"--metrics {name}: wants the package {name}, which is not installed; pip install {name}")
 
 
-class Writer:
+class ResumableWriter:
     """A sink that is given every figure once."""
 
     def __init__(self, name: str, folder: Path, title: str):

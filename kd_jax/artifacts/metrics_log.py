@@ -10,7 +10,7 @@ from kd_jax.errors import KdError
 from kd_jax.runtime import hosts
 
 
-class Writer(Protocol):
+class MetricWriter(Protocol):
     """Another place that every row goes to, such as TensorBoard (see `writers`)."""
 
     def begin(self, anew: bool) -> None:
@@ -29,7 +29,7 @@ class Writer(Protocol):
 class MetricsLog:
     """Metrics as JSON lines, one row per `append`; each row has its `step`. Of several hosts the first writes them."""
 
-    def __init__(self, path: Path, writers: Sequence[Writer] = ()):
+    def __init__(self, path: Path, writers: Sequence[MetricWriter] = ()):
         """Args: path: of the file; writers: what else is given the rows, from `truncate_after` on."""
         self._path, self._writers = path, writers
 
@@ -37,7 +37,7 @@ class MetricsLog:
         """Adds a row and hands it to the system at once."""
         if not hosts.is_main_process():
             return
-        files.append(self._path, json.dumps(row) + "\n")
+        files.append_text(self._path, json.dumps(row) + "\n")
         for writer in self._writers:
             writer.write(row)
 
@@ -46,7 +46,7 @@ class MetricsLog:
         for writer in self._writers:
             writer.close()
 
-    def holds(self, step: int, name: str) -> bool:
+    def contains(self, step: int, name: str) -> bool:
         """Whether a row of this step says `name`."""
         return hosts.run_on_main(
             lambda: self._path.exists() and any(row["step"] == step and name in row for row in read(self._path))

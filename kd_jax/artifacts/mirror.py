@@ -49,7 +49,7 @@ class Mirror:
             (self._there / name).rmtree()
             del self._known[name]
         for name in changed:
-            for path in files.files_below(here[name]):
+            for path in files.list_files(here[name]):
                 files.upload(path, self.there(path))
             (self._there / name / WHOLE).write_text("")
             self._known[name] = states[name]
@@ -65,7 +65,7 @@ class Mirror:
     def _download(self, checkpoint: Path, parts: tuple[str, ...] = ()) -> None:
         """All of a checkpoint, or those of its parts that are named."""
         target = self.folder / checkpoint.relative_to(self._there)
-        for path in files.files_below(checkpoint):
+        for path in files.list_files(checkpoint):
             name = path.relative_to(checkpoint)
             if name.name != WHOLE and (not parts or name.parts[0] in parts):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -80,5 +80,5 @@ def _folders(where: Path) -> list[Path]:
 
 def _state(folder: Path) -> State:
     """What shows that any file of a folder was written anew."""
-    stats = {path: path.stat() for path in files.files_below(folder)}
+    stats = {path: path.stat() for path in files.list_files(folder)}
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]

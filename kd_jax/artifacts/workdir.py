@@ -113,7 +113,7 @@ class Workdir:
           KdError: if another process works here.
         """
         if files.in_bucket(self.path):
-            with bucket_lock.taken(self.path, writer):
+            with bucket_lock.bucket_lock(self.path, writer):
                 yield
             return
         self.path.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from kd_jax.tasks.base import ENCODED, Encoded
 from kd_jax.types import Batch, Field, Inputs
 
 DIGEST = {"digest": Field((), "uint8")}  # the field by which a cache's record names its example
+INFERENCE_BATCH_SIZE = 64  # rows of a batch outside training: evaluation, caching, decoding
 ENDLESS = 2**40  # batches; a run stops long before
 
 

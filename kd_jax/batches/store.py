@@ -213,12 +213,12 @@ class Store:
 
     def bytes(self) -> int:
         """Size of all shards on disk."""
-        return sum(files.size(shard_path(self._folder, self._name, s)) for s in range(len(self._digests)))
+        return sum(files.file_size(shard_path(self._folder, self._name, s)) for s in range(len(self._digests)))
 
     def _open(self, shard: int) -> list[bytes] | ArrayRecordReader:
         if shard not in self._shards:
             path, digest = shard_path(self._folder, self._name, shard), self._digests[shard]
-            on_disk = files.local(path, digest)
+            on_disk = files.local_copy(path, digest)
             if manifest.file_digest(on_disk) != digest:
                 raise KdError(
                     f"{path}: its bytes are not those that were written; for a cache run the phase `cache` again, "

@@ -17,8 +17,8 @@ from kd_jax.artifacts import files, manifest, metric_writers
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.beam_runner import BeamRunner
 from kd_jax.batches.workers import Processes, Workers
-from kd_jax.cli.check import check
-from kd_jax.cli.resolve import resolve
+from kd_jax.phases.check import check
+from kd_jax.cli.overrides import apply_overrides
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, resolve
 from kd_jax.phases import OF_ONE_HOST, PHASES
@@ -108,7 +108,7 @@ def job(words: argparse.Namespace) -> Iterator[list[Call]]:
         _join(words)
     if _scaled(words):
         backends.simulate_devices(words.devices)  # before anything asks JAX for its devices
-    experiment = resolve(words.config, words.overrides)
+    experiment = apply_overrides(words.config, words.overrides)
     if words.command == "plan":
         given = {"experiment": experiment, "workdir": words.workdir and _workdir(words.workdir)}
         options = ("devices", "kind", "only") if _scaled(words) else ()
@@ -178,7 +178,7 @@ def _scaled(words: argparse.Namespace) -> bool:
         return False
     if words.devices is None or words.devices < 1:
         raise KdError(f"--devices: {words.devices}; wanted how many there would be, such as 256")
-    chips.chip(words.kind)
+    chips.find_chip(words.kind)
     return True
 
 
@@ -190,7 +190,7 @@ def _join(words: argparse.Namespace) -> None:
     if place is not None and not words.coordinator:
         raise KdError("--coordinator: missing; wanted ADDRESS:PORT of the first host, such as 10.0.0.1:1234")
     hosts.join(place, words.coordinator, words.patience or hosts.PATIENCE)
-    preemption.watch()
+    preemption.install_handler()
 
 
 @contextlib.contextmanager
@@ -283,7 +283,7 @@ def recall(workdir: Workdir) -> Experiment:
 def _workdir(given: str | Path | None) -> Workdir:
     if given is None:
         raise KdError("--workdir: missing; wanted the folder to keep the run in, such as runs/quickstart")
-    path = files.path(given)
+    path = files.as_path(given)
     if path.exists() and not path.is_dir():
         raise KdError(f"--workdir {path}: not a folder; take another")
     return Workdir(path)

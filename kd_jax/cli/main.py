@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
         from kd_jax.cli.job import job, named
 
         # What waits for a person's words ends at once.
-        watched = contextlib.nullcontext() if words.command in OPTIONS else preemption.watched()
+        watched = contextlib.nullcontext() if words.command in OPTIONS else preemption.handle_sigterm()
         with hosts.coordinated_exit(), watched, job(words) as calls:
             for phase, options in calls:
                 named(phase)(**options)

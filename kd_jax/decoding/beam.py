@@ -99,7 +99,7 @@ def beam_search(
     ids_BKT = jnp.full((rows, beam, length), NO_TOKEN, jnp.int32)
     none_BK = jnp.full((rows, best or beam), NEVER)
     open_logp_BK = jnp.full((rows, beam), NEVER).at[:, 0].set(0.0)
-    cache = model.prefill(params, inputs, length).widen(length * (beam - 1)).fork(beam)
+    cache = model.prefill(params, inputs, length).reserve(length * (beam - 1)).fork(beam)
     first = BeamSearchState(jnp.int32(0), open_logp_BK, ids_BKT, Ended(none_BK, none_BK, ids_BKT[:, : best or beam]), cache)
     most = length_penalty(jnp.float32(length), alpha)
 
@@ -146,7 +146,7 @@ def _step(model: Model, params: Params, first_B: Array, eos: int, alpha: float, 
     ends_BC = token_BC == eos
 
     open_logp_BK, stay_BK = jax.lax.top_k(jnp.where(ends_BC, NEVER, logp_BC), beam)
-    cache = cache.follow(jnp.take_along_axis(origin_BC, stay_BK, 1))
+    cache = cache.reorder(jnp.take_along_axis(origin_BC, stay_BK, 1))
 
     # The log-probability is kept beside the score: the penalty is not divided out again.
     penalty = length_penalty((state.written + 1).astype(jnp.float32), alpha)

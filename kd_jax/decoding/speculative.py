@@ -93,7 +93,7 @@ def speculative(target: Side, draft: Side, inputs: Inputs, *, eos: int, length: 
         raise KdError(f"drafts: {drafts}; wanted at least 1 token a round, or `greedy`")
     token_B, real_B = first_tokens(inputs)
     # A round begins with at most `length` - 1 tokens written and reads `drafts` + 1.
-    caches = [side.model.prefill(side.params, inputs, length).widen(drafts) for side in (target, draft)]
+    caches = [side.model.prefill(side.params, inputs, length).reserve(drafts) for side in (target, draft)]
     _check_pair(target, draft, *caches, token_B)
     none_B = jnp.zeros(len(token_B), jnp.int32)
     first = Loop(

@@ -26,7 +26,8 @@ from kd_jax.signals.base import Signal
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK
-from kd_jax.teaching.base import BATCH, Record, Teacher
+from kd_jax.teaching.records import Record
+from kd_jax.teaching.teacher import Teacher
 from kd_jax.training.step import init_state, train_step
 from kd_jax.types import Array, Batch, Params, Payload
 
@@ -86,7 +87,7 @@ def signal_costs(teacher: Teacher, folder: Path) -> list[SignalCost]:
     """
     whole = pipeline.Split(teacher.workdir.data, "train")
     sample = _sample(teacher, whole, Folder(folder / "sample", "plan"))
-    signals = candidates(teacher.data["vocab_size"])
+    signals = candidates(teacher.vocab_size)
     with progress.bar("plan: signals", 1 + len(signals)) as bar:
         states = _states(teacher, sample, bar)
         bar.advance(1)
@@ -103,7 +104,7 @@ def signal_costs(teacher: Teacher, folder: Path) -> list[SignalCost]:
 
 def _sample(teacher: Teacher, whole: pipeline.Split, folder: Folder) -> pipeline.Split:
     """Evenly spaced examples as a split of their own: about SAMPLE_TOKENS, in at least a batch and at most SAMPLE."""
-    count = int(np.clip(SAMPLE_TOKENS // max(1, whole.lengths.sum(-1).mean()), BATCH, SAMPLE))
+    count = int(np.clip(SAMPLE_TOKENS // max(1, whole.lengths.sum(-1).mean()), pipeline.INFERENCE_BATCH_SIZE, SAMPLE))
     places = np.linspace(0, len(whole) - 1, min(count, len(whole))).astype(int)
     shapes = teacher.experiment.shapes
     fitting = places[place(whole.lengths[places], shapes, teacher.layout) < len(shapes)]
@@ -135,7 +136,7 @@ def _states(teacher: Teacher, sample: pipeline.Split, bar: Any) -> States:
     """Timed once its programs are compiled, one for each bucket."""
     devices, shapes = teacher.devices, teacher.experiment.shapes
     step = devices.compile(lambda params, inputs: teacher.model.apply(params, inputs))
-    batches = pipeline.EvalBatches(sample, teacher.layout, shapes, BATCH, devices.count)
+    batches = pipeline.EvalBatches(sample, teacher.layout, shapes, pipeline.INFERENCE_BATCH_SIZE, devices.count)
     masks, inputs = zip(*[(batch.mask_BT, devices.shard(batch.inputs)) for batch in batches], strict=True)
     buckets = [bucket for bucket, _ in batches.plan]
     for bucket in dict.fromkeys(buckets):
@@ -176,7 +177,7 @@ def _written(
 
     began = time.perf_counter()
     store.write(
-        folder, "records", dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST, len(sample), records
+        folder, "records", dict(signal.schema(teacher.vocab_size)) | pipeline.DIGEST, len(sample), records
     )
     seconds = states.seconds + states.padding * reducing + time.perf_counter() - began
     return seconds, store.Store(folder, "records").bytes()
@@ -226,7 +227,7 @@ def _of_draws(signal: Sampled, logits_NV: Array, key_N: Array) -> tuple[Array, A
 
 def step_costs(experiment: Experiment, teacher: Teacher, recipe: Recipe) -> list[StepCost]:
     """One per way of teaching: the student's step on a batch of the longest bucket; cross-entropy alone first."""
-    signal = TopK(k=min(32, teacher.data["vocab_size"]))
+    signal = TopK(k=min(32, teacher.vocab_size))
     ways: Mapping[str, Terms] = {
         "cross-entropy alone": {"ce": Term(cross_entropy)},
         "with a top-k cache": {"ce": Term(cross_entropy), "kd": Term(forward_kl, signal=signal)},
@@ -261,7 +262,7 @@ def _batch(experiment: Experiment, teacher: Teacher, recipe: Recipe, signal: Top
     rows = max(1, recipe.training.tokens_per_batch // int(layout.sizes(np.asarray(bucket))[-1]))
     fitting = np.flatnonzero(place(split.lengths, [bucket], layout) == 0)[:rows]
     batch = split.batch(layout, np.resize(fitting, rows)[:, None], rows, bucket)
-    schema = signal.schema(teacher.data["vocab_size"])
+    schema = signal.schema(teacher.vocab_size)
     payload = {name: np.zeros((*batch.targets_BT.shape, *field.shape), field.dtype) for name, field in schema.items()}
     payload["ids"] += np.arange(signal.k).astype(payload["ids"].dtype)
     return batch._replace(payload={signal.name: payload})
@@ -270,7 +271,7 @@ def _batch(experiment: Experiment, teacher: Teacher, recipe: Recipe, signal: Top
 def _compiled(recipe: Recipe, terms: Terms, teacher: Teacher, batch: Batch) -> tuple[Any, tuple]:
     """(the compiled step, its arguments); each way is handed only what it needs."""
     online, cached = needs_teacher(terms), any(term.signal and term.signal.origin == "cache" for term in terms.values())
-    model = recipe.model.build(teacher.data["vocab_size"])
+    model = recipe.model.build(teacher.vocab_size)
     tx = recipe.training.optimizer.build(recipe.training.steps)
     parts = {"model": model, "terms": terms, "tx": tx, "teacher": teacher.model if online else None}
     first = jax.jit(lambda key: model.stack(model.init(key)))

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax
 
 from kd_jax.experiment import Experiment
-from kd_jax.models.flops import TRAINING, flops_of_each, whole_reading
+from kd_jax.models.flops import TRAINING, flops_per_unit, count_full_workload
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.runtime.chips import Chip
 from kd_jax.runtime.mesh import MeshDevices
-from kd_jax.runtime.program import COLLECTIVES, Work, read
+from kd_jax.runtime.program import COLLECTIVES, ProgramCost, analyze_program
 from kd_jax.training.ahead import compile_ahead, longest_batch
 
 MIB = 2**20
@@ -43,16 +43,16 @@ class Roofline(NamedTuple):
         return titles[max(self._asdict(), key=self._asdict().get)]
 
 
-def roofline(work: Work, chip: Chip) -> Roofline:
+def roofline(work: ProgramCost, chip: Chip) -> Roofline:
     """Of a program on each chip.
 
     Examples:
       >>> from kd_jax.runtime.chips import CHIPS
-      >>> roofline(Work(flops=197 * 10**12, traffic=819 * 10**9, collectives=()), CHIPS["tpu-v5e"])
+      >>> roofline(ProgramCost(flops=197 * 10**12, traffic=819 * 10**9, collectives=()), CHIPS["tpu-v5e"])
       Roofline(compute=1.0, memory=1.0, collectives=0.0)
     """
     return Roofline(
-        work.flops / chip.flops, work.traffic / chip.bandwidth, sum(work.moved.values()) / chip.interconnect
+        work.flops / chip.flops, work.traffic / chip.bandwidth, sum(work.bytes_sent.values()) / chip.interconnect
     )
 
 
@@ -65,13 +65,13 @@ def device_memory(compiled: Any) -> int:
 
 def model_flops(experiment: Experiment, name: str, vocab_size: int, portions: int) -> float:
     """FLOPs that the networks need for the batch of `compile_ahead`, on all devices together; rows as if full."""
-    whole = whole_reading(longest_batch(experiment, name, vocab_size, portions))
+    whole = count_full_workload(longest_batch(experiment, name, vocab_size, portions))
     passes = [(TRAINING, experiment.recipes[name].model)]
     if needs_teacher(experiment.recipes[name].terms):
         passes.append((1, experiment.teacher.model))
     models = [(times, architecture.build(vocab_size)) for times, architecture in passes]
     shapes = lambda model: jax.eval_shape(model.init, jax.random.key(0))  # noqa: E731
-    return sum(times * flops_of_each(model, shapes(model)).times(whole) for times, model in models)
+    return sum(times * flops_per_unit(model, shapes(model)).times(whole) for times, model in models)
 
 
 def step_on_chips(experiment: Experiment, name: str, vocab_size: int, devices: MeshDevices, chip: Chip) -> dict[str, str]:
@@ -82,7 +82,7 @@ def step_on_chips(experiment: Experiment, name: str, vocab_size: int, devices: M
       chip: that each device would be.
     """
     step = compile_ahead(experiment, name, vocab_size, devices)
-    work, memory = read(step.compiled), device_memory(step.compiled)
+    work, memory = analyze_program(step.compiled), device_memory(step.compiled)
     least = roofline(work, chip)
     needed = model_flops(experiment, name, vocab_size, devices.count) / devices.devices
     kept = step.compiled.memory_analysis().argument_size_in_bytes
@@ -96,7 +96,7 @@ def step_on_chips(experiment: Experiment, name: str, vocab_size: int, devices: M
         "memory traffic, MiB": f"{work.traffic / MIB:,.1f}",
         f"FLOP a byte (chip {chip.intensity:.0f})": f"{work.flops / work.traffic:,.1f}",
     }
-    told |= {f"{kind}, MiB sent": f"{work.moved.get(kind, 0) / MIB:,.2f}" for kind in COLLECTIVES}
+    told |= {f"{kind}, MiB sent": f"{work.bytes_sent.get(kind, 0) / MIB:,.2f}" for kind in COLLECTIVES}
     told |= {f"{reason}, ms at least": f"{1e3 * seconds:,.4f}" for reason, seconds in least._asdict().items()}
     return told | {
         "at most, targets a second": f"{step.rows * step.length / least.seconds:,.0f}",

@@ -31,36 +31,36 @@ AXES = {
     r"\w+\.\w+\.out\.bias": ("model",),
 }
 
-STACKS = ("encoder", "decoder")  # keys of layers whose parameters lie stacked (kd_jax.models.stack.stacked)
+STACKS = ("encoder", "decoder")  # keys of layers whose parameters lie stacked (kd_jax.models.stack.stack_layers)
 
 
-def axes_of(name: str) -> tuple[str, ...]:
+def parameter_axes(name: str) -> tuple[str, ...]:
     """The names of a parameter's axes.
 
     Examples:
-      >>> axes_of("decoder_3.ffn.out.kernel")
+      >>> parameter_axes("decoder_3.ffn.out.kernel")
       ('neuron', 'model')
     """
     (axes,) = (axes for pattern, axes in AXES.items() if re.fullmatch(pattern, name))
     return axes
 
 
-def named(params: Params) -> Any:
+def axis_names(params: Params) -> Any:
     """The tree of parameters with the names of each one's axes in its place, such as "model inner".
 
     Examples:
       >>> import numpy as np
-      >>> named({"embedding": np.ones((5, 2)), "decoder_norm": {"scale": np.ones(2)}})
+      >>> axis_names({"embedding": np.ones((5, 2)), "decoder_norm": {"scale": np.ones(2)}})
       {'decoder_norm': {'scale': 'model'}, 'embedding': 'token model'}
     """
 
     def names(path: Any, _: Any) -> str:
         keys = [key.key for key in path]
-        return " ".join((*["layer"][: keys[0] in STACKS], *axes_of(".".join(keys))))
+        return " ".join((*["layer"][: keys[0] in STACKS], *parameter_axes(".".join(keys))))
 
     return jax.tree_util.tree_map_with_path(names, params)
 
 
-def of_layer(params: Params) -> Any:
-    """As `named`, of one layer's parameters."""
-    return named({"decoder_0": params})["decoder_0"]
+def layer_axis_names(params: Params) -> Any:
+    """As `axis_names`, of one layer's parameters."""
+    return axis_names({"decoder_0": params})["decoder_0"]

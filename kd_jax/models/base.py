@@ -37,12 +37,12 @@ class Head:
     soft_cap: float = 0.0
     vocab_size: int = 0
 
-    def raw(self, hidden_ND: Array) -> Array:
+    def raw_logits(self, hidden_ND: Array) -> Array:
         """hidden @ kernel, multiplied in the type of the hidden states, summed in float32."""
         kernel_DV = self.kernel_DV.astype(hidden_ND.dtype)
         return jnp.matmul(hidden_ND, kernel_DV, preferred_element_type=jnp.float32)
 
-    def finish(self, raw_NV: Array, bias_V: Array | None) -> Array:
+    def finish_logits(self, raw_NV: Array, bias_V: Array | None) -> Array:
         """Bias, cap and cut: float32 [N, V]."""
         logits_NV = raw_NV if bias_V is None else raw_NV + _over_tokens(bias_V, raw_NV)
         if self.soft_cap:
@@ -51,7 +51,7 @@ class Head:
 
     def logits(self, hidden_ND: Array) -> Array:
         """float32 [N, V]."""
-        return self.finish(self.raw(hidden_ND), self.bias_V)
+        return self.finish_logits(self.raw_logits(hidden_ND), self.bias_V)
 
 
 jax.tree_util.register_dataclass(Head, ["kernel_DV", "bias_V"], ["soft_cap", "vocab_size"])
@@ -66,9 +66,9 @@ class Cache(NamedTuple):
     Attributes:
       slot: int32 scalar, where the next token's keys and values go; the same in every row.
       position_B: int32, the next token's position in its text.
-      seen_BKS: bool, which slots each hypothesis has read: neither the padding of a prompt, nor what others wrote, nor
+      visible_BKS: bool, which slots each hypothesis has read: neither the padding of a prompt, nor what others wrote, nor
         what is still to be written.
-      place_S: int32, how far along its text a slot stands, padding included.
+      column_S: int32, how far along its text a slot stands, padding included.
       self_kv: one (key, value) pair per decoder layer, each [B, heads of keys and values, S, width of a head].
       cross_kv: one (key, value) pair per decoder layer, with the source's places for slots; constant. () where
         there is no encoder.
@@ -77,50 +77,50 @@ class Cache(NamedTuple):
 
     slot: Array
     position_B: Array
-    seen_BKS: Array
-    place_S: Array
+    visible_BKS: Array
+    column_S: Array
     self_kv: tuple[tuple[Array, Array], ...]
     cross_kv: tuple[tuple[Array, Array], ...]
     source_BS: Array
 
-    def widen(self, count: int) -> "Cache":
+    def reserve(self, count: int) -> "Cache":
         """Room for `count` more tokens, before it is forked."""
-        seen_BKS = jnp.pad(self.seen_BKS, [(0, 0), (0, 0), (0, count)])
+        visible_BKS = jnp.pad(self.visible_BKS, [(0, 0), (0, 0), (0, count)])
         self_kv = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, count), (0, 0)]), self.self_kv)
-        return self._replace(seen_BKS=seen_BKS, place_S=jnp.arange(seen_BKS.shape[2]), self_kv=self_kv)
+        return self._replace(visible_BKS=visible_BKS, column_S=jnp.arange(visible_BKS.shape[2]), self_kv=self_kv)
 
     def fork(self, hypotheses: int) -> "Cache":
         """Every row goes on as so many hypotheses, which take a slot each at every step."""
-        behind_S = self.place_S - self.slot
-        place_S = self.slot + jnp.where(behind_S < 0, behind_S, behind_S // hypotheses)
-        return self._replace(seen_BKS=jnp.repeat(self.seen_BKS, hypotheses, axis=1), place_S=place_S)
+        behind_S = self.column_S - self.slot
+        column_S = self.slot + jnp.where(behind_S < 0, behind_S, behind_S // hypotheses)
+        return self._replace(visible_BKS=jnp.repeat(self.visible_BKS, hypotheses, axis=1), column_S=column_S)
 
-    def follow(self, origin_BK: Array) -> "Cache":
+    def reorder(self, origin_BK: Array) -> "Cache":
         """Hypothesis k of row b goes on from what hypothesis `origin_BK[b, k]` has read."""
-        return self._replace(seen_BKS=jnp.take_along_axis(self.seen_BKS, origin_BK[:, :, None], axis=1))
+        return self._replace(visible_BKS=jnp.take_along_axis(self.visible_BKS, origin_BK[:, :, None], axis=1))
 
     def rewind(self, count: Array) -> "Cache":
         """Forgets the last `count` tokens of every text, if it is not forked; their slots are written anew."""
         slot = self.slot - count
-        seen_BKS = self.seen_BKS & (jnp.arange(self.seen_BKS.shape[2]) < slot)[None, None]
-        return self._replace(slot=slot, position_B=self.position_B - count, seen_BKS=seen_BKS)
+        visible_BKS = self.visible_BKS & (jnp.arange(self.visible_BKS.shape[2]) < slot)[None, None]
+        return self._replace(slot=slot, position_B=self.position_B - count, visible_BKS=visible_BKS)
 
-    def ahead(self, count: int) -> tuple[Array, Array]:
+    def positions_and_visibility(self, count: int) -> tuple[Array, Array]:
         """(positions [B, T], slots seen [B, T, S]) of the next T tokens: of a text, or one of each hypothesis."""
-        token_T, slots_1S = jnp.arange(count), jnp.arange(self.seen_BKS.shape[2])[None]
+        token_T, slots_1S = jnp.arange(count), jnp.arange(self.visible_BKS.shape[2])[None]
         slot_T1 = self.slot + token_T[:, None]
-        if self.seen_BKS.shape[1] > 1:
-            return jnp.repeat(self.position_B[:, None], count, axis=1), self.seen_BKS | (slots_1S == slot_T1)[None]
+        if self.visible_BKS.shape[1] > 1:
+            return jnp.repeat(self.position_B[:, None], count, axis=1), self.visible_BKS | (slots_1S == slot_T1)[None]
         own_TS = (slots_1S >= self.slot) & (slots_1S <= slot_T1)
-        return self.position_B[:, None] + token_T[None], self.seen_BKS | own_TS[None]
+        return self.position_B[:, None] + token_T[None], self.visible_BKS | own_TS[None]
 
     def append(self, seen_BTS: Array, self_kv: tuple[tuple[Array, Array], ...]) -> "Cache":
         """The cache once those T tokens are read, which saw these slots."""
-        hypotheses, count = self.seen_BKS.shape[1], seen_BTS.shape[1]
+        hypotheses, count = self.visible_BKS.shape[1], seen_BTS.shape[1]
         return self._replace(
             slot=self.slot + count,
             position_B=self.position_B + count // hypotheses,
-            seen_BKS=seen_BTS[:, -hypotheses:],
+            visible_BKS=seen_BTS[:, -hypotheses:],
             self_kv=self_kv,
         )
 

@@ -33,7 +33,7 @@ class DecoderOnly(Transformer):
     embedding_scale: bool = False
 
     family: ClassVar[str] = "decoder_only"
-    depths: ClassVar[tuple[str, ...]] = ("layers",)
+    depth_fields: ClassVar[tuple[str, ...]] = ("layers",)
     layout: ClassVar[type[DecoderOnlyLayout]] = DecoderOnlyLayout
 
     def stacks(self) -> dict[str, int]:

@@ -42,7 +42,7 @@ class EncoderDecoder(Transformer):
     embedding_scale: bool = True
 
     family: ClassVar[str] = "encoder_decoder"
-    depths: ClassVar[tuple[str, ...]] = ("encoder_layers", "decoder_layers")
+    depth_fields: ClassVar[tuple[str, ...]] = ("encoder_layers", "decoder_layers")
     layout: ClassVar[type[EncoderDecoderLayout]] = EncoderDecoderLayout
 
     def stacks(self) -> dict[str, int]:
@@ -73,14 +73,14 @@ class EncoderDecoderNetwork(Network):
         length, number_BS = ids_BS.shape[1], token_numbers(inputs.encoder)
         self.check_length(length)
         seen = same_segment(segment_BS, segment_BS)
-        place_S = jnp.arange(length)
-        attention = self.attention_context(seen, position_BS, place_S, place_S, self.encoder_table, two_sided=True)
+        column_S = jnp.arange(length)
+        attention = self.attention_context(seen, position_BS, column_S, column_S, self.encoder_table, two_sided=True)
         x_BSD = self.encoder_enter(self.embed(ids_BS, position_BS, self.encoder_table, length))
         x_BSD = self.drop(x_BSD, number_BS)
         x_BSD, _ = apply_layers(self.encoder, self.scanned("encoder"), x_BSD, number_BS, attention)
         memory_BSD = self.encoder_norm(x_BSD)
         if params := self.scanned("decoder"):
             cut = {"decoder": {"cross_attention": params["cross_attention"]}}
-            whole = gather_params(cut, axes.named)["decoder"]["cross_attention"]
+            whole = gather_params(cut, axes.axis_names)["decoder"]["cross_attention"]
             return scanned_cross_kv(self.config, whole, memory_BSD), segment_BS
         return cross_kv([layer.cross_attention for layer in self.decoder], memory_BSD), segment_BS

@@ -23,7 +23,7 @@ from kd_jax.types import Array, Batch, Params
 TRAINING = 3  # times the forward pass: the gradient with respect to activations takes as many, and that of parameters
 
 
-class Reading(NamedTuple):
+class Workload(NamedTuple):
     """What a network reads of a batch; or FLOPs of the forward pass for one of each.
 
     Attributes:
@@ -41,12 +41,12 @@ class Reading(NamedTuple):
     source: float
     across: float
 
-    def times(self, other: "Reading") -> float:
+    def times(self, other: "Workload") -> float:
         """The sum of the products of their fields."""
         return float(sum(a * b for a, b in zip(self, other, strict=True)))
 
 
-def flops_of_each(model: Model, params: Params) -> Reading:
+def flops_per_unit(model: Model, params: Params) -> Workload:
     """FLOPs of the forward pass for one token or pair of each kind.
 
     Args:
@@ -56,14 +56,14 @@ def flops_of_each(model: Model, params: Params) -> Reading:
     Examples:
       >>> from kd_jax.models.decoder_only import DecoderOnly
       >>> model = DecoderOnly(layers=2, d_model=8, heads=2, d_ff=16).build(vocab_size=10)
-      >>> each = flops_of_each(model, jax.eval_shape(model.init, jax.random.key(0)))
+      >>> each = flops_per_unit(model, jax.eval_shape(model.init, jax.random.key(0)))
       >>> each.targets == 2 * 8 * 10, each.own == 2 * 4 * 8
       (True, True)
       >>> each.decoder == 2 * 2 * (8 * 24 + 8 * 8 + 3 * 8 * 16)  # qkv, out, and a gated feed-forward layer
       True
     """
     each = {"targets": 2.0 * math.prod(jax.eval_shape(model.head, params).kernel_DV.shape)}
-    each |= dict.fromkeys(Reading._fields[1:], 0.0)
+    each |= dict.fromkeys(Workload._fields[1:], 0.0)
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         names = [key.key for key in path]
         if len(names) == 1 or len(x.shape) < 2:  # embeddings are looked up, vectors are little
@@ -74,40 +74,40 @@ def flops_of_each(model: Model, params: Params) -> Reading:
             each["across"] += 4 * x.shape[0]
         elif names[1:-1] == ["self_attention", "out"]:
             each["source" if stack == "encoder" else "own"] += 4 * x.shape[0]
-    return Reading(**each)
+    return Workload(**each)
 
 
-def reading(batch: Batch) -> Reading:
+def count_workload(batch: Batch) -> Workload:
     """What there is to read in a batch on the host, its padding left out.
 
     Examples:
       >>> from kd_jax.types import Inputs, Tokens
       >>> position, segment = np.array([[0, 1, 2, 0, 1, 0]]), np.array([[1, 1, 1, 2, 2, 0]])  # two examples, one place
       >>> inputs = Inputs(np.array([0]), Tokens(segment, position, segment), None)
-      >>> reading(Batch(inputs, segment, segment > 1, segment, {}))
-      Reading(targets=2, decoder=5, encoder=0, own=9, source=0, across=0)
+      >>> count_workload(Batch(inputs, segment, segment > 1, segment, {}))
+      Workload(targets=2, decoder=5, encoder=0, own=9, source=0, across=0)
     """
     decoder, encoder = batch.inputs.decoder, batch.inputs.encoder
     exists_BT = decoder.segment_BT > 0
     own = int((decoder.position_BT + 1)[exists_BT].sum())  # 1 + 2 + ... of each example
     targets, tokens = int(batch.mask_BT.sum()), int(exists_BT.sum())
     if encoder is None:
-        return Reading(targets, tokens, 0, own, 0, 0)
+        return Workload(targets, tokens, 0, own, 0, 0)
     source_BS = encoder.segment_BT > 0
     source = int((2 * encoder.position_BT + 1)[source_BS].sum())  # 1 + 3 + 5 + ...: a square for each example
     written, read = _lengths(decoder.segment_BT), _lengths(encoder.segment_BT)
     across = sum(count * read[example] for example, count in written.items() if example in read)
-    return Reading(targets, tokens, int(source_BS.sum()), own, source, across)
+    return Workload(targets, tokens, int(source_BS.sum()), own, source, across)
 
 
-def whole_reading(batch: Batch) -> Reading:
+def count_full_workload(batch: Batch) -> Workload:
     """The same, were there one example in each row that fills it, and all of its targets counted."""
     rows, length = batch.targets_BT.shape
     own, tokens = rows * length * (length + 1) // 2, rows * length
     if batch.inputs.encoder is None:
-        return Reading(tokens, tokens, 0, own, 0, 0)
+        return Workload(tokens, tokens, 0, own, 0, 0)
     source = batch.inputs.encoder.ids_BT.shape[1]
-    return Reading(tokens, tokens, rows * source, own, rows * source**2, tokens * source)
+    return Workload(tokens, tokens, rows * source, own, rows * source**2, tokens * source)
 
 
 def _lengths(segment_BX: Array) -> dict[int, int]:

@@ -14,7 +14,7 @@ from kd_jax.models.attention import KeyValue, AttentionContext, mask_bias, same_
 from kd_jax.models.base import Cache, Head, Model
 from kd_jax.models.layers import Dropout, new_norm, rounded, token_numbers
 from kd_jax.models.positions import BUCKETS, relative_buckets, rotary_embedding, sinusoids
-from kd_jax.models.stack import Block, stacked, apply_layers
+from kd_jax.models.stack import Block, apply_layers, stack_layers
 from kd_jax.models.transformer import Transformer
 from kd_jax.runtime.mesh import gather_params
 from kd_jax.types import Array, Inputs, Params, Tokens
@@ -30,7 +30,7 @@ class Network(nn.Module):
 
     def setup(self):
         c = self.config
-        rows = c.padded(self.vocab_size)
+        rows = c.embedding_rows(self.vocab_size)
         initializer = nn.initializers.normal(c.d_model**-0.5)
         self.embedding = self.param("embedding", initializer, (rows, c.d_model))
         if not c.tied:
@@ -104,14 +104,14 @@ class Network(nn.Module):
             raise KdError(f"model.context: {c.context}; a row has {length} tokens; use a larger one or shorter texts")
 
     def attention_context(
-        self, seen: Array, position_BT: Array, place_T: Array, place_S: Array, table: Array | None, two_sided=False
+        self, seen: Array, position_BT: Array, column_T: Array, column_S: Array, table: Array | None, two_sided=False
     ) -> AttentionContext:
         """Who sees whom, bool [B, 1, T, S]; queries and keys stand at these places of their rows."""
         c = self.config
         bias, rotary, local_rotary = mask_bias(seen), None, None
         if c.positions == "relative":
             # An example's tokens stand side by side, so places are as far apart as positions: one table for all rows.
-            distance_TS = place_S[None] - place_T[:, None]
+            distance_TS = column_S[None] - column_T[:, None]
             bias += table[relative_buckets(distance_TS, two_sided)].astype(jnp.float32).transpose(2, 0, 1)[None]
         if c.positions == "rotary":
             rotary = rotary_embedding(position_BT, c.head_width, c.rope_theta, c.rope_scaling)
@@ -130,8 +130,8 @@ class Network(nn.Module):
         x_BTD = self.drop(x_BTD, number_BT)
         causal = jnp.tri(length, dtype=bool)[None, None]
         seen = causal & same_segment(segment_BT, segment_BT)
-        place_T = jnp.arange(length)
-        attention = self.attention_context(seen, position_BT, place_T, place_T, self.decoder_table)
+        column_T = jnp.arange(length)
+        attention = self.attention_context(seen, position_BT, column_T, column_T, self.decoder_table)
         attention = attention._replace(causal=True, cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
         x_BTD, kv = apply_layers(self.decoder, self.scanned("decoder"), x_BTD, number_BT, attention, source_kv)
         return self.finish(x_BTD), kv
@@ -150,27 +150,27 @@ class Network(nn.Module):
         read = Cache(
             slot=jnp.int32(prefix.ids_BT.shape[1]),
             position_B=inputs.decoder.position_BT[:, -1],
-            seen_BKS=(prefix.segment_BT > 0)[:, None],
-            place_S=jnp.arange(prefix.ids_BT.shape[1]),
+            visible_BKS=(prefix.segment_BT > 0)[:, None],
+            column_S=jnp.arange(prefix.ids_BT.shape[1]),
             self_kv=self_kv,
             cross_kv=tuple(zip(*source_kv, strict=True)) if self.config.scan_layers else source_kv,
             source_BS=source_BS > 0,
         )
-        return read.widen(room)
+        return read.reserve(room)
 
     def extend(self, cache: Cache, ids_BT: Array) -> tuple[Array, Cache]:
         """Logits of the next token after each of `ids_BT`: see Model.extend."""
-        position_BT, seen_BTS = cache.ahead(ids_BT.shape[1])
-        place_T = jax.lax.dynamic_slice_in_dim(cache.place_S, cache.slot, ids_BT.shape[1])
-        attention = self.attention_context(seen_BTS[:, None], position_BT, place_T, cache.place_S, self.decoder_table)
+        position_BT, seen_BTS = cache.positions_and_visibility(ids_BT.shape[1])
+        column_T = jax.lax.dynamic_slice_in_dim(cache.column_S, cache.slot, ids_BT.shape[1])
+        attention = self.attention_context(seen_BTS[:, None], position_BT, column_T, cache.column_S, self.decoder_table)
         attention = attention._replace(cross_bias=mask_bias(cache.source_BS)[:, None, None])
         x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, seen_BTS.shape[2]))
         caches = cache.cross_kv, cache.self_kv, cache.slot
         x_BTD, self_kv = apply_layers(self.decoder, self.scanned("decoder"), x_BTD, None, attention, *caches)
         head = self.head()
         # Apart from the bias: XLA on CPU puts it into the product, and then turns a tied matrix around at every token.
-        raw_BTV = jax.lax.optimization_barrier(head.raw(self.finish(x_BTD)))
-        logits_BTV = head.finish(raw_BTV, head.bias_V)
+        raw_BTV = jax.lax.optimization_barrier(head.raw_logits(self.finish(x_BTD)))
+        logits_BTV = head.finish_logits(raw_BTV, head.bias_V)
         return logits_BTV, cache.append(seen_BTS, self_kv)
 
 
@@ -185,9 +185,9 @@ def pure_functions(network: Network) -> Model:
     def variables(params: Params) -> dict[str, Params]:
         params = rounded(params, network.config.compute)
         stacks = {key: params[key] for key in axes.STACKS if key in params}  # which are gathered layer by layer
-        return {"params": gather_params({key: params[key] for key in params if key not in stacks}, axes.named) | stacks}
+        return {"params": gather_params({key: params[key] for key in params if key not in stacks}, axes.axis_names) | stacks}
 
-    stack = stacked if network.config.scan_layers else lambda params: params
+    stack = stack_layers if network.config.scan_layers else lambda params: params
 
     def apply(params: Params, inputs: Inputs, dropout_key: Array | None = None) -> Array:
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
@@ -207,7 +207,7 @@ def pure_functions(network: Network) -> Model:
     def extend(params: Params, cache: Cache, ids_BT: Array) -> tuple[Array, Cache]:
         return network.apply(variables(params), cache, ids_BT, method=network.extend)
 
-    return Model(init, apply, taps, head, prefill, extend, axes.named, stack)
+    return Model(init, apply, taps, head, prefill, extend, axes.axis_names, stack)
 
 
 def _by_name(taps: Mapping[str, Any]) -> dict[str, Array]:

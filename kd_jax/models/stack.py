@@ -81,11 +81,11 @@ class Block(nn.Module):
         return self.norm[sublayer](x_BTD) if self.config.norm_position == "after" else x_BTD
 
 
-def stacked(params: Params) -> Params:
+def stack_layers(params: Params) -> Params:
     """The layers of each stack as one: "decoder_0", "decoder_1", ... as "decoder", of arrays [layers, ...].
 
     Examples:
-      >>> params = stacked({"decoder_0": {"bias": jnp.zeros(2)}, "decoder_1": {"bias": jnp.ones(2)}, "output": 3})
+      >>> params = stack_layers({"decoder_0": {"bias": jnp.zeros(2)}, "decoder_1": {"bias": jnp.ones(2)}, "output": 3})
       >>> params["output"], params["decoder"]["bias"].tolist()
       (3, [[0.0, 0.0], [1.0, 1.0]])
     """
@@ -96,11 +96,11 @@ def stacked(params: Params) -> Params:
     return {key: value for key, value in params.items() if key not in numbers} | _together(layers)
 
 
-def unstacked(params: Params) -> Params:
-    """The inverse of `stacked`; what is not stacked stays as it is.
+def unstack_layers(params: Params) -> Params:
+    """The inverse of `stack_layers`; what is not stacked stays as it is.
 
     Examples:
-      >>> unstacked({"decoder": {"bias": jnp.arange(2.0)}})
+      >>> unstack_layers({"decoder": {"bias": jnp.arange(2.0)}})
       {'decoder_0': {'bias': Array(0., dtype=float32)}, 'decoder_1': {'bias': Array(1., dtype=float32)}}
     """
     stacks = {key: params[key] for key in axes.STACKS if key in params}
@@ -154,7 +154,7 @@ def apply_layers(
 
     Args:
       layers: of the stack.
-      params: of all layers, as `stacked`, to scan over; None where each has its own.
+      params: of all layers, as `stack_layers`, to scan over; None where each has its own.
       x_BTD, number_BT, attention, slot: as Block's.
       source_kv: for each layer the source's keys and values, in a scan side by side, [layers, ...]; () for none.
       self_kv: for each layer those of earlier tokens; () for none.
@@ -199,7 +199,7 @@ def _pure(
             rotary = jax.tree.map(functools.partial(jax.lax.select, own.local), attention.local_rotary, rotary)
         given = x_BTD, number_BT, attention._replace(rotary=rotary), own.source, own.earlier, slot
         rngs = {} if own.key is None else {"dropout": own.key}
-        params = gather_params(own.params, axes.of_layer) if cut else own.params
+        params = gather_params(own.params, axes.layer_axis_names) if cut else own.params
         (x_BTD, kv), sown = block.apply({"params": params}, *given, rngs=rngs, mutable=["taps"] if tapped else [])
         return x_BTD, (kv, sown["taps"] if tapped else {})
 

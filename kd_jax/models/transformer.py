@@ -93,7 +93,7 @@ class Transformer:
     remat: Remat = "none"
     scan_layers: bool = False
 
-    depths: ClassVar[tuple[str, ...]]  # fields that say how many layers a stack has
+    depth_fields: ClassVar[tuple[str, ...]]  # fields that say how many layers a stack has
 
     @property
     def key_heads(self) -> int:
@@ -105,7 +105,7 @@ class Transformer:
         """Of one head."""
         return self.head_dim or self.d_model // self.heads
 
-    def padded(self, vocab_size: int) -> int:
+    def embedding_rows(self, vocab_size: int) -> int:
         """Rows of the embedding for a tokeniser of `vocab_size` tokens; raises KdError if they are fewer."""
         if self.vocab_rows and self.vocab_rows < vocab_size:
             raise KdError(f"model.vocab_rows: {self.vocab_rows}, the tokeniser has {vocab_size} tokens; wanted as many")
@@ -134,7 +134,7 @@ class Transformer:
 
     def _check_each(self) -> None:
         """Each field by itself."""
-        least = dict.fromkeys([*self.depths, "d_model", "heads", "d_ff", "vocab_multiple"], 1)
+        least = dict.fromkeys([*self.depth_fields, "d_model", "heads", "d_ff", "vocab_multiple"], 1)
         for field, low in (
             least | {"kv_heads": 0, "head_dim": 0, "context": 0, "first_position": 0, "vocab_rows": 0}
         ).items():

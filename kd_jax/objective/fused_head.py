@@ -68,7 +68,7 @@ def _forward(objective, hidden_ND, head, rows, fixed, chunk):
 
     def add_chunk(total, xs):
         hidden_CD, rows_C = xs
-        logits_CV, pull_back = jax.vjp(head.finish, as_hidden.raw(hidden_CD), head.bias_V)
+        logits_CV, pull_back = jax.vjp(head.finish_logits, as_hidden.raw_logits(hidden_CD), head.bias_V)
         value, d_logits_CV = jax.value_and_grad(objective, has_aux=True)(logits_CV, rows_C, fixed)
         d_raw_CV, d_bias_V = pull_back(d_logits_CV)
         d_raw_CV = d_raw_CV.astype(kernel_DV.dtype)

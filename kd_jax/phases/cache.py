@@ -5,7 +5,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.experiment import Experiment, required_signals, targets_name
 from kd_jax.runtime import progress
 from kd_jax.signals.topk import TopK
-from kd_jax.teaching.base import Teacher
+from kd_jax.teaching.teacher import Teacher
 from kd_jax.teaching.imported.base import wanted_of
 from kd_jax.teaching.pseudo_targets import write_targets
 from kd_jax.teaching.signal_cache import write_signal
@@ -35,5 +35,5 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, writer: t
         for name, signal in signals.items():
             write_signal(teacher, workdir.cache(targets_name(targets), name), signal, targets, "train", force)
     if experiment.evaluation.cached_k:
-        signal = TopK(k=min(experiment.evaluation.cached_k, teacher.data["vocab_size"]))
+        signal = TopK(k=min(experiment.evaluation.cached_k, teacher.vocab_size))
         write_signal(teacher, workdir.validation_cache, signal, None, "validation", force)

@@ -18,7 +18,7 @@ from kd_jax.decoding.exported import programs
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture
-from kd_jax.models.huggingface.write import format_of, write
+from kd_jax.models.huggingface.write import find_format, write
 from kd_jax.models.int8 import Int8, quantize
 from kd_jax.phases.generate import named
 from kd_jax.reporting import page, tables, verdict
@@ -112,7 +112,7 @@ def run(
     folder, architecture = workdir.model(name), experiment.recipes[name].model
     tokenizer = tokenizers.load(experiment.tokenizer, folder)
     options = f"--format {format}{' --int8' if int8 else ''}"
-    form = format_of(architecture).class_name if format == "transformers" else "programs of jax.export"
+    form = find_format(architecture).class_name if format == "transformers" else "programs of jax.export"
     params = checkpoint.load_params(folder, architecture.build(tokenizer.vocab_size).init)
     if int8:
         architecture, params, form = Int8(architecture), quantize(params), form + IN_INT8
@@ -133,7 +133,7 @@ def for_transformers(
     """Weights and settings."""
     write(to, architecture, params, ids, tokenizer.vocab_size)
     settings = generation(experiment.task.decoding, max(experiment.prompt_widths))
-    manifest.write_json(to / "generation_config.json", {**ids, **settings, **outset(tokenizer)})
+    manifest.write_json(to / "generation_config.json", {**ids, **settings, **forced_token_settings(tokenizer)})
 
 
 def for_jax(
@@ -172,7 +172,7 @@ def generation(decoding: Decoding, widest: int) -> dict[str, Any]:
     return settings | {"do_sample": True} | drawn | ({"min_p": sampling.min_p} if sampling.min_p else {})
 
 
-def outset(tokenizer: Tokenizer) -> dict[str, Any]:
+def forced_token_settings(tokenizer: Tokenizer) -> dict[str, Any]:
     """What is given to every text and what none holds, in transformers' words."""
     first = {"forced_bos_token_id": tokenizer.forced_prefix[0]} if tokenizer.forced_prefix else {}
     return first | ({"bad_words_ids": [[i] for i in tokenizer.suppress_tokens]} if tokenizer.suppress_tokens else {})

@@ -14,7 +14,7 @@ import numpy as np
 from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.buckets import LONGEST
-from kd_jax.batches.pipeline import PromptBatches
+from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE, PromptBatches
 from kd_jax.decoding import text
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment
@@ -22,7 +22,6 @@ from kd_jax.runtime.backends import make_devices
 from kd_jax.tasks.base import Decoding, Task
 from kd_jax.tokenizers import base as tokenizers
 
-BATCH = 64
 
 
 def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapping[str, Any] | None = None) -> None:
@@ -53,7 +52,7 @@ def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapp
     for numbered in waiting_lines(sys.stdin.buffer, f"{name}> "):
         lines = [(number, line) for number, line in numbered if line.strip()]
         prompts = [_encoded(experiment.task, tokenizer, number, line, most) for number, line in lines]
-        size = 1 if len(numbered) == 1 else BATCH  # a person waits for one line: few shapes are compiled
+        size = 1 if len(numbered) == 1 else INFERENCE_BATCH_SIZE  # a person waits for one line: few shapes are compiled
         indices = [number for number, _ in lines]
         batches = PromptBatches(prompts, layout, experiment.prompt_widths, size, 1, indices)
         written = {}
@@ -115,14 +114,14 @@ def default_model(experiment: Experiment) -> str:
 
 
 def waiting_lines(stream: BinaryIO, prompt: str) -> Iterator[list[tuple[int, str]]]:
-    """(number, line) of the lines that wait on `stream`, BATCH at once; a person is asked for one at a time."""
+    """(number, line) of the lines that wait on `stream`, INFERENCE_BATCH_SIZE at once; a person is asked for one at a time."""
     person = stream.isatty()
     numbered = enumerate(stream, 1)
     while True:
         if person:
             sys.stderr.write(prompt)
             sys.stderr.flush()
-        raw = list(itertools.islice(numbered, 1 if person else BATCH))
+        raw = list(itertools.islice(numbered, 1 if person else INFERENCE_BATCH_SIZE))
         if not raw:
             break
         yield [(number, _decoded(number, line)) for number, line in raw]

@@ -15,9 +15,9 @@ from kd_jax.experiment import Experiment
 from kd_jax.phases import prepare
 from kd_jax.runtime import progress
 from kd_jax.runtime.backends import as_mesh
-from kd_jax.runtime.chips import chip
+from kd_jax.runtime.chips import find_chip
 from kd_jax.runtime.mesh import MeshDevices
-from kd_jax.teaching.base import Teacher
+from kd_jax.teaching.teacher import Teacher
 from kd_jax.training.model import batches, initial_params
 from kd_jax.training.step import init_state, state_axes, train_step
 
@@ -61,15 +61,15 @@ def show_scale(experiment: Experiment, workdir: Workdir | None, devices: MeshDev
         columns = []
         for name in names:
             with bar.compiling(name):
-                columns.append(step_on_chips(experiment, name, vocab_size, devices, chip(kind)))
+                columns.append(step_on_chips(experiment, name, vocab_size, devices, find_chip(kind)))
             bar.advance(1)
     head = (f"{devices.devices} x {kind}", *names)
     rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
     progress.print_result("\n" + progress.format_table(head, rows))
     progress.print_result(f"{devices.shape}; a vocabulary of {vocab_size}.\n{SCALE_NOTE}")
-    if devices.devices > chip(kind).joined:
+    if devices.devices > find_chip(kind).interconnect_domain:
         progress.print_result(
-            f"The interconnect joins {chip(kind).joined} of these chips; beyond them is a slower network, "
+            f"The interconnect joins {find_chip(kind).interconnect_domain} of these chips; beyond them is a slower network, "
             "so collectives take longer than is said here."
         )
 

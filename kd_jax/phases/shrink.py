@@ -18,10 +18,10 @@ from kd_jax.evaluation.closeness import compare_step, means
 from kd_jax.experiment import Experiment, Recipe
 from kd_jax.models.base import Architecture
 from kd_jax.runtime import progress
-from kd_jax.students.importance import scores_of
 from kd_jax.students.init import FromTeacher, count_parameters, layer_maps, shrink
 from kd_jax.students.narrow import Width, narrower
-from kd_jax.teaching.base import BATCH, Teacher
+from kd_jax.teaching.teacher import Teacher
+from kd_jax.teaching.width_scores import width_scores
 from kd_jax.types import Batch, Params
 
 SAMPLE = 256  # validation examples that are looked at
@@ -133,8 +133,8 @@ def _layer_choices(recipe: Recipe, teacher: Architecture) -> list[tuple[str, Map
 def measured(teacher: Teacher, options: Sequence[Choice]) -> list[dict[str, Any]]:
     """A row of figures for the teacher and then for each choice, JSON-able."""
     architecture, on_devices = teacher.experiment.teacher.model, teacher.devices
-    params, vocab_size = on_devices.unreplicate(teacher.params), teacher.data["vocab_size"]
-    scores = functools.cache(lambda width, sample: scores_of(width, sample, teacher))
+    params, vocab_size = on_devices.unreplicate(teacher.params), teacher.vocab_size
+    scores = functools.cache(lambda width, sample: width_scores(teacher, width, sample))
     batches, count = _sample(teacher)
 
     @functools.cache
@@ -172,7 +172,7 @@ def _sample(teacher: Teacher) -> tuple[list[Batch], int]:
     split = pipeline.Split(teacher.workdir.data, "validation")
     indices = np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).astype(int)
     shapes, rows = teacher.experiment.shapes, teacher.devices.count
-    return list(pipeline.EvalBatches(split, teacher.layout, shapes, BATCH, rows, indices)), len(indices)
+    return list(pipeline.EvalBatches(split, teacher.layout, shapes, pipeline.INFERENCE_BATCH_SIZE, rows, indices)), len(indices)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

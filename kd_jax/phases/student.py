@@ -52,7 +52,7 @@ def _consumed(experiment: Experiment, workdir: Workdir, name: str) -> dict[str, 
         _refuse_others(f"targets {recipe.targets.name}", targets.inputs(), consumed)
         consumed["targets"] = targets.outputs()["digest"]
     if recipe.init.origin == "checkpoint":
-        consumed["checkpoint"] = Folder(files.path(recipe.init.folder), "teacher").outputs()["digest"]
+        consumed["checkpoint"] = Folder(files.as_path(recipe.init.folder), "teacher").outputs()["digest"]
     return consumed
 
 

@@ -17,7 +17,7 @@ class Chip(NamedTuple):
       memory: bytes.
       bandwidth: bytes a second between memory and chip.
       interconnect: bytes a second that it sends to others; it receives as many at the same time.
-      joined: chips that its interconnect joins at most; beyond them there is a network that is much slower.
+      interconnect_domain: chips that its interconnect joins at most; beyond them there is a network that is much slower.
     """
 
     names: tuple[str, ...]
@@ -25,7 +25,7 @@ class Chip(NamedTuple):
     memory: float
     bandwidth: float
     interconnect: float
-    joined: int
+    interconnect_domain: int
 
     @property
     def intensity(self) -> float:
@@ -43,14 +43,14 @@ CHIPS = {
 }
 
 
-def chip(kind: str) -> Chip:
+def find_chip(kind: str) -> Chip:
     """The chip of that name.
 
     Raises:
       KdError: if there is none.
 
     Examples:
-      >>> round(chip("tpu-v5e").intensity)
+      >>> round(find_chip("tpu-v5e").intensity)
       241
     """
     if kind not in CHIPS:
@@ -58,7 +58,7 @@ def chip(kind: str) -> Chip:
     return CHIPS[kind]
 
 
-def chip_here() -> Chip | None:
+def local_chip() -> Chip | None:
     """That of this process's first device; None where it is not in the table, as a CPU is not."""
     here = jax.local_devices()[0].device_kind
     return next((one for one in CHIPS.values() if here in one.names), None)

@@ -16,11 +16,11 @@ _held = False
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
+def handle_sigterm() -> Iterator[None]:
     """Within it SIGTERM asks the run to stop; a second one ends the process at once. In the main thread alone."""
     global _asked
     before = signal.getsignal(signal.SIGTERM)
-    watch()
+    install_handler()
     try:
         yield
     finally:
@@ -28,31 +28,31 @@ def watched() -> Iterator[None]:
         _asked = False
 
 
-def watch() -> None:
+def install_handler() -> None:
     """Hears SIGTERM from now on, whoever did before: JAX's runtime of several hosts does, once it has begun."""
     signal.signal(signal.SIGTERM, _ask)
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether the run was asked to stop, here or on another host."""
     return _asked or hosts.stop_announced()
 
 
-def asked_alone() -> bool:
-    """As `asked`, where no other host would have to stop at the same place."""
-    return hosts.process().count == 1 and asked()
+def may_stop_alone() -> bool:
+    """As `stop_requested`, where no other host would have to stop at the same place."""
+    return hosts.process().count == 1 and stop_requested()
 
 
 def poll() -> None:
-    """Raises Preempted if the run was asked to stop, but within `held`."""
-    if asked() and not _held:
+    """Raises Preempted if the run was asked to stop, but within `defer_stop`."""
+    if stop_requested() and not _held:
         hosts.announce_stop()
         raise Preempted
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Within it `poll` lets pass: who holds it asks `asked` where it can stop."""
+def defer_stop() -> Iterator[None]:
+    """Within it `poll` lets pass: who holds it asks `stop_requested` where it can stop."""
     global _held
     _held = True
     try:

@@ -91,7 +91,7 @@ class Collective(NamedTuple):
         return self.times * self.bytes * (passes[self.kind] if self.kind in passes else share)
 
 
-class Work(NamedTuple):
+class ProgramCost(NamedTuple):
     """Of one call of a program, on each device.
 
     Attributes:
@@ -113,14 +113,14 @@ class Work(NamedTuple):
         return dict(sums)
 
 
-def read(compiled: Any) -> Work:
+def analyze_program(compiled: Any) -> ProgramCost:
     """The work of jax.jit(f).lower(...).compile().
 
     Examples:
       >>> import jax
       >>> square = jax.ShapeDtypeStruct((8, 8), "float32")
       >>> ten_times = lambda x, y: jax.lax.fori_loop(0, 10, lambda _, x: x @ y, x)
-      >>> read(jax.jit(ten_times).lower(square, square).compile()).flops == 10 * 2 * 8**3
+      >>> analyze_program(jax.jit(ten_times).lower(square, square).compile()).flops == 10 * 2 * 8**3
       True
     """
     program = Program(compiled.as_text())
@@ -134,7 +134,7 @@ def read(compiled: Any) -> Work:
                 collectives += program.collectives(name, one, times)
             if name not in program.fused and one.opcode not in NO_TRAFFIC:
                 traffic += times * program.traffic(name, one)
-    return Work(flops, traffic, tuple(collectives))
+    return ProgramCost(flops, traffic, tuple(collectives))
 
 
 class Program:

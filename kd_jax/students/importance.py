@@ -11,55 +11,48 @@ import numpy as np
 from kd_jax.batches import pipeline
 from kd_jax.models.base import Model
 from kd_jax.runtime import progress
-from kd_jax.students.narrow import Scores, Width, unmeasured
-from kd_jax.teaching.base import BATCH, Teacher
+from kd_jax.runtime.devices import Devices
+from kd_jax.students.narrow import Scores
 from kd_jax.types import Array, Batch, Params
 
 # What is read of a tap by the end of its name; queries, keys, values and hidden states are not.
 HEADS, NEURONS, NORM = "heads", "neurons", "out"
 
 
-def scores_of(width: Width, sample: int, teacher: Teacher) -> Scores:
-    """By what a narrower student's heads, neurons and channels are chosen: as init.width says."""
-    if width == "importance":
-        return importance(teacher, sample)
-    return unmeasured(width, teacher.experiment.teacher.model, teacher.experiment.seed)
+def importance(
+    model: Model, params: Params, batches: pipeline.EvalBatches, devices: Devices, head_width: int
+) -> Scores:
+    """Return the importance of each head, neuron and channel on a sample, float64.
 
-
-def importance(teacher: Teacher, sample: int) -> Scores:
-    """How much each head, neuron and channel says on a sample of the training split, float64.
-
-    With |x| the size of what a part says of a token, the mean over an example's tokens, the sum over examples:
+    With |x| the size of an activation, the mean over an example's tokens, the sum over examples:
 
     .. math:: F = \\sqrt{ \\sum_b ( \\frac{1}{T_b} \\sum_t |x_{bt}| )^2 }
 
-    Of a head |x| is the L2 norm of what it saw, before the output matrix; of a neuron the absolute value that reaches
-    the output matrix, after the gate; of a channel that which leaves a norm, F being added over all norms.
+    For a head |x| is the L2 norm of its output, before the output matrix. For a neuron it is the absolute value of its
+    activation after the gate. For a channel it is the absolute value of a norm's output, and F is summed over all norms.
 
     Args:
-      teacher: on the devices.
-      sample: examples; drawn by the experiment's seed, all where there are fewer.
+      model: the teacher's network.
+      params: the teacher's, on the devices.
+      batches: one example a row.
+      devices: run the model.
+      head_width: width of an attention head.
 
     Returns:
-      Scores by name, as `models.narrow.scored`.
+      Scores by name, as in `narrow.scored`.
 
     References:
       Muralidharan et al. 2024 (Minitron), arXiv 2407.14679, section 2.2; aggregated by the L2 norm over the batch and
       the mean over the sequence.
     """
-    split, experiment = pipeline.Split(teacher.workdir.data, "train"), teacher.experiment
-    count = min(sample, len(split))
-    indices = np.sort(np.random.default_rng(experiment.seed).choice(len(split), count, replace=False))
-    batches = pipeline.EvalBatches(split, teacher.layout, experiment.shapes, BATCH, teacher.devices.count, indices)
-    head_width = experiment.teacher.model.head_width
-    step = functools.partial(importance_step, model=teacher.model, head_width=head_width)
-    compiled, parts = teacher.devices.compile_sums(step), []
-    with progress.bar("importance", count) as bar:
-        for (bucket, members), batch in zip(batches.plan, batches, strict=True):
+    step = functools.partial(importance_step, model=model, head_width=head_width)
+    compiled, parts = devices.compile_sums(step), []
+    with progress.bar("importance", sum(len(indices) for _, indices in batches.plan)) as bar:
+        for (bucket, indices), batch in zip(batches.plan, batches, strict=True):
             with bar.meeting(bucket):
-                sums = compiled(teacher.params, teacher.devices.shard(batch))
-                parts.append(jax.device_get(teacher.devices.unreplicate(sums)))
-            bar.advance(len(members))
+                sums = compiled(params, devices.shard(batch))
+                parts.append(jax.device_get(devices.unreplicate(sums)))
+            bar.advance(len(indices))
     squares = jax.tree.map(lambda *each: np.sum(each, axis=0, dtype=np.float64), *parts)
     scores = {name: np.sqrt(square_X) for name, square_X in squares.items()}
     norms = [name for name in scores if _kind(name) == NORM]

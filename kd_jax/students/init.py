@@ -177,8 +177,8 @@ def shrink(
     if narrower(teacher, student):
         params = narrow(params, kept(teacher, student, scores))
     rest = {name: value for name, value in params.items() if not re.fullmatch(r"(en|de)coder_\d+", name)}
-    size = student.padded(vocab_size)
-    if teacher.padded(vocab_size) != size:
+    size = student.embedding_rows(vocab_size)
+    if teacher.embedding_rows(vocab_size) != size:
         rest |= {name: _resized(rest[name], axis, size) for name, axis in PADDED.items() if name in rest}
     blocks = {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps for i, j in enumerate(layers)}
     return compensate(teacher, student, rest | blocks)

@@ -10,7 +10,7 @@ import numpy as np
 
 from kd_jax.config import is_count
 from kd_jax.errors import KdError
-from kd_jax.models.axes import axes_of
+from kd_jax.models.axes import parameter_axes
 from kd_jax.models.layers import GATES
 from kd_jax.models.transformer import Transformer
 from kd_jax.types import Array, Params
@@ -174,7 +174,7 @@ def narrow(params: Params, indices: Indices) -> Params:
 
     def cut(path: tuple, x: Array) -> Array:
         keys = [key.key for key in path]
-        for axis, name in enumerate(axes_of(".".join(keys))):
+        for axis, name in enumerate(parameter_axes(".".join(keys))):
             place = name if name == "model" else ".".join([*keys[:2], name])
             if place in indices and len(indices[place]) < x.shape[axis]:
                 x = jnp.take(x, indices[place], axis=axis)

@@ -35,7 +35,7 @@ def write_signal(
     if not force and folder.finished():
         stored = _stored_signal(folder.inputs(), signal)
         signal = signal if stored is None else stored.covering(signal)  # only what is lacking will differ
-    schema = dict(signal.schema(teacher.data["vocab_size"])) | pipeline.DIGEST
+    schema = dict(signal.schema(teacher.vocab_size)) | pipeline.DIGEST
     inputs = config.flatten(signal, "signal") | teacher.consumed(targets, split_name)
     inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
     if not base.begin_store(folder, "records", inputs, force):

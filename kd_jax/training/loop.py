@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.artifacts import metrics_log
-from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, Damaged, set_unreadable_aside
+from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, DamagedCheckpoint, quarantine_unreadable
 from kd_jax.artifacts.digests import params_digest
 from kd_jax.errors import KdError, Preempted
 from kd_jax.experiment import Recipe, Training
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.models.base import Model
-from kd_jax.models.stack import unstacked
+from kd_jax.models.stack import unstack_layers
 from kd_jax.objective.terms import Term
 from kd_jax.runtime import hosts, preemption, progress
 from kd_jax.runtime.devices import Devices, disallow_transfers
@@ -59,7 +59,7 @@ class Run(NamedTuple):
     shapes: int
     teacher: tuple[Model, Params] | None = None
     profile: Profile | None = None
-    writers: Sequence[metrics_log.Writer] = ()
+    writers: Sequence[metrics_log.MetricWriter] = ()
 
 
 def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> dict[str, Any]:
@@ -87,10 +87,10 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     with contextlib.ExitStack() as stack, contextlib.closing(log):
         checkpoints = stack.enter_context(_opened(run.title, folder))
         bar = stack.enter_context(progress.bar(run.title, training.steps))
-        stack.enter_context(preemption.held())  # until there is a checkpoint
+        stack.enter_context(preemption.defer_stop())  # until there is a checkpoint
         state, places = _first_state(run, params, tx, devices, seed)
         begun, state = _begin(run, checkpoints, state, iterator, log)
-        if due(begun) and not log.holds(begun, METRIC):  # before the first step, or where preemption cut it off
+        if due(begun) and not log.contains(begun, METRIC):  # before the first step, or where preemption cut it off
             with bar.compiling("validation"):
                 measured = validate(devices.replicate(state.params, places.params))
             if measured is None:
@@ -111,7 +111,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                 with meter.compiling(batch):
                     state, sums = one_step(state, devices.shard(batch), teacher_params)
                 meter.after(step, devices.unreplicate(sums), batch.inputs.index_B, at_peak(batch))
-                if (stops := hosts.should_stop(step, preemption.asked())) or due(step):
+                if (stops := hosts.should_stop(step, preemption.stop_requested())) or due(step):
                     meter.flush()
                     measured = validate(state.params) if due(step) else None
                     if measured is not None:
@@ -160,12 +160,12 @@ def _first_state(run: Run, params: Params, tx: Any, devices: Devices, seed: int)
 
 def _saved(state: TrainState) -> TrainState:
     """The state as checkpoints have it: of its parameters every layer has its own, however the step holds them."""
-    return state._replace(params=unstacked(state.params))
+    return state._replace(params=unstack_layers(state.params))
 
 
 def _opened(title: str, folder: Path) -> Checkpoints:
     """A folder's checkpoints, without those that no longer let themselves be opened."""
-    for aside in hosts.run_on_main(lambda: [str(path) for path in set_unreadable_aside(folder)]):
+    for aside in hosts.run_on_main(lambda: [str(path) for path in quarantine_unreadable(folder)]):
         progress.log(f"{title}: a checkpoint cannot be opened, it is {aside} now; training goes on from an older one")
     return Checkpoints(folder)
 
@@ -177,14 +177,14 @@ def _begin(
 
     A damaged checkpoint is set aside: what comes after an older one is made anew, to the same bits.
     """
-    while (begun := checkpoints.last()) is not None:
+    while (begun := checkpoints.latest_step()) is not None:
         try:
             restored, position = checkpoints.restore(_saved(state))
             state = restored._replace(params=run.model.stack(restored.params))
             break
-        except Damaged as error:
+        except DamagedCheckpoint as error:
             progress.log(
-                f"{run.title}: {error}; it is {checkpoints.set_aside(begun)} now, training goes on from an older one"
+                f"{run.title}: {error}; it is {checkpoints.quarantine(begun)} now, training goes on from an older one"
             )
     log.truncate_after(-1 if begun is None else begun)
     if begun is None:
@@ -204,7 +204,7 @@ def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
     def validate(params: Params) -> float | None:
         sums = []
         for batch in run.valid:
-            if preemption.asked_alone():
+            if preemption.may_stop_alone():
                 return None
             sums.append(devices.unreplicate(step(params, devices.shard(batch)))[METRIC])
             jax.block_until_ready(sums[-2:-1])  # one is under way while the next is cut, no more: asked in time
@@ -222,7 +222,7 @@ def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
 
 def _outcome(checkpoints: Checkpoints, like: Params, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What the manifest keeps; its figures are the log's, so they are the same for a run that was cut in two."""
-    best = checkpoints.best()
+    best = checkpoints.best_step()
     trained = [row for row in rows if "tokens" in row]
     validated = {row["step"]: row[METRIC] for row in rows if METRIC in row}
     seconds = sum(row["seconds"] for row in trained)
@@ -234,5 +234,5 @@ def _outcome(checkpoints: Checkpoints, like: Params, rows: list[dict[str, Any]])
         "best_step": best,
         "dtype": str(jax.tree.leaves(like)[0].dtype),
         "digest": params_digest(checkpoints.best_params(like)),
-        "files": checkpoints.files(best),
+        "files": checkpoints.param_files(best),
     }

@@ -100,7 +100,7 @@ class Meter:
         if skipped and self._skipped <= self._most:
             progress.log(f"{where}: its update is left out, {self._skipped} of at most {self._most}")
             return
-        last = self._checkpoints.last()
+        last = self._checkpoints.latest_step()
         raise KdError(
             f"{where} is {f'the update number {self._skipped} that is left out' if skipped else 'not finite'}; "
             f"last good checkpoint: {'none' if last is None else f'step {last}'}; look at these examples, or try a "

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from kd_jax.models.base import Model
-from kd_jax.models.flops import TRAINING, flops_of_each, reading
-from kd_jax.runtime.chips import Chip, chip_here
+from kd_jax.models.flops import TRAINING, flops_per_unit, count_workload
+from kd_jax.runtime.chips import Chip, local_chip
 from kd_jax.runtime.devices import Devices
 from kd_jax.types import Batch, Params
 
@@ -21,16 +21,16 @@ def seconds_at_peak(devices: Devices, trained: Network, teacher: Network | None 
       trained: the network that is trained, and its parameters.
       teacher: the one in the step, which goes forward alone.
     """
-    return _seconds(chip_here(), devices.local, trained, teacher)
+    return _seconds(local_chip(), devices.local, trained, teacher)
 
 
 def _seconds(chip: Chip | None, count: int, trained: Network, teacher: Network | None) -> Callable[[Batch], float]:
     if chip is None:
         return lambda batch: 0.0
-    passes = [(TRAINING, flops_of_each(*trained))] + ([(1, flops_of_each(*teacher))] if teacher else [])
+    passes = [(TRAINING, flops_per_unit(*trained))] + ([(1, flops_per_unit(*teacher))] if teacher else [])
 
     def seconds(batch: Batch) -> float:
-        read = reading(batch)
+        read = count_workload(batch)
         return sum(times * each.times(read) for times, each in passes) / (chip.flops * count)
 
     return seconds

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.artifacts.checkpoint import Checkpoints, Damaged, set_unreadable_aside
+from kd_jax.artifacts.checkpoint import Checkpoints, DamagedCheckpoint, quarantine_unreadable
 from kd_jax.artifacts.digests import checksums
 from kd_jax.training.step import init_state
 
@@ -35,7 +35,7 @@ def saved(tmp_path_factory):
 
 def test_what_was_not_measured_is_the_last_and_never_the_best(saved):
     with Checkpoints(saved) as checkpoints:
-        assert (checkpoints.last(), checkpoints.best()) == (6, 4)
+        assert (checkpoints.latest_step(), checkpoints.best_step()) == (6, 4)
         state, position = checkpoints.restore(state_at(0))
         chex.assert_trees_all_equal(state, state_at(6))
         assert position == POSITION
@@ -47,7 +47,7 @@ def test_a_step_is_saved_again_where_its_measure_came_later(saved, tmp_path):
     with Checkpoints(tmp_path / "run") as checkpoints:
         checkpoints.save(state_at(6), POSITION, 1.0)
         checkpoints.wait()
-        assert (checkpoints.last(), checkpoints.best()) == (6, 6)
+        assert (checkpoints.latest_step(), checkpoints.best_step()) == (6, 6)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "lose"])
@@ -64,18 +64,18 @@ def test_a_damaged_file_is_noticed_or_was_not_needed(saved, tmp_path, damage):
             data, half = path.read_bytes(), path.stat().st_size // 2
             flipped = data[:half] + bytes([data[half] ^ 16]) + data[half + 1 :] if data else data
             path.write_bytes(data[:half] if damage == "cut" else flipped)
-        aside = set_unreadable_aside(run)
+        aside = quarantine_unreadable(run)
         noticed += [path.name for _ in aside]
         assert all(one == run / "damaged_checkpoints/6" and one.is_dir() for one in aside)
         with Checkpoints(run) as checkpoints:
-            if checkpoints.last() == 4:  # orbax itself may not take it for a checkpoint
+            if checkpoints.latest_step() == 4:  # orbax itself may not take it for a checkpoint
                 continue
             try:
                 state, position = checkpoints.restore(state_at(0))
-            except Damaged as error:
+            except DamagedCheckpoint as error:
                 assert str(run / "checkpoints/6") in str(error)
                 noticed.append(path.name)
-                assert checkpoints.set_aside(6) == run / "damaged_checkpoints/6" and checkpoints.last() == 4
+                assert checkpoints.quarantine(6) == run / "damaged_checkpoints/6" and checkpoints.latest_step() == 4
                 state, position = checkpoints.restore(state_at(0))
                 chex.assert_trees_all_equal(state, state_at(4))
             else:
@@ -87,11 +87,11 @@ def test_a_damaged_file_is_noticed_or_was_not_needed(saved, tmp_path, damage):
 def test_what_was_set_aside_before_stays(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     with Checkpoints(tmp_path / "run") as checkpoints:
-        first = checkpoints.set_aside(6)
+        first = checkpoints.quarantine(6)
         checkpoints.save(state_at(6), POSITION, 1.0)
         checkpoints.wait()
-        second = checkpoints.set_aside(6)
-        assert [first.name, second.name, checkpoints.last()] == ["6", "6.1", 4] and first.is_dir()
+        second = checkpoints.quarantine(6)
+        assert [first.name, second.name, checkpoints.latest_step()] == ["6", "6.1", 4] and first.is_dir()
 
 
 @settings(deadline=None)

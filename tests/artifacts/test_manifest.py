@@ -140,6 +140,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_processes_write_beside_under_their_own_names(tmp_path, monkeypatch):
-    mine = files.part(tmp_path / "inputs.json")
+    mine = files.part_path(tmp_path / "inputs.json")
     monkeypatch.setattr(files.os, "getpid", lambda: 1)
-    assert files.part(tmp_path / "inputs.json") != mine
+    assert files.part_path(tmp_path / "inputs.json") != mine

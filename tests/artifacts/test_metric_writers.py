@@ -27,7 +27,7 @@ def log(monkeypatch, tmp_path):
     """() -> a log with a writer, as a process makes it."""
     monkeypatch.setattr(Listed, "given", [])
     monkeypatch.setitem(metric_writers.SINKS, "listed", Listed)
-    return lambda: MetricsLog(tmp_path / "m.jsonl", [metric_writers.Writer("listed", tmp_path / "metrics", "teacher")])
+    return lambda: MetricsLog(tmp_path / "m.jsonl", [metric_writers.ResumableWriter("listed", tmp_path / "metrics", "teacher")])
 
 
 def rows(*steps):
@@ -77,7 +77,7 @@ def test_tensorboard_reads_back_what_was_written(tmp_path):
     from tensorboard.util.tensor_util import make_ndarray
 
     def trained(anew, *steps):
-        writer = metric_writers.Writer("tensorboard", tmp_path, "teacher")
+        writer = metric_writers.ResumableWriter("tensorboard", tmp_path, "teacher")
         writer.begin(anew)
         for row in rows(*steps):
             writer.write(row)
@@ -95,7 +95,7 @@ def test_mlflow_keeps_each_figure_once(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for anew, steps in [(True, (20, 40)), (False, (40, 60))]:
-        writer = metric_writers.Writer("mlflow", tmp_path, "teacher")
+        writer = metric_writers.ResumableWriter("mlflow", tmp_path, "teacher")
         writer.begin(anew)
         for row in rows(*steps):
             writer.write(row)
@@ -111,7 +111,7 @@ def test_wandb_takes_them_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for anew, steps in [(True, (20, 40)), (False, (40, 60))]:
-        writer = metric_writers.Writer("wandb", tmp_path, "teacher")
+        writer = metric_writers.ResumableWriter("wandb", tmp_path, "teacher")
         writer.begin(anew)
         for row in rows(*steps):
             writer.write(row)

@@ -10,10 +10,10 @@ from kd_jax.errors import KdError
 
 def test_which_rows_say_what(tmp_path):
     log = metrics_log.MetricsLog(tmp_path / "m.jsonl")
-    assert not log.holds(0, "loss")
+    assert not log.contains(0, "loss")
     log.append({"step": 0, "loss": 1.0})
     log.append({"step": 2, "other": 1.0})
-    assert log.holds(0, "loss") and not log.holds(2, "loss") and not log.holds(1, "loss")
+    assert log.contains(0, "loss") and not log.contains(2, "loss") and not log.contains(1, "loss")
 
 
 def test_rows_after_the_checkpoint_and_a_torn_row_are_dropped(tmp_path):

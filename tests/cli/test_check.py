@@ -19,8 +19,8 @@ from kd_jax import (
     forward_kl,
     load_experiment,
 )
-from kd_jax.cli.check import check
-from kd_jax.cli.resolve import resolve
+from kd_jax.phases.check import check
+from kd_jax.cli.overrides import apply_overrides
 from tests.helpers.pretrained import save
 
 
@@ -48,10 +48,10 @@ def test_the_pretrained_configs_pass_with_a_folder(root, tmp_path, name):
     )
     words = ["--teacher.init.folder", str(folder)]
     words += [word for s in ("init", "kd") for word in (f"--students.student_{s}.model.{layers}", "1")]
-    experiment = resolve(str(root / CONFIGS / f"{name}.py"), words)
+    experiment = apply_overrides(str(root / CONFIGS / f"{name}.py"), words)
     assert experiment.teacher.model.stacks()["decoder"] == 3 and experiment.tokenizer.folder == str(folder)
     with pytest.raises(KdError, match="teacher: init.folder: '' has no config.json; .* as --teacher.init.folder"):
-        resolve(str(root / CONFIGS / f"{name}.py"), [])
+        apply_overrides(str(root / CONFIGS / f"{name}.py"), [])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import kd_jax
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.cli.job import recall
 from kd_jax.cli.main import main
-from kd_jax.cli.resolve import resolve
+from kd_jax.cli.overrides import apply_overrides
 from kd_jax.config import load_experiment
 from kd_jax.errors import KdError
 from kd_jax.phases import PHASES
@@ -40,7 +40,7 @@ def finished(tmp_path_factory, root, lax_promotion):
 
 def test_from_python_a_run_is_the_command_s(finished, root, tmp_path, lax_promotion):
     """What the command finished is skipped, since its inputs are the same, and its report is returned."""
-    experiment, before = resolve(str(root / SMOKE), SHORT), (finished / "teacher/manifest.json").read_bytes()
+    experiment, before = apply_overrides(str(root / SMOKE), SHORT), (finished / "teacher/manifest.json").read_bytes()
     models = json.loads((finished / "report/report.json").read_text())["models"]
     report = kd_jax.run(experiment, finished)
     assert report == json.loads((finished / "report/report.json").read_text()) and report["models"] == models
@@ -129,7 +129,7 @@ def test_generate_refuses_what_it_does_not_know(finished, capsys):
 
 @pytest.mark.parametrize("value", [True, False])
 def test_a_field_that_is_true_or_false_takes_a_word(root, value):
-    assert resolve(str(root / SMOKE), ["--teacher.training.packed", str(value)]).teacher.training.packed == value
+    assert apply_overrides(str(root / SMOKE), ["--teacher.training.packed", str(value)]).teacher.training.packed == value
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_plan_of_devices_prints_one_table_and_needs_no_workdir(root, capsys, lax
 
 def test_as_many_devices_as_are_asked_for_before_jax_begins():
     code = (
-        "import kd_jax.cli.job, kd_jax.cli.check, jax\n"
+        "import kd_jax.cli.job, kd_jax.phases.check, jax\n"
         "from kd_jax.runtime.backends import simulate_devices\n"
         "simulate_devices(32)\n"
         "assert jax.device_count() == 32"
@@ -330,13 +330,13 @@ def test_overrides_reach_every_part(root):
     --teacher.terms.ce.options.label-smoothing 0.2 --students.student_kd.terms.kd.signal.k 5 --buckets 8 40
     --students.student_init.init.decoder 1 --tokenizer.model-type bpe
     """
-    experiment = resolve(str(root / SMOKE), words.split())
+    experiment = apply_overrides(str(root / SMOKE), words.split())
     assert experiment.teacher.terms["ce"].options["label_smoothing"] == 0.2
     assert experiment.students["student_kd"].terms["kd"].signal.k == 5
     assert experiment.students["student_init"].init.decoder == (1,)
     assert experiment.buckets == (8, 40) and experiment.tokenizer.model_type == "bpe"
     with pytest.raises(KdError):
-        resolve(str(root / "kd_jax/types.py"), [])
+        apply_overrides(str(root / "kd_jax/types.py"), [])
 
 
 def test_a_corpus_in_data_is_refused_not_emptied(root, tmp_path, capsys):

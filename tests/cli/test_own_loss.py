@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kd_jax import total_loss
-from kd_jax.cli.resolve import resolve
+from kd_jax.cli.overrides import apply_overrides
 from kd_jax.config import to_text
 from kd_jax.errors import KdError
 
@@ -53,13 +53,13 @@ def config(tmp_path, root, monkeypatch):
 
 
 def test_its_name_is_in_the_fingerprint(config):
-    text = to_text(resolve(config(factor=2.0), ["--students.mine.terms.own.weight", "0.25"]))
+    text = to_text(apply_overrides(config(factor=2.0), ["--students.mine.terms.own.weight", "0.25"]))
     assert 'students.mine.terms.own.loss = "my_losses.hellinger"\n' in text
     assert "students.mine.terms.own.weight = 0.25\n" in text
 
 
 def test_its_value_and_gradient_are_the_closed_form(config):
-    terms = resolve(config(factor=2.0), []).students["mine"].terms
+    terms = apply_overrides(config(factor=2.0), []).students["mine"].terms
     p, q = np.asarray([0.5, 0.3, 0.2], np.float32), np.asarray([0.6, 0.1, 0.3], np.float32)
     payload = {"topk": terms["own"].signal.reduce(jnp.log(p)[None])}
     rows = {"targets": jnp.array([0]), "mask": jnp.array([True]), "weight": jnp.ones(1), "payload": payload}
@@ -76,4 +76,4 @@ def test_its_value_and_gradient_are_the_closed_form(config):
 
 def test_its_options_are_checked(config):
     with pytest.raises(KdError, match=r"mine: terms.own.*factor"):
-        resolve(config(factor=20.0), [])
+        apply_overrides(config(factor=20.0), [])

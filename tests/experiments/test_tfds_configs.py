@@ -11,7 +11,7 @@ from kd_jax import config
 from kd_jax.artifacts.manifest import read_lines
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.store import Store
-from kd_jax.cli.check import check
+from kd_jax.phases.check import check
 from kd_jax.phases import prepare
 from kd_jax.sources.tfds_reader import builder_of
 from kd_jax.tokenizers.sentencepiece import SentencePiece

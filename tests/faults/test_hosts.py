@@ -13,7 +13,7 @@ import pytest
 
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.store import Store
-from kd_jax.cli.resolve import resolve
+from kd_jax.cli.overrides import apply_overrides
 from kd_jax.training.model import load_trained
 from tests.faults.pipeline import start
 
@@ -66,7 +66,7 @@ def wait_for(file):
 
 def assert_close(path, wanted, config):
     """What two runs left, but for the order in which floats were added up."""
-    experiment = resolve(config[0], config[1:])
+    experiment = apply_overrides(config[0], config[1:])
     for name in ("teacher", *STUDENTS):
         params = [jax.device_get(load_trained(experiment, Workdir(run), name)[1]) for run in (path, wanted)]
         chex.assert_trees_all_close(*params, atol=2e-4)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.cli.resolve import resolve
+from kd_jax.cli.overrides import apply_overrides
 from kd_jax.training.model import load_trained
 from tests.faults.pipeline import start
 
@@ -95,7 +95,7 @@ def assert_same(path, whole, command):
     """Parameters, caches and predictions to the bit; figures too, but those of time."""
     for record in whole.glob("**/*.arrayrecord"):
         assert (path / record.relative_to(whole)).read_bytes() == record.read_bytes(), record
-    experiment = resolve(command[0], command[1:])
+    experiment = apply_overrides(command[0], command[1:])
     for name in ("teacher", *STUDENTS):
         params = [jax.device_get(load_trained(experiment, Workdir(run), name)[1]) for run in (path, whole)]
         chex.assert_trees_all_equal(*params)

@@ -9,7 +9,7 @@ import numpy as np
 
 from kd_jax import Files
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.cli.resolve import resolve
+from kd_jax.cli.overrides import apply_overrides
 from kd_jax.experiment import Experiment
 from kd_jax.phases import cache, prepare, teacher
 
@@ -17,7 +17,7 @@ from kd_jax.phases import cache, prepare, teacher
 def smoke(root: Path, overrides: Sequence[str]) -> Experiment:
     """The smoke experiment on 120 examples, 60 tokens, two buckets and one device."""
     small = ["--source.examples", "120", "--tokenizer.vocab-size", "60", "--buckets", "12", "32", "--backend", "jit"]
-    return resolve(str(root / "experiments/configs/smoke.py"), [*small, *overrides])
+    return apply_overrides(str(root / "experiments/configs/smoke.py"), [*small, *overrides])
 
 
 def taught(experiment: Experiment, path: Path) -> Workdir:

@@ -6,8 +6,8 @@ import pytest
 from kd_jax.batches.layouts import Bucket
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.flops import flops_of_each, reading, whole_reading
-from kd_jax.runtime.program import read
+from kd_jax.models.flops import flops_per_unit, count_workload, count_full_workload
+from kd_jax.runtime.program import analyze_program
 from kd_jax.tokenizers.sentencepiece import START
 from tests.helpers.batches import random_examples, rows_of, taught_segments, to_batch
 from tests.helpers.families import SIGNAL
@@ -29,14 +29,14 @@ def test_a_forward_pass_has_as_many_as_its_program(architecture):
     params = jax.eval_shape(model.init, jax.random.key(0))
     batch = to_batch(random_examples(0, [(7, 5)] * 3, V), (7, 5), architecture.layout(START))
     rows, length = batch.targets_BT.shape
-    each, computed = flops_of_each(model, params), whole_reading(batch)._replace(own=rows * length**2)
-    hidden = read(jax.jit(model.apply).lower(params, batch.inputs).compile()).flops
+    each, computed = flops_per_unit(model, params), count_full_workload(batch)._replace(own=rows * length**2)
+    hidden = analyze_program(jax.jit(model.apply).lower(params, batch.inputs).compile()).flops
     assert hidden == each.times(computed._replace(targets=0))
 
     def logits(params):
         return model.head(params).logits(model.apply(params, batch.inputs))
 
-    assert read(jax.jit(logits).lower(params).compile()).flops == each.times(computed)
+    assert analyze_program(jax.jit(logits).lower(params).compile()).flops == each.times(computed)
 
 
 def test_the_formula_of_the_docstring():
@@ -46,7 +46,7 @@ def test_the_formula_of_the_docstring():
     params = jax.eval_shape(model.init, jax.random.key(0))
     matrices = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2) - V * 16
     batch, length = to_batch(random_examples(0, [(0, 9)], V), (0, 9), architecture.layout(START)), 9
-    token = 3 * flops_of_each(model, params).times(whole_reading(batch)) / length
+    token = 3 * flops_per_unit(model, params).times(count_full_workload(batch)) / length
     assert token == 6 * matrices + 6 * 16 * V + 12 * 3 * 24 * (length + 1) / 2
 
 
@@ -61,7 +61,7 @@ def test_what_is_read_is_what_is_there(architecture, sizes):
     if architecture.family == "decoder_only":
         lengths = [(0, sum(one)) for one in lengths]
     own = sum(sum(j <= i for i in range(c) for j in range(c)) for _, c in lengths)
-    seen = reading(batch)
+    seen = count_workload(batch)
     assert (seen.decoder, seen.encoder) == (sum(c for _, c in lengths), sum(p for p, _ in lengths))
     assert (seen.own, seen.source) == (own, sum(p * p for p, _ in lengths))
     assert seen.across == sum(p * c for p, c in lengths)
@@ -70,4 +70,4 @@ def test_what_is_read_is_what_is_there(architecture, sizes):
 
 def test_a_row_that_is_full_is_read_whole():
     batch = to_batch(random_examples(0, [(4, 6)] * 2, V))
-    assert reading(batch) == whole_reading(batch)
+    assert count_workload(batch) == count_full_workload(batch)

@@ -114,7 +114,7 @@ def test_step_by_step_equals_teacher_forced(family, options):
     cache, logits_TBV = decode(params, prompts, tokens_TB)
     sizes = chex.Dimensions(T=more, B=ROWS, V=V, X=3 + more, G=config.key_heads, D=config.head_width)
     chex.assert_shape(logits_TBV, sizes["TBV"])
-    chex.assert_shape(cache.seen_BKS, (ROWS, 1, 3 + more))
+    chex.assert_shape(cache.visible_BKS, (ROWS, 1, 3 + more))
     chex.assert_shape(jax.tree.leaves(cache.self_kv), sizes["BGXD"])
     for b, count in enumerate(read):
         np.testing.assert_allclose(logits_TBV[:, b], want_BTV[b, count - 1 :][:more], atol=1e-4)
@@ -163,10 +163,10 @@ def test_a_cache_forks_and_a_hypothesis_goes_on_from_another(family, options):
 
     @jax.jit
     def decode(params, prompts, apart_TBK, told_TBK):
-        cache = model.prefill(params, prompts, more).widen(more).fork(2)
+        cache = model.prefill(params, prompts, more).reserve(more).fork(2)
         for token_BK in apart_TBK[:3]:
             logits_BKV, cache = model.extend(params, cache, token_BK)
-        cache = cache.follow(jnp.ones_like(token_BK))
+        cache = cache.reorder(jnp.ones_like(token_BK))
         return logits_BKV, model.extend(params, cache, told_TBK[3])[0]
 
     other_BKV, same_BKV = decode(params, prompts, np.stack([apart_TB, told_TB], 2), np.stack([told_TB, told_TB], 2))

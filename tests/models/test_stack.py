@@ -10,7 +10,7 @@ import pytest
 
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.stack import unstacked
+from kd_jax.models.stack import unstack_layers
 from kd_jax.optim.optimizer import Optimizer
 from kd_jax.types import Inputs, Tokens
 from tests.models.cases import OPTIONS, V, batch_of, segments
@@ -80,7 +80,7 @@ def test_stacked_parameters_are_the_same_network(config):
     model, batch, params = config.build(V), batch_for(config), drawn(config)
     stacks = model.stack(params)
     assert set(stacks) & set(config.stacks()) and not any(key[-1].isdigit() for key in stacks)
-    chex.assert_trees_all_equal(unstacked(stacks), params)
+    chex.assert_trees_all_equal(unstack_layers(stacks), params)
     tx = Optimizer(warmup=1, weight_decay=0.5).build(2)
 
     @jax.jit
@@ -91,7 +91,7 @@ def test_stacked_parameters_are_the_same_network(config):
         prompts = batch.inputs._replace(decoder=jax.tree.map(lambda x: x[:1, :3], batch.inputs.decoder))
         prompts = jax.tree.map(lambda x: x[:1], prompts)
         logits_BTV, _ = model.extend(params, model.prefill(params, prompts, 2), jnp.ones((1, 2), jnp.int32))
-        return unstacked(gradient), unstacked(updates), hidden_BTD, logits_BTV
+        return unstack_layers(gradient), unstack_layers(updates), hidden_BTD, logits_BTV
 
     for one, other in zip(updated(stacks), updated(params), strict=True):
         chex.assert_trees_all_close(one, other, rtol=1e-5, atol=1e-5)
@@ -133,7 +133,7 @@ def test_a_step_of_stacked_parameters_is_as_long_however_many_layers_there_are(c
         return {name: names.count(name) for name in set(names) - {"slice", "squeeze"}}
 
     few = operations()
-    assert few["scan"] == 2 * len(config.depths) and few == operations(**dict.fromkeys(config.depths, 6))
+    assert few["scan"] == 2 * len(config.depth_fields) and few == operations(**dict.fromkeys(config.depth_fields, 6))
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

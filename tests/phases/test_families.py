@@ -16,7 +16,7 @@ from kd_jax.batches.layouts import Bucket
 from kd_jax.batches.pipeline import Split
 from kd_jax.batches.store import Store
 from kd_jax.batches.targets import PseudoTargets
-from kd_jax.cli.check import check
+from kd_jax.phases.check import check
 from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
 from kd_jax.errors import KdError

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kd_jax.cli.main import main
-from kd_jax.cli.resolve import resolve
+from kd_jax.cli.overrides import apply_overrides
 from kd_jax.errors import KdError
 from kd_jax.phases import new
 from kd_jax.sources import toy_texts
@@ -21,7 +21,7 @@ def test_every_config_is_python_that_resolves(task, family, tmp_path, root, caps
     path = tmp_path / "mine.py"
     assert main(["new", str(path), "--task", task, "--family", family, "--train", "texts.jsonl"]) == 0
     assert "texts.jsonl is not there yet" in capsys.readouterr().err
-    experiment = resolve(str(path), [])
+    experiment = apply_overrides(str(path), [])
     assert experiment.name == "mine" and experiment.source.train == ("texts.jsonl",)
     assert experiment.task.name == task and experiment.task.fields() == new.STARTS[task].task.fields()
     assert {recipe.model.family for recipe in experiment.recipes.values()} == {family}
@@ -48,7 +48,7 @@ SMALL = {"model.d-model": 16, "model.heads": 2, "model.d-ff": 32, "training.step
 def tiny(path):
     """Overrides that leave of a config what two steps need."""
     words = TINY.split()
-    for name in resolve(path, []).recipes:
+    for name in apply_overrides(path, []).recipes:
         recipe = name if name == "teacher" else f"students.{name}"
         words += [word for field, value in SMALL.items() for word in (f"--{recipe}.{field}", str(value))]
     return words
@@ -87,7 +87,7 @@ def test_the_files_own_field_names_are_taken(row, fields, tmp_path):
     (tmp_path / "train.jsonl").write_text("\ufeff" + json.dumps(row) + "\n", encoding="utf-8")
     arguments = str(tmp_path / "mine.py"), "summarization", "decoder_only", str(tmp_path / "train.jsonl")
     new.run(*arguments)
-    assert resolve(arguments[0], []).task.fields() == fields
+    assert apply_overrides(arguments[0], []).task.fields() == fields
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_odd_names_stay_text(tmp_path):
     row = {'a "quoted" \\ name': "d", "été\n": "s"}
     (tmp_path / 'odd"\\.jsonl').write_text(json.dumps(row))
     new.run(str(tmp_path / "mine.py"), "summarization", "decoder_only", str(tmp_path / 'odd"\\.jsonl'))
-    assert resolve(str(tmp_path / "mine.py"), []).task.fields() == tuple(row)
+    assert apply_overrides(str(tmp_path / "mine.py"), []).task.fields() == tuple(row)
 
 
 def test_one_text_a_line_is_no_json(tmp_path):
     (tmp_path / "texts.txt").write_text("once upon a time\n")
     new.run(str(tmp_path / "mine.py"), "generation", "decoder_only", str(tmp_path / "texts.txt"))
-    assert resolve(str(tmp_path / "mine.py"), []).task.fields() == ("text",)
+    assert apply_overrides(str(tmp_path / "mine.py"), []).task.fields() == ("text",)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.cli.check import check
+from kd_jax.phases.check import check
 from kd_jax.cli.job import recall, remember
 from kd_jax.errors import KdError
 from kd_jax.experiment import resolve

@@ -11,7 +11,7 @@ from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.pipeline import Split
 from kd_jax.batches.targets import PseudoTargets
-from kd_jax.cli.check import check
+from kd_jax.phases.check import check
 from kd_jax.cli.job import recall, remember
 from kd_jax.decoding import text
 from kd_jax.experiment import resolve

@@ -14,7 +14,7 @@ from kd_jax.objective import fused_head as module
 from kd_jax.objective.terms import Term
 from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.mesh import Mesh
-from kd_jax.runtime.program import Collective, read
+from kd_jax.runtime.program import Collective, analyze_program
 from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.signal_cache import signal_step
@@ -36,7 +36,7 @@ def small_chunks(monkeypatch):
 def of_step(mesh: Mesh, terms, microbatches: int = 1) -> tuple[Collective, ...]:
     devices = make_devices("mesh", mesh)
     step, state, said = step_on(devices, ARCHITECTURE, terms, optax.sgd(1.0), microbatches)
-    return read(step.lower(state, devices.shard(make_batch(ARCHITECTURE)), said).compile()).collectives
+    return analyze_program(step.lower(state, devices.shard(make_batch(ARCHITECTURE)), said).compile()).collectives
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -80,5 +80,5 @@ def test_over_a_cut_vocabulary_the_cache_is_written_chunk_by_chunk(mesh):
     devices, (model, params, _) = make_devices("mesh", mesh), network(ARCHITECTURE)
     write = devices.compile(functools.partial(signal_step, model=model, signal=TopK(k=5), seed=0))
     put, cut = devices.replicate(params, model.axes(params)), devices.shard(make_batch(ARCHITECTURE))
-    logits = with_rows_of_logits(read(write.lower(put, cut).compile()).collectives, 2)
+    logits = with_rows_of_logits(analyze_program(write.lower(put, cut).compile()).collectives, 2)
     assert logits and max(map(math.prod, logits)) <= CHUNK * V

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kd_jax.errors import KdError
 from kd_jax.runtime.backends import simulate_devices
 from kd_jax.runtime.mesh import Mesh, MeshDevices
-from kd_jax.runtime.program import Array, Collective, read
+from kd_jax.runtime.program import Array, Collective, analyze_program
 
 M, K, N, TIMES = 8, 16, 32, 50
 
@@ -19,14 +19,14 @@ M, K, N, TIMES = 8, 16, 32, 50
 def of(function, *shapes):
     """The work of a function of float32 arrays of these shapes."""
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return read(jax.jit(function).lower(*arrays).compile())
+    return analyze_program(jax.jit(function).lower(*arrays).compile())
 
 
 def test_a_product_has_two_flops_for_each_multiplication_and_xla_says_so_too():
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3, M, K), (3, K, N))]
     compiled = jax.jit(jnp.matmul).lower(*arrays).compile()
-    assert read(compiled).flops == 2 * 3 * M * K * N == compiled.cost_analysis()["flops"]
-    assert read(compiled).traffic == 4 * 3 * (M * K + K * N + M * N)
+    assert analyze_program(compiled).flops == 2 * 3 * M * K * N == compiled.cost_analysis()["flops"]
+    assert analyze_program(compiled).traffic == 4 * 3 * (M * K + K * N + M * N)
 
 
 def test_what_a_loop_repeats_counts_as_often_as_it_runs():
@@ -56,7 +56,7 @@ def over(mesh, function, *layouts):
     """The collectives of a function of float32 arrays [64, 64] that lie on a mesh so."""
     on = MeshDevices(mesh.over(8)).mesh
     arrays = [jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=NamedSharding(on, layout)) for layout in layouts]
-    return read(jax.jit(function, out_shardings=NamedSharding(on, PartitionSpec())).lower(*arrays).compile())
+    return analyze_program(jax.jit(function, out_shardings=NamedSharding(on, PartitionSpec())).lower(*arrays).compile())
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_sum_over_devices_is_sent_twice_but_for_each_ones_part(mesh, devices):
     work = over(mesh, lambda x: x.sum(0), PartitionSpec("data"))
     (one,) = work.collectives
     assert one == Collective("all-reduce", (Array("f32", (64,)),), devices, 1)
-    assert work.moved == {"all-reduce": 2 * 4 * 64 * (devices - 1) / devices}
+    assert work.bytes_sent == {"all-reduce": 2 * 4 * 64 * (devices - 1) / devices}
 
 
 def test_jax_that_has_begun_has_no_more_devices_than_it_had():
@@ -78,7 +78,7 @@ def test_jax_that_has_begun_has_no_more_devices_than_it_had():
 
 def test_what_is_gathered_is_sent_once():
     work = over(Mesh(fsdp=4), lambda x: 2 * x, PartitionSpec("fsdp"))
-    assert work.moved == {"all-gather": 4 * 64 * 64 * 3 / 4}
+    assert work.bytes_sent == {"all-gather": 4 * 64 * 64 * 3 / 4}
 
 
 def test_an_all_reduce_of_which_each_device_takes_its_part_is_a_reduce_scatter():
@@ -91,9 +91,9 @@ def test_an_all_reduce_of_which_each_device_takes_its_part_is_a_reduce_scatter()
 
     arrays = [jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=cut)] * 2
     only_part = jax.jit(lambda x, y: summed(x, y)[0]).lower(*arrays).compile()
-    assert read(only_part).moved == {"reduce-scatter": 4 * 64 * 64 * 7 / 8}
+    assert analyze_program(only_part).moved == {"reduce-scatter": 4 * 64 * 64 * 7 / 8}
     both = jax.jit(summed).lower(*arrays).compile()
-    assert read(both).moved == {"all-reduce": 2 * 4 * 64 * 64 * 7 / 8}
+    assert analyze_program(both).moved == {"all-reduce": 2 * 4 * 64 * 64 * 7 / 8}
 
 
 def test_a_loops_collectives_count_each_time():
@@ -107,6 +107,6 @@ def test_a_loops_collectives_count_each_time():
 
     with jax.sharding.use_abstract_mesh(on.abstract_mesh):
         compiled = looped.lower(jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=rows)).compile()
-    (one,) = read(compiled).collectives
+    (one,) = analyze_program(compiled).collectives
     assert (one.kind, one.times) == ("all-reduce", TIMES)
-    np.testing.assert_allclose(read(compiled).moved["all-reduce"], TIMES * 2 * 4 * 64 * 7 / 8)
+    np.testing.assert_allclose(analyze_program(compiled).moved["all-reduce"], TIMES * 2 * 4 * 64 * 7 / 8)

@@ -12,7 +12,7 @@ from kd_jax.runtime.backends import make_devices
 from kd_jax.students.importance import importance, importance_step, scores_of
 from kd_jax.students.init import FromTeacher
 from kd_jax.students.narrow import scored
-from kd_jax.teaching.base import Teacher
+from kd_jax.teaching.teacher import Teacher
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.model import initial_params
 from tests.models.cases import FAMILIES, case, segments
@@ -113,5 +113,5 @@ def test_a_narrower_student_starts_as_a_part_of_its_teacher(experiment, workdir)
     channels = np.sort(np.argsort(importance(teacher, 40)["channels"])[-20:])
     wanted = teacher.devices.unreplicate(teacher.params)["embedding"][:, channels] * (32 / 20) ** 0.5
     np.testing.assert_allclose(params["embedding"], wanted, rtol=1e-6)
-    shapes = jax.eval_shape(small.build(teacher.data["vocab_size"]).init, jax.random.key(0))
+    shapes = jax.eval_shape(small.build(teacher.vocab_size).init, jax.random.key(0))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.errors import KdError
-from kd_jax.models.axes import AXES, axes_of
+from kd_jax.models.axes import AXES, parameter_axes
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.students.init import FromTeacher, shrink
@@ -74,7 +74,7 @@ def without_channels(params, live_D, norm):
     """Nothing is written to channels of score 0; where norms subtract the mean, what is written adds up to zero."""
 
     def quiet(path, x):
-        name, axes = name_of(path), axes_of(name_of(path))
+        name, axes = name_of(path), parameter_axes(name_of(path))
         if "model" not in axes or (axes.index("model") == 0 and x.ndim == 2):  # it reads
             return x
         if norm == "layer" and name.endswith("scale"):
@@ -100,10 +100,10 @@ def test_every_parameters_axes_are_known(family, options):
     heads, groups = config.heads * width, config.key_heads * width
     sizes = {"model": config.d_model, "q": heads, "kv": 2 * groups, "qkv": heads + 2 * groups, "width": width}
     sizes |= {"neuron": config.d_ff, "inner": gated * config.d_ff, "head": config.heads, "bucket": 32}
-    sizes |= {"token": config.padded(V), "position": config.context}
+    sizes |= {"token": config.embedding_rows(V), "position": config.context}
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         assert sum(bool(re.fullmatch(pattern, name_of(path))) for pattern in AXES) == 1, name_of(path)
-        assert x.shape == tuple(sizes[axis] for axis in axes_of(name_of(path))), name_of(path)
+        assert x.shape == tuple(sizes[axis] for axis in parameter_axes(name_of(path))), name_of(path)
 
 
 @pytest.mark.parametrize("options", ["default", "marian", "t5", "gemma2", "qwen3"])

@@ -34,7 +34,7 @@ from tests.helpers.runs import beside
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr("kd_jax.teaching.base.RECORDS_PER_SHARD", 25)
+    monkeypatch.setattr("kd_jax.teaching.records.RECORDS_PER_SHARD", 25)
 
 
 def with_student(experiment, **fields):

@@ -12,7 +12,7 @@ from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.objective.terms import Term
 from kd_jax.runtime.backends import as_mesh
 from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh, MeshDevices
-from kd_jax.runtime.program import read
+from kd_jax.runtime.program import analyze_program
 from kd_jax.signals.online import Online
 from kd_jax.training.ahead import compile_ahead, longest_batch
 from kd_jax.training.loop import Run, training_step
@@ -45,7 +45,7 @@ def ahead(experiment, mesh, name="teacher"):
 def test_a_data_parallel_step_sends_each_gradient_twice_but_for_each_devices_part(experiment):
     """Beside them some counts and sums."""
     values = sum(x.size for x in jax.tree.leaves(parameters()))
-    moved = read(ahead(experiment, DATA_PARALLEL)).moved
+    moved = analyze_program(ahead(experiment, DATA_PARALLEL)).bytes_sent
     gradients = 4 * 2 * values * 7 / 8
     assert set(moved) == {"all-reduce"} and gradients <= moved["all-reduce"] < gradients + 200
 
@@ -56,7 +56,7 @@ def test_with_fsdp_each_device_gathers_every_matrix_and_keeps_its_part(experimen
     matrices = 4 * sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
     vectors = 4 * sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
     compiled, devices = ahead(experiment, Mesh(fsdp=fsdp)), MeshDevices(Mesh(fsdp=fsdp).over(8))
-    moved, share = read(compiled).moved, (fsdp - 1) / fsdp
+    moved, share = analyze_program(compiled).moved, (fsdp - 1) / fsdp
     assert moved["all-gather"] == pytest.approx(matrices * share)
     if fsdp == 8:  # but for the head's gradient, which is scaled between its sum and its cut
         head = 4 * params["output"].size
@@ -75,7 +75,7 @@ def test_memory_falls_as_fsdp_grows(experiment):
 @pytest.mark.parametrize("name", ["teacher", "cached", "beside"])
 def test_products_are_the_models_and_little_more(experiment, name):
     """All pairs of tokens where half would do, and the head's chunks of whole 8s; nothing is done twice."""
-    work = read(ahead(experiment, DATA_PARALLEL, name))
+    work = analyze_program(ahead(experiment, DATA_PARALLEL, name))
     needed = model_flops(experiment, name, V, 8) / 8
     assert needed <= work.flops < 1.03 * needed
 
@@ -90,5 +90,5 @@ def test_the_step_is_that_of_arrays_on_the_devices(experiment):
     real = training_step(run, tx, devices).lower(*placed).compile()
     planned = compile_ahead(experiment, "cached", V, devices)
     assert (planned.rows, planned.length) == batch.targets_BT.shape
-    assert read(real) == read(planned.compiled)
+    assert analyze_program(real) == analyze_program(planned.compiled)
     assert device_memory(real) == device_memory(planned.compiled)

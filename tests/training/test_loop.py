@@ -92,7 +92,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_that_step_to_the_same_bits(
         if step == asked_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context() as patch, preemption.watched():
+    with monkeypatch.context() as patch, preemption.handle_sigterm():
         patch.setattr(Meter, "after", asked)
         with pytest.raises(Preempted):
             teacher.run(experiment, cut)
@@ -201,7 +201,7 @@ def test_scanned_layers_train_to_the_same_model_also_after_a_stop(
         run = beside(workdir, tmp_path / str(scan_layers), "data")
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, scan_layers=scan_layers))
         changed = dataclasses.replace(experiment, teacher=recipe, backend=backend, mesh=mesh, buckets=(32,))
-        with monkeypatch.context() as patch, preemption.watched():
+        with monkeypatch.context() as patch, preemption.handle_sigterm():
             patch.setattr(Meter, "after", asked)
             with pytest.raises(Preempted):
                 teacher.run(changed, run)

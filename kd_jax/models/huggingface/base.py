@@ -203,18 +203,18 @@ class Format:
         return table[pattern].at(int(layer[1])) if layer else table[pattern]
 
 
-def shapes_of(model: Transformer) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(model: Transformer) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter of a model over `vocab_rows` tokens.
 
     Only one layer of each stack is traced: the others are alike, and tracing them would take longer than reading them.
 
     Examples:
       >>> from kd_jax.models.decoder_only import DecoderOnly
-      >>> shapes = shapes_of(DecoderOnly(layers=2, d_model=8, heads=2, d_ff=12, vocab_rows=10))
+      >>> shapes = parameter_shapes(DecoderOnly(layers=2, d_model=8, heads=2, d_ff=12, vocab_rows=10))
       >>> shapes["embedding"], shapes["decoder_1.ffn.in.kernel"], len(shapes)  # 6 in each layer, and the last norm
       ((10, 8), (8, 24), 14)
     """
-    shallow = dataclasses.replace(model, local=(), **dict.fromkeys(model.depths, 1)).build(model.vocab_rows)
+    shallow = dataclasses.replace(model, local=(), **dict.fromkeys(model.depth_fields, 1)).build(model.vocab_rows)
     shapes = {}
     for path, leaf in flatten_dict(jax.eval_shape(shallow.init, jax.random.key(0)), sep=".").items():
         stack = re.match(r"(encoder|decoder)_0\.", path)

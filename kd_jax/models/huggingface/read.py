@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from kd_jax.errors import KdError
-from kd_jax.models.huggingface.base import Format, TensorMapping, shapes_of
+from kd_jax.models.huggingface.base import Format, TensorMapping, parameter_shapes
 from kd_jax.models.huggingface.files import Tensors, read_json
 from kd_jax.models.huggingface.formats import FORMATS
 from kd_jax.models.layers import GATES
@@ -43,7 +43,7 @@ def read(folder: str | Path) -> tuple[Transformer, Params]:
     tensors = Tensors(folder)
     model = _architecture(folder, tensors)
     kept = _format(folder)
-    shapes = shapes_of(model)
+    shapes = parameter_shapes(model)
     stored = {path: _stored(kept, path, model.activation in GATES, tensors) for path in shapes}
     _check(folder, kept, tensors, stored, shapes)
     _check_sinusoids(folder, kept, tensors, model.d_model)

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from kd_jax.errors import KdError
 from kd_jax.models.huggingface import files
-from kd_jax.models.huggingface.base import Format, TensorMapping, shapes_of
+from kd_jax.models.huggingface.base import Format, TensorMapping, parameter_shapes
 from kd_jax.models.huggingface.formats import FORMATS
 from kd_jax.models.layers import GATES
 from kd_jax.models.positions import sinusoids
@@ -18,7 +18,7 @@ from kd_jax.models.transformer import Transformer
 from kd_jax.types import Params
 
 
-def format_of(model: Transformer) -> Format:
+def find_format(model: Transformer) -> Format:
     """The first format that has a word for every hyper-parameter.
 
     Raises:
@@ -26,7 +26,7 @@ def format_of(model: Transformer) -> Format:
 
     Examples:
       >>> from kd_jax.models.decoder_only import DecoderOnly
-      >>> format_of(DecoderOnly()).class_name, format_of(DecoderOnly(qk_norm=True)).class_name
+      >>> find_format(DecoderOnly()).class_name, find_format(DecoderOnly(qk_norm=True)).class_name
       ('LlamaForCausalLM', 'Qwen3ForCausalLM')
     """
     lacking = []
@@ -58,14 +58,14 @@ def write(folder: Path, model: Transformer, params: Params, config: Mapping[str,
       vocab_size: tokens that the tokeniser knows; rows that only pad them are left out.
 
     Raises:
-      KdError: as `format_of`.
+      KdError: as `find_format`.
     """
-    kept = format_of(model)
+    kept = find_format(model)
     wide = dataclasses.replace(widened(model, kept), vocab_multiple=1, vocab_rows=vocab_size)
     keys = kept.config(wide, vocab_size)
     given, gated = flatten_dict(params, sep="."), model.activation in GATES
     tensors: dict[str, np.ndarray] = {}
-    for path, shape in shapes_of(wide).items():
+    for path, shape in parameter_shapes(wide).items():
         parameter = np.asarray(given[path]) if path in given else np.zeros(shape, np.float32)
         parameter = parameter[tuple(slice(size) for size in shape)]  # without the vocabulary's padding
         stored = kept.stored(path, gated)

@@ -11,7 +11,7 @@ import pytest
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
 from kd_jax.models.huggingface.read import read, read_architecture
-from kd_jax.models.huggingface.write import format_of, write
+from kd_jax.models.huggingface.write import find_format, write
 from kd_jax.types import Inputs, Tokens
 
 torch = pytest.importorskip("torch")
@@ -156,5 +156,5 @@ def test_half_precision_and_shards_are_read(case, tmp_path):
 def test_the_format_is_found_again(case):
     folder, network, model, _ = case
     kept = {"mt5": "t5", "mistral": "llama"}.get(network.config.model_type, network.config.model_type)
-    assert format_of(dataclasses.replace(model, vocab_rows=0)).model_type == kept
+    assert find_format(dataclasses.replace(model, vocab_rows=0)).model_type == kept
     assert read_architecture(folder).vocab_rows == V

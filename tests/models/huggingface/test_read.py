@@ -14,7 +14,7 @@ from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.huggingface import files
 from kd_jax.models.huggingface.read import read, read_architecture
-from kd_jax.models.huggingface.write import format_of, write
+from kd_jax.models.huggingface.write import find_format, write
 from kd_jax.models.rope import Linear
 from kd_jax.students.init import random_params
 from tests.models.huggingface.shapes import MODELS, V
@@ -167,9 +167,9 @@ def test_a_file_of_the_bare_model_is_read(folder):
 
 
 def test_every_default_has_a_format_and_what_has_none_is_told():
-    assert format_of(EncoderDecoder()).model_type == "pegasus" and format_of(DecoderOnly()).model_type == "llama"
+    assert find_format(EncoderDecoder()).model_type == "pegasus" and find_format(DecoderOnly()).model_type == "llama"
     with pytest.raises(KdError, match="no architecture of transformers has this shape; llama: model.norm: 'layer'"):
-        format_of(DecoderOnly(norm="layer"))
+        find_format(DecoderOnly(norm="layer"))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_every_default_has_a_format_and_what_has_none_is_told():
 )
 def test_a_number_that_a_format_cannot_say_is_refused_not_rounded(model, line):
     with pytest.raises(KdError) as error:
-        format_of(model)
+        find_format(model)
     assert line in str(error.value)
 
 
