@@ -20,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from kd_jax.artifacts import files, manifest
 from kd_jax.errors import KdError
+from kd_jax.runtime import hosts
 from kd_jax.types import Field
 
 OPTIONS = "group_size:1,zstd:3"
@@ -141,7 +142,8 @@ def write_index(folder: Path, name: str, schema: Schema, counts: Sequence[int], 
         "shards": [manifest.file_digest(shard_path(folder, name, shard)) for shard in range(len(counts))],
     }
     index["digest"] = _digest(index)
-    manifest.write_json(folder / f"{name}.index.json", index)
+    if hosts.is_main_process():
+        manifest.write_json(folder / f"{name}.index.json", index)
     return index["digest"]
 
 

@@ -247,7 +247,8 @@ def occupied(workdir: Workdir, experiment: Experiment, writer: tuple[int, int] |
         hosts.run_on_main(lambda: _occupy(stack, workdir, experiment, writer))
         yield
         # Only now: a configuration that a phase refused must not take the place of the one that made what is there.
-        remember(workdir, experiment)
+        if hosts.is_main_process():
+            remember(workdir, experiment)
 
 
 def _occupy(

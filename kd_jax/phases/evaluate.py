@@ -83,9 +83,11 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     for name, drafting in hosts.run_on_main(lambda: _drafting(setting, models, figures)).items():
         figures[name] |= drafting
     for name in figures:
-        manifest.write_json(folder.path / f"{name}.json", figures[name] | speeds[name])
         progress.log(f"{name}: {speeds[name]['decode_tokens_per_second']:.0f} tokens a second in batches")
-    manifest.write_json(folder.path / "baselines.json", _baselines(setting))
+    if hosts.is_main_process():
+        for name in figures:
+            manifest.write_json(folder.path / f"{name}.json", figures[name] | speeds[name])
+        manifest.write_json(folder.path / "baselines.json", _baselines(setting))
     folder.finish({"models": list(figures)}, time.perf_counter() - began)
 
 
@@ -110,13 +112,15 @@ def _quality(setting: Setting, candidate: Candidate, params: Params) -> dict[str
     )
     ways = task.decoding.ways
     written = quality.texts(candidate, params, programs, batches, ways, setting.tokenizer, devices)
-    manifest.write_lines(path / f"{candidate.name}.jsonl", quality.side_by_side(task, setting.measured, written))
+    if hosts.is_main_process():
+        manifest.write_lines(path / f"{candidate.name}.jsonl", quality.side_by_side(task, setting.measured, written))
     outcomes = {way: setting.measured.outcome(task, texts) for way, texts in written.items()}
     tokens = None
     if any(metric.reads == "tokens" for metric in task.metrics):
         owners = files.read_array(setting.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
         nll_N, tokens_N = quality.likelihoods(candidate, params, programs, _batches(setting, layout), owners, devices)
-        manifest.write_arrays(path / f"{candidate.name}.npz", nll=nll_N, tokens=tokens_N)
+        if hosts.is_main_process():
+            manifest.write_arrays(path / f"{candidate.name}.npz", nll=nll_N, tokens=tokens_N)
         tokens = quality.of_tokens(task, setting.measured, nll_N, tokens_N)
     return quality.scores(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
 

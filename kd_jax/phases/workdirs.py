@@ -1,0 +1,77 @@
+"""A run's folder while a command works in it: its lock, and the experiment that it was made with."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from kd_jax import config
+from kd_jax.artifacts import files, manifest
+from kd_jax.artifacts.workdir import Workdir
+from kd_jax.errors import KdError
+from kd_jax.experiment import Experiment
+from kd_jax.runtime import hosts
+
+
+def open_workdir(path: str | Path) -> Workdir:
+    """Return the workdir at a path, which need not exist yet.
+
+    Raises:
+      KdError: if the path is a file.
+    """
+    folder = files.as_path(path)
+    if folder.exists() and not folder.is_dir():
+        raise KdError(f"--workdir: expected a folder, got the file {folder}. Choose another path.")
+    return Workdir(folder)
+
+
+def write_experiment(workdir: Workdir, experiment: Experiment) -> None:
+    """Write the resolved experiment as JSON, so that `generate` and `export` need the workdir alone."""
+    manifest.write_json(workdir.config, config.to_data(experiment))
+
+
+def read_experiment(workdir: Workdir) -> Experiment:
+    """Return the experiment that a workdir was made with; reading it executes no code.
+
+    Raises:
+      KdError: if the folder holds no run, or its experiment.json was not written by kd_jax.
+    """
+    if not workdir.config.exists():
+        path = workdir.path
+        raise KdError(f"--workdir: {path} holds no run. Make one with `kd-jax run CONFIG --workdir {path}`.")
+    experiment = config.from_data(manifest.read_json(workdir.config))
+    if not isinstance(experiment, Experiment):
+        raise KdError(
+            f"{workdir.config}: expected an experiment as kd_jax writes it. Move the file away or choose another "
+            "--workdir."
+        )
+    return experiment
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: Workdir, experiment: Experiment, writer: tuple[int, int] | None = None) -> Iterator[None]:
+    """Hold the workdir's lock for the block, and write experiment.json at its end.
+
+    A new workdir's experiment.json is written at the start too. An existing one is replaced at the end only: a
+    configuration that a phase refuses must not take the place of the one that made the folder.
+
+    Args:
+      workdir: the run's folder.
+      experiment: the resolved experiment.
+      writer: (number, count) of one of several processes that share the cache's work.
+
+    Raises:
+      KdError: if another process works there, or experiment.json was not written by kd_jax.
+    """
+    with contextlib.ExitStack() as locks:
+
+        def lock() -> None:
+            locks.enter_context(workdir.lock(writer))
+            if workdir.config.exists():
+                read_experiment(workdir)  # raises if the file is not ours
+            else:
+                write_experiment(workdir, experiment)
+
+        hosts.run_on_main(lock)
+        yield
+        if hosts.is_main_process():
+            write_experiment(workdir, experiment)
