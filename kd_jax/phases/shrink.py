@@ -14,7 +14,7 @@ from kd_jax.artifacts import manifest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches import pipeline
 from kd_jax.errors import KdError
-from kd_jax.evaluation.closeness import compare_step, means
+from kd_jax.evaluation.closeness import compare_step, mean_metrics
 from kd_jax.experiment import Experiment, Recipe
 from kd_jax.models.base import Architecture
 from kd_jax.runtime import progress
@@ -145,7 +145,7 @@ def measured(teacher: Teacher, options: Sequence[Choice]) -> list[dict[str, Any]
     def figures(model: Architecture, its_params: Params) -> dict[str, Any]:
         both = teacher.params, on_devices.replicate(its_params, model.build(vocab_size).axes(its_params))
         parts = [on_devices.unreplicate(program(model)(both, on_devices.shard((batch, batch)))) for batch in batches]
-        compared = means(jax.tree.map(lambda *each: sum(each), *jax.device_get(parts)))
+        compared = mean_metrics(jax.tree.map(lambda *each: sum(each), *jax.device_get(parts)))
         total, outside = count_parameters(its_params)
         sizes = {"parameters": total, "parameters_outside_embeddings": outside, "examples": count}
         return sizes | {name: compared[name] for name in FIGURES}

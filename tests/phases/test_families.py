@@ -180,7 +180,7 @@ def test_pseudo_targets_end_and_weigh_one_in_the_mean(experiment, run):
     prompts = [split.read(i).encoded.prompt.tolist() for split in (labelled, unlabelled) for i in range(len(split))]
     references = [labelled.read(i).encoded.completion.tolist() for i in range(80)]
     for name, targets in TARGETS.items():
-        split, unended = Split(run.split(targets.name), "train"), run.split(targets.name).outputs()["unended"]
+        split, unended = Split(run.split(targets.name), "train"), run.split(targets.name).outputs()["without_hypothesis"]
         rows = [split.read(i) for i in range(len(split))]
         assert all(row.encoded.completion[-1] == EOS and row.encoded.counts.sum() for row in rows)
         np.testing.assert_allclose(np.mean([row.weight for row in rows]), 1.0, rtol=1e-5)

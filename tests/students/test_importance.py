@@ -1,6 +1,5 @@
 """What a teacher can most easily do without: the formula, and what it is not touched by."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,12 +8,9 @@ import pytest
 
 from kd_jax.batches.layouts import Bucket
 from kd_jax.runtime.backends import make_devices
-from kd_jax.students.importance import importance, importance_step, scores_of
-from kd_jax.students.init import FromTeacher
+from kd_jax.students.importance import importance_step
 from kd_jax.students.narrow import scored
-from kd_jax.teaching.teacher import Teacher
 from kd_jax.tokenizers.sentencepiece import START
-from kd_jax.training.model import initial_params
 from tests.models.cases import FAMILIES, case, segments
 
 LENGTHS = [(4, 3), (2, 6), (5, 1)]
@@ -90,28 +86,3 @@ def test_what_is_silent_has_no_importance():
     sums = make_devices("jit").compile_sums(step)(params, batch_of(config, 3, (6, 8)))
     assert sums["decoder_0.ffn.neurons"].argmin() == 5 and sums["decoder_0.ffn.neurons"][5] == 0
     assert (sums["decoder_1.heads"] == 0).tolist() == [True] + [False] * (config.heads - 1)
-
-
-def test_a_sample_is_drawn_by_the_seed(experiment, workdir):
-    first, again = (importance(Teacher(experiment, workdir), 40) for _ in range(2))
-    other = importance(Teacher(dataclasses.replace(experiment, seed=1), workdir), 40)
-    assert {name: score.shape for name, score in first.items()} == {
-        name: (size,) for name, size in scored(experiment.teacher.model).items()
-    }
-    for name, score in first.items():
-        np.testing.assert_array_equal(score, again[name])
-    assert any((first[name] != other[name]).any() for name in first)
-    assert (scores_of("first", 40, Teacher(experiment, workdir))["channels"] == -np.arange(32)).all()
-
-
-def test_a_narrower_student_starts_as_a_part_of_its_teacher(experiment, workdir):
-    """Of the channels that score highest, for the words that the tokeniser knows."""
-    small = dataclasses.replace(experiment.teacher.model, d_model=20, heads=1, head_dim=16, d_ff=48)
-    recipe = dataclasses.replace(experiment.students["student_kd"], model=small, init=FromTeacher(sample=40))
-    params = initial_params(experiment, workdir, recipe)
-    teacher = Teacher(experiment, workdir)
-    channels = np.sort(np.argsort(importance(teacher, 40)["channels"])[-20:])
-    wanted = teacher.devices.unreplicate(teacher.params)["embedding"][:, channels] * (32 / 20) ** 0.5
-    np.testing.assert_allclose(params["embedding"], wanted, rtol=1e-6)
-    shapes = jax.eval_shape(small.build(teacher.vocab_size).init, jax.random.key(0))
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)

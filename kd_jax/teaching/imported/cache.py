@@ -14,7 +14,7 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches import pipeline, store
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
-from kd_jax.teaching import base
+from kd_jax.teaching.records import RECORDS_PER_SHARD, Record, begin_store
 from kd_jax.teaching.imported.audit import Audit
 from kd_jax.teaching.imported.base import LogprobSource, RequiredSignal
 from kd_jax.teaching.imported.match import Examples, Marks, said_of
@@ -181,10 +181,10 @@ def write(
     schema = signal.fields(vocab_size, temperatures) | pipeline.DIGEST
     inputs = config.flatten(signal, "signal") | dict(inputs)
     inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
-    if not base.begin_store(folder, "records", inputs, force):
+    if not begin_store(folder, "records", inputs, force):
         return
     make = _records(collected, k, source, vocab_size, temperatures)
-    digest = store.write(folder.path, "records", schema, len(split), make, base.RECORDS_PER_SHARD)
+    digest = store.write(folder.path, "records", schema, len(split), make, RECORDS_PER_SHARD)
     figures = collected.audit.figures(FORMATS[source.format].normalised)
     folder.finish(store_outputs(folder, digest, split) | figures, time.perf_counter() - began)
     progress.log(f"import-logprobs: {len(split)} records with the top {k}; {folder.path}")
@@ -192,10 +192,10 @@ def write(
 
 def _records(
     collected: Collected, k: int, source: LogprobSource, vocab_size: int, temperatures: tuple[float, ...]
-) -> Callable[[int, int], Iterator[base.Record]]:
+) -> Callable[[int, int], Iterator[Record]]:
     """(start, stop) -> the records of those examples, for store.write."""
 
-    def make(start: int, stop: int) -> Iterator[base.Record]:
+    def make(start: int, stop: int) -> Iterator[Record]:
         for i in range(start, stop):
             encoded = collected.examples.split.read(i).encoded
             fields = top_k(*collected.said(i), k, vocab_size, source, temperatures)

@@ -1,0 +1,29 @@
+"""Scores by which a narrower student's heads, neurons and channels are chosen from its teacher's."""
+
+import numpy as np
+
+from kd_jax.batches import pipeline
+from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE
+from kd_jax.students.importance import importance
+from kd_jax.students.narrow import Scores, Width, unmeasured
+from kd_jax.teaching.teacher import Teacher
+
+
+def width_scores(teacher: Teacher, width: Width, sample: int) -> Scores:
+    """Return a score for each head, neuron and channel of the teacher.
+
+    Args:
+      teacher: the trained teacher.
+      width: the rule, as in `FromTeacher.width`.
+      sample: number of training examples for "importance"; the experiment's seed draws them, all where there are fewer.
+    """
+    experiment = teacher.experiment
+    if width != "importance":
+        return unmeasured(width, experiment.teacher.model, experiment.seed)
+    split = pipeline.Split(teacher.workdir.data, "train")
+    count = min(sample, len(split))
+    indices = np.sort(np.random.default_rng(experiment.seed).choice(len(split), count, replace=False))
+    batches = pipeline.EvalBatches(
+        split, teacher.layout, experiment.shapes, INFERENCE_BATCH_SIZE, teacher.devices.count, indices
+    )
+    return importance(teacher.model, teacher.params, batches, teacher.devices, experiment.teacher.model.head_width)
