@@ -58,8 +58,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
       KdError: for a lambda or a local function, whose name would not say what it does.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = {field.name: vars(value)[field.name] for field in dataclasses.fields(value)}
-        flat = {prefix: qualified_name(type(value), prefix)} if prefix else {}
+        items = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        flat = {prefix: qualified_name(_config_class(value), prefix)} if prefix else {}
     elif isinstance(value, Mapping):
         items, flat = dict(value), {}
     elif callable(value):
@@ -71,6 +71,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, item in items.items():
         flat |= flatten(item, f"{prefix}.{name}" if prefix else name)
     return flat
+
+
+def _config_class(value: Any) -> type:
+    """Return the class by which a dataclass is written; a ResolvedRecipe is written as a Recipe."""
+    return getattr(value, "config_class", type(value))
 
 
 def qualified_name(thing: Any, where: str) -> str:
@@ -103,8 +108,8 @@ def to_data(value: Any) -> Any:
       {'weight': Schedule(start=1.0, end=0.2, steps=10, begin=0, shape='linear')}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: to_data(vars(value)[field.name]) for field in dataclasses.fields(value)}
-        return {"class": qualified_name(type(value), "config"), "fields": fields}
+        fields = {field.name: to_data(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": qualified_name(_config_class(value), "config"), "fields": fields}
     if isinstance(value, Mapping):
         return {"mapping": {name: to_data(item) for name, item in value.items()}}
     if isinstance(value, tuple | list):

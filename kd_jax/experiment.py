@@ -1,36 +1,39 @@
-"""The frozen dataclass that one experiment file builds."""
+"""The dataclasses of an experiment, and the step from what a user writes to what the phases run."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.layouts import Bucket
 from kd_jax.batches.targets import PseudoTargets
 from kd_jax.errors import KdError
-from kd_jax.models.decoder_only import DecoderOnly
-from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.base import Architecture
 from kd_jax.objective.terms import Term, cached_signals
 from kd_jax.optim.optimizer import Optimizer
 from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh
 from kd_jax.signals.base import Signal
+from kd_jax.sources.base import Source
 from kd_jax.students.init import FromCheckpoint, FromTeacher, Random
 from kd_jax.students.pretrained import FromHuggingFace, Smaller
+from kd_jax.tasks.base import Task
+from kd_jax.tokenizers.base import TokenizerSettings, is_pretrained
 
-Start = FromTeacher | FromCheckpoint | FromHuggingFace | Random
+Initializer = Random | FromTeacher | FromCheckpoint | FromHuggingFace
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How long and in what portions a model is trained.
+    """Length, batches and optimizer of a training run.
 
     Attributes:
-      steps: parameter updates; 0 for a model as it starts, such as a pretrained teacher.
+      steps: parameter updates; 0 to use the first parameters as they are, for a pretrained teacher.
       tokens_per_batch: padded target tokens of a batch; a bucket of length T holds tokens_per_batch // T rows.
-      packed: several examples share a row of the last bucket, unseen by each other; else each has one of its own.
+      packed: whether several examples share a row of the last bucket. They do not attend to each other.
       microbatches: portions of a batch whose gradients are added before one update.
-      eval_every: steps between evaluations on the validation split, each followed by a checkpoint.
-      optimizer: schedule and update rule.
+      eval_every: steps between evaluations on the validation split; a checkpoint follows each.
+      optimizer: learning-rate schedule and update rule.
 
     Examples:
       >>> training = Training(steps=1000, tokens_per_batch=512, optimizer=Optimizer(learning_rate=1e-3))
@@ -48,17 +51,18 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A model and how it comes to its parameters; a teacher and a student are both one.
+    """A model, its first parameters, its objective and its training; for the teacher and for each student.
 
     Attributes:
-      model: hyper-parameters of the network; None for those of the folder in `init`, Smaller for a student that
-        is the teacher but for its sizes.
+      model: hyper-parameters of the network. None takes those of the folder in `init`; Smaller, for a student,
+        takes the teacher's with other sizes.
       init: where the first parameters come from.
-      terms: the objective, by name.
-      training: steps, batches, optimiser.
-      targets: None for those of the data, or PseudoTargets for what the teacher writes (a student's only).
+      terms: the objective, name -> Term.
+      training: steps, batches, optimizer.
+      targets: None for the references of the data, or PseudoTargets for texts of the teacher (students only).
 
     Examples:
+      >>> from kd_jax import EncoderDecoder
       >>> from kd_jax.losses.cross_entropy import cross_entropy
       >>> teacher = Recipe(EncoderDecoder(), {"ce": Term(cross_entropy)}, Training(steps=1000))
       >>> student = dataclasses.replace(teacher, model=EncoderDecoder(decoder_layers=1), init=FromTeacher())
@@ -66,29 +70,42 @@ class Recipe:
       ('chance', 'teacher', {'encoder': 3, 'decoder': 1})
     """
 
-    model: EncoderDecoder | DecoderOnly | Smaller | None
+    model: Architecture | Smaller | None
     terms: Mapping[str, Term]
     training: Training
-    init: Start = Random()
+    init: Initializer = Random()
     targets: PseudoTargets | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What is measured; how texts are written and scored is the task's to say.
+class ResolvedRecipe(Recipe):
+    """A recipe whose model has all its hyper-parameters. On disk it is a Recipe.
 
     Attributes:
-      split: the split that is measured.
-      batch_size: texts written together.
-      texts: examples that texts are written for, evenly spread; 0 for all.
+      model: hyper-parameters of the network.
+    """
+
+    model: Architecture
+
+    config_class: ClassVar[type] = Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What the phase `evaluate` measures. The task decides how texts are generated and scored.
+
+    Attributes:
+      split: the split to measure on.
+      batch_size: texts generated together.
+      texts: examples to generate texts for, evenly spaced in the split; 0 for all.
       bootstrap: resamples of the examples for the confidence intervals.
-      speed_texts: texts written to time each model at batch 1; batches use four of batch_size.
+      speed_texts: texts generated to time each model at batch 1; four batches of batch_size are timed as well.
       samples: texts shown side by side in the report.
-      cached_k: tokens that the validation split's cache keeps of the teacher, for closeness measured
-        without it (KL, agreement, acceptance); 0 for no such cache.
-      draft: tokens that the leading student drafts a round, as the teacher's draft in speculative decoding, which is
-        timed at batch 1 on `speed_texts`; 0 for none.
-      int8: models that are measured once more with int8 weights, beside themselves.
+      cached_k: k of the teacher's top-k cache of the validation split, for figures that need the teacher's
+        distribution but not the teacher (KL, agreement, acceptance); 0 for no such cache.
+      draft: tokens that the leading student drafts in each round of speculative decoding with the teacher,
+        timed at batch 1 on `speed_texts`; 0 to skip it.
+      int8: models to measure a second time with int8 weights.
 
     Examples:
       >>> Evaluation(split="validation", bootstrap=200).samples
@@ -109,18 +126,18 @@ class Evaluation:
 
     @property
     def in_int8(self) -> dict[str, str]:
-        """Name with int8 weights -> the trained model whose weights they are."""
+        """Return name with int8 weights -> name of the trained model whose weights they are."""
         return {f"{name}_int8": name for name in self.int8}
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Which students the headline is about; every other student is a control.
+    """The students in the report's headline. Every other student is a control.
 
     Attributes:
-      baseline: the student without a teacher: gap_recovered counts from it.
-      distilled: the student that the teacher's knowledge was given to.
-      controls: students that `kd_jax ablate` compares every other one with, besides those that it adds.
+      baseline: the student without a teacher; gap_recovered starts from it.
+      distilled: the student that learns from the teacher.
+      controls: students that `kd_jax ablate` compares every other student with, besides those that it adds.
 
     Examples:
       >>> bleu = {"teacher": 20.0, "student_scratch": 10.0, "student_init": 17.0, "student_kd": 18.0}
@@ -136,38 +153,45 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run; `seed` alone decides its chance.
+    """All settings of a run. Two runs of the same experiment give the same bits.
 
     Attributes:
-      name: shown in the report.
+      name: title of the report.
       source: where raw examples come from (kd_jax.sources).
-      task: fields, encoding and metrics (kd_jax.tasks).
+      task: fields, encoding, decoding and metrics (kd_jax.tasks).
       tokenizer: SentencePiece, trained on the training split, or HuggingFaceTokenizer, a pretrained model's.
-      buckets: padded lengths of the completion; one compilation each. Longer training examples are left out
+      buckets: padded lengths of the completion; each is compiled once. Longer training examples are skipped
         and counted. A decoder-only model has prompt and completion in one row, so its rows are as long as both.
       teacher: the large model.
       students: name -> recipe.
-      comparison: which of them the report's headline is about; None for the best.
+      comparison: the students of the report's headline; None for the best one.
       evaluation: what is measured.
-      prompt_buckets: padded length of the prompt beside each of `buckets`; empty for the same lengths. Where the
-        task has no prompts, those of the beginnings that texts are written from.
-      backend: how steps are spread over devices (kd_jax.runtime.backends.BACKENDS); the numbers are the same.
-      mesh: how many ways, with backend="mesh": for models that do not fit one device.
-      seed: decides parameters, order and dropout.
+      prompt_buckets: padded length of the prompt for each of `buckets`; empty for the same lengths. If the
+        task has no prompts, these are the lengths of the text beginnings that are continued.
+      backend: how steps are divided among devices (kd_jax.runtime.backends.BACKENDS); it does not change results.
+      mesh: sizes of the mesh for backend="mesh", for models that do not fit one device.
+      seed: decides first parameters, order of examples and dropout.
 
     Examples:
-      >>> from kd_jax import SentencePiece, Toy, Translation, cross_entropy
+      >>> from kd_jax import EncoderDecoder, SentencePiece, Toy, Translation, cross_entropy
       >>> recipe = Recipe(EncoderDecoder(), {"ce": Term(cross_entropy)}, Training(steps=1000))
-      >>> parts = {"source": Toy(), "task": Translation(), "tokenizer": SentencePiece()}
-      >>> experiment = Experiment("mine", **parts, buckets=(12, 32), teacher=recipe, students={"small": recipe})
+      >>> experiment = Experiment(
+      ...     name="mine",
+      ...     source=Toy(),
+      ...     task=Translation(),
+      ...     tokenizer=SentencePiece(),
+      ...     buckets=(12, 32),
+      ...     teacher=recipe,
+      ...     students={"small": recipe},
+      ... )
       >>> list(experiment.recipes), experiment.shapes[0]
       (['teacher', 'small'], Bucket(prompt=12, completion=12))
     """
 
     name: str
-    source: Any
-    task: Any
-    tokenizer: Any
+    source: Source
+    task: Task
+    tokenizer: TokenizerSettings
     buckets: tuple[int, ...]
     teacher: Recipe
     students: Mapping[str, Recipe]
@@ -180,63 +204,112 @@ class Experiment:
 
     @property
     def shapes(self) -> tuple[Bucket, ...]:
-        """Padded lengths of prompt and completion, ascending."""
+        """Return the padded lengths of prompt and completion, ascending."""
         prompts = self.prompt_widths if self.task.prompted else (0,) * len(self.buckets)
         return tuple(map(Bucket, prompts, self.buckets))
 
     @property
     def prompt_widths(self) -> tuple[int, ...]:
-        """Padded lengths of the prompts that texts are written from, ascending."""
+        """Return the padded lengths of the prompts for generation, ascending."""
         return self.prompt_buckets or self.buckets
 
     @property
-    def recipes(self) -> dict[str, Recipe]:
-        """Name -> recipe of every model, the teacher first."""
+    def recipes(self) -> Mapping[str, Recipe]:
+        """Return name -> recipe of every model, the teacher first."""
         return {TEACHER: self.teacher, **self.students}
 
 
-def resolve(experiment: Experiment) -> Experiment:
-    """The experiment with every model written out: as its folder has it, or as the teacher but for its sizes.
+@dataclasses.dataclass(frozen=True)
+class ResolvedExperiment(Experiment):
+    """An experiment as the phases run it: every model and the tokenizer's settings are complete.
 
-    A HuggingFaceTokenizer without a folder is the teacher's; at a Marian model's folder it becomes a MarianTokenizer.
+    `resolve` makes it. On disk it is an Experiment.
+
+    Attributes:
+      teacher: the large model.
+      students: name -> recipe.
+    """
+
+    teacher: ResolvedRecipe
+    students: Mapping[str, ResolvedRecipe]
+
+    config_class: ClassVar[type] = Experiment
+
+    @property
+    def recipes(self) -> Mapping[str, ResolvedRecipe]:
+        """Return name -> recipe of every model, the teacher first."""
+        return {TEACHER: self.teacher, **self.students}
+
+
+def resolve(experiment: Experiment) -> ResolvedExperiment:
+    """Return the experiment with the hyper-parameters of every model and the tokenizer's folder filled in.
+
+    A model None becomes that of the folder in `init`; Smaller becomes the teacher's with other sizes. A
+    HuggingFaceTokenizer without a folder gets the teacher's, and becomes a MarianTokenizer or M2M100Tokenizer if
+    the folder holds such files.
 
     Raises:
-      KdError: if a folder cannot be read, or a model is to be the folder's and there is none.
+      KdError: if a folder cannot be read, or a model is None without a folder.
     """
     tokenizer, teacher = experiment.tokenizer, experiment.teacher
-    if tokenizer.pretrained:
-        teachers = teacher.init.folder if teacher.init.origin == "folder" else ""
-        tokenizer = tokenizer.with_folder(tokenizer.folder or teachers)
-    rows = {"vocab_rows": 0} if tokenizer.pretrained and tokenizer.cut else {}
-    teacher = _settled(TEACHER, teacher, None, rows)
-    students = {name: _settled(name, recipe, teacher, rows) for name, recipe in experiment.students.items()}
-    return dataclasses.replace(experiment, tokenizer=tokenizer, teacher=teacher, students=students)
+    cut = False
+    if is_pretrained(tokenizer):
+        teacher_folder = teacher.init.folder if isinstance(teacher.init, FromHuggingFace) else ""
+        tokenizer = tokenizer.with_folder(tokenizer.folder or teacher_folder)
+        cut = tokenizer.cut
+    resolved_teacher = _resolve_recipe(TEACHER, teacher, None, cut)
+    students = {
+        name: _resolve_recipe(f"students.{name}", recipe, resolved_teacher, cut)
+        for name, recipe in experiment.students.items()
+    }
+    changes = {"tokenizer": tokenizer, "teacher": resolved_teacher, "students": students}
+    return _convert(ResolvedExperiment, experiment, changes)
 
 
-def _settled(name: str, recipe: Recipe, teacher: Recipe | None, rows: Mapping[str, int]) -> Recipe:
-    if isinstance(recipe.model, Smaller):
+def _resolve_recipe(field: str, recipe: Recipe, teacher: ResolvedRecipe | None, cut: bool) -> ResolvedRecipe:
+    """Return the recipe with its model's hyper-parameters; `cut`: the vocabulary is smaller than the folder's."""
+    model = recipe.model
+    if isinstance(model, Smaller):
         if teacher is None:
-            raise KdError(f"{name}: model: Smaller; wanted a model, or None with init=FromHuggingFace")
-        return dataclasses.replace(recipe, model=recipe.model.of(teacher.model))
-    if recipe.model is not None:
-        return recipe
-    if recipe.init.origin != "folder":
-        raise KdError(f"{name}: model: None; wanted a model, or init=FromHuggingFace, whose folder has one")
-    try:
-        return dataclasses.replace(recipe, model=dataclasses.replace(recipe.init.architecture(), **rows))
-    except KdError as error:
-        raise KdError(f"{name}: {error}") from error
+            raise KdError(
+                f"{field}.model: expected a model, got Smaller, which is for students. Name a model, or set it to None "
+                "with init=FromHuggingFace(FOLDER)."
+            )
+        model = model.of(teacher.model)
+    elif model is None:
+        if not isinstance(recipe.init, FromHuggingFace):
+            raise KdError(
+                f"{field}.model: expected a model, got None. Name one, or set init=FromHuggingFace(FOLDER) to take "
+                "the folder's."
+            )
+        try:
+            model = recipe.init.architecture()
+        except KdError as error:
+            raise KdError(f"{field}.{error}") from error
+        model = dataclasses.replace(model, vocab_rows=0) if cut else model
+    return _convert(ResolvedRecipe, recipe, {"model": model})
+
+
+def _convert(kind: type[T], value: Any, changes: Mapping[str, Any]) -> T:
+    """Return an instance of `kind` with the fields of `value`, some of them changed."""
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return kind(**fields | changes)
+
+
+def as_resolved(experiment: Experiment) -> ResolvedExperiment:
+    """Return an experiment that was written after `resolve` and read again, with its type."""
+    recipes = {name: _convert(ResolvedRecipe, recipe, {}) for name, recipe in experiment.recipes.items()}
+    return _convert(ResolvedExperiment, experiment, {"teacher": recipes.pop(TEACHER), "students": recipes})
 
 
 def required_signals(experiment: Experiment) -> dict[PseudoTargets | None, dict[str, Signal]]:
-    """For the data and for each kind of the teacher's own targets: the signals that some student's term reads."""
+    """Return, for each kind of targets, name -> signal that the students' terms read from a cache."""
     terms: dict[PseudoTargets | None, dict[str, Term]] = {}
     for name, recipe in experiment.students.items():
-        of_targets = terms.setdefault(recipe.targets, {})
-        of_targets |= {f"{name}.{key}": term for key, term in recipe.terms.items()}
+        terms.setdefault(recipe.targets, {}).update({f"{name}.{key}": term for key, term in recipe.terms.items()})
     return {targets: cached_signals(of_targets) for targets, of_targets in terms.items()}
 
 
 def targets_name(targets: PseudoTargets | None) -> str:
-    """Names the folder of the training split with these targets; "" for those of the data."""
+    """Return the name of the training split with these targets; "" for the references of the data."""
     return targets.name if targets else ""

@@ -1,11 +1,14 @@
 """From the command line's words to an experiment: the only tyro import."""
 
 import contextlib
+import dataclasses
 import io
 import sys
+import typing
 from collections.abc import Sequence
 
 import tyro
+from tyro import constructors
 
 from kd_jax import config
 from kd_jax.phases.check import check
@@ -31,7 +34,7 @@ def resolve(path: str, overrides: Sequence[str]) -> Experiment:
     said = io.StringIO()
     wanted_help = bool({"-h", "--help"} & set(overrides))
     try:
-        with contextlib.redirect_stderr(sys.stderr if wanted_help else said):
+        with contextlib.redirect_stderr(sys.stderr if wanted_help else said), _registry():
             resolved = tyro.cli(
                 Experiment,
                 prog=f"python -m kd_jax run {path} --workdir DIR",
@@ -46,6 +49,22 @@ def resolve(path: str, overrides: Sequence[str]) -> Experiment:
     resolved = resolve_models(resolved)
     check(resolved)
     return resolved
+
+
+def _registry() -> constructors.ConstructorRegistry:
+    """Return tyro's rules and ours: a field whose type is a Protocol has the options of its value's class."""
+    registry = constructors.ConstructorRegistry()
+
+    @registry.struct_rule
+    def fields_of_value(info: constructors.StructTypeInfo) -> constructors.StructConstructorSpec | None:
+        kinds = (info.type, *typing.get_args(info.type))
+        if not any(getattr(kind, "_is_protocol", False) for kind in kinds):
+            return None
+        if not dataclasses.is_dataclass(info.default):
+            return None
+        return registry.get_struct_spec(dataclasses.replace(info, type=type(info.default)))
+
+    return registry
 
 
 def _in_one_line(panel: str) -> str:

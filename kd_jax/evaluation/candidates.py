@@ -1,4 +1,4 @@
-"""What is measured: the teacher and its students, some with int8 weights too, and their compiled programs."""
+"""The models under evaluation, and their compiled programs."""
 
 import functools
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.decoding import text
 from kd_jax.errors import KdError
-from kd_jax.evaluation.closeness import compare_cached_step, compare_step, likelihood, student_metrics_step
+from kd_jax.evaluation.closeness import compare_cached_step, compare_step, negative_log_likelihood, student_metrics_step
 from kd_jax.experiment import Experiment
 from kd_jax.models.base import Architecture, Model
 from kd_jax.models.int8 import Int8, quantize
@@ -20,80 +20,99 @@ from kd_jax.types import Params
 
 
 class Candidate(NamedTuple):
-    """One model.
+    """A model under evaluation.
 
     Attributes:
-      name: "teacher", or the student's; another where its weights are int8.
-      trained: the model that was trained: its name, or that of the one whose weights it has in int8.
-      architecture: its network.
-      params: its best parameters, on the host.
+      name: "teacher" or the student's name; its own with int8 weights.
+      trained_name: of the trained model whose parameters these are; `name` but for int8 weights.
+      architecture: of the network.
+      params: best parameters, on the host.
     """
 
     name: str
-    trained: str
+    trained_name: str
     architecture: Architecture
     params: Params
 
-    def in_int8(self, name: str) -> "Candidate":
-        """The same model with int8 weights, under another name."""
-        return Candidate(name, self.trained, Int8(self.architecture), quantize(self.params))
+    def with_int8_weights(self, name: str) -> "Candidate":
+        """Return this model with int8 weights, under another name."""
+        return Candidate(name, self.trained_name, Int8(self.architecture), quantize(self.params))
 
 
 def load_candidates(experiment: Experiment, workdir: Workdir) -> list[Candidate]:
-    """All models of a run, the teacher first; without it where it is elsewhere. Then those with int8 weights.
+    """Load all trained models of a run, the teacher first, then those with int8 weights.
 
     Raises:
-      KdError: if the weights of a teacher that is elsewhere are asked for in int8, or a model is not trained yet.
+      KdError: if evaluation.int8 names an imported teacher, or a model is not trained yet.
     """
     names, in_int8 = trained_models(experiment, workdir), experiment.evaluation.in_int8
-    for of in in_int8.values():
-        if of not in names:
-            raise KdError(f"evaluation.int8: the weights of {of!r} are elsewhere; leave it out")
+    for source in in_int8.values():
+        if source not in names:
+            raise KdError(
+                f"evaluation.int8: expected models trained in this workdir, got {source!r}, whose weights are not here. "
+                "Remove it."
+            )
     models = {
         name: Candidate(name, name, experiment.recipes[name].model, load_trained(experiment, workdir, name)[1])
         for name in names
     }
-    return [*models.values(), *(models[of].in_int8(name) for name, of in in_int8.items())]
+    return [*models.values(), *(models[source].with_int8_weights(name) for name, source in in_int8.items())]
 
 
 def trained_models(experiment: Experiment, workdir: Workdir) -> list[str]:
-    """Names of the models that were trained here: all, but for a teacher that is elsewhere."""
+    """Return the names of the models trained in this workdir: all but an imported teacher."""
     return [name for name in experiment.recipes if name != TEACHER or not workdir.teacher_is_imported]
 
 
 class Programs:
-    """Compiled functions, one for each shape of network: models of one shape share them."""
+    """Compiled functions, one for each architecture; models of one architecture share them.
+
+    Attributes:
+      compare: (architecture, devices) -> `compare_step`.
+      student_metrics: (architecture, devices) -> `student_metrics_step`.
+      compare_cached: (architecture, signal, devices) -> `compare_cached_step`.
+      negative_log_likelihood: (architecture, devices) -> the function of that name.
+      write: (architecture, way, devices) -> `decoding.text.write`.
+    """
 
     def __init__(self, decoding: Decoding, teacher: Model, tokenizer: Tokenizer):
-        self._decoding, self._teacher, self._vocab_size = decoding, teacher, tokenizer.vocab_size
-        self._ends = {"eos": tokenizer.eos, "suppress_tokens": tokenizer.suppress_tokens}
+        self._decoding, self._teacher, self._tokenizer = decoding, teacher, tokenizer
         self.compare = functools.cache(self._compare)
         self.student_metrics = functools.cache(self._student_metrics)
         self.compare_cached = functools.cache(self._compare_cached)
-        self.likelihood = functools.cache(self._likelihood)
+        self.negative_log_likelihood = functools.cache(self._negative_log_likelihood)
         self.write = functools.cache(self._write)
 
-    def put(self, candidate: Candidate, devices: Devices) -> Params:
-        """A model's parameters on the devices."""
-        return devices.replicate(
-            candidate.params, candidate.architecture.build(self._vocab_size).axes(candidate.params)
-        )
+    def replicate_params(self, candidate: Candidate, devices: Devices) -> Params:
+        """Return a model's parameters on the devices."""
+        return devices.replicate(candidate.params, self._build(candidate.architecture).axes(candidate.params))
+
+    def _build(self, architecture: Architecture) -> Model:
+        return architecture.build(self._tokenizer.vocab_size)
 
     def _compare(self, architecture: Architecture, devices: Devices) -> Callable:
-        student = architecture.build(self._vocab_size)
+        student = self._build(architecture)
         return devices.compile_sums(functools.partial(compare_step, teacher=self._teacher, student=student))
 
     def _student_metrics(self, architecture: Architecture, devices: Devices) -> Callable:
-        student = architecture.build(self._vocab_size)
-        return devices.compile_sums(functools.partial(student_metrics_step, student=student))
+        return devices.compile_sums(functools.partial(student_metrics_step, student=self._build(architecture)))
 
     def _compare_cached(self, architecture: Architecture, signal: TopK, devices: Devices) -> Callable:
-        student = architecture.build(self._vocab_size)
+        student = self._build(architecture)
         return devices.compile_sums(functools.partial(compare_cached_step, student=student, signal=signal))
 
-    def _likelihood(self, architecture: Architecture, devices: Devices) -> Callable:
-        return devices.compile(functools.partial(likelihood, model=architecture.build(self._vocab_size)))
+    def _negative_log_likelihood(self, architecture: Architecture, devices: Devices) -> Callable:
+        return devices.compile(functools.partial(negative_log_likelihood, model=self._build(architecture)))
 
     def _write(self, architecture: Architecture, way: str, devices: Devices) -> Callable:
-        parts = {"model": architecture.build(self._vocab_size), "architecture": architecture, "way": way}
-        return devices.compile(functools.partial(text.write, **parts, decoding=self._decoding, **self._ends))
+        return devices.compile(
+            functools.partial(
+                text.write,
+                model=self._build(architecture),
+                architecture=architecture,
+                way=way,
+                decoding=self._decoding,
+                eos=self._tokenizer.eos,
+                suppress_tokens=self._tokenizer.suppress_tokens,
+            )
+        )

@@ -203,7 +203,7 @@ def _closeness(setting: Setting, candidate: Candidate, teacher_params: Params, p
     batches = _batches(setting, EachLayout(layouts))
     step = functools.partial(setting.programs.compare(architecture, setting.devices), (teacher_params, params))
     sums = _added(step, batches, setting.devices, f"compare {candidate.name}")
-    figures = closeness.means(sums) | _extent(setting, candidate)
+    figures = closeness.mean_metrics(sums) | _extent(setting, candidate)
     if candidate.name != TEACHER and setting.experiment.evaluation.cached_k:
         figures["offline"] = _offline(setting, candidate, params)
     return figures
@@ -213,7 +213,7 @@ def _student_metrics(setting: Setting, candidate: Candidate, params: Params) -> 
     """A student's figures where the teacher is elsewhere: closeness to it is known "offline" alone, from the cache."""
     step = functools.partial(setting.programs.student_metrics(candidate.architecture, setting.devices), params)
     batches = _batches(setting, _layout(setting, candidate.architecture))
-    figures = closeness.means(_added(step, batches, setting.devices, f"measure {candidate.name}"))
+    figures = closeness.mean_metrics(_added(step, batches, setting.devices, f"measure {candidate.name}"))
     figures |= _extent(setting, candidate) | dict.fromkeys(("kl_to_teacher", "agreement", "acceptance"))
     if setting.experiment.evaluation.cached_k:
         figures["offline"] = _offline(setting, candidate, params)
@@ -239,7 +239,7 @@ def _offline(setting: Setting, candidate: Candidate, params: Params) -> dict[str
     step = setting.programs.compare_cached(candidate.architecture, signal, setting.devices)
     batches = _batches(setting._replace(split=split), _layout(setting, candidate.architecture))
     title = f"compare {candidate.name} offline"
-    return closeness.means(_added(functools.partial(step, params), batches, setting.devices, title))
+    return closeness.mean_metrics(_added(functools.partial(step, params), batches, setting.devices, title))
 
 
 def _added(step: Callable[[Batch], Any], batches: EvalBatches, devices: Devices, title: str) -> closeness.Sums:

@@ -8,7 +8,7 @@ from kd_jax import config
 from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import Experiment, ResolvedExperiment, as_resolved
 from kd_jax.runtime import hosts
 
 
@@ -24,12 +24,12 @@ def open_workdir(path: str | Path) -> Workdir:
     return Workdir(folder)
 
 
-def write_experiment(workdir: Workdir, experiment: Experiment) -> None:
+def write_experiment(workdir: Workdir, experiment: ResolvedExperiment) -> None:
     """Write the resolved experiment as JSON, so that `generate` and `export` need the workdir alone."""
     manifest.write_json(workdir.config, config.to_data(experiment))
 
 
-def read_experiment(workdir: Workdir) -> Experiment:
+def read_experiment(workdir: Workdir) -> ResolvedExperiment:
     """Return the experiment that a workdir was made with; reading it executes no code.
 
     Raises:
@@ -44,11 +44,11 @@ def read_experiment(workdir: Workdir) -> Experiment:
             f"{workdir.config}: expected an experiment as kd_jax writes it. Move the file away or choose another "
             "--workdir."
         )
-    return experiment
+    return as_resolved(experiment)
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: Workdir, experiment: Experiment, writer: tuple[int, int] | None = None) -> Iterator[None]:
+def lock_workdir(workdir: Workdir, experiment: ResolvedExperiment, writer: tuple[int, int] | None = None) -> Iterator[None]:
     """Hold the workdir's lock for the block, and write experiment.json at its end.
 
     A new workdir's experiment.json is written at the start too. An existing one is replaced at the end only: a

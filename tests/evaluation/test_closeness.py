@@ -14,7 +14,7 @@ from kd_jax.evaluation.closeness import (
     compare_cached,
     compare_cached_step,
     compare_step,
-    means,
+    mean_metrics,
 )
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.signals.topk import TopK
@@ -160,7 +160,7 @@ def test_a_whole_cache_has_no_error():
 
 def test_means_are_each_sum_by_its_weight_and_the_calibration_error_of_the_bins():
     bins = Sum(np.asarray([1.0, -2.0]), np.asarray([4, 6]))
-    said = means({"kl_to_teacher": Sum(np.float32(3), np.int32(4)), "calibration_error": bins})
+    said = mean_metrics({"kl_to_teacher": Sum(np.float32(3), np.int32(4)), "calibration_error": bins})
     assert said == {"kl_to_teacher": 0.75, "calibration_error": 0.3}
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.faults.pipeline import start
-from tests.faults.test_kills import PATIENCE, SHORT, assert_same
+from tests.faults.test_kills import PATIENCE, SHORT, assert_same_run
 from tests.helpers.bucket import S3, Bucket
 
 KINDS = {"gs": (Bucket, ["gcsfs"]), "s3": (S3, ["s3fs", "moto"])}  # protocol -> what stands for it, what that needs
@@ -84,7 +84,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, command, whole, tmp_path
     process, path = whole
     process.join(PATIENCE)
     assert process.exitcode == 0
-    assert_same(tmp_path / "copy", path, command)
+    assert_same_run(tmp_path / "copy", path, command)
 
 
 def test_a_finished_phase_is_known_and_a_changed_object_is_noticed(bucket, command, tmp_path):

@@ -1,12 +1,11 @@
-"""A whole run that is killed again and again, in every phase, is the run that was never stopped."""
+"""A run that is killed at a commit point of every phase, and resumed, equals the run that was never stopped."""
 
 import json
 import os
-import random
 import re
 import resource
+import shutil
 import signal
-import time
 
 import chex
 import jax
@@ -14,101 +13,135 @@ import numpy as np
 import pytest
 
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.cli.overrides import apply_overrides
+from kd_jax.cli.resolve import apply_overrides
+from kd_jax.phases import cache, prepare, report
 from kd_jax.training.model import load_trained
-from tests.faults.pipeline import start
+from tests.faults.pipeline import Stop, start
 
 STUDENTS = ("student_scratch", "student_init", "student_kd")
 SHORT = ["--backend jit --evaluation.bootstrap 10 --evaluation.speed-texts 1"]
 for recipe, steps, each in (("teacher", 24, 6), *((f"students.{name}", 12, 4) for name in STUDENTS)):
     field = f"--{recipe}.training"
     SHORT += [f"{field}.steps {steps} {field}.eval-every {each} {field}.optimizer.warmup 2"]
-# Folder -> how often a run is stopped while it is made.
-KILLS = {"data": 2, "teacher": 3, "cache/topk": 2, "students/student_scratch": 2, "students/student_init": 2}
-KILLS |= {"students/student_kd": 2, "evaluation": 3, "report": 1}
-WARNINGS = {"teacher": 2, "cache/topk": 1, "students/student_kd": 2, "evaluation": 1}
-VARY = ("seconds", "per_second", "bytes", "speed")  # from run to run; orbax compresses as it comes
+# In the order of the phases: every run gets as far as the next one.
+KILLS = [
+    Stop("/data/train.index.json"),
+    Stop("/data/manifest.json", committed=True),
+    Stop("/teacher/checkpoints/12"),
+    Stop("/teacher/checkpoints/18", committed=True),
+    Stop("/teacher/manifest.json"),
+    Stop("/cache/topk/records.index.json"),
+    Stop("/students/student_init/checkpoints/8", committed=True),
+    Stop("/students/student_kd/checkpoints/8"),
+    Stop("/evaluation/student_init.json"),
+    Stop("/evaluation/manifest.json"),
+    Stop("/report/report.json", committed=True),
+]
+SIGTERMS = [
+    Stop("/data/train.index.json", signal.SIGTERM),
+    Stop("/teacher/checkpoints/6", signal.SIGTERM, committed=True),
+    Stop("/students/student_kd/checkpoints/4", signal.SIGTERM, committed=True),
+    Stop("/evaluation/student_init.json", signal.SIGTERM),
+]
+VARY = ("seconds", "per_second", "bytes", "speed")  # from run to run; orbax compresses chunks as they come
 PATIENCE = 600  # seconds, on a busy machine
 
 
-@pytest.fixture(scope="module", params=["smoke", "smoke_lm"])
+@pytest.fixture(scope="module", params=["smoke", pytest.param("smoke_lm", marks=pytest.mark.extended)])
 def command(request, root):
     return [str(root / f"experiments/configs/{request.param}.py"), *" ".join(SHORT).split()]
 
 
 @pytest.fixture(scope="module")
-def whole(command, tmp_path_factory):
+def uninterrupted(command, tmp_path_factory):
     """The workdir of a run that was never stopped."""
-    path = tmp_path_factory.mktemp("whole") / "work"
-    assert finish(command, path) == 0
+    path = tmp_path_factory.mktemp("uninterrupted") / "work"
+    assert run_until(command, path) == 0
     return path
 
 
-def finish(command, path):
-    process = start(["run", *command, "--workdir", str(path)], path.with_suffix(".log"))
+def run_until(command, path, stop=None):
+    """Return the exit code of a run, which may stop itself at a commit."""
+    process = start(["run", *command, "--workdir", str(path)], path.with_suffix(".log"), stop=stop)
     process.join(PATIENCE)
     return process.exitcode
 
 
-def stopped(command, whole, path, times, number):
-    """How often a run was stopped by signal `number`: at moments by chance, while each folder is made."""
-    chance, stops = random.Random(f"{command[0]} {number}"), 0
-    for folder, often in times.items():
-        seconds = json.loads((whole / folder / "manifest.json").read_text())["seconds"]  # most of them to compile
-        for _ in range(often):
-            process = start(["run", *command, "--workdir", str(path)], path.with_suffix(".log"))
-            wait_for(path, folder, process)
-            process.join(chance.uniform(0, 0.25 * seconds))
-            if process.exitcode is None:
-                os.kill(process.pid, number)
-                process.join(PATIENCE)
-                stops += 1
-                assert process.exitcode == (-number if number == signal.SIGKILL else 0)
-    return stops
+def test_killed_at_a_commit_of_every_phase(command, uninterrupted, tmp_path):
+    for stop in KILLS:
+        assert run_until(command, tmp_path / "work", stop) == -signal.SIGKILL, stop
+    assert run_until(command, tmp_path / "work") == 0
+    assert_same_run(tmp_path / "work", uninterrupted, command)
 
 
-def test_killed_at_15_moments(command, whole, tmp_path):
-    kills = stopped(command, whole, tmp_path / "work", KILLS, signal.SIGKILL)
-    print(f"{kills} kills")
-    assert kills >= 15  # of 17: of what is compiled already, the last may come too late
-    assert finish(command, tmp_path / "work") == 0
-    assert_same(tmp_path / "work", whole, command)
+def test_sigterm_leaves_a_run_to_resume(command, uninterrupted, tmp_path):
+    for count, stop in enumerate(SIGTERMS, start=1):
+        assert run_until(command, tmp_path / "work", stop) == 0, stop
+        assert not (tmp_path / "work/report/manifest.json").exists()
+        assert (tmp_path / "work.log").read_text().count("stopped by SIGTERM") == count
+    assert run_until(command, tmp_path / "work") == 0
+    assert_same_run(tmp_path / "work", uninterrupted, command)
 
 
-def test_asked_to_stop_it_says_how_to_go_on(command, whole, tmp_path):
-    stops = stopped(command, whole, tmp_path / "work", WARNINGS, signal.SIGTERM)
-    said = (tmp_path / "work.log").read_text()
-    assert stops >= 5 and said.count("stopped by SIGTERM; the same command goes on from here") == stops
-    assert finish(command, tmp_path / "work") == 0
-    assert_same(tmp_path / "work", whole, command)
+class Killed(BaseException):
+    """Raised at a commit in place of a signal."""
 
 
-def wait_for(path, folder, process):
-    """Until the process holds the workdir, from when on it hears that it is asked to stop, and the folder is begun."""
-    lock, inputs, began = path / ".kd_jax.lock", path / folder / "inputs.json", time.monotonic()
-    while not (inputs.exists() and lock.read_text() == f"{process.pid}\n") and process.is_alive():
-        assert time.monotonic() < began + PATIENCE, folder
-        time.sleep(0.002)
+@pytest.mark.parametrize(
+    "phase, folder", [(prepare, "data"), (cache, "cache"), (report, "report")], ids=["prepare", "cache", "report"]
+)
+def test_killed_at_each_commit(phase, folder, uninterrupted, command, tmp_path, monkeypatch):
+    """In process: each attempt commits one more file than the one before, and dies."""
+    if "smoke_lm" in command[0]:
+        pytest.skip("the same code as for smoke")
+    experiment, path = apply_overrides(command[0], command[1:]), tmp_path / "work"
+    shutil.copytree(uninterrupted, path)
+    shutil.rmtree(path / folder)
+    replace, left = os.replace, 0
+
+    def dying(source, target):
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    for attempt in range(100):
+        left = 1
+        try:
+            phase.run(experiment=experiment, workdir=Workdir(path))
+        except Killed:
+            continue
+        break
+    assert attempt > 1
+    files = [file.relative_to(path) for file in (uninterrupted / folder).rglob("*") if file.is_file()]
+    same = [file for file in files if file.suffix in (".arrayrecord", ".npy", ".model", ".jsonl", ".md")]
+    assert same or folder == "report"
+    for file in [uninterrupted / folder / file.name for file in same]:
+        ours = path / file.relative_to(uninterrupted)
+        assert ours.read_bytes() == file.read_bytes(), file
 
 
-def assert_same(path, whole, command):
-    """Parameters, caches and predictions to the bit; figures too, but those of time."""
-    for record in whole.glob("**/*.arrayrecord"):
-        assert (path / record.relative_to(whole)).read_bytes() == record.read_bytes(), record
+def assert_same_run(path, uninterrupted, command):
+    """Parameters, caches and predictions are equal to the bit, and all figures but those of time."""
+    for record in uninterrupted.glob("**/*.arrayrecord"):
+        assert (path / record.relative_to(uninterrupted)).read_bytes() == record.read_bytes(), record
     experiment = apply_overrides(command[0], command[1:])
     for name in ("teacher", *STUDENTS):
-        params = [jax.device_get(load_trained(experiment, Workdir(run), name)[1]) for run in (path, whole)]
+        params = [jax.device_get(load_trained(experiment, Workdir(run), name)[1]) for run in (path, uninterrupted)]
         chex.assert_trees_all_equal(*params)
-        assert (path / f"evaluation/{name}.jsonl").read_bytes() == (whole / f"evaluation/{name}.jsonl").read_bytes()
-        figures = [json.loads((run / f"evaluation/{name}.json").read_text()) for run in (path, whole)]
+        texts = [(run / f"evaluation/{name}.jsonl").read_bytes() for run in (path, uninterrupted)]
+        assert texts[0] == texts[1]
+        figures = [json.loads((run / f"evaluation/{name}.json").read_text()) for run in (path, uninterrupted)]
         steady = [{key: x for key, x in one.items() if not any(word in key for word in VARY)} for one in figures]
         assert steady[0] == steady[1]
-    for arrays in whole.glob("evaluation/*.npz"):
-        with np.load(arrays) as wanted, np.load(path / "evaluation" / arrays.name) as seen:
-            chex.assert_trees_all_equal(dict(seen), dict(wanted))
+    for arrays in uninterrupted.glob("evaluation/*.npz"):
+        with np.load(arrays) as expected, np.load(path / "evaluation" / arrays.name) as actual:
+            chex.assert_trees_all_equal(dict(actual), dict(expected))
 
 
-def test_a_disk_that_fills_is_one_line_and_all_that_was_there_is_whole(command, whole, tmp_path):
+def test_full_disk_is_one_line_and_loses_nothing(command, uninterrupted, tmp_path):
     """Files may not grow beyond so many kibibytes: the tokeniser's, then a checkpoint's, then the cache's do."""
     path = tmp_path / "work"
     for phase, kibibytes in (("run", 96), ("prepare", 0), ("run", 100), ("teacher", 0), ("run", 300)):
@@ -116,11 +149,11 @@ def test_a_disk_that_fills_is_one_line_and_all_that_was_there_is_whole(command, 
         log.unlink(missing_ok=True)
         process = start([phase, *command, "--workdir", str(path)], log, 1024 * kibibytes or resource.RLIM_INFINITY)
         process.join(PATIENCE)
-        said = log.read_text()
+        output = log.read_text()
         if kibibytes:
-            assert process.exitcode == 2 and not re.search('File ".*/kd_jax/', said), said
-            assert "error: File too large (" in said.splitlines()[-1]
+            assert process.exitcode == 2 and not re.search('File ".*/kd_jax/', output), output
+            assert "error: File too large (" in output.splitlines()[-1]
         else:
             assert process.exitcode == 0
-    assert finish(command, path) == 0
-    assert_same(path, whole, command)
+    assert run_until(command, path) == 0
+    assert_same_run(path, uninterrupted, command)
