@@ -8,7 +8,7 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.decoding import text
 from kd_jax.errors import KdError
 from kd_jax.evaluation.closeness import compare_cached_step, compare_step, negative_log_likelihood, student_metrics_step
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture, Model
 from kd_jax.models.int8 import Int8, quantize
 from kd_jax.runtime.devices import Devices
@@ -39,7 +39,7 @@ class Candidate(NamedTuple):
         return Candidate(name, self.trained_name, Int8(self.architecture), quantize(self.params))
 
 
-def load_candidates(experiment: Experiment, workdir: Workdir) -> list[Candidate]:
+def load_candidates(experiment: ResolvedExperiment, workdir: Workdir) -> list[Candidate]:
     """Load all trained models of a run, the teacher first, then those with int8 weights.
 
     Raises:
@@ -59,7 +59,7 @@ def load_candidates(experiment: Experiment, workdir: Workdir) -> list[Candidate]
     return [*models.values(), *(models[source].with_int8_weights(name) for name, source in in_int8.items())]
 
 
-def trained_models(experiment: Experiment, workdir: Workdir) -> list[str]:
+def trained_models(experiment: ResolvedExperiment, workdir: Workdir) -> list[str]:
     """Return the names of the models trained in this workdir: all but an imported teacher."""
     return [name for name in experiment.recipes if name != TEACHER or not workdir.teacher_is_imported]
 

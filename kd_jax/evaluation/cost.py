@@ -14,7 +14,7 @@ import numpy as np
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches import pipeline, store
 from kd_jax.batches.buckets import place
-from kd_jax.experiment import Experiment, Recipe
+from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.base import Model
@@ -225,7 +225,7 @@ def _of_draws(signal: Sampled, logits_NV: Array, key_N: Array) -> tuple[Array, A
     return (payload["counts"] > 0).sum(-1, dtype=jnp.float32), lost_N
 
 
-def step_costs(experiment: Experiment, teacher: Teacher, recipe: Recipe) -> list[StepCost]:
+def step_costs(experiment: ResolvedExperiment, teacher: Teacher, recipe: ResolvedRecipe) -> list[StepCost]:
     """One per way of teaching: the student's step on a batch of the longest bucket; cross-entropy alone first."""
     signal = TopK(k=min(32, teacher.vocab_size))
     ways: Mapping[str, Terms] = {
@@ -255,7 +255,7 @@ def step_costs(experiment: Experiment, teacher: Teacher, recipe: Recipe) -> list
     return costs
 
 
-def _batch(experiment: Experiment, teacher: Teacher, recipe: Recipe, signal: TopK) -> Batch:
+def _batch(experiment: ResolvedExperiment, teacher: Teacher, recipe: ResolvedRecipe, signal: TopK) -> Batch:
     """A batch of the longest bucket, with a payload of the right shape."""
     split, bucket = pipeline.Split(teacher.workdir.data, "train"), experiment.shapes[-1]
     layout = recipe.model.layout(teacher.data["start"])
@@ -268,7 +268,7 @@ def _batch(experiment: Experiment, teacher: Teacher, recipe: Recipe, signal: Top
     return batch._replace(payload={signal.name: payload})
 
 
-def _compiled(recipe: Recipe, terms: Terms, teacher: Teacher, batch: Batch) -> tuple[Any, tuple]:
+def _compiled(recipe: ResolvedRecipe, terms: Terms, teacher: Teacher, batch: Batch) -> tuple[Any, tuple]:
     """(the compiled step, its arguments); each way is handed only what it needs."""
     online, cached = needs_teacher(terms), any(term.signal and term.signal.origin == "cache" for term in terms.values())
     model = recipe.model.build(teacher.vocab_size)

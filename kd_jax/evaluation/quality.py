@@ -1,4 +1,4 @@
-"""What a model writes, how likely it holds the true texts, and how good that is by the task's metrics."""
+"""Generate texts, compute likelihoods, and score both by the task's metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -10,6 +10,7 @@ from kd_jax.artifacts.manifest import Folder, read_lines
 from kd_jax.batches.pipeline import EvalBatches, PromptBatches
 from kd_jax.decoding.text import to_text
 from kd_jax.evaluation.candidates import Candidate, Programs
+from kd_jax.evaluation.figures import MetricFigure
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.devices import Devices
 from kd_jax.tasks.base import Example, Task
@@ -17,34 +18,36 @@ from kd_jax.tasks.metrics import Metric, Outcome
 from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.types import Batch, Params
 
-Texts = Mapping[str, Sequence[str]]  # way of writing -> a text of every written example
-
 
 class EvalSet(NamedTuple):
-    """A split's examples, and those of them that texts are written for.
+    """A split's examples as text.
 
     Attributes:
-      examples: the split's, as text.
-      written: the numbers of those that texts are written for.
+      examples: of the split.
+      text_indices: ascending numbers of the examples that texts are generated for.
     """
 
     examples: Sequence[Example]
-    written: Sequence[int]
+    text_indices: Sequence[int]
 
     @classmethod
-    def of(cls, folder: Folder, split: str, count: int) -> "EvalSet":
-        """A prepared split's, `count` of them evenly spread; 0 for all."""
+    def load(cls, folder: Folder, split: str, count: int) -> "EvalSet":
+        """Read a prepared split; texts are generated for `count` evenly spaced examples, 0 for all."""
         examples = read_lines(folder.file(f"{split}.jsonl"))
         chosen = np.linspace(0, len(examples) - 1, min(count or len(examples), len(examples))).astype(int)
         return cls(examples, sorted(set(chosen.tolist())))
 
-    def outcome(self, task: Task, texts: Sequence[str]) -> Outcome:
-        """Of texts that were written, one for each of `written`."""
-        examples = [self.examples[i] for i in self.written]
+    def text_outcome(self, task: Task, texts: Sequence[str]) -> Outcome:
+        """Return the outcome of generated texts, one for each of `text_indices`."""
+        examples = [self.examples[i] for i in self.text_indices]
         return Outcome(examples, texts, [task.references_of(example) for example in examples])
 
+    def likelihood_outcome(self, task: Task, nll_N: np.ndarray, tokens_N: np.ndarray) -> Outcome:
+        """Return the outcome of likelihoods of all examples, without texts."""
+        return Outcome(self.examples, [], [task.references_of(example) for example in self.examples], nll_N, tokens_N)
 
-def texts(
+
+def generate_texts(
     candidate: Candidate,
     params: Params,
     programs: Programs,
@@ -53,27 +56,32 @@ def texts(
     tokenizer: Tokenizer,
     devices: Devices,
 ) -> dict[str, list[str]]:
-    """Way of writing -> the text that the model writes for every prompt, in their order.
+    """Generate a text for every prompt in every way of decoding.
 
     Args:
-      candidate, params: the model, and its parameters on the devices.
+      candidate: the model.
+      params: its parameters on the devices.
       programs: compiled functions.
-      batches: the prompts.
-      ways: such as ("greedy", "beam").
-      tokenizer, devices: the run's.
+      batches: prompts.
+      ways: of decoding, such as ("greedy", "beam").
+      tokenizer: of the run.
+      devices: of the run.
+
+    Returns:
+      Way -> texts in the order of the prompts.
     """
 
-    def write(numbers: np.ndarray, batch: Any) -> dict[str, list[tuple[int, str]]]:
+    def generate(indices: np.ndarray, batch: Any) -> dict[str, list[tuple[int, str]]]:
         prompts = devices.shard(batch)
         ids = {way: programs.write(candidate.architecture, way, devices)(params, prompts) for way in ways}
         rows = {way: devices.to_host(ids_BT) for way, ids_BT in ids.items()}
-        return {way: [(int(n), to_text(rows[way][b], tokenizer)) for b, n in enumerate(numbers)] for way in ways}
+        return {way: [(int(i), to_text(rows[way][b], tokenizer)) for b, i in enumerate(indices)] for way in ways}
 
-    parts = map_batches(f"write {candidate.name}", batches, write)
+    parts = map_batches(f"write {candidate.name}", batches, generate)
     return {way: [text for _, text in sorted(pair for part in parts for pair in part[way])] for way in ways}
 
 
-def likelihoods(
+def negative_log_likelihoods(
     candidate: Candidate,
     params: Params,
     programs: Programs,
@@ -81,95 +89,98 @@ def likelihoods(
     owners: np.ndarray,
     devices: Devices,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(nats, tokens) of every text example's targets that count: float64 and int64 [text examples].
+    """Compute (nats, tokens) of each text example's targets that count.
 
     Args:
-      candidate, params, programs, devices: as `texts`.
+      candidate, params, programs, devices: as in `generate_texts`.
       batches: the encoded examples.
-      owners: int [encoded examples], the text example that each is a part of.
+      owners: int [encoded examples], the number of the text example that each is a part of.
+
+    Returns:
+      float64 and int64 arrays [text examples].
     """
 
-    def nats(indices: np.ndarray, batch: Batch) -> tuple[list[int], list[float], list[int]]:
-        nll_B = devices.to_host(programs.likelihood(candidate.architecture, devices)(params, devices.shard(batch)))
-        count = len(indices)
+    def measure(indices: np.ndarray, batch: Batch) -> tuple[list[int], list[float], list[int]]:
+        program = programs.negative_log_likelihood(candidate.architecture, devices)
+        nll_B = devices.to_host(program(params, devices.shard(batch)))
+        count = len(indices)  # rows after these are padding
         return owners[indices].tolist(), nll_B[:count].tolist(), batch.mask_BT[:count].sum(-1).tolist()
 
     nll, tokens = np.zeros(owners.max() + 1), np.zeros(owners.max() + 1, np.int64)
-    for numbers, nll_B, tokens_B in map_batches(f"likelihood {candidate.name}", batches, nats):
+    for numbers, nll_B, tokens_B in map_batches(f"likelihood {candidate.name}", batches, measure):
         np.add.at(nll, numbers, nll_B)
         np.add.at(tokens, numbers, tokens_B)
     return nll, tokens
 
 
 def map_batches(title: str, batches: PromptBatches | EvalBatches, measure: Callable[[np.ndarray, Any], Any]) -> list:
-    """What is measured of every batch, in their order, under a bar; each host takes its share of the batches.
+    """Apply a function to every batch under a progress bar; several hosts share the batches.
 
     Args:
       title: of the bar.
-      batches: with their `plan` of (padded lengths, example numbers).
-      measure: (example numbers, batch) -> something JSON-able, if there are several hosts.
+      batches: with their `plan` of (padded length, example numbers).
+      measure: (example numbers, batch) -> a JSON-able value.
+
+    Returns:
+      The values in the order of the batches, on every host.
     """
-    here, of = hosts.process()
-    mine, parts = range(here, len(batches), of), []
-    with progress.bar(title, len(mine)) as bar:
-        for i in mine:
+    process = hosts.process()
+    own, values = range(process.index, len(batches), process.count), []
+    with progress.bar(title, len(own)) as bar:
+        for i in own:
             length, indices = batches.plan[i]
             with bar.meeting(length):
-                parts.append(measure(indices, batches[i]))
+                values.append(measure(indices, batches[i]))
             bar.advance(1)
-    return hosts.all_gather(parts)
+    return hosts.all_gather(values)
 
 
-def of_tokens(task: Task, measured: EvalSet, nll_N: np.ndarray, tokens_N: np.ndarray) -> Outcome:
-    """The likelihoods of all examples; no texts."""
-    references = [task.references_of(example) for example in measured.examples]
-    return Outcome(measured.examples, [], references, nll_N, tokens_N)
-
-
-def scores(
-    metrics: Sequence[Metric], written: Mapping[str, Outcome], tokens: Outcome | None, resamples: int
-) -> dict[str, Any]:
-    """The task's metrics, "NAME" and "NAME_ci"; of each further way of writing "NAME_WAY", for the first text metric.
+def score_metrics(
+    metrics: Sequence[Metric], texts: Mapping[str, Outcome], tokens: Outcome | None, resamples: int
+) -> dict[str, MetricFigure]:
+    """Score all metrics of a task, with 95% intervals; the first text metric also for the beam search.
 
     Args:
-      metrics: the task's.
-      written: way of writing -> what was written; the first is what the metrics are about.
-      tokens: the same examples with their likelihoods; None for what has none: metrics that read them are None.
+      metrics: of the task.
+      texts: way of decoding -> outcome; the metrics are about the first.
+      tokens: the outcome with likelihoods; None without any, which leaves metrics of tokens without a value.
       resamples: for the intervals.
     """
-    first, *others = written
-    figures: dict[str, Any] = {}
+    first = next(iter(texts.values()))
+    first_text_metric = next((metric.name for metric in metrics if metric.reads == "texts"), None)
+    figures: dict[str, MetricFigure] = {}
     for metric in metrics:
-        outcome = written[first] if metric.reads == "texts" else tokens
-        score = outcome and metric.score(outcome, resamples)
-        figures |= {metric.name: score and score.value, f"{metric.name}_ci": score and list(score.interval)}
-    beside = next((metric for metric in metrics if metric.reads == "texts"), None)
-    if beside:
-        figures |= {f"{beside.name}_{way}": beside.score(written[way], 0).value for way in others}
+        outcome = first if metric.reads == "texts" else tokens
+        if outcome is None:
+            figures[metric.name] = MetricFigure(None)
+            continue
+        score = metric.score(outcome, resamples)
+        beam = metric.score(texts["beam"], 0).value if "beam" in texts and metric.name == first_text_metric else None
+        figures[metric.name] = MetricFigure(score.value, score.interval, beam)
     return figures
 
 
-def side_by_side(task: Task, measured: EvalSet, written: Texts) -> list[dict[str, Any]]:
-    """One row for each written example: its number, source, reference, and what was written each way."""
+def text_rows(task: Task, eval_set: EvalSet, texts: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Return a JSON-able row for each generated text: "number", "source", "reference", and the text of each way."""
     rows = []
-    for place, number in enumerate(measured.written):
-        example = measured.examples[number]
+    for place, number in enumerate(eval_set.text_indices):
+        example = eval_set.examples[number]
         row = {"number": number, "source": task.prompt(example), "reference": task.references_of(example)[0]}
-        rows.append(row | {way: texts[place] for way, texts in written.items()})
+        rows.append(row | {way: generated[place] for way, generated in texts.items()})
     return rows
 
 
 def read_outcome(
-    task: Task, measured: EvalSet, folder: Folder, name: str, reads: Literal["texts", "tokens"]
+    task: Task, eval_set: EvalSet, folder: Folder, name: str, reads: Literal["texts", "tokens"]
 ) -> Outcome:
-    """What a finished evaluation left of a model: the texts of its first way of writing, or the likelihoods.
+    """Read a model's texts of the first way of decoding, or its likelihoods, from a finished evaluation.
 
     Raises:
-      KdError: if a file is missing or is not as it was written.
+      KdError: if a file is missing or modified.
     """
     if reads == "texts":
         rows = read_lines(folder.file(f"{name}.jsonl"))
-        written = measured._replace(written=[row["number"] for row in rows])
-        return written.outcome(task, [row[task.decoding.ways[0]] for row in rows])
+        with_texts = eval_set._replace(text_indices=[row["number"] for row in rows])
+        return with_texts.text_outcome(task, [row[task.decoding.ways[0]] for row in rows])
     arrays = files.read_arrays(folder.file(f"{name}.npz"))
-    return of_tokens(task, measured, arrays["nll"], arrays["tokens"])
+    return eval_set.likelihood_outcome(task, arrays["nll"], arrays["tokens"])

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.flops import TRAINING, flops_per_unit, count_full_workload
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.runtime.chips import Chip
@@ -63,7 +63,7 @@ def device_memory(compiled: Any) -> int:
     return together + memory.temp_size_in_bytes
 
 
-def model_flops(experiment: Experiment, name: str, vocab_size: int, portions: int) -> float:
+def model_flops(experiment: ResolvedExperiment, name: str, vocab_size: int, portions: int) -> float:
     """FLOPs that the networks need for the batch of `compile_ahead`, on all devices together; rows as if full."""
     whole = count_full_workload(longest_batch(experiment, name, vocab_size, portions))
     passes = [(TRAINING, experiment.recipes[name].model)]
@@ -74,7 +74,7 @@ def model_flops(experiment: Experiment, name: str, vocab_size: int, portions: in
     return sum(times * flops_per_unit(model, shapes(model)).times(whole) for times, model in models)
 
 
-def step_on_chips(experiment: Experiment, name: str, vocab_size: int, devices: MeshDevices, chip: Chip) -> dict[str, str]:
+def step_on_chips(experiment: ResolvedExperiment, name: str, vocab_size: int, devices: MeshDevices, chip: Chip) -> dict[str, str]:
     """Title -> what is to be said of a model's training step on each device, as text.
 
     Args:

@@ -1,9 +1,10 @@
-"""How fast models write: tokens a second, the models in turn on the same prompts."""
+"""Time decoding: candidates take turns on the same prompts."""
 
 import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.speculative import Side, Speculated, speculative
 from kd_jax.decoding.text import output_length
 from kd_jax.evaluation.candidates import Candidate, Programs
+from kd_jax.evaluation.figures import DecodingSpeed, DraftingFigures
 from kd_jax.experiment import Evaluation
 from kd_jax.runtime import progress
 from kd_jax.runtime.backends import make_devices
@@ -25,47 +27,74 @@ from kd_jax.types import Array, Inputs, Params
 REPEATS = 5
 
 
+class Timing(NamedTuple):
+    """Time to write the texts of some prompts.
+
+    Attributes:
+      seconds: until all are written.
+      tokens: written, end tokens included.
+    """
+
+    seconds: float
+    tokens: int
+
+
 def decoding_speeds(
     evaluation: Evaluation,
-    candidates: list[Candidate],
+    candidates: Sequence[Candidate],
     programs: Programs,
     prompts: Sequence[np.ndarray],
     widths: Sequence[int],
     tokenizer: Tokenizer,
     way: str,
     devices: Devices,
-) -> dict[str, dict[str, float]]:
-    """Tokens a second of every model, in batches and one prompt at a time.
+) -> dict[str, DecodingSpeed]:
+    """Time every candidate in batches and one prompt at a time.
 
-    The models take turns on the same prompts, those of the commonest padded length, after a first round that
-    compiles; medians over the repeats. The end of the text counts as a token.
+    The prompts are those of the most common padded length. A first round compiles and is not timed; the figures are
+    medians over REPEATS rounds. End tokens count.
 
     Args:
-      evaluation: how many prompts.
-      candidates, programs: the models, and their compiled functions.
-      prompts: token ids of each, int32 [P].
+      evaluation: batch size and number of prompts.
+      candidates: models.
+      programs: compiled functions.
+      prompts: int32 [P] token ids each.
       widths: padded lengths, ascending.
-      tokenizer: which says what decoding begins with.
-      way: how they are written.
-      devices: for batches; one prompt at a time runs on one.
+      tokenizer: of the run.
+      way: of decoding.
+      devices: for batches; one prompt at a time runs on one device.
+
+    Returns:
+      Candidate's name -> its speed.
     """
-    members = _of_the_commonest_length(prompts, widths)
-    figures: dict[str, dict[str, float]] = {candidate.name: {} for candidate in candidates}
-    for suffix, where, size, count in (
-        ("", devices, evaluation.batch_size, 4 * evaluation.batch_size),
-        ("_single", make_devices("jit"), 1, evaluation.speed_texts),
-    ):
-        chosen = members[:count]
+    indices = _most_common_width(prompts, widths)
+
+    def timings(title: str, devices: Devices, batch_size: int, chosen: np.ndarray) -> dict[str, Timing]:
         calls = {}
         for candidate in candidates:
             layout = candidate.architecture.layout(tokenizer.start, tokenizer.forced_prefix)
-            batches = PromptBatches([prompts[i] for i in chosen], layout, widths, size, where.count, chosen)
-            write, params = programs.write(candidate.architecture, way, where), programs.put(candidate, where)
-            calls[candidate.name] = functools.partial(_timed, write, params, list(map(where.cut, batches)), where)
-        for name, (seconds, tokens) in _medians(calls, f"time{suffix.replace('_', ' ')} decoding").items():
-            figures[name][f"decode_tokens_per_second{suffix}"] = tokens / seconds
-            figures[name][f"decode_texts_per_second{suffix}"] = len(chosen) / seconds
-    return figures
+            batches = PromptBatches([prompts[i] for i in chosen], layout, widths, batch_size, devices.count, chosen)
+            calls[candidate.name] = functools.partial(
+                _time_once,
+                programs.write(candidate.architecture, way, devices),
+                programs.replicate_params(candidate, devices),
+                [devices.shard(batch) for batch in batches],
+                devices,
+            )
+        return _median_timings(calls, title)
+
+    in_batches, single = indices[: 4 * evaluation.batch_size], indices[: evaluation.speed_texts]
+    batch_timings = timings("time decoding", devices, evaluation.batch_size, in_batches)
+    single_timings = timings("time single decoding", make_devices("jit"), 1, single)
+    return {
+        name: DecodingSpeed(
+            decode_tokens_per_second=batch_timings[name].tokens / batch_timings[name].seconds,
+            decode_texts_per_second=len(in_batches) / batch_timings[name].seconds,
+            decode_tokens_per_second_single=single_timings[name].tokens / single_timings[name].seconds,
+            decode_texts_per_second_single=len(single) / single_timings[name].seconds,
+        )
+        for name in batch_timings
+    }
 
 
 def drafting_speed(
@@ -76,79 +105,81 @@ def drafting_speed(
     widths: Sequence[int],
     tokenizer: Tokenizer,
     decoding: Decoding,
-) -> dict[str, float]:
-    """How fast the teacher writes its own greedy texts from a student's drafts, one prompt at a time.
+) -> DraftingFigures:
+    """Time the teacher's greedy decoding with a student's drafts, one prompt at a time.
+
+    With and without drafts take turns on the same prompts; the figures are medians.
 
     Args:
-      evaluation: tokens drafted a round, and how many prompts.
-      teacher, student: of one family.
-      prompts, widths, tokenizer: as `decoding_speeds`.
-      decoding: how long a text may be.
-
-    Returns:
-      "draft_tokens" of a round; "draft_acceptance", accepted over drafted tokens; "draft_tokens_per_second"; and
-      "draft_speedup", the teacher's seconds alone over those with drafts, in turn on the same prompts, medians.
+      evaluation: tokens drafted a round, and number of prompts.
+      teacher, student: of one model family.
+      prompts, widths, tokenizer: as in `decoding_speeds`.
+      decoding: maximum length of a text.
     """
-    where = make_devices("jit")
-    chosen = _of_the_commonest_length(prompts, widths)[: evaluation.speed_texts]
+    devices = make_devices("jit")
+    indices = _most_common_width(prompts, widths)[: evaluation.speed_texts]
     layout = teacher.architecture.layout(tokenizer.start, tokenizer.forced_prefix)
-    batches = list(map(where.cut, PromptBatches([prompts[i] for i in chosen], layout, widths, 1, 1, chosen)))
-    length = min(output_length(decoding, one.architecture, batches[0]) for one in (teacher, student))
-    ends = {"eos": tokenizer.eos, "length": length}
-    models = [
-        suppress(one.architecture.build(tokenizer.vocab_size), tokenizer.suppress_tokens) for one in (teacher, student)
-    ]
+    prompt_batches = PromptBatches([prompts[i] for i in indices], layout, widths, 1, 1, indices)
+    batches = [devices.shard(batch) for batch in prompt_batches]
+    eos, drafts = tokenizer.eos, evaluation.draft
+    length = min(output_length(decoding, model.architecture, batches[0]) for model in (teacher, student))
+    teacher_model, student_model = (
+        suppress(model.architecture.build(tokenizer.vocab_size), tokenizer.suppress_tokens)
+        for model in (teacher, student)
+    )
 
-    def alone(params: tuple[Params, Params], inputs: Inputs) -> Array:
-        return greedy(models[0], params[0], inputs, **ends)
+    def without_drafts(params: tuple[Params, Params], inputs: Inputs) -> Array:
+        return greedy(teacher_model, params[0], inputs, eos=eos, length=length)
 
-    def drafted(params: tuple[Params, Params], inputs: Inputs) -> Speculated:
-        sides = map(Side, models, params)
-        return speculative(*sides, inputs, drafts=evaluation.draft, **ends)
+    def with_drafts(params: tuple[Params, Params], inputs: Inputs) -> Speculated:
+        sides = Side(teacher_model, params[0]), Side(student_model, params[1])
+        return speculative(*sides, inputs, eos=eos, length=length, drafts=drafts)
 
-    params = where.replicate((teacher.params, student.params))
-    write = where.compile(drafted)
+    params = devices.replicate((teacher.params, student.params))
+    write = devices.compile(with_drafts)
     calls = {
-        "the teacher alone": functools.partial(_timed, where.compile(alone), params, batches, where),
-        "with drafts": functools.partial(_timed, lambda *both: write(*both).ids_BT, params, batches, where),
+        "without drafts": functools.partial(_time_once, devices.compile(without_drafts), params, batches, devices),
+        "with drafts": functools.partial(_time_once, lambda *args: write(*args).ids_BT, params, batches, devices),
     }
-    (alone_seconds, _), (seconds, tokens) = _medians(calls, "time speculative decoding").values()
-    rounds = [jax.device_get(write(params, batch)) for batch in batches]
-    drafted_tokens, accepted = (sum(int(one[i].sum()) for one in rounds) for i in (1, 2))
-    return {
-        "draft_tokens": evaluation.draft,
-        "draft_acceptance": accepted / max(drafted_tokens, 1),
-        "draft_tokens_per_second": tokens / seconds,
-        "draft_speedup": alone_seconds / seconds,
-    }
+    timings = _median_timings(calls, "time speculative decoding")
+    texts: list[Speculated] = [jax.device_get(write(params, batch)) for batch in batches]
+    drafted = sum(int(text.drafted_B.sum()) for text in texts)
+    accepted = sum(int(text.accepted_B.sum()) for text in texts)
+    seconds, tokens = timings["with drafts"]
+    return DraftingFigures(
+        draft_tokens=drafts,
+        draft_acceptance=accepted / max(drafted, 1),
+        draft_tokens_per_second=tokens / seconds,
+        draft_speedup=timings["without drafts"].seconds / seconds,
+    )
 
 
-def _of_the_commonest_length(prompts: Sequence[np.ndarray], widths: Sequence[int]) -> np.ndarray:
-    """The places of the prompts whose padded length most have."""
+def _most_common_width(prompts: Sequence[np.ndarray], widths: Sequence[int]) -> np.ndarray:
+    """Return the indices of the prompts whose padded length is the most common one."""
     places = np.searchsorted(widths, [len(prompt) for prompt in prompts])
-    commonest = np.bincount(places, minlength=len(widths))[: len(widths)].argmax()
-    return np.flatnonzero(places == commonest)
+    most_common = np.bincount(places, minlength=len(widths))[: len(widths)].argmax()
+    return np.flatnonzero(places == most_common)
 
 
-def _medians(calls: dict[str, Callable[[], tuple[float, int]]], title: str) -> dict[str, tuple[float, int]]:
-    """Name -> (median seconds of the calls in turn, tokens)."""
+def _median_timings(calls: Mapping[str, Callable[[], Timing]], title: str) -> dict[str, Timing]:
+    """Return each call's median seconds over REPEATS rounds, after a first round that compiles."""
     with progress.bar(title, (REPEATS + 1) * len(calls)) as bar:
-        rounds = []
+        rounds: list[dict[str, Timing]] = []
         for _ in range(REPEATS + 1):
             rounds.append({})
             for name, call in calls.items():
                 with bar.meeting(name):
                     rounds[-1][name] = call()
                 bar.advance(1)
-    # The first round compiled.
     return {
-        name: (statistics.median(one[name][0] for one in rounds[1:]), tokens) for name, (_, tokens) in rounds[0].items()
+        name: Timing(statistics.median(timed[name].seconds for timed in rounds[1:]), first.tokens)
+        for name, first in rounds[0].items()
     }
 
 
-def _timed(write: Callable, params: Params, prompts: list[Inputs], devices: Devices) -> tuple[float, int]:
-    """(seconds until all prompts are answered, tokens written)."""
+def _time_once(write: Callable, params: Params, batches: Sequence[Inputs], devices: Devices) -> Timing:
+    """Time writing the texts of all prompts once."""
     began = time.perf_counter()
-    written = jax.block_until_ready([write(params, batch) for batch in prompts])
+    texts = jax.block_until_ready([write(params, batch) for batch in batches])
     seconds = time.perf_counter() - began
-    return seconds, sum(int((devices.to_host(ids) != NO_TOKEN).sum()) for ids in written)
+    return Timing(seconds, sum(int((devices.to_host(ids) != NO_TOKEN).sum()) for ids in texts))

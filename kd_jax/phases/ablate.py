@@ -15,7 +15,7 @@ from kd_jax.artifacts.manifest import IMPORT_PHASE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
 from kd_jax.evaluation.quality import EvalSet, read_outcome
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
 from kd_jax.reporting import ablation, page, paired, plots
 from kd_jax.reporting import verdict as words
@@ -27,7 +27,7 @@ SHOWN = ("name", "label", "higher_is_better", "digits", "signature")
 
 
 def run(
-    experiment: Experiment, workdir: Workdir, seeds: Sequence[int], metrics: Sequence[Metric], force: bool = False
+    experiment: ResolvedExperiment, workdir: Workdir, seeds: Sequence[int], metrics: Sequence[Metric], force: bool = False
 ) -> None:
     """Runs what is missing of workdir/seedN for each seed, then writes workdir/ablation.
 
@@ -66,7 +66,7 @@ def run(
     progress.print_result(f"\nablation: {folder.path / 'report.html'} (and report.md, ablation.json)")
 
 
-def run_seed(experiment: Experiment, workdir: Workdir, force: bool) -> None:
+def run_seed(experiment: ResolvedExperiment, workdir: Workdir, force: bool) -> None:
     """All phases, each skipped where it is done.
 
     In this process: the compiled programs on disk serve the next seed too, and those in memory are let go.
@@ -79,7 +79,7 @@ def run_seed(experiment: Experiment, workdir: Workdir, force: bool) -> None:
 
 
 def read(
-    experiment: Experiment, workdirs: Sequence[Workdir], seeds: Sequence[int], metrics: Sequence[Metric]
+    experiment: ResolvedExperiment, workdirs: Sequence[Workdir], seeds: Sequence[int], metrics: Sequence[Metric]
 ) -> dict[str, Any]:
     """Figures, and differences from the controls, from what the runs left."""
     reports = [manifest.read_json(workdir.report.file("report.json")) for workdir in workdirs]
@@ -116,7 +116,7 @@ def by_seed(reports: Sequence[Mapping[str, Any]], kind: str, name: str, keys: It
 
 
 def all_scores(
-    experiment: Experiment, workdirs: Sequence[Workdir], metrics: Sequence[Metric]
+    experiment: ResolvedExperiment, workdirs: Sequence[Workdir], metrics: Sequence[Metric]
 ) -> dict[str, dict[str, Scores]]:
     """Metric -> model -> its scores, from the texts and the likelihoods that the evaluations left."""
     task, evaluation = experiment.task, experiment.evaluation
@@ -133,7 +133,7 @@ def all_scores(
     return scores
 
 
-def against_controls(experiment: Experiment, scores: Mapping[str, Scores], metric: Metric) -> dict[str, dict[str, Any]]:
+def against_controls(experiment: ResolvedExperiment, scores: Mapping[str, Scores], metric: Metric) -> dict[str, dict[str, Any]]:
     """Control -> every other student that is its equal in network and training -> the difference from it."""
     equals = {
         control: [

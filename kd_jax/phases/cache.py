@@ -2,7 +2,7 @@
 
 from kd_jax.artifacts.manifest import IMPORT_PHASE
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.experiment import Experiment, required_signals, targets_name
+from kd_jax.experiment import ResolvedExperiment, required_signals, targets_name
 from kd_jax.runtime import progress
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.teacher import Teacher
@@ -11,7 +11,7 @@ from kd_jax.teaching.pseudo_targets import write_targets
 from kd_jax.teaching.signal_cache import write_signal
 
 
-def run(experiment: Experiment, workdir: Workdir, force: bool = False, writer: tuple[int, int] | None = None) -> None:
+def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, writer: tuple[int, int] | None = None) -> None:
     """Writes what the students' terms and targets, and offline evaluation, want of the teacher.
 
     Record i belongs to example i and carries its digest. Students that want less of the same signal (a

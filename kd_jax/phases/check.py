@@ -7,7 +7,7 @@ import numpy as np
 
 from kd_jax.config import is_count
 from kd_jax.errors import KdError
-from kd_jax.experiment import Evaluation, Experiment, Recipe
+from kd_jax.experiment import Evaluation, ResolvedExperiment, ResolvedRecipe
 from kd_jax.models.base import Architecture
 from kd_jax.models.int8 import Int8
 from kd_jax.objective import check as objective
@@ -19,7 +19,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 TAKEN = {"teacher", "manifest", "inputs", "baselines", "number", "source", "reference"}
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: ResolvedExperiment) -> None:
     """Raises KdError naming the field, the value and what is wanted."""
     check_names(experiment.students)
     check_buckets(experiment)
@@ -44,7 +44,7 @@ def check(experiment: Experiment) -> None:
             raise KdError(f"{name}: {error}") from error
 
 
-def check_names(students: Mapping[str, Recipe]) -> None:
+def check_names(students: Mapping[str, ResolvedRecipe]) -> None:
     """A student's name is the name of a folder, of files and of a column."""
     for name in students:
         if not NAME.fullmatch(name):
@@ -55,7 +55,7 @@ def check_names(students: Mapping[str, Recipe]) -> None:
             raise KdError(f"students: {name!r} is taken; wanted another name than {', '.join(sorted(TAKEN))}")
 
 
-def check_buckets(experiment: Experiment) -> None:
+def check_buckets(experiment: ResolvedExperiment) -> None:
     """Lengths ascend, each prompt bucket beside a completion bucket."""
     for field in ("buckets", "prompt_buckets"):
         lengths = vars(experiment)[field]
@@ -81,7 +81,7 @@ def check_evaluation(evaluation: Evaluation) -> None:
             raise KdError(f"evaluation.{field}: {value}; wanted a whole number of at least {smallest}")
 
 
-def check_int8(experiment: Experiment) -> None:
+def check_int8(experiment: ResolvedExperiment) -> None:
     """What is measured with int8 weights is there, and the name that it is measured under is not."""
     for name, of in experiment.evaluation.in_int8.items():
         if of not in experiment.recipes:
@@ -91,7 +91,7 @@ def check_int8(experiment: Experiment) -> None:
         Int8(experiment.recipes[of].model).check()
 
 
-def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
+def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None:
     """A model's shape, training, objective, start and targets."""
     training, teacher = recipe.training, experiment.teacher
     for field in ("steps", "tokens_per_batch", "microbatches", "eval_every"):
@@ -127,7 +127,7 @@ def check_recipe(recipe: Recipe, experiment: Experiment) -> None:
     recipe.init.check(teacher.model, recipe.model)
 
 
-def check_pretrained(recipe: Recipe, experiment: Experiment) -> None:
+def check_pretrained(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None:
     """A pretrained model knows its own tokens alone, and too few bits for small updates are not trained."""
     if not experiment.tokenizer.pretrained:
         raise KdError("init: FromHuggingFace; wanted tokenizer=HuggingFaceTokenizer, whose tokens the model knows")
@@ -138,7 +138,7 @@ def check_pretrained(recipe: Recipe, experiment: Experiment) -> None:
         )
 
 
-def check_served(model: Architecture, experiment: Experiment) -> None:
+def check_served(model: Architecture, experiment: ResolvedExperiment) -> None:
     """The family can do the task, and every bucket has a place in its positions."""
     task = experiment.task
     if model.family not in task.families:

@@ -12,14 +12,14 @@ from kd_jax import config
 from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.buckets import place
-from kd_jax.batches.layouts import EachLayout, Layout
+from kd_jax.batches.layouts import JointLayout, Layout
 from kd_jax.batches.pipeline import EvalBatches, PromptBatches, Split
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.evaluation import closeness, quality
 from kd_jax.evaluation.candidates import Candidate, Programs, load_candidates
 from kd_jax.evaluation.speed import decoding_speeds, drafting_speed
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.reporting import verdict
 from kd_jax.runtime import hosts, progress
@@ -41,7 +41,7 @@ FROM_TRAINING = (
 class Setting(NamedTuple):
     """What every model is measured with: the run, its compiled functions, the split as ids and as text."""
 
-    experiment: Experiment
+    experiment: ResolvedExperiment
     workdir: Workdir
     programs: Programs
     split: Split
@@ -51,7 +51,7 @@ class Setting(NamedTuple):
     devices: Devices
 
 
-def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
+def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -> None:
     """Leaves MODEL.json with each model's figures, MODEL.jsonl with its texts, and the baselines' figures.
 
     Raises:
@@ -91,7 +91,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
     folder.finish({"models": list(figures)}, time.perf_counter() - began)
 
 
-def _setting(experiment: Experiment, workdir: Workdir) -> Setting:
+def _setting(experiment: ResolvedExperiment, workdir: Workdir) -> Setting:
     data, evaluation, task = workdir.data, experiment.evaluation, experiment.task
     split, tokenizer = Split(data, evaluation.split), tokenizers.load(experiment.tokenizer, data)
     measured = quality.EvalSet.load(data, evaluation.split, evaluation.texts)
@@ -173,14 +173,14 @@ def _layout(setting: Setting, architecture: Architecture) -> Layout:
     return architecture.layout(setting.tokenizer.start, setting.tokenizer.forced_prefix)
 
 
-def _batches(setting: Setting, layout: Layout | EachLayout) -> EvalBatches:
+def _batches(setting: Setting, layout: Layout | JointLayout) -> EvalBatches:
     """The split in rows of a layout."""
     experiment = setting.experiment
     size, count = experiment.evaluation.batch_size, setting.devices.count
     return EvalBatches(setting.split, layout, experiment.shapes, size, count)
 
 
-def _inputs(experiment: Experiment, workdir: Workdir) -> dict[str, Any]:
+def _inputs(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, Any]:
     """What decides the figures."""
     data, evaluation = workdir.data.outputs(), experiment.evaluation
     digests = {name: workdir.model(name).outputs()["digest"] for name in experiment.recipes}
@@ -200,7 +200,7 @@ def _closeness(setting: Setting, candidate: Candidate, teacher_params: Params, p
     """A model's closeness to the teacher on the evaluated split; a student's also, "offline", from the cache."""
     architecture = candidate.architecture
     layouts = (_layout(setting, setting.experiment.teacher.model), _layout(setting, architecture))
-    batches = _batches(setting, EachLayout(layouts))
+    batches = _batches(setting, JointLayout(layouts))
     step = functools.partial(setting.programs.compare(architecture, setting.devices), (teacher_params, params))
     sums = _added(step, batches, setting.devices, f"compare {candidate.name}")
     figures = closeness.mean_metrics(sums) | _extent(setting, candidate)

@@ -16,7 +16,7 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.decoding import loader
 from kd_jax.decoding.exported import programs
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.models.huggingface.write import find_format, write
 from kd_jax.models.int8 import Int8, quantize
@@ -74,7 +74,7 @@ The digest of its parameters is {digest}; written as {form}.
 
 
 def run(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     workdir: Workdir,
     to: Path,
     model: str = "",
@@ -128,7 +128,7 @@ def run(
 
 
 def for_transformers(
-    to: Path, experiment: Experiment, architecture: Architecture, params: Params, tokenizer: Tokenizer, ids: Ids
+    to: Path, experiment: ResolvedExperiment, architecture: Architecture, params: Params, tokenizer: Tokenizer, ids: Ids
 ) -> None:
     """Weights and settings."""
     write(to, architecture, params, ids, tokenizer.vocab_size)
@@ -137,7 +137,7 @@ def for_transformers(
 
 
 def for_jax(
-    to: Path, experiment: Experiment, architecture: Architecture, params: Params, tokenizer: Tokenizer, ids: Ids
+    to: Path, experiment: ResolvedExperiment, architecture: Architecture, params: Params, tokenizer: Tokenizer, ids: Ids
 ) -> None:
     """Programs, parameters, and the file that runs them."""
     width = max(experiment.prompt_widths)
@@ -178,7 +178,7 @@ def forced_token_settings(tokenizer: Tokenizer) -> dict[str, Any]:
     return first | ({"bad_words_ids": [[i] for i in tokenizer.suppress_tokens]} if tokenizer.suppress_tokens else {})
 
 
-def card(experiment: Experiment, workdir: Workdir, name: str, form: str, format: str, options: str) -> str:
+def card(experiment: ResolvedExperiment, workdir: Workdir, name: str, form: str, format: str, options: str) -> str:
     """The model card: what it is, how it came to be, how good it is, how it is used."""
     folder, data, task = workdir.model(name), workdir.data.outputs(), experiment.task
     written_by = manifest.read_json(folder.path / "manifest.json")["versions"]

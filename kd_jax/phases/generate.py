@@ -13,18 +13,18 @@ import numpy as np
 
 from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.batches.buckets import LONGEST
+from kd_jax.batches.buckets import MAX_LENGTH
 from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE, PromptBatches
 from kd_jax.decoding import text
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.runtime.backends import make_devices
 from kd_jax.tasks.base import Decoding, Task
 from kd_jax.tokenizers import base as tokenizers
 
 
 
-def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapping[str, Any] | None = None) -> None:
+def run(experiment: ResolvedExperiment, workdir: Workdir, model: str = "", changes: Mapping[str, Any] | None = None) -> None:
     """Writes one line for every line read, in order; an empty line stays empty.
 
     Args:
@@ -48,7 +48,7 @@ def run(experiment: Experiment, workdir: Workdir, model: str = "", changes: Mapp
     parts = {"model": network, "architecture": architecture, "way": decoding.ways[-1], "decoding": decoding}
     step = devices.compile(functools.partial(text.write, **parts, eos=tokenizer.eos, suppress_tokens=tokenizer.suppress_tokens))
     layout = architecture.layout(tokenizer.start, tokenizer.forced_prefix)
-    most = min(architecture.context or LONGEST, LONGEST)
+    most = min(architecture.context or MAX_LENGTH, MAX_LENGTH)
     for numbered in waiting_lines(sys.stdin.buffer, f"{name}> "):
         lines = [(number, line) for number, line in numbered if line.strip()]
         prompts = [_encoded(experiment.task, tokenizer, number, line, most) for number, line in lines]
@@ -97,7 +97,7 @@ def _encoded(task: Task, tokenizer: tokenizers.Tokenizer, number: int, line: str
     return ids
 
 
-def named(experiment: Experiment, model: str) -> str:
+def named(experiment: ResolvedExperiment, model: str) -> str:
     """The model that is meant; raises KdError for another than there are."""
     name = model or default_model(experiment)
     if name not in experiment.recipes:
@@ -106,7 +106,7 @@ def named(experiment: Experiment, model: str) -> str:
     return name
 
 
-def default_model(experiment: Experiment) -> str:
+def default_model(experiment: ResolvedExperiment) -> str:
     """The distilled student of the comparison, else the last student, else the teacher."""
     if experiment.comparison:
         return experiment.comparison.distilled

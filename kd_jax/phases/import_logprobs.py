@@ -15,7 +15,7 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches import store
 from kd_jax.batches.pipeline import Split
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.runtime import progress
 from kd_jax.teaching.imported import audit
 from kd_jax.teaching.imported.base import LogprobSource, wanted_of, wanted_of_validation
@@ -25,7 +25,7 @@ from kd_jax.teaching.imported.readers.formats import FORMATS
 from kd_jax.tokenizers import base as tokenizers
 
 
-def run(experiment: Experiment, workdir: Workdir, files: Sequence[Path], source: LogprobSource, force: bool = False) -> None:
+def run(experiment: ResolvedExperiment, workdir: Workdir, files: Sequence[Path], source: LogprobSource, force: bool = False) -> None:
     """Leaves the signal caches that `cache` would leave, and workdir/teacher as the name of the teacher elsewhere.
 
     An audit is shown. The students then train without a trained teacher; `teacher` and `cache` have nothing to do.

@@ -11,7 +11,7 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
 from kd_jax.evaluation.cost import SAMPLE, signal_costs, step_costs
 from kd_jax.evaluation.roofline import step_on_chips
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.phases import prepare
 from kd_jax.runtime import progress
 from kd_jax.runtime.backends import as_mesh
@@ -35,7 +35,7 @@ Times: at the chip's peak in bfloat16, all three at once; no run is faster."""
 
 
 def run(
-    experiment: Experiment, workdir: Workdir | None, devices: int | None = None, kind: str = "", only: str = ""
+    experiment: ResolvedExperiment, workdir: Workdir | None, devices: int | None = None, kind: str = "", only: str = ""
 ) -> None:
     """Prints what a cache costs and keeps, or, where `devices` are given, what training does on so many of that kind.
 
@@ -48,7 +48,7 @@ def run(
         show_scale(experiment, workdir, as_mesh(experiment.backend, experiment.mesh, devices), kind, only)
 
 
-def show_scale(experiment: Experiment, workdir: Workdir | None, devices: MeshDevices, kind: str, only: str) -> None:
+def show_scale(experiment: ResolvedExperiment, workdir: Workdir | None, devices: MeshDevices, kind: str, only: str) -> None:
     """One table: each model's training step on the mesh, had it chips of that kind. Nothing is trained or prepared."""
     if only and only not in experiment.recipes:
         raise KdError(f"--only {only}: no such model; wanted one of {', '.join(experiment.recipes)}")
@@ -74,7 +74,7 @@ def show_scale(experiment: Experiment, workdir: Workdir | None, devices: MeshDev
         )
 
 
-def show_cache(experiment: Experiment, workdir: Workdir | None) -> None:
+def show_cache(experiment: ResolvedExperiment, workdir: Workdir | None) -> None:
     """Two tables: what a signal costs and keeps, and what a student's step costs with and without it.
 
     The workdir is left as it is: what it lacks is made in a temporary folder. Where the teacher is not trained

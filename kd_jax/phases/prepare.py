@@ -10,11 +10,11 @@ import numpy as np
 from kd_jax import config
 from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.batches.buckets import LONGEST
+from kd_jax.batches.buckets import MAX_LENGTH
 from kd_jax.batches.encode import Encoding, encode
 from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.runtime import progress
 from kd_jax.sources.splits import SPLITS, UNLABELLED, Splits, describe_leaks, remove_leaks
@@ -23,7 +23,7 @@ from kd_jax.tasks.base import Example, Task
 from kd_jax.tokenizers import base as tokenizers
 
 
-def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: Workers = IN_PROCESS) -> None:
+def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, workers: Workers = IN_PROCESS) -> None:
     """Leaves workdir/data: the tokeniser, the encoded splits, and the held-out text.
 
     What is whole of an earlier call that was stopped is gone on from; who does the work changes no byte.
@@ -71,7 +71,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False, workers: 
     progress.log(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder.path}")
 
 
-def check_splits(experiment: Experiment, splits: Splits) -> None:
+def check_splits(experiment: ResolvedExperiment, splits: Splits) -> None:
     """Raises KdError where a student's targets want a split that the source lacks."""
     for name, recipe in experiment.students.items():
         if recipe.targets:
@@ -81,7 +81,7 @@ def check_splits(experiment: Experiment, splits: Splits) -> None:
                 raise KdError(f"{name}: {error}") from error
 
 
-def inputs(experiment: Experiment) -> dict[str, Any]:
+def inputs(experiment: ResolvedExperiment) -> dict[str, Any]:
     """What decides the prepared data."""
     parts = {"source": experiment.source, "task": experiment.task, "tokenizer": experiment.tokenizer}
     flat = {key: value for name, part in parts.items() for key, value in config.flatten(part, name).items()}
@@ -91,7 +91,7 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
     return flat | {f"consumed.{path}": manifest.file_digest(path) for path in sources}
 
 
-def training_texts(experiment: Experiment, splits: Splits) -> Iterator[str]:
+def training_texts(experiment: ResolvedExperiment, splits: Splits) -> Iterator[str]:
     """What the tokeniser is made from: texts of the training examples, and of those without references."""
     task = experiment.task
     fields = {"train": task.text_fields()}
@@ -102,7 +102,7 @@ def training_texts(experiment: Experiment, splits: Splits) -> Iterator[str]:
         yield from example.values()
 
 
-def keep_text(experiment: Experiment, path: Path, split: str, examples: Sequence[Example]) -> None:
+def keep_text(experiment: ResolvedExperiment, path: Path, split: str, examples: Sequence[Example]) -> None:
     """Writes a held-out split's text beside its tokens; raises KdError if a model could not take an example whole."""
     task, owners_N = experiment.task, files.read_array(path / f"{split}.owners.npy")
     lengths = files.read_array(path / f"{split}.lengths.npy")
@@ -117,7 +117,7 @@ def refuse_endless(
 ) -> None:
     """Raises KdError, before any training, for a held-out example that a model could not take whole."""
     sizes_N = model.layout.sizes(lengths).max(-1)
-    worst, most = int(sizes_N.argmax()), min(model.context or LONGEST, LONGEST)
+    worst, most = int(sizes_N.argmax()), min(model.context or MAX_LENGTH, MAX_LENGTH)
     if sizes_N[worst] > most:
         raise KdError(
             f"{where} example {task.prompt(examples[worst])[:40]!r}... has {sizes_N[worst]} tokens; held-out examples "

@@ -12,13 +12,13 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.evaluation import degeneration
 from kd_jax.evaluation.candidates import trained_models
 from kd_jax.evaluation.quality import EvalSet, read_outcome
-from kd_jax.experiment import Experiment, required_signals, targets_name
+from kd_jax.experiment import ResolvedExperiment, required_signals, targets_name
 from kd_jax.reporting import page, paired, plots, tables, verdict
 from kd_jax.reporting.paired import Scores
 from kd_jax.runtime import progress
 
 
-def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
+def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -> None:
     """Reads what the phases left and writes workdir/report; always anew, since it costs nothing, whatever `force` is.
 
     Raises:
@@ -39,7 +39,7 @@ def run(experiment: Experiment, workdir: Workdir, force: bool = False) -> None:
 
 
 def read(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     workdir: Workdir,
     phases: Mapping[str, Mapping[str, Any]],
     texts: Mapping[str, Sequence[Mapping[str, str]]],
@@ -93,7 +93,7 @@ def read(
     }
 
 
-def headline_scores(experiment: Experiment, workdir: Workdir, names: Iterable[str]) -> dict[str, Scores]:
+def headline_scores(experiment: ResolvedExperiment, workdir: Workdir, names: Iterable[str]) -> dict[str, Scores]:
     """What each model has of the headline metric, on the same examples."""
     metric, evaluation = experiment.task.metrics[0], experiment.evaluation
     measured = EvalSet.load(workdir.data, evaluation.split, evaluation.texts)
@@ -107,7 +107,7 @@ def headline_scores(experiment: Experiment, workdir: Workdir, names: Iterable[st
     }
 
 
-def difference(experiment: Experiment, ours: Scores, theirs: Scores) -> dict[str, Any]:
+def difference(experiment: ResolvedExperiment, ours: Scores, theirs: Scores) -> dict[str, Any]:
     """How much more of the headline metric one model has than another, paired by example."""
     return paired.difference(ours, theirs, experiment.task.metrics[0].higher_is_better)._asdict()
 
@@ -164,7 +164,7 @@ def closing(report: Mapping[str, Any]) -> str:
     return "\n".join(["", textwrap.fill(verdict.lead(report), 80), *warnings, "", tables.text_table(report)])
 
 
-def finished_phases(experiment: Experiment, workdir: Workdir) -> dict[str, dict[str, Any]]:
+def finished_phases(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, dict[str, Any]]:
     """Phase (with the model's or the signal's name) -> manifest, in the order of a run."""
     teacher = workdir.model(TEACHER)
     folders = {"prepare": workdir.data, teacher.manifest()["phase"]: teacher}

@@ -15,7 +15,7 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches import pipeline
 from kd_jax.errors import KdError
 from kd_jax.evaluation.closeness import compare_step, mean_metrics
-from kd_jax.experiment import Experiment, Recipe
+from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
 from kd_jax.models.base import Architecture
 from kd_jax.runtime import progress
 from kd_jax.students.init import FromTeacher, count_parameters, layer_maps, shrink
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
     configured: bool
 
 
-def run(experiment: Experiment, workdir: Workdir) -> None:
+def run(experiment: ResolvedExperiment, workdir: Workdir) -> None:
     """Prints a table of all students that start as their teacher, and leaves workdir/shrink/shrink.json.
 
     Raises:
@@ -79,7 +79,7 @@ def run(experiment: Experiment, workdir: Workdir) -> None:
         progress.print_result(f"{names[0]} stands for {', '.join(names[1:])} too: the same network, the same start.")
 
 
-def choices(experiment: Experiment) -> Iterator[Choice]:
+def choices(experiment: ResolvedExperiment) -> Iterator[Choice]:
     """Every way that is compared: of layers, and where the student is narrower, of widths.
 
     What one student is compared with may be another student: it is left to that one.
@@ -92,7 +92,7 @@ def choices(experiment: Experiment) -> Iterator[Choice]:
             yield one
 
 
-def _every_choice(experiment: Experiment) -> Iterator[Choice]:
+def _every_choice(experiment: ResolvedExperiment) -> Iterator[Choice]:
     teacher, students = experiment.teacher.model, experiment.students
     starts: dict[tuple[Architecture, FromTeacher], list[str]] = {}
     for name, recipe in students.items():
@@ -109,7 +109,7 @@ def _every_choice(experiment: Experiment) -> Iterator[Choice]:
                 yield Choice(tuple(names), titles, recipe.model, init, configured)
 
 
-def _layer_choices(recipe: Recipe, teacher: Architecture) -> list[tuple[str, Mapping[str, tuple[int, ...]]]]:
+def _layer_choices(recipe: ResolvedRecipe, teacher: Architecture) -> list[tuple[str, Mapping[str, tuple[int, ...]]]]:
     """(titles, the teacher's layers for each stack) of those that are different, and that fit the student."""
     depths, ours = teacher.stacks(), recipe.model.stacks()
     listed = FromTeacher(recipe.init.encoder, recipe.init.decoder)

@@ -9,7 +9,7 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, targets_name
+from kd_jax.experiment import ResolvedExperiment, targets_name
 from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.teaching.imported.base import wanted_of
@@ -17,7 +17,7 @@ from kd_jax.training.model import Monitoring, Sources, train_model
 
 
 def run(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     workdir: Workdir,
     force: bool = False,
     only: str = "",
@@ -42,7 +42,7 @@ def run(
         train_model(experiment, workdir, name, Sources(consumed | digests, payloads), force, Monitoring(profile, metrics))
 
 
-def _consumed(experiment: Experiment, workdir: Workdir, name: str) -> dict[str, str]:
+def _consumed(experiment: ResolvedExperiment, workdir: Workdir, name: str) -> dict[str, str]:
     """Digests of what goes into a student besides the data and the caches."""
     recipe, consumed = experiment.students[name], {}
     if recipe.init.origin == "teacher" or needs_teacher(recipe.terms) or recipe.targets:
@@ -56,7 +56,7 @@ def _consumed(experiment: Experiment, workdir: Workdir, name: str) -> dict[str, 
     return consumed
 
 
-def _payloads(experiment: Experiment, workdir: Workdir, name: str, consumed: Mapping[str, str]) -> dict[str, Store]:
+def _payloads(experiment: ResolvedExperiment, workdir: Workdir, name: str, consumed: Mapping[str, str]) -> dict[str, Store]:
     """Signal -> its cache, which must be of the teacher, the split and the tokeniser that are here."""
     recipe, payloads = experiment.students[name], {}
     data = workdir.data.outputs()

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from kd_jax.artifacts.manifest import IMPORT_PHASE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.runtime import progress
 from kd_jax.training.model import Monitoring, Sources, train_model
 
 
 def run(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     workdir: Workdir,
     force: bool = False,
     profile: tuple[int, int] | None = None,

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from kd_jax.errors import KdError
-from kd_jax.experiment import Comparison, Experiment, Recipe
+from kd_jax.experiment import Comparison, ResolvedExperiment, ResolvedRecipe
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.objective.terms import Term
 
@@ -12,7 +12,7 @@ from kd_jax.objective.terms import Term
 CONTROLS = {"control_ce": {}, "control_smoothed": {"label_smoothing": 0.1}}
 
 
-def with_controls(experiment: Experiment) -> Experiment:
+def with_controls(experiment: ResolvedExperiment) -> ResolvedExperiment:
     """The experiment with what distillation must be held against, and a comparison that names it.
 
     Both controls are the distilled student with the same start, steps and data, but cross-entropy alone and the data's
@@ -40,12 +40,12 @@ def with_controls(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, students=students, comparison=Comparison(baseline, distilled, controls))
 
 
-def _undistilled(recipe: Recipe, options: Mapping[str, float]) -> Recipe:
+def _undistilled(recipe: ResolvedRecipe, options: Mapping[str, float]) -> ResolvedRecipe:
     """The same model, start and training on the data's targets, with cross-entropy alone."""
     return dataclasses.replace(recipe, terms={"ce": Term(cross_entropy, options=options)}, targets=None)
 
 
-def _add(students: dict[str, Recipe], name: str, control: Recipe) -> str:
+def _add(students: dict[str, ResolvedRecipe], name: str, control: ResolvedRecipe) -> str:
     """The name of the student that is this control; added to `students` where there is none."""
     for known, recipe in students.items():
         if _shape(recipe) == _shape(control):
@@ -56,6 +56,6 @@ def _add(students: dict[str, Recipe], name: str, control: Recipe) -> str:
     return name
 
 
-def _shape(recipe: Recipe) -> tuple[Recipe, list[Term]]:
+def _shape(recipe: ResolvedRecipe) -> tuple[ResolvedRecipe, list[Term]]:
     """What makes two recipes the same student: all but the names of its terms."""
     return dataclasses.replace(recipe, terms={}), list(recipe.terms.values())

@@ -7,7 +7,7 @@ from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.layouts import Layout
 from kd_jax.batches.targets import PseudoTargets
-from kd_jax.experiment import Experiment, targets_name
+from kd_jax.experiment import ResolvedExperiment, targets_name
 from kd_jax.runtime import hosts
 from kd_jax.runtime.backends import local_devices
 from kd_jax.tokenizers import base as tokenizers
@@ -30,7 +30,7 @@ class Teacher:
       params: the parameters of the best step, on the devices.
     """
 
-    def __init__(self, experiment: Experiment, workdir: Workdir, writer: tuple[int, int] | None = None):
+    def __init__(self, experiment: ResolvedExperiment, workdir: Workdir, writer: tuple[int, int] | None = None):
         """Build the network; load nothing yet.
 
         Args:

@@ -7,7 +7,7 @@ import numpy as np
 
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.buckets import filled
-from kd_jax.experiment import Experiment, required_signals
+from kd_jax.experiment import ResolvedExperiment, required_signals
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.runtime.mesh import MeshDevices
 from kd_jax.training.loop import Run, training_step
@@ -32,7 +32,7 @@ class Ahead(NamedTuple):
     length: int
 
 
-def compile_ahead(experiment: Experiment, name: str, vocab_size: int, devices: MeshDevices) -> Ahead:
+def compile_ahead(experiment: ResolvedExperiment, name: str, vocab_size: int, devices: MeshDevices) -> Ahead:
     """The step that `fit` would run on a batch of the longest bucket, over the mesh.
 
     Args:
@@ -64,7 +64,7 @@ def compile_ahead(experiment: Experiment, name: str, vocab_size: int, devices: M
     return Ahead(lowered.compile(compiler_options=NEVER_RUN), *batch.targets_BT.shape)
 
 
-def longest_batch(experiment: Experiment, name: str, vocab_size: int, portions: int) -> Batch:
+def longest_batch(experiment: ResolvedExperiment, name: str, vocab_size: int, portions: int) -> Batch:
     """A batch of empty rows of the longest bucket, with the fields of every cache that the terms read.
 
     Args:

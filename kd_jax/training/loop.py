@@ -19,7 +19,7 @@ from kd_jax.artifacts import metrics_log
 from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, DamagedCheckpoint, quarantine_unreadable
 from kd_jax.artifacts.digests import params_digest
 from kd_jax.errors import KdError, Preempted
-from kd_jax.experiment import Recipe, Training
+from kd_jax.experiment import ResolvedRecipe, Training
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.models.base import Model
 from kd_jax.models.stack import unstack_layers
@@ -52,7 +52,7 @@ class Run(NamedTuple):
     """
 
     title: str
-    recipe: Recipe
+    recipe: ResolvedRecipe
     model: Model
     train: Iterable[Batch]
     valid: list[Batch]

@@ -16,7 +16,7 @@ from kd_jax.batches import pipeline
 from kd_jax.batches.buckets import place
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, Recipe, targets_name
+from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
 from kd_jax.models.base import Model
 from kd_jax.models.transformer import COMPUTE_FIELDS
 from kd_jax.objective.terms import needs_teacher
@@ -62,7 +62,7 @@ NO_MONITORING = Monitoring()
 
 
 def train_model(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     workdir: Workdir,
     name: str,
     sources: Sources,
@@ -117,7 +117,7 @@ def train_model(
 
 
 def batches(
-    experiment: Experiment, workdir: Workdir, recipe: Recipe, payloads: Mapping[str, Store], devices: Devices
+    experiment: ResolvedExperiment, workdir: Workdir, recipe: ResolvedRecipe, payloads: Mapping[str, Store], devices: Devices
 ) -> tuple[Any, list[Batch], int]:
     """(training batches without end, the validation split's, how many training examples are too long), on the host."""
     layout, shapes = recipe.model.layout(workdir.data.outputs()["start"]), experiment.shapes
@@ -137,13 +137,13 @@ def batches(
     return train, list(valid), int((place(split.lengths, shapes, layout) == len(shapes)).sum())
 
 
-def load_trained(experiment: Experiment, workdir: Workdir, name: str) -> tuple[Model, Params]:
+def load_trained(experiment: ResolvedExperiment, workdir: Workdir, name: str) -> tuple[Model, Params]:
     """A trained model's network and its best parameters."""
     model = experiment.recipes[name].model.build(workdir.data.outputs()["vocab_size"])
     return model, checkpoint.load_params(workdir.model(name), model.init)
 
 
-def shrunk(teacher: Teacher, recipe: Recipe) -> Params:
+def shrunk(teacher: Teacher, recipe: ResolvedRecipe) -> Params:
     """A student's first parameters as a selection of the teacher's; its activations are read where widths differ."""
     init, architecture = recipe.init, teacher.experiment.teacher.model
     differs = narrower(architecture, recipe.model)
@@ -153,7 +153,7 @@ def shrunk(teacher: Teacher, recipe: Recipe) -> Params:
     return shrink(init, architecture, recipe.model, params, teacher.vocab_size, scores)
 
 
-def initial_params(experiment: Experiment, workdir: Workdir, recipe: Recipe) -> Params:
+def initial_params(experiment: ResolvedExperiment, workdir: Workdir, recipe: ResolvedRecipe) -> Params:
     """A model's parameters before its first step, wherever they come from.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from kd_jax.config import is_number
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, required_signals
+from kd_jax.experiment import ResolvedExperiment, required_signals
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.imported.readers.formats import FORMATS
 
@@ -79,7 +79,7 @@ class RequiredSignal(NamedTuple):
         return tuple(sorted({*self.rests, *said}))
 
 
-def wanted_of(experiment: Experiment) -> RequiredSignal:
+def wanted_of(experiment: ResolvedExperiment) -> RequiredSignal:
     """The TopK that the students' terms read.
 
     Raises:
@@ -103,7 +103,7 @@ def wanted_of(experiment: Experiment) -> RequiredSignal:
     return RequiredSignal(signals[None][TopK.name], rests)
 
 
-def wanted_of_validation(experiment: Experiment, vocab_size: int) -> RequiredSignal:
+def wanted_of_validation(experiment: ResolvedExperiment, vocab_size: int) -> RequiredSignal:
     """The TopK for closeness without a teacher, as many of its k as the files have."""
     k = min(experiment.evaluation.cached_k, vocab_size)
     return RequiredSignal(TopK(k=k), {1.0: "evaluation.cached_k (0 for no closeness to the teacher)"})

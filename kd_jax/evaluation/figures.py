@@ -1,0 +1,210 @@
+"""The figures of one model, typed; evaluation/MODEL.json and report.json hold them as one flat object."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricFigure:
+    """One task metric of one model or baseline.
+
+    Attributes:
+      value: the metric; None where it needs likelihoods and there are none.
+      interval: (low, high), 95%; None without a bootstrap.
+      beam: the metric of the texts of the beam search; None where there are none.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None = None
+    beam: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Closeness:
+    """Means over the targets that count.
+
+    Attributes:
+      cross_entropy: nats a token.
+      calibration_error: expected calibration error, in [0, 1].
+      kl_to_teacher: KL(teacher || student), nats a token; None where the teacher's weights are not here, as below.
+      agreement: share of targets where both models have the same most likely token.
+      acceptance: 1 - total variation, the rate at which the teacher accepts draft tokens of the student.
+    """
+
+    cross_entropy: float
+    calibration_error: float
+    kl_to_teacher: float | None = None
+    agreement: float | None = None
+    acceptance: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedCloseness:
+    """Closeness measured on the validation split from the teacher's top-k cache.
+
+    Attributes:
+      cross_entropy, calibration_error, kl_to_teacher, agreement, acceptance: as in Closeness.
+      kl_error: by how much `kl_to_teacher` may be too small, at most.
+      acceptance_error: by how much `acceptance` may be too large, at most.
+    """
+
+    cross_entropy: float
+    calibration_error: float
+    kl_to_teacher: float
+    agreement: float
+    acceptance: float
+    kl_error: float
+    acceptance_error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFigures:
+    """Size of a model and cost of its training.
+
+    Attributes:
+      parameters, parameters_outside_embeddings: counts.
+      bytes: of the checkpoint; of the parameters where they are int8.
+      loss_before_first_step: validation cross-entropy in nats a token; None for int8 weights, as below.
+      train_tokens_per_second: None also for a model that was not trained.
+      seconds: wall-clock time of the training phase.
+    """
+
+    parameters: int
+    parameters_outside_embeddings: int
+    bytes: int
+    loss_before_first_step: float | None
+    train_tokens_per_second: float | None
+    seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingSpeed:
+    """Medians of timed decoding, in batches and one prompt at a time ("single")."""
+
+    decode_tokens_per_second: float
+    decode_texts_per_second: float
+    decode_tokens_per_second_single: float
+    decode_texts_per_second_single: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftingFigures:
+    """A student as the teacher's draft in speculative decoding, one prompt at a time.
+
+    Attributes:
+      draft_tokens: drafted a round.
+      draft_acceptance: accepted over drafted tokens.
+      draft_tokens_per_second: written by the two together.
+      draft_speedup: seconds of the teacher without drafts over seconds with them.
+    """
+
+    draft_tokens: int
+    draft_acceptance: float
+    draft_tokens_per_second: float
+    draft_speedup: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFigures:
+    """All figures of one model.
+
+    Attributes:
+      metrics: name of a task metric -> its figure.
+      closeness: on the evaluated split.
+      examples: of that split.
+      over_long: of these, examples longer than the last bucket.
+      offline: on the validation split, from the cache; None for the teacher and without such a cache.
+      training: size and cost.
+      speed: of decoding.
+      drafting: None for all but the leading student.
+      warnings: degenerate texts, one line each; known to a report alone.
+
+    Examples:
+      >>> closeness, training = Closeness(2.0, 0.1), TrainingFigures(9, 5, 36, 4.0, None, 1.5)
+      >>> figures = ModelFigures({"bleu": MetricFigure(20.0, (19.0, 21.0))}, closeness, 7, 0, training, DecodingSpeed(*4 * [1.0]))
+      >>> figures.to_json()["bleu_ci"], figures.to_json()["cross_entropy"]
+      ((19.0, 21.0), 2.0)
+      >>> ModelFigures.from_json(figures.to_json(), ["bleu"]) == figures
+      True
+    """
+
+    metrics: Mapping[str, MetricFigure]
+    closeness: Closeness
+    examples: int
+    over_long: int
+    training: TrainingFigures
+    speed: DecodingSpeed
+    offline: CachedCloseness | None = None
+    drafting: DraftingFigures | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the flat object of evaluation/MODEL.json; `warnings` are left out."""
+        flat = metrics_to_json(self.metrics) | dataclasses.asdict(self.closeness)
+        flat |= {"examples": self.examples, "over_long": self.over_long}
+        if self.offline:
+            flat["offline"] = dataclasses.asdict(self.offline)
+        flat |= dataclasses.asdict(self.training)
+        if self.drafting:
+            flat |= dataclasses.asdict(self.drafting)
+        return flat | dataclasses.asdict(self.speed)
+
+    @classmethod
+    def from_json(cls, flat: Json, metrics: Iterable[str], warnings: Iterable[str] = ()) -> "ModelFigures":
+        """Return the inverse of `to_json`.
+
+        Args:
+          flat: the object; further keys are ignored.
+          metrics: names of the task's metrics.
+          warnings: of the texts.
+
+        Raises:
+          KeyError: if a figure is missing.
+        """
+        return cls(
+            metrics=metrics_from_json(flat, metrics),
+            closeness=_select(Closeness, flat),
+            examples=flat["examples"],
+            over_long=flat["over_long"],
+            offline=_select(CachedCloseness, flat["offline"]) if "offline" in flat else None,
+            training=_select(TrainingFigures, flat),
+            speed=_select(DecodingSpeed, flat),
+            drafting=_select(DraftingFigures, flat) if "draft_tokens" in flat else None,
+            warnings=tuple(warnings),
+        )
+
+
+def metrics_to_json(metrics: Mapping[str, MetricFigure]) -> dict[str, Any]:
+    """Return "NAME" and "NAME_ci" for each metric, and "NAME_beam" where there is one.
+
+    Examples:
+      >>> metrics_to_json({"bleu": MetricFigure(20.0, None, beam=21.0)})
+      {'bleu': 20.0, 'bleu_ci': None, 'bleu_beam': 21.0}
+    """
+    flat = {}
+    for name, figure in metrics.items():
+        flat |= {name: figure.value, f"{name}_ci": figure.interval}
+    return flat | {f"{name}_beam": figure.beam for name, figure in metrics.items() if figure.beam is not None}
+
+
+def metrics_from_json(flat: Json, metrics: Iterable[str]) -> dict[str, MetricFigure]:
+    """Return the inverse of `metrics_to_json`; raises KeyError for a metric that is missing."""
+    return {
+        name: MetricFigure(flat[name], as_interval(flat[f"{name}_ci"]), flat.get(f"{name}_beam")) for name in metrics
+    }
+
+
+def as_interval(pair: Iterable[float] | None) -> tuple[float, float] | None:
+    """Return a JSON pair as a tuple, None as None."""
+    if pair is None:
+        return None
+    low, high = pair
+    return low, high
+
+
+def _select(kind: Any, flat: Json) -> Any:
+    """Return a dataclass of those entries of `flat` that are its fields."""
+    return kind(**{field.name: flat[field.name] for field in dataclasses.fields(kind)})
