@@ -55,7 +55,7 @@ _HOMES = {
     "kd_jax.decoding.greedy": ("greedy",),
     "kd_jax.decoding.sampling": ("sample",),
     "kd_jax.decoding.beam": ("beam_search",),
-    "kd_jax.cli.job": ("run",),
+    "kd_jax.api": ("run",),
     "kd_jax.training.step": ("eval_step", "init_state", "loss_fn", "train_step"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

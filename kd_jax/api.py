@@ -5,10 +5,9 @@ from typing import Any
 
 from kd_jax.artifacts import manifest
 from kd_jax.experiment import Experiment, resolve
-from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
 from kd_jax.phases.check import check
+from kd_jax.phases.run import run as run_phases
 from kd_jax.phases.workdirs import lock_workdir, open_workdir
-from kd_jax.runtime import hosts
 from kd_jax.runtime.compilation_cache import use_compilation_cache
 
 
@@ -42,8 +41,5 @@ def run(experiment: Experiment, workdir: str | Path, force: bool = False) -> dic
     check(experiment)
     folder = open_workdir(workdir)
     with lock_workdir(folder, experiment):
-        hosts.run_on_main(lambda: prepare.run(experiment, folder, force))
-        for phase in (teacher, cache, student, evaluate):
-            phase.run(experiment, folder, force)
-        hosts.run_on_main(lambda: report.run(experiment, folder))
+        run_phases(experiment, folder, force)
         return manifest.read_json(folder.report.file("report.json"))

@@ -27,13 +27,13 @@ from kd_jax import Experiment, Recipe, Sampled, TopK, init_state, load_experimen
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches import pipeline, store
-from kd_jax.cli.job import share_compiled_programs
 from kd_jax.phases.prepare import run as prepare
 from kd_jax.phases.teacher import run as train_teacher
 from kd_jax.runtime import progress
 from kd_jax.runtime.backends import make_devices
-from kd_jax.teaching.teacher import Teacher
+from kd_jax.runtime.compilation_cache import use_compilation_cache
 from kd_jax.teaching.signal_cache import signal_records
+from kd_jax.teaching.teacher import Teacher
 from kd_jax.tokenizers.sentencepiece import START
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def sub_split(whole: pipeline.Split, folder: Folder, count: int) -> pipeline.Spl
     examples = [whole.examples[i] for i in range(min(count, len(whole)))]
     folder.begin({})
     store.write(folder.path, "train", whole.examples.schema, len(examples), lambda start, stop: examples[start:stop])
-    np.save(folder.path / "train.lengths.npy", pipeline.lengths_of(examples))
+    np.save(folder.path / "train.lengths.npy", pipeline.example_lengths(examples))
     folder.finish({}, 0.0)
     return pipeline.Split(folder, "train")
 
@@ -74,7 +74,7 @@ def epochs(sources: dict[str, pipeline.TrainBatches]) -> dict[str, float]:
     for _ in range(REPEATS + 1):  # the first opens the files
         for name, source in sources.items():
             began = time.perf_counter()
-            for i in range(source.per_epoch):
+            for i in range(source.batches_per_epoch):
                 source[i]
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
@@ -86,7 +86,7 @@ def step_seconds(recipe: Recipe, source: pipeline.TrainBatches, vocab_size: int)
     devices = make_devices("jit")
     step = devices.compile_sums(functools.partial(train_step, model=model, terms=recipe.terms, tx=tx), donate=True)
     state = devices.replicate(init_state(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), tx))
-    batches = [devices.shard(source[i]) for i in range(min(60, source.per_epoch))]
+    batches = [devices.shard(source[i]) for i in range(min(60, source.batches_per_epoch))]
     seconds = []
     for repeat in range(2):
         for batch in batches:
@@ -114,7 +114,7 @@ def measure(experiment: Experiment, workdir: Workdir, scratch: Path, examples: i
     return {
         "write_tokens_per_second": tokens / seconds["topk64"],
         "read_tokens_per_second": tokens / read["topk64"],
-        "read_share_of_step": (read["topk64"] - read["plain"]) / sources["plain"].per_epoch / step,
+        "read_share_of_step": (read["topk64"] - read["plain"]) / sources["plain"].batches_per_epoch / step,
         "bytes_per_target_token": {name: cache.bytes() / tokens for name, cache in caches.items()},
         "unique_ids": float(np.mean(unique)),
         "draws": draws,
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=32, help="chosen so that about 12 ids are unique")
     parser.add_argument("--json", type=Path, help="where the figures are written")
     arguments = parser.parse_args()
-    share_compiled_programs()
+    use_compilation_cache()
     experiment, workdir = load_experiment(arguments.config), Workdir(arguments.workdir)
     prepare(experiment, workdir)
     train_teacher(experiment, workdir)

@@ -190,5 +190,5 @@ def closing(result: ablation.Result) -> str:
         lines.append(f"Warnings of single seeds: {len(result['warnings'])}; they stand in the report.")
     for metric, control in itertools.product(result["metrics"], result["controls"]):
         head, *rows = [row[:-1] for row in ablation.paired(result, metric, control)]
-        lines += ["", progress.format_table([f"against {control}", *head[1:]], rows, fits=80)]
+        lines += ["", progress.format_table([f"against {control}", *head[1:]], rows, width=80)]
     return "\n".join(lines)

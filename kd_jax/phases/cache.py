@@ -5,10 +5,10 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.experiment import ResolvedExperiment, required_signals, targets_name
 from kd_jax.runtime import progress
 from kd_jax.signals.topk import TopK
-from kd_jax.teaching.teacher import Teacher
 from kd_jax.teaching.imported.base import wanted_of
 from kd_jax.teaching.pseudo_targets import write_targets
 from kd_jax.teaching.signal_cache import write_signal
+from kd_jax.teaching.teacher import Teacher
 
 
 def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, writer: tuple[int, int] | None = None) -> None:

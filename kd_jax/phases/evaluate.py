@@ -11,7 +11,7 @@ import numpy as np
 from kd_jax import config
 from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.batches.buckets import place
+from kd_jax.batches.buckets import assign_buckets
 from kd_jax.batches.layouts import JointLayout, Layout
 from kd_jax.batches.pipeline import EvalBatches, PromptBatches, Split
 from kd_jax.batches.store import Store
@@ -223,7 +223,7 @@ def _student_metrics(setting: Setting, candidate: Candidate, params: Params) -> 
 def _extent(setting: Setting, candidate: Candidate) -> dict[str, int]:
     """How many examples are measured, and how many of them are longer than the last bucket."""
     shapes = setting.experiment.shapes
-    over_long = int((place(setting.split.lengths, shapes, candidate.architecture.layout) == len(shapes)).sum())
+    over_long = int((assign_buckets(setting.split.lengths, shapes, candidate.architecture.layout) == len(shapes)).sum())
     if over_long:
         progress.log(
             f"{candidate.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones"

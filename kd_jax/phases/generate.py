@@ -23,7 +23,6 @@ from kd_jax.tasks.base import Decoding, Task
 from kd_jax.tokenizers import base as tokenizers
 
 
-
 def run(experiment: ResolvedExperiment, workdir: Workdir, model: str = "", changes: Mapping[str, Any] | None = None) -> None:
     """Writes one line for every line read, in order; an empty line stays empty.
 

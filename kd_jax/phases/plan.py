@@ -9,8 +9,9 @@ import jax
 
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
-from kd_jax.evaluation.cost import SAMPLE, signal_costs, step_costs
-from kd_jax.evaluation.roofline import step_on_chips
+from kd_jax.evaluation.cache_cost import SAMPLE, signal_costs
+from kd_jax.evaluation.roofline import step_figures
+from kd_jax.evaluation.step_cost import step_costs
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.phases import prepare
 from kd_jax.runtime import progress
@@ -61,7 +62,7 @@ def show_scale(experiment: ResolvedExperiment, workdir: Workdir | None, devices:
         columns = []
         for name in names:
             with bar.compiling(name):
-                columns.append(step_on_chips(experiment, name, vocab_size, devices, find_chip(kind)))
+                columns.append(step_figures(experiment, name, vocab_size, devices, find_chip(kind)))
             bar.advance(1)
     head = (f"{devices.devices} x {kind}", *names)
     rows = [(title, *(column[title] for column in columns)) for title in columns[0]]

@@ -17,8 +17,8 @@ from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.runtime import progress
+from kd_jax.sources.rows import ConcatenatedRows, MappedRows, SelectFields, sample, subset, with_progress
 from kd_jax.sources.splits import SPLITS, UNLABELLED, Splits, describe_leaks, remove_leaks
-from kd_jax.sources.rows import ConcatenatedRows, MappedRows, subset, SelectFields, with_progress, sample
 from kd_jax.tasks.base import Example, Task
 from kd_jax.tokenizers import base as tokenizers
 

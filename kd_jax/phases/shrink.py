@@ -73,7 +73,7 @@ def run(experiment: ResolvedExperiment, workdir: Workdir) -> None:
     workdir.shrink.begin(inputs, force=True)  # what was there is of an earlier call
     manifest.write_json(workdir.shrink.path / "shrink.json", rows)
     workdir.shrink.finish({}, time.perf_counter() - began)
-    progress.print_result("\n" + progress.format_table(HEAD, [_cells(row) for row in rows], fits=100))
+    progress.print_result("\n" + progress.format_table(HEAD, [_cells(row) for row in rows], width=100))
     progress.print_result("\n" + textwrap.fill(NOTE.format(count=rows[0]["examples"]), 80))
     for names in dict.fromkeys(option.students for option in options if len(option.students) > 1):
         progress.print_result(f"{names[0]} stands for {', '.join(names[1:])} too: the same network, the same start.")
@@ -152,12 +152,12 @@ def measured(teacher: Teacher, options: Sequence[Choice]) -> list[dict[str, Any]
 
     rows: list[dict[str, Any]] = []
     with progress.bar("shrink", len(options) + 1) as bar:
-        with bar.meeting(TEACHER):
+        with bar.compiling_once(TEACHER):
             rows.append({"students": [TEACHER], "configured": False} | figures(architecture, params))
         bar.advance(1)
         for option in options:
             differs, init = narrower(architecture, option.model), option.init
-            with bar.meeting(option.students[0]):
+            with bar.compiling_once(option.students[0]):
                 its_scores = scores(init.width, init.sample) if differs else None
                 its_params = shrink(init, architecture, option.model, params, vocab_size, its_scores)
                 row = {"students": option.students, "layers": option.layers, "width": init.width if differs else None}

@@ -48,7 +48,9 @@ def read_experiment(workdir: Workdir) -> ResolvedExperiment:
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: Workdir, experiment: ResolvedExperiment, writer: tuple[int, int] | None = None) -> Iterator[None]:
+def lock_workdir(
+    workdir: Workdir, experiment: ResolvedExperiment, writer: tuple[int, int] | None = None
+) -> Iterator[None]:
     """Hold the workdir's lock for the block, and write experiment.json at its end.
 
     A new workdir's experiment.json is written at the start too. An existing one is replaced at the end only: a

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.pipeline import Split
 from kd_jax.batches.store import Store
-from kd_jax.cli.job import recall, remember
 from kd_jax.errors import KdError
+from kd_jax.phases.workdirs import read_experiment, write_experiment
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.model import load_trained
 from tests.helpers.runs import smoke, taught
@@ -24,13 +24,13 @@ SHORT = f"{TRAINING}.steps 4 {TRAINING}.eval-every 4 {TRAINING}.optimizer.warmup
 def workdir(root, lax_promotion, tmp_path_factory):
     experiment = smoke(root, SHORT)
     made = taught(experiment, tmp_path_factory.mktemp("handed"))
-    remember(made, experiment)
+    write_experiment(made, experiment)
     return made
 
 
 def read(workdir):
     """All that generate, export, report and a student read."""
-    experiment = recall(workdir)
+    experiment = read_experiment(workdir)
     tokenizers.load(experiment.tokenizer, workdir.data)
     split = Split(workdir.data, "train", {"topk": Store(workdir.cache("", "topk").path, "records")})
     for i in range(len(split)):
@@ -97,7 +97,7 @@ def test_an_experiment_of_other_values_ends_in_one_line_or_is_one(workdir, tmp_p
     node[key] = data.draw(st.sampled_from(VALUES))
     try:
         workdir.config.write_text(json.dumps(parsed))
-        recall(workdir)
+        read_experiment(workdir)
     except KdError as error:
         assert "\n" not in str(error)
     finally:

@@ -19,8 +19,8 @@ from kd_jax import (
     forward_kl,
     load_experiment,
 )
-from kd_jax.phases.check import check
 from kd_jax.cli.overrides import apply_overrides
+from kd_jax.phases.check import check
 from tests.helpers.pretrained import save
 
 

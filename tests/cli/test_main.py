@@ -12,12 +12,12 @@ import pytest
 
 import kd_jax
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.cli.job import recall
 from kd_jax.cli.main import main
 from kd_jax.cli.overrides import apply_overrides
 from kd_jax.config import load_experiment
 from kd_jax.errors import KdError
 from kd_jax.phases import PHASES
+from kd_jax.phases.workdirs import read_experiment
 
 SMOKE = "experiments/configs/smoke.py"
 SHORT = (
@@ -47,7 +47,7 @@ def test_from_python_a_run_is_the_command_s(finished, root, tmp_path, lax_promot
     assert (finished / "teacher/manifest.json").read_bytes() == before
     with pytest.raises(KdError, match="seed"):
         kd_jax.run(dataclasses.replace(experiment, seed=1), finished)
-    assert recall(Workdir(finished)).seed == 0
+    assert read_experiment(Workdir(finished)).seed == 0
     with Workdir(finished).lock(), pytest.raises(KdError, match="another kd_jax works there"):
         kd_jax.run(experiment, finished)
     (tmp_path / "file").write_text("")
@@ -251,7 +251,7 @@ def test_plan_of_devices_prints_one_table_and_needs_no_workdir(root, capsys, lax
 
 def test_as_many_devices_as_are_asked_for_before_jax_begins():
     code = (
-        "import kd_jax.cli.job, kd_jax.phases.check, jax\n"
+        "import kd_jax.cli.commands, kd_jax.phases.check, jax\n"
         "from kd_jax.runtime.backends import simulate_devices\n"
         "simulate_devices(32)\n"
         "assert jax.device_count() == 32"
@@ -320,7 +320,7 @@ def test_no_space_left_is_told_in_one_line(root, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "runs/x")
 
-    monkeypatch.setattr("kd_jax.cli.job.remember", full)
+    monkeypatch.setattr("kd_jax.phases.workdirs.write_experiment", full)
     assert main(["run", str(root / SMOKE), "--workdir", str(tmp_path)]) == 2
     assert "No space left" in capsys.readouterr().err
 

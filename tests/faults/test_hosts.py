@@ -166,7 +166,7 @@ def test_an_error_of_the_first_is_all_hosts(root, tmp_path):
     [
         (["--host", "2/2"], "--host 2/2: wanted NUMBER/HOSTS"),
         (["--host", "0/2"], "--coordinator: missing"),
-        (["--host", "auto"], "--host: the hosts do not meet"),
+        (["--host", "auto"], "--host: expected all hosts to connect"),
         (["--coordinator", "127.0.0.1:1"], "--coordinator: goes with --host"),
     ],
 )

@@ -49,7 +49,7 @@ def config(root, tmp_path):
 
 
 def test_odd_texts_and_a_long_one_are_evaluated_and_reported(config, tmp_path, monkeypatch, capsys, lax_promotion):
-    monkeypatch.setattr("kd_jax.batches.buckets.SCORES_BYTES", 2**19)  # so that the long line's batch has fewer rows
+    monkeypatch.setattr("kd_jax.batches.buckets.MAX_SCORES_BYTES", 2**19)  # so that the long line's batch has fewer rows
     assert main(["run", str(config), "--workdir", str(tmp_path / "w"), *SHORT.split()]) == 0
     rows = (tmp_path / "w/evaluation/it.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     sources = [json.loads(row)["source"] for row in rows]
@@ -60,7 +60,7 @@ def test_odd_texts_and_a_long_one_are_evaluated_and_reported(config, tmp_path, m
 
 
 def test_a_held_out_text_that_no_machine_takes_is_refused_before_training(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kd_jax.phases.prepare.LONGEST", 100)
+    monkeypatch.setattr("kd_jax.phases.prepare.MAX_LENGTH", 100)
     assert main(["run", str(config), "--workdir", str(tmp_path / "w"), *SHORT.split()]) == 2
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert "test example 'one two three" in last and "wanted at most 100; split or remove it" in last

@@ -13,13 +13,13 @@ import pytest
 from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.pipeline import PromptBatches
-from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
 from kd_jax.decoding import text
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.int8 import Int8, quantize
 from kd_jax.phases import export, prepare, teacher
+from kd_jax.phases.workdirs import write_experiment
 from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
 from kd_jax.tokenizers.sentencepiece import EOS, START, SentencePieceTokenizer
@@ -47,7 +47,7 @@ def trained(request, root, tmp_path_factory, lax_promotion):
     workdir = Workdir(tmp_path_factory.mktemp(request.param))
     for phase in (prepare, teacher):
         phase.run(experiment, workdir)
-    remember(workdir, experiment)
+    write_experiment(workdir, experiment)
     folder = workdir.path / "exported"
     assert main(["export", "--workdir", str(workdir.path), "--model", "teacher", "--to", str(folder)]) == 0
     return experiment, workdir, folder

@@ -16,8 +16,6 @@ from kd_jax.batches.layouts import Bucket
 from kd_jax.batches.pipeline import Split
 from kd_jax.batches.store import Store
 from kd_jax.batches.targets import PseudoTargets
-from kd_jax.phases.check import check
-from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
 from kd_jax.errors import KdError
 from kd_jax.evaluation.candidates import load_candidates
@@ -31,6 +29,8 @@ from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.objective.terms import Term
 from kd_jax.optim.optimizer import Optimizer
 from kd_jax.phases import evaluate, prepare, report, student
+from kd_jax.phases.check import check
+from kd_jax.phases.workdirs import write_experiment
 from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
@@ -105,7 +105,7 @@ def run(experiment, tmp_path_factory):
     workdir = taught(experiment, tmp_path_factory.mktemp("run"))
     for phase in (student, evaluate, report):
         phase.run(experiment, workdir)
-    remember(workdir, experiment)
+    write_experiment(workdir, experiment)
     return workdir
 
 

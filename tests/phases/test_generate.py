@@ -3,9 +3,9 @@
 import pytest
 
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
 from kd_jax.phases.generate import changed
+from kd_jax.phases.workdirs import write_experiment
 from kd_jax.tasks.base import Decoding, Sampling
 from tests.helpers.runs import smoke
 
@@ -14,7 +14,7 @@ from tests.helpers.runs import smoke
 def workdir(root, tmp_path_factory):
     """Of a run whose models are not looked at."""
     path = tmp_path_factory.mktemp("run")
-    remember(Workdir(path), smoke(root, []))
+    write_experiment(Workdir(path), smoke(root, []))
     return path
 
 

@@ -11,7 +11,6 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.layouts import Bucket
 from kd_jax.batches.pipeline import Split
 from kd_jax.batches.store import Store, shard_path
-from kd_jax.cli.job import remember
 from kd_jax.cli.main import main
 from kd_jax.errors import KdError
 from kd_jax.experiment import Training
@@ -21,6 +20,7 @@ from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.objective.terms import Term
 from kd_jax.optim.optimizer import Optimizer
 from kd_jax.phases import ablate, cache, evaluate, import_logprobs, report, student, teacher
+from kd_jax.phases.workdirs import write_experiment
 from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
 from kd_jax.students.init import FromTeacher
@@ -165,7 +165,7 @@ def imported(experiment, there, said, tmp_path_factory):
     """A run through the command line, with the teacher's word from a vLLM server, and the file."""
     folder = tmp_path_factory.mktemp("here")
     run = beside(there, folder / "run", "data")
-    remember(run, experiment)
+    write_experiment(run, experiment)
     file = write("vllm", folder, said["train"] + said["validation"], 16)
     stated = ["--format", "vllm", "--temperature", "1", "--mode", "raw"]
     assert main(["import-logprobs", str(file), "--workdir", str(run.path), *stated]) == 0
@@ -267,7 +267,7 @@ def test_what_an_import_cannot_serve_is_refused_before_it_reads(experiment, ther
 )
 def test_a_bad_line_is_answered_in_one(experiment, there, tmp_path, capsys, words, reason):
     run = beside(there, tmp_path / "run", "data")
-    remember(run, experiment)
+    write_experiment(run, experiment)
     file = tmp_path / "file"
     file.write_text("{}")
     assert main(["import-logprobs", str(file), "--workdir", str(run.path), *words.split()]) == 2

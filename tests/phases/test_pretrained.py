@@ -9,13 +9,13 @@ from tokenizers import Tokenizer
 
 from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.phases.check import check
-from kd_jax.cli.job import recall, remember
 from kd_jax.errors import KdError
 from kd_jax.experiment import resolve
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.huggingface.read import read
 from kd_jax.phases import cache, evaluate, export, plan, prepare, report, student, teacher
+from kd_jax.phases.check import check
+from kd_jax.phases.workdirs import read_experiment, write_experiment
 from kd_jax.students.init import FromTeacher, Random
 from kd_jax.students.pretrained import FromHuggingFace, Smaller
 from kd_jax.tasks.base import Decoding
@@ -57,7 +57,7 @@ def run(request, root, tmp_path_factory, lax_promotion):
     workdir = Workdir(path / "w")
     for phase in (prepare, teacher, cache, student, evaluate, report):
         phase.run(experiment, workdir)
-    remember(workdir, experiment)
+    write_experiment(workdir, experiment)
     return family, folder, experiment, workdir
 
 
@@ -112,7 +112,7 @@ def test_the_report_has_both_models(run):
 
 def test_the_exported_student_is_read_again_as_it_was(run, tmp_path):
     family, _, experiment, workdir = run
-    export.run(recall(workdir), workdir, tmp_path / "student", "student_kd")
+    export.run(read_experiment(workdir), workdir, tmp_path / "student", "student_kd")
     again, params = read(tmp_path / "student")
     network = experiment.students["student_kd"].model.build(workdir.data.outputs()["vocab_size"])
     ours = checkpoint.load_params(workdir.model("student_kd"), network.init)

@@ -11,11 +11,11 @@ from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.pipeline import Split
 from kd_jax.batches.targets import PseudoTargets
-from kd_jax.phases.check import check
-from kd_jax.cli.job import recall, remember
 from kd_jax.decoding import text
 from kd_jax.experiment import resolve
 from kd_jax.phases import cache, export, generate, prepare, student, teacher
+from kd_jax.phases.check import check
+from kd_jax.phases.workdirs import read_experiment, write_experiment
 from kd_jax.students.init import FromTeacher
 from kd_jax.students.pretrained import FromHuggingFace, Smaller
 from kd_jax.tasks.base import Decoding
@@ -73,7 +73,7 @@ def run(request, root, tmp_path_factory, lax_promotion):
     workdir = Workdir(path / "w")
     for phase in (prepare, teacher, cache, student):
         phase.run(experiment, workdir)
-    remember(workdir, experiment)
+    write_experiment(workdir, experiment)
     return request.param, folder, experiment, workdir
 
 
@@ -132,7 +132,7 @@ def test_an_exported_student_writes_what_it_writes_here(run, tmp_path, monkeypat
     """And begins with what was given to it, as its own generation_config.json says."""
     _, _, experiment, workdir = run
     prompts = prompts_of(workdir)
-    export.run(recall(workdir), workdir, tmp_path / "student", "student_kd")
+    export.run(read_experiment(workdir), workdir, tmp_path / "student", "student_kd")
     ids_BT, texts = written_by_transformers(tmp_path / "student", prompts, {}, None)
     tokenizer = experiment.tokenizer.load(workdir.data.path)
     assert all(tuple(ids_T[: len(tokenizer.forced_prefix)]) == tokenizer.forced_prefix for ids_T in ids_BT)
