@@ -1,0 +1,1 @@
+"""Measure models: texts, likelihoods, closeness to the teacher, speed and cost."""

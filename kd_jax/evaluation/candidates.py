@@ -49,8 +49,7 @@ def load_candidates(experiment: ResolvedExperiment, workdir: Workdir) -> list[Ca
     for source in in_int8.values():
         if source not in names:
             raise KdError(
-                f"evaluation.int8: expected models trained in this workdir, got {source!r}, whose weights are not here. "
-                "Remove it."
+                f"evaluation.int8: expected models trained in this workdir, got {source!r}, which is imported. Remove it."
             )
     models = {
         name: Candidate(name, name, experiment.recipes[name].model, load_trained(experiment, workdir, name)[1])
@@ -76,6 +75,13 @@ class Programs:
     """
 
     def __init__(self, decoding: Decoding, teacher: Model, tokenizer: Tokenizer):
+        """Compile nothing yet.
+
+        Args:
+          decoding: settings of the task.
+          teacher: its network, which students are compared with.
+          tokenizer: of the run.
+        """
         self._decoding, self._teacher, self._tokenizer = decoding, teacher, tokenizer
         self.compare = functools.cache(self._compare)
         self.student_metrics = functools.cache(self._student_metrics)

@@ -51,9 +51,9 @@ def calibration(logits_NV: Array, targets_N: Array, mask_N: Array) -> Sum:
 
 
 def calibration_error(bins: Sum) -> float:
-    """Return the expected calibration error, the mean over tokens of |accuracy - confidence| per bin.
+    r"""Return the expected calibration error, the mean over tokens of |accuracy - confidence| per bin.
 
-    .. math:: \\sum_b \\frac{n_b}{n} |acc_b - conf_b|
+    .. math:: \sum_b \frac{n_b}{n} |acc_b - conf_b|
 
     Args:
       bins: as `calibration` returns them, added over all tokens.
@@ -78,7 +78,8 @@ def compare(teacher_logits_NV: Array, student_logits_NV: Array, targets_N: Array
     """Compute the student's own metrics and its closeness to the teacher.
 
     Args:
-      teacher_logits_NV, student_logits_NV: float [N, V].
+      teacher_logits_NV: float [N, V].
+      student_logits_NV: float [N, V].
       targets_N: int [N].
       mask_N: bool [N], tokens that count.
 
@@ -115,7 +116,9 @@ def compare_cached(signal: TopK, payload: Payload, student_logits_NV: Array, tar
     Args:
       signal: with the tail "bucket", at temperature 1.
       payload: of the cache, [N, ...] per field.
-      student_logits_NV, targets_N, mask_N: as in `compare`.
+      student_logits_NV: float [N, V].
+      targets_N: int [N].
+      mask_N: bool [N], tokens that count.
 
     Returns:
       As `compare`, and "kl_error", "acceptance_error".
@@ -152,7 +155,8 @@ def compare_step(
     Args:
       params: of teacher and student.
       batches: the same examples in the rows of the teacher's layout and of the student's.
-      teacher, student: networks; they may be of two families.
+      teacher: network.
+      student: network, maybe of another family.
       all_sum: adds over devices.
     """
     heads = teacher.head(params[0]), student.head(params[1])

@@ -124,7 +124,8 @@ class ModelFigures:
 
     Examples:
       >>> closeness, training = Closeness(2.0, 0.1), TrainingFigures(9, 5, 36, 4.0, None, 1.5)
-      >>> figures = ModelFigures({"bleu": MetricFigure(20.0, (19.0, 21.0))}, closeness, 7, 0, training, DecodingSpeed(*4 * [1.0]))
+      >>> metrics, speed = {"bleu": MetricFigure(20.0, (19.0, 21.0))}, DecodingSpeed(800.0, 40.0, 90.0, 5.0)
+      >>> figures = ModelFigures(metrics, closeness, examples=7, over_long=0, training=training, speed=speed)
       >>> figures.to_json()["bleu_ci"], figures.to_json()["cross_entropy"]
       ((19.0, 21.0), 2.0)
       >>> ModelFigures.from_json(figures.to_json(), ["bleu"]) == figures

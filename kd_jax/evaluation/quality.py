@@ -92,9 +92,12 @@ def negative_log_likelihoods(
     """Compute (nats, tokens) of each text example's targets that count.
 
     Args:
-      candidate, params, programs, devices: as in `generate_texts`.
+      candidate: the model.
+      params: its parameters on the devices.
+      programs: compiled functions.
       batches: the encoded examples.
       owners: int [encoded examples], the number of the text example that each is a part of.
+      devices: of the run.
 
     Returns:
       float64 and int64 arrays [text examples].
@@ -129,7 +132,7 @@ def map_batches(title: str, batches: PromptBatches | EvalBatches, measure: Calla
     with progress.bar(title, len(own)) as bar:
         for i in own:
             length, indices = batches.plan[i]
-            with bar.meeting(length):
+            with bar.compiling_once(length):
                 values.append(measure(indices, batches[i]))
             bar.advance(1)
     return hosts.all_gather(values)

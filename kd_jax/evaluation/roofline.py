@@ -1,11 +1,11 @@
-"""Which limit of a chip binds a training step: its products, its memory, or what it sends to others."""
+"""Estimate which limit of a chip binds a training step: computation, memory bandwidth or collectives."""
 
 from typing import Any, NamedTuple
 
 import jax
 
 from kd_jax.experiment import ResolvedExperiment
-from kd_jax.models.flops import TRAINING, flops_per_unit, count_full_workload
+from kd_jax.models.flops import TRAINING, count_full_workload, flops_per_unit
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.runtime.chips import Chip
 from kd_jax.runtime.mesh import MeshDevices
@@ -16,10 +16,12 @@ MIB = 2**20
 
 
 class Roofline(NamedTuple):
-    """Seconds that a program takes at least for each reason, were a chip at its peak: a roofline.
+    """Lower bounds of a program's seconds, for a chip at its peak.
 
     Attributes:
-      compute, memory, collectives: for products, for traffic with the memory, for what is sent to other devices.
+      compute: seconds for matrix products.
+      memory: seconds for traffic with the memory.
+      collectives: seconds for data sent to other devices.
     """
 
     compute: float
@@ -28,23 +30,24 @@ class Roofline(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """At least, with all three at the same time."""
+        """Lower bound where all three overlap."""
         return max(self)
 
     @property
-    def binding(self) -> str:
-        """Which one that is.
+    def bound(self) -> str:
+        """The largest of the three.
 
         Examples:
-          >>> Roofline(compute=2.0, memory=3.0, collectives=1.0).binding
+          >>> Roofline(compute=2.0, memory=3.0, collectives=1.0).bound
           'memory-bound'
         """
         titles = {"compute": "compute-bound", "memory": "memory-bound", "collectives": "collective-bound"}
-        return titles[max(self._asdict(), key=self._asdict().get)]
+        seconds = self._asdict()
+        return titles[max(seconds, key=lambda name: seconds[name])]
 
 
-def roofline(work: ProgramCost, chip: Chip) -> Roofline:
-    """Of a program on each chip.
+def roofline(cost: ProgramCost, chip: Chip) -> Roofline:
+    """Compute the bounds of a program on one chip.
 
     Examples:
       >>> from kd_jax.runtime.chips import CHIPS
@@ -52,19 +55,19 @@ def roofline(work: ProgramCost, chip: Chip) -> Roofline:
       Roofline(compute=1.0, memory=1.0, collectives=0.0)
     """
     return Roofline(
-        work.flops / chip.flops, work.traffic / chip.bandwidth, sum(work.bytes_sent.values()) / chip.interconnect
+        cost.flops / chip.flops, cost.traffic / chip.bandwidth, sum(cost.bytes_sent.values()) / chip.interconnect
     )
 
 
 def device_memory(compiled: Any) -> int:
-    """Bytes that a program has on each device at once: what it is given, what it gives, what it needs between."""
+    """Return the bytes that a compiled program needs on each device: arguments, outputs and temporaries."""
     memory = compiled.memory_analysis()
     together = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return together + memory.temp_size_in_bytes
 
 
 def model_flops(experiment: ResolvedExperiment, name: str, vocab_size: int, portions: int) -> float:
-    """FLOPs that the networks need for the batch of `compile_ahead`, on all devices together; rows as if full."""
+    """Return the FLOPs that the networks need for the batch of `compile_ahead`, on all devices, with full rows."""
     whole = count_full_workload(longest_batch(experiment, name, vocab_size, portions))
     passes = [(TRAINING, experiment.recipes[name].model)]
     if needs_teacher(experiment.recipes[name].terms):
@@ -74,31 +77,35 @@ def model_flops(experiment: ResolvedExperiment, name: str, vocab_size: int, port
     return sum(times * flops_per_unit(model, shapes(model)).times(whole) for times, model in models)
 
 
-def step_on_chips(experiment: ResolvedExperiment, name: str, vocab_size: int, devices: MeshDevices, chip: Chip) -> dict[str, str]:
-    """Title -> what is to be said of a model's training step on each device, as text.
+def step_figures(
+    experiment: ResolvedExperiment, name: str, vocab_size: int, devices: MeshDevices, chip: Chip
+) -> dict[str, str]:
+    """Return title -> figure, as text, of a model's training step on each device.
 
     Args:
-      experiment, name, vocab_size, devices: as `compile_ahead`.
-      chip: that each device would be.
+      experiment: with the model.
+      name: of the model.
+      vocab_size: of the tokenizer.
+      devices: mesh to compile for.
+      chip: that each device stands for.
     """
     step = compile_ahead(experiment, name, vocab_size, devices)
-    work, memory = analyze_program(step.compiled), device_memory(step.compiled)
-    least = roofline(work, chip)
+    cost, memory = analyze_program(step.compiled), device_memory(step.compiled)
+    bounds = roofline(cost, chip)
     needed = model_flops(experiment, name, vocab_size, devices.count) / devices.devices
-    kept = step.compiled.memory_analysis().argument_size_in_bytes
-    told = {
+    arguments = step.compiled.memory_analysis().argument_size_in_bytes
+    fits = "yes" if memory <= chip.memory else "NO"
+    return {
         "rows x length of a batch": f"{step.rows} x {step.length}",
         "memory, MiB": f"{memory / MIB:,.1f}",
-        "of it state and batch": f"{kept / MIB:,.1f}",
-        f"fits {chip.memory / 1e9:.0f} GB": f"{'yes' if memory <= chip.memory else 'NO'}, {memory / chip.memory:.1%}",
-        "GFLOP": f"{work.flops / 1e9:,.3f}",
-        "of it the model's": f"{needed / work.flops:.0%}",
-        "memory traffic, MiB": f"{work.traffic / MIB:,.1f}",
-        f"FLOP a byte (chip {chip.intensity:.0f})": f"{work.flops / work.traffic:,.1f}",
-    }
-    told |= {f"{kind}, MiB sent": f"{work.bytes_sent.get(kind, 0) / MIB:,.2f}" for kind in COLLECTIVES}
-    told |= {f"{reason}, ms at least": f"{1e3 * seconds:,.4f}" for reason, seconds in least._asdict().items()}
-    return told | {
-        "at most, targets a second": f"{step.rows * step.length / least.seconds:,.0f}",
-        "limit": least.binding,
+        "of it state and batch": f"{arguments / MIB:,.1f}",
+        f"fits {chip.memory / 1e9:.0f} GB": f"{fits}, {memory / chip.memory:.1%}",
+        "GFLOP": f"{cost.flops / 1e9:,.3f}",
+        "of it the model's": f"{needed / cost.flops:.0%}",
+        "memory traffic, MiB": f"{cost.traffic / MIB:,.1f}",
+        f"FLOP a byte (chip {chip.intensity:.0f})": f"{cost.flops / cost.traffic:,.1f}",
+        **{f"{kind}, MiB sent": f"{cost.bytes_sent.get(kind, 0) / MIB:,.2f}" for kind in COLLECTIVES},
+        **{f"{reason}, ms at least": f"{1e3 * seconds:,.4f}" for reason, seconds in bounds._asdict().items()},
+        "at most, targets a second": f"{step.rows * step.length / bounds.seconds:,.0f}",
+        "limit": bounds.bound,
     }

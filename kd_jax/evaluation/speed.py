@@ -112,8 +112,11 @@ def drafting_speed(
 
     Args:
       evaluation: tokens drafted a round, and number of prompts.
-      teacher, student: of one model family.
-      prompts, widths, tokenizer: as in `decoding_speeds`.
+      teacher: the model whose texts are written.
+      student: the draft, of the same model family.
+      prompts: int32 [P] token ids each.
+      widths: padded lengths, ascending.
+      tokenizer: of the run.
       decoding: maximum length of a text.
     """
     devices = make_devices("jit")
@@ -168,7 +171,7 @@ def _median_timings(calls: Mapping[str, Callable[[], Timing]], title: str) -> di
         for _ in range(REPEATS + 1):
             rounds.append({})
             for name, call in calls.items():
-                with bar.meeting(name):
+                with bar.compiling_once(name):
                     rounds[-1][name] = call()
                 bar.advance(1)
     return {

@@ -1,9 +1,9 @@
-"""The processes that work on one run together: who they are, what they agree on, how they end.
+"""The processes of one run on several hosts: their ranks, exchanged values, and a common end.
 
-They meet at JAX's coordination service, which the first of them runs. What takes long on one host (a download, a
-tokeniser) must not be waited for within a collective, which gives up: so the hosts agree through the service's keys.
-All of them make the same calls in the same order. A process alone is the first of one, and none of this costs it
-anything, the import of JAX neither.
+The processes exchange values through JAX's coordination service, which the main process runs. A collective gives up
+after a while, but one host's download or tokeniser may take long. So processes wait for keys of the service instead.
+All processes must make the same calls in the same order. With one process every function returns at once, and JAX is
+not imported.
 """
 
 import atexit
@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 from kd_jax.errors import KdError, Preempted
 
-CHUNK = 2**20  # characters of a value; a message of the service holds 4 MiB
-GLANCE = 1.0  # seconds between looks at what the others say
-HEARTBEAT = 50  # seconds after which a host that says nothing is dead; more than a host takes to end
-GRACE = 10.0  # seconds in which a host may end by itself, with its own message
-PATIENCE = 1800  # seconds without progress; a large model compiles for minutes
-STEPS_AHEAD = 3  # no host is so many training steps ahead of another: each reads what all have added up, a step behind
+CHUNK_CHARS = 2**20  # of one value; a message of the service holds 4 MiB
+POLL_SECONDS = 1.0  # between looks at the keys of the other processes
+HEARTBEAT_SECONDS = 50  # of silence after which the service counts a process as dead; more than an exit takes
+GRACE_SECONDS = 10.0  # in which a process may end by itself, with its own message
+PATIENCE = 1800  # seconds without progress after which a process ends; a large model compiles for minutes
+STEPS_AHEAD = 3  # no process is so many training steps ahead of another: each reads the common sums one step later
 
 
 class Process(NamedTuple):
@@ -39,241 +39,256 @@ class Process(NamedTuple):
     count: int
 
 
-class _Shared:
-    """What this process remembers of the others."""
+class _State:
+    """What this process knows of the others."""
 
     def __init__(self) -> None:
-        self.place = Process(0, 1)
-        self.client: Any = None  # of the coordination service
-        self.numbers = itertools.count()  # of what was agreed on
-        self.leading = False  # within what the first host does for all
-        self.waiting = False  # for another host
-        self.told = False  # that a host was asked to stop
-        self.left = threading.Event()  # the others
-        self.progress = time.monotonic()
+        self.process = Process(0, 1)
+        self.client: Any = None  # of the coordination service; its class has no public name
+        self.key_numbers = itertools.count()
+        self.in_main_call = False  # inside a function that `run_on_main` calls
+        self.is_waiting = False  # for another process
+        self.stop_announced = False
+        self.closed = threading.Event()
+        self.last_heartbeat = time.monotonic()
 
 
-_shared = _Shared()
+_state = _State()
 
 
-def join(place: tuple[int, int] | None, coordinator: str, patience: float = PATIENCE) -> None:
-    """This process becomes one of several; before JAX meets a device.
+def join(process: tuple[int, int] | None, coordinator: str, patience: float = PATIENCE) -> None:
+    """Make this process one of several; call it before JAX finds its devices.
 
     Args:
-      place: (number, of how many); None where the pod's, SLURM's or MPI's environment says it.
-      coordinator: "ADDRESS:PORT" that the first host can listen at; "" where the environment says it.
-      patience: seconds without progress after which this host ends, and so all do.
+      process: (index, count); None to take both from the environment of a TPU pod, SLURM or MPI.
+      coordinator: "ADDRESS:PORT" at which the main process can listen; "" to take it from the environment.
+      patience: seconds without progress after which this process ends, and with it all others.
 
     Raises:
-      KdError: if the environment says nothing, or the others do not come.
+      KdError: if the environment gives no processes, or the others do not connect.
     """
     import jax.distributed
-    from jax._src import distributed  # the service's client has no public name yet
+    from jax._src import distributed  # the service's client has no public name
 
-    given = {} if place is None else {"coordinator_address": coordinator, "process_id": place[0]}
-    if place is not None:
-        given |= {"num_processes": place[1], "cluster_detection_method": "deactivate"}
+    index, count = process or (None, None)
     try:
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=300)
+        jax.distributed.initialize(
+            coordinator_address=coordinator if process else None,
+            num_processes=count,
+            process_id=index,
+            cluster_detection_method="deactivate" if process else None,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=300,
+        )
     except (ValueError, RuntimeError) as error:
-        raise KdError(f"--host: the hosts do not meet ({' '.join(str(error).split())[:200]})") from error
-    meeting = distributed.global_state
-    _shared.client, _shared.place = meeting.client, Process(meeting.process_id, meeting.num_processes)
+        reason = " ".join(str(error).split())[:200]
+        raise KdError(
+            f"--host: expected all hosts to connect, got: {reason}. Check --host and --coordinator of each."
+        ) from error
+    connection = distributed.global_state
+    _state.client, _state.process = connection.client, Process(connection.process_id, connection.num_processes)
     heartbeat()
     watcher = threading.Thread(target=_watch, args=(patience,), daemon=True)
     watcher.start()
-    atexit.register(lambda: (_shared.left.set(), watcher.join()))  # before JAX leaves the service
+    atexit.register(lambda: (_state.closed.set(), watcher.join()))  # before JAX leaves the service
 
 
 def process() -> Process:
     """Return this process's index and the number of processes."""
-    return _shared.place
+    return _state.process
 
 
 def is_main_process() -> bool:
-    """Whether this process is the first: it alone writes what is not cut into shares, and speaks."""
-    return process().index == 0
+    """Return whether this process is the main process, which alone logs and writes shared files."""
+    return _state.process.index == 0
 
 
-def run_on_main(make: Callable[[], Any]) -> Any:
-    """What the first host's call returned, on every host; the others wait for it. Its KdError is raised by all.
+def run_on_main(function: Callable[[], Any]) -> Any:
+    """Call a function on the main process and return its result on every process.
 
-    Within the call, `agreed` is the first host's own affair.
+    The other processes wait. A nested call inside the function runs on the main process alone.
 
     Args:
-      make: () -> a JSON-able value.
+      function: () -> a JSON-able value.
+
+    Raises:
+      KdError: on every process, if the function raises it on the main process.
 
     Examples:
       >>> run_on_main(lambda: {"step": 3})
       {'step': 3}
     """
-    if process().count == 1 or _shared.leading:
-        return make()
-    key = f"agreed/{next(_shared.numbers)}"
+    if process().count == 1 or _state.in_main_call:
+        return function()
+    key = f"main/{next(_state.key_numbers)}"
     if is_main_process():
-        _shared.leading = True
+        _state.in_main_call = True
         try:
-            said = {"value": make()}
+            result = {"value": function()}
         except KdError as error:
-            said = {"error": str(error)}
+            result = {"error": str(error)}
         finally:
-            _shared.leading = False
-        _publish(key, said)
-    said = _awaited(key)
-    if "error" in said:
-        raise KdError(said["error"])
-    return said["value"]
+            _state.in_main_call = False
+        _publish(key, result)
+    result = _wait_for(key)
+    if "error" in result:
+        raise KdError(result["error"])
+    return result["value"]
 
 
 def exchange(value: Any) -> list[Any]:
-    """Every host's value, in their order, on every host.
+    """Return every process's value, by process index, on every process.
 
     Args:
-      value: JSON-able.
+      value: this process's, JSON-able.
 
     Examples:
       >>> exchange([1.5])
       [[1.5]]
     """
-    here, hosts = process()
-    if hosts == 1:
+    index, count = process()
+    if count == 1:
         return [value]
-    key = f"exchanged/{next(_shared.numbers)}"
-    _publish(f"{key}/{here}", value)
-    return [_awaited(f"{key}/{number}") for number in range(hosts)]
+    key = f"exchange/{next(_state.key_numbers)}"
+    _publish(f"{key}/{index}", value)
+    return [_wait_for(f"{key}/{i}") for i in range(count)]
 
 
 def all_gather(parts: list[Any]) -> list[Any]:
-    """Of parts that host i of n made those with the numbers i, i + n, ...: all of them, in order, on every host.
+    """Return the parts of all processes in order, where process i of n has parts i, i + n, ...
 
     Args:
-      parts: this host's, JSON-able.
+      parts: this process's, JSON-able.
 
     Examples:
       >>> all_gather(["a", "b"])
       ['a', 'b']
     """
-    everywhere = exchange(parts)
-    count = sum(map(len, everywhere))
-    return [everywhere[i % len(everywhere)][i // len(everywhere)] for i in range(count)]
+    parts_of = exchange(parts)
+    count = sum(map(len, parts_of))
+    return [parts_of[i % len(parts_of)][i // len(parts_of)] for i in range(count)]
 
 
-def should_stop(step: int, asked: bool) -> bool:
-    """Whether all hosts stop after this training step, of which each asks in turn.
+# jax.experimental.multihost_utils.reached_preemption_sync_point answers this inside training steps only, and its
+# service takes SIGTERM away from Python. Processes must also stop in other phases and while they wait for each other.
+def should_stop(step: int, requested: bool) -> bool:
+    """Return whether all processes stop after this training step; call it on each at every step.
 
     Args:
       step: the step that was dispatched last.
-      asked: whether this host was asked to stop.
+      requested: whether this process was asked to stop.
     """
     if process().count == 1:
-        return asked
-    if asked and not _read("stop after"):
-        with contextlib.suppress(RuntimeError):  # another host was quicker
-            _shared.client.key_value_set("kd_jax/stop after/0", str(step + STEPS_AHEAD))
-    last = _read("stop after")
+        return requested
+    if requested and not _values("last step"):
+        with contextlib.suppress(RuntimeError):  # another process was quicker
+            _state.client.key_value_set("kd_jax/last step/0", str(step + STEPS_AHEAD))
+    last = _values("last step")
     return bool(last) and step >= int(last[0])
 
 
 def announce_stop() -> None:
-    """The other hosts learn that this one was asked to stop."""
-    if process().count > 1 and not _shared.told:
-        _shared.told = True
+    """Tell the other processes that this one was asked to stop."""
+    if process().count > 1 and not _state.stop_announced:
+        _state.stop_announced = True
         _publish(f"stop/{process().index}", True)
 
 
 def stop_announced() -> bool:
-    """Whether another host was asked to stop."""
-    return _shared.told
+    """Return whether any process has announced that it was asked to stop."""
+    return _state.stop_announced
 
 
 def heartbeat() -> None:
-    """This host is not stuck."""
-    _shared.progress = time.monotonic()
+    """Record that this process makes progress."""
+    _state.last_heartbeat = time.monotonic()
 
 
 @contextlib.contextmanager
 def coordinated_exit() -> Iterator[None]:
-    """An error that leaves the block is said to the other hosts, which end too."""
+    """Publish an error that leaves the block, so that the other processes end too."""
     try:
         yield
     except Preempted:
         raise
     except BaseException as error:
         if process().count > 1:
-            _fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            _announce_failure(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         raise
 
 
-def _fail(message: str) -> None:
-    """Says that this host ends, and waits a little for the others to: the service goes with the first of them."""
+def _announce_failure(message: str) -> None:
+    """Publish this process's failure, and wait for the others: the service ends with the main process."""
     with contextlib.suppress(RuntimeError):
         _publish(f"failed/{process().index}", message)
-        until = time.monotonic() + 2 * GRACE
-        while len(_failed()) < process().count and time.monotonic() < until:
-            time.sleep(GLANCE / 5)
+        deadline = time.monotonic() + 2 * GRACE_SECONDS
+        while len(_failures()) < process().count and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 5)
 
 
-def _failed() -> dict[int, str]:
-    """Host -> what it said when it failed."""
-    said = _shared.client.key_value_dir_get("kd_jax/failed/")
-    return {int(key.split("/")[2]): json.loads(text) for key, text in said if key.endswith("portion 0")}
+def _failures() -> dict[int, str]:
+    """Return process index -> its failure's message."""
+    entries = _state.client.key_value_dir_get("kd_jax/failed/")
+    return {int(key.split("/")[2]): json.loads(text) for key, text in entries if key.endswith("chunk 0")}
 
 
 def _publish(key: str, value: Any) -> None:
-    """Under `key` in portions; how many there are is written last."""
+    """Set a key to a JSON value in chunks; their number is written last."""
     text = json.dumps(value)
-    portions = [text[start : start + CHUNK] for start in range(0, len(text), CHUNK)]
-    for number, portion in enumerate(portions):
-        _shared.client.key_value_set(f"kd_jax/{key}/portion {number}", portion)
-    _shared.client.key_value_set(f"kd_jax/{key}/portions", str(len(portions)))
+    chunks = [text[start : start + CHUNK_CHARS] for start in range(0, len(text), CHUNK_CHARS)]
+    for number, chunk in enumerate(chunks):
+        _state.client.key_value_set(f"kd_jax/{key}/chunk {number}", chunk)
+    _state.client.key_value_set(f"kd_jax/{key}/chunks", str(len(chunks)))
 
 
-def _awaited(key: str) -> Any:
-    """What is, or will be, published under `key`."""
-    _shared.waiting = True
+def _wait_for(key: str) -> Any:
+    """Return the value of a key, once it is published."""
+    _state.is_waiting = True
     try:
-        portions = range(int(_blocking(f"kd_jax/{key}/portions")))
-        return json.loads("".join(_blocking(f"kd_jax/{key}/portion {number}") for number in portions))
+        count = int(_wait_for_text(f"kd_jax/{key}/chunks"))
+        return json.loads("".join(_wait_for_text(f"kd_jax/{key}/chunk {number}") for number in range(count)))
     finally:
-        _shared.waiting = False
+        _state.is_waiting = False
         heartbeat()
 
 
-def _blocking(key: str) -> str:
+def _wait_for_text(key: str) -> str:
     while True:
-        if _shared.told:
+        if _state.stop_announced:
             raise Preempted
         try:
-            return _shared.client.blocking_key_value_get(key, int(1000 * GLANCE))
+            return _state.client.blocking_key_value_get(key, int(1000 * POLL_SECONDS))
         except RuntimeError as error:  # JAX raises no other
             if "DEADLINE_EXCEEDED" not in str(error):
-                raise KdError(f"the first host is gone ({str(error).splitlines()[0][:200]})") from error
+                reason = str(error).splitlines()[0][:200]
+                raise KdError(f"lost the connection to the main process: {reason}. Run the same command again.") from error
 
 
-def _read(folder: str) -> list[str]:
-    """The values under a folder of keys; [] for none."""
-    return [value for _, value in _shared.client.key_value_dir_get(f"kd_jax/{folder}/")]
+def _values(folder: str) -> list[str]:
+    """Return the values of all keys in a folder."""
+    return [value for _, value in _state.client.key_value_dir_get(f"kd_jax/{folder}/")]
 
 
 def _watch(patience: float) -> None:
-    """Ends this process where another has failed, or where nothing goes on; and hears that one was asked to stop."""
-    while not _shared.left.wait(GLANCE):
+    """End this process when another has failed or nothing makes progress; note announced stops."""
+    while not _state.closed.wait(POLL_SECONDS):
         try:
-            failed, stop = _failed(), _read("stop")
+            failures, stops = _failures(), _values("stop")
         except RuntimeError:  # the service ends with the run
             return
-        _shared.told |= bool(stop)
-        for number, what in failed.items():
-            if number != process().index:
-                time.sleep(GRACE)
-                _end(f"host {number} has failed ({what}), so this one ends too")
-        idle = time.monotonic() - _shared.progress
-        if idle > patience and not _shared.waiting:
+        _state.stop_announced |= bool(stops)
+        for index, message in failures.items():
+            if index != process().index:
+                time.sleep(GRACE_SECONDS)
+                _end(f"host {index} has failed ({message}), so this one ends too")
+        idle = time.monotonic() - _state.last_heartbeat
+        if idle > patience and not _state.is_waiting:
             _end(f"no progress for {idle:.0f} seconds: a host hangs, or --patience is too short")
 
 
 def _end(message: str) -> None:
-    """At once: the main thread may be within a collective, which nothing interrupts."""
-    print(f"error: host {process().index}: {message}; the same command goes on from here", file=sys.stderr, flush=True)
-    _fail(message)
+    """End at once: the main thread may be inside a collective, which nothing interrupts."""
+    line = f"error: host {process().index}: {message}. Run the same command again to resume."
+    print(line, file=sys.stderr, flush=True)
+    _announce_failure(message)
     os._exit(3)

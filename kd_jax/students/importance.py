@@ -49,7 +49,7 @@ def importance(
     compiled, parts = devices.compile_sums(step), []
     with progress.bar("importance", sum(len(indices) for _, indices in batches.plan)) as bar:
         for (bucket, indices), batch in zip(batches.plan, batches, strict=True):
-            with bar.meeting(bucket):
+            with bar.compiling_once(bucket):
                 sums = compiled(params, devices.shard(batch))
                 parts.append(jax.device_get(devices.unreplicate(sums)))
             bar.advance(len(indices))

@@ -91,7 +91,7 @@ def infer_records(
     """
     by_index: dict[int, Record] = {}
     for (length, members), batch in zip(batches.plan, batches, strict=True):
-        with bar.meeting(length):
+        with bar.compiling_once(length):
             outputs = infer(batch)
         for b, i in enumerate(members):
             example = split.read(i)

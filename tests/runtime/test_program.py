@@ -91,9 +91,9 @@ def test_an_all_reduce_of_which_each_device_takes_its_part_is_a_reduce_scatter()
 
     arrays = [jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=cut)] * 2
     only_part = jax.jit(lambda x, y: summed(x, y)[0]).lower(*arrays).compile()
-    assert analyze_program(only_part).moved == {"reduce-scatter": 4 * 64 * 64 * 7 / 8}
+    assert analyze_program(only_part).bytes_sent == {"reduce-scatter": 4 * 64 * 64 * 7 / 8}
     both = jax.jit(summed).lower(*arrays).compile()
-    assert analyze_program(both).moved == {"all-reduce": 2 * 4 * 64 * 64 * 7 / 8}
+    assert analyze_program(both).bytes_sent == {"all-reduce": 2 * 4 * 64 * 64 * 7 / 8}
 
 
 def test_a_loops_collectives_count_each_time():
@@ -109,4 +109,4 @@ def test_a_loops_collectives_count_each_time():
         compiled = looped.lower(jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=rows)).compile()
     (one,) = analyze_program(compiled).collectives
     assert (one.kind, one.times) == ("all-reduce", TIMES)
-    np.testing.assert_allclose(analyze_program(compiled).moved["all-reduce"], TIMES * 2 * 4 * 64 * 7 / 8)
+    np.testing.assert_allclose(analyze_program(compiled).bytes_sent["all-reduce"], TIMES * 2 * 4 * 64 * 7 / 8)

@@ -1,4 +1,4 @@
-"""What a person sees, where it goes, and the log that survives a kill."""
+"""Log lines, results, tables and progress bars: where they are printed and what they show."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from kd_jax.runtime import progress
-from kd_jax.runtime.progress import Pace, PlainBar, TerminalBar
+from kd_jax.runtime.progress import Bar
 
 
-class HandClock:
-    """A clock that is set by hand."""
+class ManualClock:
+    """A clock that tests set."""
 
     def __init__(self):
         self.seconds = 100.0
@@ -22,30 +22,23 @@ class HandClock:
         return self.seconds
 
 
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
 def last_line(capsys):
     return capsys.readouterr().err.rstrip().split("\n")[-1].rstrip()
 
 
-def test_what_goes_where(capsys):
+def test_log_goes_to_standard_error_and_results_to_standard_output(capsys):
     progress.log("on the way")
     progress.print_result("the result")
     assert capsys.readouterr() == ("the result\n", "on the way\n")
 
 
-def test_pace_counts_neither_what_an_earlier_run_did_nor_the_time_at_rest():
-    pace = Pace(total=100, begun=10.0)
-    assert (pace.rate(15.0), pace.left(15.0)) == (0.0, None)
-    pace = pace.skip(40).advance(6)
-    assert (pace.rate(13.0), pace.left(13.0)) == (2.0, 27.0)
-    resting = pace.stop(13.0)
-    assert (resting.rate(500.0), resting.left(500.0)) == (2.0, 27.0)
-    assert resting.stop(400.0) == resting
-    assert (resting.resume(513.0).rate(516.0), resting.resume(513.0).left(516.0)) == (1.0, 54.0)
-
-
-def test_plain_lines_where_there_is_no_terminal(capsys):
-    clock = HandClock()
-    bar = PlainBar("teacher", 7, clock)
+def test_plain_bar_prints_a_line_every_few_seconds(clock, capsys):
+    bar = Bar("teacher", 7, clock=clock)
     bar.skip(1)
     for _ in range(4):
         clock.seconds += 5.0
@@ -61,22 +54,28 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     ]
 
 
-@pytest.mark.parametrize("bar_type", [PlainBar, TerminalBar])
-def test_a_finished_bar_shows_the_time_taken_compilation_included(bar_type, capsys):
-    clock = HandClock()
-    bar = bar_type("teacher", 20, clock)
+def test_rate_and_time_left_count_no_items_of_an_earlier_run(clock, capsys):
+    bar = Bar("teacher", 100, clock=clock)
+    bar.skip(40)
+    clock.seconds += 10.0
+    bar.advance(20)
+    assert last_line(capsys) == "teacher: 60/100, 2.0/s, 0:20 left"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_closed_bar_shows_the_time_taken_with_compilation(terminal, clock, capsys):
+    bar = Bar("teacher", 20, terminal, clock)
     with bar.compiling("the step"):
         clock.seconds += 60.0
     clock.seconds += 5.0
     bar.advance(20)
     bar.close()
     line = last_line(capsys)
-    assert "20/20" in line and line.endswith("4.0 a second, 1:05 in all")
+    assert "20/20" in line and line.endswith("4.0/s, 1:05 in all")
 
 
-def test_a_plain_bar_says_at_once_that_it_compiles(capsys):
-    clock = HandClock()
-    bar = PlainBar("teacher", 20, clock)
+def test_plain_bar_logs_a_compilation_at_once(clock, capsys):
+    bar = Bar("teacher", 20, clock=clock)
     with bar.compiling("12 x 32"):
         assert capsys.readouterr().err == "teacher: compiling 12 x 32\n"
         clock.seconds += 60.0
@@ -85,9 +84,8 @@ def test_a_plain_bar_says_at_once_that_it_compiles(capsys):
     assert capsys.readouterr().err == "teacher: 0/20\nteacher: compiling\n"
 
 
-def test_compiling_within_compiling_counts_once(capsys):
-    clock = HandClock()
-    bar = PlainBar("teacher", 20, clock)
+def test_nested_compilations_count_once(clock, capsys):
+    bar = Bar("teacher", 20, clock=clock)
     with bar.compiling("outer"):
         clock.seconds += 10.0
         with bar.compiling("inner"):
@@ -95,39 +93,47 @@ def test_compiling_within_compiling_counts_once(capsys):
         clock.seconds += 10.0
     clock.seconds += 10.0
     bar.advance(10)
-    assert last_line(capsys) == "teacher: 10/20, 1.0 a second, 0:10 left"
+    assert last_line(capsys) == "teacher: 10/20, 1.0/s, 0:10 left"
 
 
-def test_after_an_error_in_compilation_the_clock_goes_on(capsys):
-    clock = HandClock()
-    bar = PlainBar("teacher", 20, clock)
+def test_rate_is_right_after_an_error_in_compilation(clock, capsys):
+    bar = Bar("teacher", 20, clock=clock)
     with contextlib.suppress(ValueError), bar.compiling(), bar.compiling("inner"):
         clock.seconds += 30.0
         raise ValueError
     clock.seconds += 10.0
     bar.advance(10)
-    assert last_line(capsys) == "teacher: 10/20, 1.0 a second, 0:10 left"
+    assert last_line(capsys) == "teacher: 10/20, 1.0/s, 0:10 left"
 
 
-ON_A_TERMINAL = """
-from kd_jax.artifacts import runlog
+def test_each_shape_is_compiled_once(capsys):
+    with progress.bar("write", 3) as bar:
+        for shape in ((4, 8), (4, 8), (2, 16)):
+            with bar.compiling_once(shape):
+                bar.advance(1)
+    lines = capsys.readouterr().err
+    assert lines.count("write: compiling (4, 8)") == 1 and lines.count("write: compiling (2, 16)") == 1
+
+
+TERMINAL_PROGRAM = """
+from kd_jax.runtime import progress
 with progress.bar("teacher [1/2]", 3) as bar:
     with bar.compiling("the step"):
         progress.log("a word")
         progress.print_result("a result")
         bar.advance(1)
-        bar._progress.refresh()
+        bar._live.refresh()
     bar.advance(1, loss=2.25)
-    bar._progress.refresh()
+    bar._live.refresh()
     bar.advance(1)
 """
 
 
-def test_a_bar_on_a_terminal_leaves_results_to_standard_output(root):
+def test_terminal_bar_leaves_results_to_standard_output(root):
     screen, terminal = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", ON_A_TERMINAL],
+    finished = subprocess.run(
+        [sys.executable, "-c", TERMINAL_PROGRAM],
         stdout=subprocess.PIPE,
         stderr=terminal,
         cwd=root,
@@ -136,17 +142,17 @@ def test_a_bar_on_a_terminal_leaves_results_to_standard_output(root):
     )
     os.close(terminal)
     drawn = os.read(screen, 65536).decode()
-    assert done.stdout == b"a result\n"
+    assert finished.stdout == b"a result\n"
     for text in ("teacher [1/2]", "a word", "compiling the step", "2/3", "loss 2.25", "3/3", "0:00 in all"):
         assert text in drawn
     assert "a result" not in drawn
 
 
-def test_clock():
+def test_format_seconds():
     assert [progress.format_seconds(s) for s in (5, 65, 3700)] == ["0:05", "1:05", "1:01:40"]
 
 
-def test_a_table_is_aligned_and_its_headings_break_where_the_screen_is_narrow():
+def test_format_table_aligns_columns_and_breaks_headings_on_a_narrow_screen():
     head, rows = ("signal", "bytes a token", "KL lost"), [("top 64", "230.0", "0.012"), ("32 draws", "39.0", "–")]
     assert progress.format_table(head, rows) == (
         "signal    bytes a token  KL lost\n"
@@ -154,8 +160,8 @@ def test_a_table_is_aligned_and_its_headings_break_where_the_screen_is_narrow():
         "top 64            230.0    0.012\n"
         "32 draws           39.0        –"
     )
-    assert progress.format_table(head, rows, fits=32) == progress.format_table(head, rows)
-    assert progress.format_table(head, rows, fits=31) == (
+    assert progress.format_table(head, rows, width=32) == progress.format_table(head, rows)
+    assert progress.format_table(head, rows, width=31) == (
         "          bytes\n"
         "              a     KL\n"
         "signal    token   lost\n"
@@ -164,12 +170,3 @@ def test_a_table_is_aligned_and_its_headings_break_where_the_screen_is_narrow():
         "32 draws   39.0      –"
     )
     assert progress.format_table(head, []) == "signal  bytes a token  KL lost\n------------------------------"
-
-
-def test_a_shape_is_compiled_where_the_bar_meets_it_first(capsys):
-    with progress.bar("write", 3) as bar:
-        for shape in ((4, 8), (4, 8), (2, 16)):
-            with bar.meeting(shape):
-                bar.advance(1)
-    said = capsys.readouterr().err
-    assert said.count("write: compiling (4, 8)") == 1 and said.count("write: compiling (2, 16)") == 1

@@ -56,7 +56,7 @@ def test_with_fsdp_each_device_gathers_every_matrix_and_keeps_its_part(experimen
     matrices = 4 * sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
     vectors = 4 * sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
     compiled, devices = ahead(experiment, Mesh(fsdp=fsdp)), MeshDevices(Mesh(fsdp=fsdp).over(8))
-    moved, share = analyze_program(compiled).moved, (fsdp - 1) / fsdp
+    moved, share = analyze_program(compiled).bytes_sent, (fsdp - 1) / fsdp
     assert moved["all-gather"] == pytest.approx(matrices * share)
     if fsdp == 8:  # but for the head's gradient, which is scaled between its sum and its cut
         head = 4 * params["output"].size
