@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.batches.buckets import LONGEST
+from kd_jax.batches.buckets import MAX_LENGTH
 from kd_jax.models.transformer import Compute, Transformer
 from kd_jax.types import Array, Params, Tokens
 
@@ -100,7 +100,7 @@ class Dense(nn.Module):
 
 def token_numbers(tokens: Tokens) -> Array:
     """One number for each token, uint32 [B, T]: of its example and its place there, whatever row they stand in."""
-    return tokens.segment_BT.astype(jnp.uint32) * LONGEST + tokens.position_BT.astype(jnp.uint32)
+    return tokens.segment_BT.astype(jnp.uint32) * MAX_LENGTH + tokens.position_BT.astype(jnp.uint32)
 
 
 class Dropout(nn.Module):

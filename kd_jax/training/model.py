@@ -13,7 +13,7 @@ from kd_jax.artifacts.digests import params_digest
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches import pipeline
-from kd_jax.batches.buckets import place
+from kd_jax.batches.buckets import assign_buckets
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
@@ -134,7 +134,7 @@ def batches(
     )
     validation = pipeline.Split(workdir.data, "validation")
     valid = pipeline.EvalBatches(validation, layout, shapes, pipeline.INFERENCE_BATCH_SIZE, devices.count, shard=devices.share)
-    return train, list(valid), int((place(split.lengths, shapes, layout) == len(shapes)).sum())
+    return train, list(valid), int((assign_buckets(split.lengths, shapes, layout) == len(shapes)).sum())
 
 
 def load_trained(experiment: ResolvedExperiment, workdir: Workdir, name: str) -> tuple[Model, Params]:
