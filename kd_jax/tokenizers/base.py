@@ -1,4 +1,4 @@
-"""What every tokeniser can do, whoever trained it; which ids begin and end a text is its own to say."""
+"""Protocols of tokenizers and of their settings, and functions for every tokenizer."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -11,20 +11,27 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.errors import KdError
 
 NO_ID = -1
+# Common fields of every tokenizer_config.json. The last value is transformers' "no limit".
+COMMON_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "model_max_length": int(1e30),
+}
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back.
+    """A map from text to token ids and back.
 
     Attributes:
       vocab_size: V; ids are below it.
-      start: the id that decoding begins with; in a decoder-only model it stands before the prompt.
-      eos: the id that ends a text.
-      pad: the id that files of others fill rows up with; NO_ID for none. Here no id does.
-      forced_prefix: ids in front of every completion, given rather than written, such as the language that is asked of NLLB.
-        They stand behind `start`, in training as in decoding, and do not count.
-      suppress_tokens: ids that are never written.
-      rows_V: for each token its row in the pretrained model's embedding; None where there is no such model.
+      start: id that decoding begins with. A decoder-only model has it before the prompt.
+      eos: id that ends a text.
+      pad: padding id in exported files; NO_ID for none. kd_jax itself pads with masks.
+      forced_prefix: ids after `start` at the beginning of every completion, such as NLLB's target language. They are
+        inputs in training and in decoding, and the loss does not count them.
+      suppress_tokens: ids that decoding never generates.
+      rows_V: int32 [V], each token's row in the pretrained model's embedding; None without a pretrained model.
     """
 
     vocab_size: int
@@ -36,108 +43,126 @@ class Tokenizer(Protocol):
     rows_V: np.ndarray | None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of what is to be written; no special ones are added, none is seen in what only spells one."""
+        """Return the ids of a completion's text, without special tokens.
+
+        The text "</s>" is encoded as characters, never as the special token.
+        """
         ...
 
-    def encode_prompt(self, text: str, most: int = 0) -> list[int]:
-        """What is given, as the model wants it: with its end, or in a chat's words.
+    def encode_prompt(self, text: str, max_tokens: int = 0) -> list[int]:
+        """Return the ids of a prompt in the model's format: with its end token, or within a chat template.
 
         Args:
-          text: what is given.
-          most: tokens of the text at most, from its beginning; 0 for all.
+          text: of the prompt.
+          max_tokens: keep the first `max_tokens` tokens of the text; 0 for all.
         """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special ones."""
+        """Return the text of ids, without special tokens."""
         ...
 
     def pieces(self) -> list[str]:
-        """The token strings, by id."""
+        """Return the vocabulary's strings, ordered by id; "" for an unused id."""
         ...
 
     def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
-        """Writes files that transformers' AutoTokenizer reads; they give the ids of `prompt`.
+        """Write files that transformers' AutoTokenizer reads; they give the ids of `encode_prompt`.
 
         Args:
-          to: a folder.
+          to: folder to write to.
           family: of the model, as Architecture.family.
-          prompted: whether texts are written from prompts, or prompts gone on from.
+          prompted: whether the task has prompts, which end with `eos`.
 
         Returns:
-          The special ids in the words of a config.json, such as {"eos_token_id": 2}.
+          The special ids under config.json's names, such as {"eos_token_id": 2}.
         """
         ...
 
 
 class TokenizerSettings(Protocol):
-    """How a tokeniser comes to be; a frozen dataclass, a field of the experiment.
+    """An experiment's tokenizer settings: a frozen dataclass that prepares a tokenizer's files and loads them."""
 
-    Attributes:
-      vocab_size: tokens, as far as they are known before `prepare`.
-      pretrained: whether it is of a pretrained model's `folder`.
-      sample: characters of the texts that it wants at most; 0 for all.
-      files: names of the files that `prepare` leaves and `load` reads.
-    """
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens before `prepare`; a pruned vocabulary becomes smaller."""
+        ...
 
-    vocab_size: int
-    pretrained: bool
-    sample: int
-    files: tuple[str, ...]
+    @property
+    def pretrained(self) -> bool:
+        """Whether the tokenizer belongs to a pretrained model; see `is_pretrained`."""
+        ...
+
+    @property
+    def sample(self) -> int:
+        """Maximum number of characters of training text for `prepare`; 0 for all."""
+        ...
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that `prepare` writes and `load` reads."""
+        ...
 
     def check(self) -> None:
-        """Raises KdError naming the field that is out of range."""
+        """Raise KdError if a field has an invalid value."""
         ...
 
     def input_files(self) -> tuple[Path, ...]:
-        """Files that decide it besides the texts."""
+        """Return the local files that `prepare` reads besides the texts; their digests are recorded."""
         ...
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """Leaves `files` in the folder, each whole or not there, and the last of them last.
+        """Write `files` to the folder, each one atomically and in this order.
 
         Args:
-          texts: of the training split, or `sample` of them.
+          texts: of the training split, at most `sample` characters.
           folder: of the prepared data.
-          symbols: texts that must be one piece each, such as language tags.
+          symbols: texts that must be single tokens, such as language tags.
+
+        Raises:
+          KdError: if the texts or the symbols do not fit the settings.
         """
         ...
 
     def load(self, folder: Path) -> Tokenizer:
-        """The tokeniser that `prepare` left; raises KdError if there is none."""
+        """Return the tokenizer that `prepare` wrote.
+
+        Raises:
+          KdError: if a file is missing.
+        """
         ...
 
 
 class PretrainedSettings(TokenizerSettings, Protocol):
-    """TokenizerSettings of a tokenizer that a pretrained model's folder holds."""
+    """Settings of a tokenizer that a pretrained model's folder contains."""
 
     @property
     def folder(self) -> str:
-        """The folder; "" for the teacher's."""
+        """The model's folder; "" for the teacher's."""
         ...
 
     @property
     def cut(self) -> bool:
-        """Whether tokens that the training texts do not use are removed."""
+        """Whether tokens that the training texts do not use are removed from tokenizer and embedding."""
         ...
 
-    def at(self, folder: str) -> "PretrainedSettings":
-        """Return the settings of the same tokenizer in this folder."""
+    def with_folder(self, folder: str) -> "PretrainedSettings":
+        """Return these settings for another folder."""
         ...
 
 
 def is_pretrained(settings: TokenizerSettings) -> TypeGuard[PretrainedSettings]:
-    """Return whether a pretrained model's folder holds the tokenizer."""
+    """Return whether the tokenizer belongs to a pretrained model."""
     return settings.pretrained
 
 
 def digest(tokenizer: Tokenizer) -> str:
-    """A digest of the pieces, in order: what ids mean, rather than how many there are."""
+    """Return a digest of the vocabulary's strings in the order of their ids."""
     return hashlib.blake2b("\n".join(tokenizer.pieces()).encode(), digest_size=16).hexdigest()
 
 
 def describe_difference(ours: Tokenizer, theirs: Tokenizer) -> str:
-    """The first id at which two vocabularies differ, in words; "" where they are the same."""
+    """Describe the first id at which two vocabularies differ; "" if they are equal."""
     for i, (our, their) in enumerate(zip(ours.pieces(), theirs.pieces(), strict=False)):
         if our != their:
             return f"token {i} is {our!r} here, {their!r} there"
@@ -146,30 +171,48 @@ def describe_difference(ours: Tokenizer, theirs: Tokenizer) -> str:
     return ""
 
 
-def require(paths: Iterable[Path]) -> None:
-    """Raises KdError if a file of a prepared tokeniser is missing."""
-    for path in paths:
-        if not path.exists():
-            raise KdError(f"{path}: no tokeniser; run the phase `prepare` first")
+def require_files(folder: Path, names: Iterable[str]) -> None:
+    """Raise KdError if a file of a prepared tokenizer is missing."""
+    for name in names:
+        if not (folder / name).exists():
+            raise KdError(
+                f"{folder / name}: expected a prepared tokenizer, got no file. Run the phase `prepare` first."
+            )
+
+
+def require_input_files(folder: str, names: Sequence[str], kind: str) -> None:
+    """Raise KdError if a file of a pretrained model's folder is missing.
+
+    Args:
+      folder: the field `tokenizer.folder`.
+      names: of the required files.
+      kind: of the folder, such as "a Marian folder".
+    """
+    for name in names:
+        if not (Path(folder) / name).exists():
+            raise KdError(
+                f"tokenizer.folder: expected {kind} with {', '.join(names)}, got {folder!r} without {name}. "
+                "Copy the missing file, or name another local folder."
+            )
+
+
+def existing_files(folder: str, names: Sequence[str]) -> tuple[Path, ...]:
+    """Return the paths of those files that a folder contains."""
+    return tuple(Path(folder) / name for name in names if (Path(folder) / name).exists())
 
 
 def load(settings: TokenizerSettings, folder: Folder) -> Tokenizer:
-    """The tokeniser of a finished folder, the bytes of its files checked; raises KdError where one was changed."""
+    """Return a finished folder's tokenizer, after a check of its files' digests.
+
+    Raises:
+      KdError: if a file is missing or was changed.
+    """
     for name in settings.files:
         folder.file(name)
     return settings.load(folder.path)
 
 
 def copy(settings: TokenizerSettings, folder: Folder, to: Path) -> None:
-    """The tokeniser's files, checked, into another folder."""
+    """Copy a finished folder's tokenizer files to another folder, after a check of their digests."""
     for name in settings.files:
         (to / name).write_bytes(folder.file(name).read_bytes())
-
-
-# What every tokenizer_config.json says; the last is transformers' word for a tokeniser that cuts nothing.
-GENERAL = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "clean_up_tokenization_spaces": False,
-    "model_input_names": ["input_ids", "attention_mask"],
-    "model_max_length": int(1e30),
-}

@@ -1,4 +1,4 @@
-"""Chat templates, run in a sandbox: a folder that somebody handed over executes nothing here."""
+"""Chat templates, rendered in a sandbox: a template from a downloaded folder cannot execute code."""
 
 import dataclasses
 import datetime
@@ -13,14 +13,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from kd_jax.errors import KdError
 
+TEMPLATE = "chat_template.jinja"
+
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """A chat template, and the special tokens that it may name.
+    """A chat template and the special tokens that it may use.
 
     Attributes:
       template: its text, in Jinja's language.
-      tokens: "bos", "eos", ... -> the token.
+      tokens: role ("bos", "eos", ...) -> token.
 
     Examples:
       >>> template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -33,48 +35,54 @@ class Chat:
     tokens: Mapping[str, str]
 
     @classmethod
-    def of(cls, folder: Path, settings: Mapping[str, Any], tokens: Mapping[str, str]) -> "Chat":
-        """The template of a folder, in a file of its own or in tokenizer_config.json.
+    def from_folder(cls, folder: Path, tokenizer_config: Mapping[str, Any], tokens: Mapping[str, str]) -> "Chat":
+        """Return the template in a folder's chat_template.jinja or tokenizer_config.json.
 
         Raises:
-          KdError: if there is none.
+          KdError: if the folder has no template.
         """
-        path = folder / "chat_template.jinja"
-        template = path.read_text(encoding="utf-8") if path.exists() else settings.get("chat_template")
-        if isinstance(template, list):  # several, by name
-            template = {one["name"]: one["template"] for one in template}.get("default")
+        path = folder / TEMPLATE
+        template = path.read_text(encoding="utf-8") if path.exists() else tokenizer_config.get("chat_template")
+        if isinstance(template, list):  # several templates with names
+            template = {named["name"]: named["template"] for named in template}.get("default")
         if not isinstance(template, str):
-            raise KdError(f"tokenizer.chat: {folder} has no chat template; wanted chat_template.jinja, or chat=False")
+            raise KdError(
+                f"tokenizer.chat: expected {TEMPLATE} in {folder}, got no chat template. Add the file, or set chat to "
+                "False."
+            )
         return cls(template, tokens)
 
-    def render(self, asked: str, answered: str | None = None) -> str:
-        """One user's message, up to where the answer begins, or with the answer.
+    def render(self, prompt: str, answer: str | None = None) -> str:
+        """Return the chat of one user message, up to the answer's beginning or with the answer.
 
         Raises:
-          KdError: if the template cannot be run.
+          KdError: if the template fails.
         """
-        messages = [{"role": "user", "content": asked}]
-        if answered is not None:
-            messages.append({"role": "assistant", "content": answered})
-        known = {f"{name}_token": token for name, token in self.tokens.items() if name != "start"}
+        messages = [{"role": "user", "content": prompt}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+        tokens = {f"{role}_token": token for role, token in self.tokens.items() if role != "start"}
         try:
             template = _environment().from_string(self.template)
-            return template.render(messages=messages, add_generation_prompt=answered is None, **known)
+            return template.render(messages=messages, add_generation_prompt=answer is None, **tokens)
         except (jinja2.TemplateError, TypeError, ValueError, OverflowError, ArithmeticError, LookupError) as error:
-            raise KdError(f"tokenizer.chat: the chat template fails ({error}); mend it, or take chat=False") from error
+            raise KdError(
+                f"tokenizer.chat: expected a template that renders a user message, got the error: {error}. Correct "
+                "the template, or set chat to False."
+            ) from error
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What templates of Hugging Face's hub expect."""
+    """Return a sandbox with the filters and functions that templates of the Hugging Face hub use."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _today}
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     return environment
 
 
-def _today(form: str) -> str:
+def _strftime_now(form: str) -> str:
     return datetime.datetime.now().strftime(form)
 
 
-def _refuse(message: str) -> None:
+def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)

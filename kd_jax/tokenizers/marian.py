@@ -1,4 +1,4 @@
-"""Marian's tokeniser (OPUS-MT): one SentencePiece model reads, another writes, and vocab.json numbers their pieces."""
+"""Marian's tokenizers (OPUS-MT): a SentencePiece model for each side, and a vocab.json with the ids of both."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,40 +7,52 @@ from typing import Any, ClassVar
 
 import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from kd_jax.artifacts import files, manifest
 from kd_jax.errors import KdError
-from kd_jax.tokenizers import base
-from kd_jax.tokenizers.folder import suppress_tokens, conventions, renumbered, special_tokens
-from kd_jax.tokenizers.to_json import BLANK, UNIGRAM
+from kd_jax.tokenizers import base, hf_folder
+from kd_jax.tokenizers.hf_folder import GENERATION_CONFIG, MODEL_CONFIG, ROWS, SPECIAL, TOKENIZER_CONFIG
+from kd_jax.tokenizers.sentencepiece_json import NORMAL, SPACE, UNIGRAM, parse_model
 
-SOURCE, TARGET, VOCAB, CONFIG = "source.spm", "target.spm", "vocab.json", "tokenizer_config.json"
-OURS, ROWS = "tokenizer_special.json", "tokenizer_rows.npy"
-TOKENS = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}  # where tokenizer_config.json names no others
-NORMAL = 1  # ModelProto.SentencePiece.Type
+SOURCE, TARGET, VOCAB = "source.spm", "target.spm", "vocab.json"
+TOKENS = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}  # defaults of tokenizer_config.json
 BEGIN, END = ">>", "<<"  # around a language's name
 
 
 @dataclasses.dataclass(frozen=True)
-class MarianTokenizer:
-    """The tokeniser of a Marian model, read from a local folder; HuggingFaceTokenizer becomes it at such a folder.
+class MarianSpecialTokens:
+    """Special tokens of a Marian or M2M100 model; stored as tokenizer_special.json.
 
-    The ids are those of transformers' MarianTokenizer, but that a text which only spells </s> holds none, and that
-    ">>...<<" in front of a source is a language only where it is a token. Decoding begins with the pad, which was added
-    to the vocabulary for that, and never writes it.
+    Attributes:
+      tokens: role ("start", "eos", "pad", "unk"; M2M100: "bos", "source", "target") -> token.
+      target: language token before every source; "" for none.
+      suppress_tokens: tokens that decoding never generates.
+    """
+
+    tokens: Mapping[str, str]
+    target: str
+    suppress_tokens: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class MarianTokenizer:
+    """The tokenizer of a Marian model in a local folder; HuggingFaceTokenizer.with_folder gives it.
+
+    The ids are those of transformers' MarianTokenizer, with two exceptions. The text "</s>" is encoded as characters,
+    and ">>...<<" before a source is a language only if the vocabulary has it. Decoding begins with the padding token,
+    and never generates it.
 
     Attributes:
       folder: with source.spm, target.spm, vocab.json, tokenizer_config.json, and the model's config.json.
-      target: token of the language to write, which is put in front of every source, where the model has several, such
-        as ">>fra<<"; "" where it has one, or the sources begin with it themselves.
-      cut: as HuggingFaceTokenizer's.
+      target: token of the target language before every source, such as ">>fra<<"; "" for a model with one language, or
+        for sources that begin with the token.
+      cut: whether to remove tokens that the training texts do not use, from the model's embedding too.
 
     Examples:
       >>> MarianTokenizer("models/none").check()
       Traceback (most recent call last):
-      kd_jax.errors.KdError: tokenizer.folder: 'models/none' has no source.spm; wanted a Marian folder whole, with \
-source.spm, target.spm, vocab.json, tokenizer_config.json
+      kd_jax.errors.KdError: tokenizer.folder: expected a Marian folder with source.spm, target.spm, vocab.json, \
+tokenizer_config.json, got 'models/none' without source.spm. Copy the missing file, or name another local folder.
     """
 
     folder: str = ""
@@ -49,214 +61,227 @@ source.spm, target.spm, vocab.json, tokenizer_config.json
 
     pretrained: ClassVar[bool] = True
     sample: ClassVar[int] = 0
-    files: ClassVar[tuple[str, ...]] = (SOURCE, TARGET, VOCAB, CONFIG, OURS, ROWS)
+    files: ClassVar[tuple[str, ...]] = (SOURCE, TARGET, VOCAB, TOKENIZER_CONFIG, SPECIAL, ROWS)
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the whole tokeniser."""
+        """Number of tokens of the folder's tokenizer."""
         return max(self._json(VOCAB).values()) + 1
 
     def with_folder(self, folder: str) -> "MarianTokenizer":
-        """The same for a folder."""
+        """Return these settings for another folder."""
         return dataclasses.replace(self, folder=folder)
 
     def check(self) -> None:
-        """Raises KdError if files are missing or not of one model, or a token is none."""
-        names = (SOURCE, TARGET, VOCAB, CONFIG)
-        for name in names:
-            if not (Path(self.folder) / name).exists():
-                raise KdError(
-                    f"tokenizer.folder: {self.folder!r} has no {name}; wanted a Marian folder whole, with "
-                    f"{', '.join(names)}"
-                )
-        if self._json(CONFIG).get("separate_vocabs"):
+        """Raise KdError if files are missing or belong to different models, or a special token is missing."""
+        base.require_input_files(self.folder, (SOURCE, TARGET, VOCAB, TOKENIZER_CONFIG), "a Marian folder")
+        if self._json(TOKENIZER_CONFIG).get("separate_vocabs"):
             raise KdError(
-                f"tokenizer.folder: {self.folder!r} has separate_vocabs; wanted one vocabulary of both languages"
+                f"tokenizer.folder: expected one vocabulary for both sides, got separate_vocabs in {self.folder!r}. "
+                "Use a model with a joint vocabulary."
             )
         vocab = self._json(VOCAB)
         for name in (SOURCE, TARGET):
-            pieces = _words(_model(name, (Path(self.folder) / name).read_bytes()))
-            numbered = sum(piece in vocab for piece in pieces)
-            if 2 * numbered < len(pieces):
+            pieces = _text_pieces(_load_model(name, (Path(self.folder) / name).read_bytes()))
+            known = sum(piece in vocab for piece in pieces)
+            if 2 * known < len(pieces):
                 raise KdError(
-                    f"tokenizer.folder: {VOCAB} of {self.folder!r} has {numbered} of the {len(pieces)} pieces of "
-                    f"{name}; wanted the files of one model"
+                    f"tokenizer.folder: expected the pieces of {name} in {VOCAB} of {self.folder!r}, got {known} of "
+                    f"{len(pieces)}. Use the files of one model."
                 )
-        self._special()
+        self._special_tokens()
 
     def input_files(self) -> tuple[Path, ...]:
-        """As TokenizerSettings.sources."""
-        names = (SOURCE, TARGET, VOCAB, CONFIG, "config.json", "generation_config.json")
-        return tuple(Path(self.folder) / name for name in names if (Path(self.folder) / name).exists())
+        """Return the folder's files that decide the tokenizer."""
+        names = (SOURCE, TARGET, VOCAB, TOKENIZER_CONFIG, MODEL_CONFIG, GENERATION_CONFIG)
+        return base.existing_files(self.folder, names)
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """As TokenizerSettings.prepare: copies the tokeniser, cut to what the texts use where that is wanted.
+        """Copy the tokenizer, pruned to the pieces of the texts if `cut` is set.
 
         Raises:
-          KdError: if one of the symbols is no token, or a model that is no unigram model is to be cut.
+          KdError: if symbols are given, or `cut` is set for a model other than unigram.
         """
-        given, vocab, special, settings = Path(self.folder), self._json(VOCAB), self._special(), self._json(CONFIG)
+        origin, vocab, special = Path(self.folder), self._json(VOCAB), self._special_tokens()
+        config = self._json(TOKENIZER_CONFIG)
         if symbols:
             raise KdError(
-                f"task.directions: the tags {', '.join(symbols)} are no tokens of {self.folder!r}; wanted one "
-                "direction, and tokenizer.target or sources that begin with Marian's own, such as '>>fra<<'"
+                f"task.directions: expected one direction for the Marian model {self.folder!r}, got the tags "
+                f"{', '.join(symbols)}. Set tokenizer.target, or begin sources with Marian's own tags, such as "
+                "'>>fra<<'."
             )
-        models = {name: (given / name).read_bytes() for name in (SOURCE, TARGET)}
+        models = {name: (origin / name).read_bytes() for name in (SOURCE, TARGET)}
         rows = list(range(max(vocab.values()) + 1))
         if self.cut:
-            models, words = _cut(Marian(models, vocab, special, None), models, texts)
-            words |= {*special["tokens"].values(), *special["suppress_tokens"], *([self.target] if self.target else [])}
-            rows = sorted(vocab[word] for word in words if word in vocab)
-            number = {old: new for new, old in enumerate(rows)}
-            vocab = {word: number[old] for word, old in vocab.items() if old in number}
-            settings = renumbered(settings, number)
+            models, tokens = _prune(LoadedMarian(models, vocab, special, None, origin), models, texts)
+            tokens |= {*special.tokens.values(), *special.suppress_tokens}
+            if self.target:
+                tokens.add(self.target)
+            rows = sorted(vocab[token] for token in tokens if token in vocab)
+            new_ids = {old: new for new, old in enumerate(rows)}
+            vocab = {token: new_ids[old] for token, old in vocab.items() if old in new_ids}
+            config = hf_folder.renumber_added_tokens(config, new_ids)
         for name, model in models.items():
             manifest.write_bytes(folder / name, model)
         manifest.write_json(folder / VOCAB, vocab)
-        manifest.write_json(folder / CONFIG, settings)
-        manifest.write_json(folder / OURS, special)
+        manifest.write_json(folder / TOKENIZER_CONFIG, config)
+        manifest.write_json(folder / SPECIAL, dataclasses.asdict(special))
         manifest.write_array(folder / ROWS, np.asarray(rows, np.int32))
 
-    def load(self, folder: Path) -> "Marian":
-        """As TokenizerSettings.load."""
-        base.require(folder / name for name in self.files)
+    def load(self, folder: Path) -> "LoadedMarian":
+        """Return the tokenizer that `prepare` wrote."""
+        base.require_files(folder, self.files)
         models = {name: (folder / name).read_bytes() for name in (SOURCE, TARGET)}
-        vocab, special = (manifest.read_json(folder / name) for name in (VOCAB, OURS))
-        return Marian(models, vocab, special, files.read_array(folder / ROWS), folder)
+        special = hf_folder.read_special(folder / SPECIAL, MarianSpecialTokens)
+        vocab = manifest.read_json(folder / VOCAB)
+        return LoadedMarian(models, vocab, special, files.read_array(folder / ROWS), folder)
 
     def _json(self, name: str) -> dict[str, Any]:
         return manifest.read_json(Path(self.folder) / name)
 
-    def _special(self) -> dict[str, Any]:
-        """What begins and ends texts, JSON-able: {"tokens": name -> token, "target", "suppress_tokens": tokens}."""
-        vocab, said = self._json(VOCAB), conventions(Path(self.folder))
-        words = {i: word for word, i in vocab.items()}
-        tokens = TOKENS | special_tokens(self._json(CONFIG), TOKENS)
-        if "decoder_start_token_id" in said:
-            tokens["start"] = words.get(said["decoder_start_token_id"])
+    def _special_tokens(self) -> MarianSpecialTokens:
+        """Read the special tokens of the folder."""
+        vocab, model_config = self._json(VOCAB), hf_folder.read_model_config(Path(self.folder))
+        words = {i: token for token, i in vocab.items()}
+        tokens: dict[str, str] = TOKENS | hf_folder.named_tokens(self._json(TOKENIZER_CONFIG), TOKENS)
+        if "decoder_start_token_id" in model_config:
+            tokens["start"] = words.get(model_config["decoder_start_token_id"], "")
         else:
             tokens["start"] = tokens["pad"]
-        for name, token in tokens.items():
+        for role, token in tokens.items():
             if token not in vocab:
                 raise KdError(
-                    f"tokenizer.folder: {VOCAB} of {self.folder!r} lacks {name}, {token!r}; wanted the files of one "
-                    "model"
+                    f"tokenizer.folder: expected the token {role} in {VOCAB} of {self.folder!r}, got no {token!r}. Use "
+                    "the files of one model."
                 )
         if self.target and self.target not in vocab:
-            known = " ".join([word for word in vocab if word.startswith(BEGIN) and word.endswith(END)][:5])
+            known = " ".join([token for token in vocab if token.startswith(BEGIN) and token.endswith(END)][:5])
             raise KdError(
-                f"tokenizer.target: {self.target!r} is no token of {self.folder!r}; wanted "
-                + (f"one such as {known}" if known else "'': it writes one language")
+                f"tokenizer.target: expected a language token of {self.folder!r}, got {self.target!r}. "
+                + (f"Name one, such as {known}." if known else "Set it to '': the model has one target language.")
             )
-        never = {tokens["pad"], *(words[i] for i in suppress_tokens(said) if i in words)}
-        return {"tokens": tokens, "target": self.target, "suppress_tokens": sorted(never)}
+        suppressed = {tokens["pad"], *(words[i] for i in hf_folder.suppressed_ids(model_config) if i in words)}
+        return MarianSpecialTokens(tokens, self.target, sorted(suppressed))
 
 
-class Marian:
-    """Two SentencePiece models over one vocabulary, as a Tokenizer."""
+class LoadedMarian:
+    """A `Tokenizer` of two SentencePiece models, one for each side, over one vocabulary."""
 
-    forced_prefix = ()
+    forced_prefix: tuple[int, ...] = ()
 
     def __init__(
         self,
         models: Mapping[str, bytes],
         vocab: dict[str, int],
-        special: dict[str, Any],
+        special: MarianSpecialTokens,
         rows_V: np.ndarray | None,
-        folder: Path | None = None,
+        folder: Path,
     ):
-        """Args: models by file name; token -> id; what `_special` says; rows of the embedding; where the files are."""
-        self.models = {name: _model(name, proto) for name, proto in models.items()}
+        """Build the tokenizer.
+
+        Args:
+          models: SOURCE and TARGET -> serialised SentencePiece model.
+          vocab: token -> id.
+          special: special tokens.
+          rows_V: rows of the pretrained embedding.
+          folder: of the tokenizer's files.
+        """
+        self.models = {name: _load_model(name, proto) for name, proto in models.items()}
         self._vocab, self._special, self._folder, self.rows_V = vocab, special, folder, rows_V
-        self._words = {i: word for word, i in vocab.items()}
-        self.vocab_size = max(self._words) + 1
-        tokens = special["tokens"]
-        self._unwritten = set(tokens.values())
-        self.start, self.eos, self.pad = (vocab[tokens[name]] for name in ("start", "eos", "pad"))
-        self._unknown = vocab[tokens["unk"]]
-        self.suppress_tokens = tuple(vocab[word] for word in special["suppress_tokens"])
+        self._tokens = {i: token for token, i in vocab.items()}
+        self.vocab_size = max(self._tokens) + 1
+        self._not_decoded = set(special.tokens.values())
+        self.start, self.eos, self.pad = (vocab[special.tokens[role]] for role in ("start", "eos", "pad"))
+        self._unknown = vocab[special.tokens["unk"]]
+        self.suppress_tokens = tuple(vocab[token] for token in special.suppress_tokens)
 
     def encode(self, text: str) -> list[int]:
-        """As Tokenizer.encode: by the model that writes."""
-        return self._numbered(self.models[TARGET].encode(text, out_type=str))
+        """Return the ids of a completion's text, by the target model."""
+        return self._ids(self.models[TARGET].encode(text, out_type=str))
 
-    def encode_prompt(self, text: str, most: int = 0) -> list[int]:
-        """As Tokenizer.prompt: the language to write, where there is one, the text's tokens, and the end."""
-        language, text = self.language(text)
-        ids = self._numbered(self.models[SOURCE].encode(text, out_type=str))
-        return [*self._numbered(language), *(ids[:most] if most else ids), self.eos]
+    def encode_prompt(self, text: str, max_tokens: int = 0) -> list[int]:
+        """Return the ids of a source: language token if there is one, text by the source model, end."""
+        language, text = self.split_language(text)
+        ids = self._ids(self.models[SOURCE].encode(text, out_type=str))
+        return [*self._ids(language), *(ids[:max_tokens] if max_tokens else ids), self.eos]
 
-    def language(self, text: str) -> tuple[list[str], str]:
-        """The token of the language to write, if there is one, and the text without it."""
-        if self._special["target"]:
-            return [self._special["target"]], text
+    def split_language(self, text: str) -> tuple[list[str], str]:
+        """Return the language token for a source ([] for none), and the text without that token."""
+        if self._special.target:
+            return [self._special.target], text
         code, end, rest = text.partition(END)
         if code.startswith(BEGIN) and code + end in self._vocab:
             return [code + end], rest
         return [], text
 
     def decode(self, ids: Sequence[int]) -> str:
-        """As Tokenizer.decode: by the model that writes; a piece that it has not is written as it is."""
-        pieces = [self._words[int(i)] for i in ids if int(i) in self._words]
-        text = self.models[TARGET].decode([piece for piece in pieces if piece not in self._unwritten])
-        return text.replace(BLANK, " ").strip()
+        """Return the text of ids, by the target model; pieces that only the source model has are copied."""
+        pieces = [self._tokens[int(i)] for i in ids if int(i) in self._tokens]
+        text = self.models[TARGET].decode([piece for piece in pieces if piece not in self._not_decoded])
+        return text.replace(SPACE, " ").strip()
 
     def pieces(self) -> list[str]:
-        """As Tokenizer.pieces; "" for a number that is no token's."""
-        return [self._words.get(i, "") for i in range(self.vocab_size)]
+        """Return the vocabulary's strings, ordered by id; "" for an unused id."""
+        return [self._tokens.get(i, "") for i in range(self.vocab_size)]
 
     def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
-        """As Tokenizer.export, for transformers' MarianTokenizer.
+        """Write the files of transformers' MarianTokenizer.
 
-        It puts no language in front of a source: where the model writes several, the text begins with its token.
+        That class adds no language token. The texts of a model with several target languages must begin with it.
         """
         for name in (SOURCE, TARGET, VOCAB):
             (to / name).write_bytes((self._folder / name).read_bytes())
-        tokens = {f"{name}_token": self._special["tokens"][name] for name in TOKENS}
-        settings = manifest.read_json(self._folder / CONFIG)
-        manifest.write_json(to / CONFIG, settings | tokens | {"tokenizer_class": "MarianTokenizer"})
+        tokens = {f"{role}_token": self._special.tokens[role] for role in TOKENS}
+        config = manifest.read_json(self._folder / TOKENIZER_CONFIG)
+        manifest.write_json(to / TOKENIZER_CONFIG, config | tokens | {"tokenizer_class": "MarianTokenizer"})
+        return self._config_ids(family)
+
+    def _config_ids(self, family: str) -> dict[str, int]:
+        """Return the special ids under config.json's names."""
         ids = {"eos_token_id": self.eos, "pad_token_id": self.pad}
         return ids | ({"decoder_start_token_id": self.start} if family == "encoder_decoder" else {})
 
-    def _numbered(self, pieces: Iterable[str]) -> list[int]:
+    def _ids(self, pieces: Iterable[str]) -> list[int]:
         return [self._vocab.get(piece, self._unknown) for piece in pieces]
 
 
-def _model(name: str, proto: bytes) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece model; raises KdError if the bytes are none."""
+def _load_model(name: str, proto: bytes) -> sentencepiece.SentencePieceProcessor:
+    """Return the SentencePiece model of these bytes; raise KdError if they are invalid."""
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=proto)
     except RuntimeError as error:
-        raise KdError(f"tokenizer.folder: its {name} is no SentencePiece model; copy the file again") from error
+        raise KdError(
+            f"tokenizer.folder: expected a SentencePiece model in {name}, got other content. Copy the file again."
+        ) from error
 
 
-def _words(model: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """Its pieces that are made of a text's characters."""
-    said = (i for i in range(model.get_piece_size()) if not (model.is_control(i) or model.is_unknown(i)))
-    return [model.id_to_piece(i) for i in said if not model.is_byte(i)]
+def _text_pieces(model: sentencepiece.SentencePieceProcessor) -> list[str]:
+    """Return the pieces that consist of a text's characters."""
+    ids = (i for i in range(model.get_piece_size()) if not (model.is_control(i) or model.is_unknown(i)))
+    return [model.id_to_piece(i) for i in ids if not model.is_byte(i)]
 
 
-def _cut(whole: Marian, models: Mapping[str, bytes], texts: Iterable[str]) -> tuple[dict[str, bytes], set[str]]:
-    """The models without the pieces that no text uses, and the tokens that are in use.
+def _prune(whole: LoadedMarian, models: Mapping[str, bytes], texts: Iterable[str]) -> tuple[dict[str, bytes], set[str]]:
+    """Return the models without the pieces that no text uses, and the tokens in use.
 
-    The likeliest pieces of a text are still there, so they are still the likeliest; single characters stay, for others.
-    Which side a text is of is not known here, so both models keep what they need for it.
+    The most probable pieces of a text stay in the model, so they stay the most probable ones. Single characters stay
+    for other texts. The side of a text is unknown here, so both models keep the pieces that they need for it.
     """
     used: dict[str, set[str]] = {name: set() for name in models}
     tokens: set[str] = set()
     for text in texts:
-        language, rest = whole.language(text)
+        language, rest = whole.split_language(text)
         tokens.update(language)
         used[SOURCE].update(whole.models[SOURCE].encode(rest, out_type=str))
         used[TARGET].update(whole.models[TARGET].encode(text, out_type=str))
-    smaller = {}
+    pruned = {}
     for name, proto in models.items():
-        model = sentencepiece_model_pb2.ModelProto.FromString(proto)
+        model = parse_model(proto)
         if model.trainer_spec.model_type != UNIGRAM:
-            raise KdError(f"tokenizer.cut: {name} is no unigram model, whose pieces need no others; wanted cut=False")
-        pieces = [one for one in model.pieces if one.type != NORMAL or one.piece in used[name] or len(one.piece) == 1]
+            raise KdError(f"tokenizer.cut: expected a unigram model in {name}, got another type. Set cut to False.")
+        pieces = [p for p in model.pieces if p.type != NORMAL or p.piece in used[name] or len(p.piece) == 1]
         del model.pieces[:]
         model.pieces.extend(pieces)
-        smaller[name] = model.SerializeToString()
-        tokens.update(one.piece for one in pieces)
-    return smaller, tokens
+        pruned[name] = model.SerializeToString()
+        tokens.update(piece.piece for piece in pieces)
+    return pruned, tokens

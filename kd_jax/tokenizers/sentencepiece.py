@@ -1,4 +1,4 @@
-"""SentencePiece, trained on the training split alone."""
+"""SentencePiece tokenizers, trained on the training split."""
 
 import dataclasses
 import io
@@ -6,29 +6,31 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import sentencepiece
 
 from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
 from kd_jax.tokenizers import base
-from kd_jax.tokenizers.to_json import tokenizer_json
+from kd_jax.tokenizers.hf_folder import TOKENIZER_CONFIG
+from kd_jax.tokenizers.sentencepiece_json import to_tokenizer_json
 
 PAD, START, EOS, UNKNOWN = range(4)
 MODEL = "tokenizer.model"
-LONGEST = 2**30  # bytes; SentencePiece's own 4,192 would leave whole documents out of the training, unsaid
+MAX_BYTES = 2**30  # of a training text; SentencePiece's default of 4,192 silently skips longer documents
 
 
 @dataclasses.dataclass(frozen=True)
 class SentencePiece:
-    """How the tokeniser is trained; source and target share it.
+    """Settings of a SentencePiece tokenizer that is trained on the training split; source and target share it.
 
     Attributes:
-      vocab_size: pieces, the four special ones included.
+      vocab_size: number of pieces, with the four special ones.
       model_type: "unigram" (arXiv 1804.10959) or "bpe".
       character_coverage: share of the characters that get a piece; 0.9995 for rich scripts.
-      byte_fallback: spell unknown characters as bytes, at a price of 256 pieces.
-      sample: characters that it is trained on at most, drawn evenly from all training text; 0 for all. A unigram model
-        takes about 21 bytes of memory for each.
+      byte_fallback: whether to spell unknown characters as bytes, which takes 256 pieces.
+      sample: maximum number of characters of training text, drawn uniformly; 0 for all. Training a unigram model takes
+        about 21 bytes of memory per character.
 
     Examples:
       >>> import tempfile
@@ -50,25 +52,33 @@ class SentencePiece:
     files: ClassVar[tuple[str, ...]] = (MODEL,)
 
     def check(self) -> None:
-        """Raises KdError naming the field that is out of range."""
+        """Raise KdError if a field has an invalid value."""
         if type(self.vocab_size) is not int or not UNKNOWN + 1 < self.vocab_size < 2**31:
-            raise KdError(f"tokenizer.vocab_size: {self.vocab_size}; wanted a whole number above {UNKNOWN + 1}")
+            raise KdError(
+                f"tokenizer.vocab_size: expected an integer above {UNKNOWN + 1}, got {self.vocab_size}. Use at least "
+                "the number of characters."
+            )
         if self.model_type not in ("unigram", "bpe"):
-            raise KdError(f"tokenizer.model_type: {self.model_type!r}; wanted unigram or bpe")
+            raise KdError(f"tokenizer.model_type: expected unigram or bpe, got {self.model_type!r}. Choose one.")
         if not 0.98 <= self.character_coverage <= 1:
-            raise KdError(f"tokenizer.character_coverage: {self.character_coverage}; wanted 0.98 to 1")
+            raise KdError(
+                f"tokenizer.character_coverage: expected a share in [0.98, 1], got {self.character_coverage}. Use 1.0 "
+                "for alphabets, 0.9995 for rich scripts."
+            )
         if type(self.sample) is not int or self.sample < 0:
-            raise KdError(f"tokenizer.sample: {self.sample}; wanted a number of characters, or 0 for all")
+            raise KdError(
+                f"tokenizer.sample: expected an integer of at least 0, got {self.sample}. Use 0 for all text."
+            )
 
     def input_files(self) -> tuple[Path, ...]:
-        """As TokenizerSettings.sources: none."""
+        """Return no files: the training texts alone decide the tokenizer."""
         return ()
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """As TokenizerSettings.prepare: trains the model and writes it by rename; symbols count in vocab_size.
+        """Train the model and write it; the symbols count in vocab_size.
 
         Raises:
-          KdError: if the texts cannot fill the vocabulary.
+          KdError: if the texts do not suit the vocabulary size.
         """
         model = io.BytesIO()
         try:
@@ -84,62 +94,70 @@ class SentencePiece:
                 eos_id=EOS,
                 unk_id=UNKNOWN,
                 user_defined_symbols=list(symbols),
-                max_sentence_length=LONGEST,
-                num_threads=1,  # the pieces must not depend on the machine
+                max_sentence_length=MAX_BYTES,
+                num_threads=1,  # more threads make the pieces depend on the machine
                 minloglevel=2,
             )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]  # without the C++ condition
             raise KdError(
-                f"tokenizer.vocab_size: {self.vocab_size} does not suit the training text: {reason}"
+                f"tokenizer.vocab_size: expected a size that suits the training text, got {self.vocab_size}. "
+                f"SentencePiece: {reason}"
             ) from error
         manifest.write_bytes(folder / MODEL, model.getvalue())
 
     def load(self, folder: Path) -> "SentencePieceTokenizer":
-        """As TokenizerSettings.load."""
-        base.require([folder / MODEL])
+        """Return the tokenizer that `prepare` wrote."""
+        base.require_files(folder, self.files)
         return SentencePieceTokenizer(folder / MODEL)
 
 
 class SentencePieceTokenizer:
-    """A trained SentencePiece model, as a Tokenizer."""
+    """A `Tokenizer` of a trained SentencePiece model."""
 
-    start, eos, pad, forced_prefix, suppress_tokens, rows_V = START, EOS, PAD, (), (), None
+    start: int = START
+    eos: int = EOS
+    pad: int = PAD
+    forced_prefix: tuple[int, ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    rows_V: np.ndarray | None = None
 
     def __init__(self, path: Path):
+        """Read the model file."""
         self._path = path
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
         self.vocab_size = self._processor.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
-        """As Tokenizer.encode; separators such as U+2028 are blanks, and what has no piece (NUL) is UNKNOWN."""
+        """Return the ids of a text; separators such as U+2028 become spaces, characters without a piece UNKNOWN."""
         return self._processor.encode(text)
 
-    def encode_prompt(self, text: str, most: int = 0) -> list[int]:
-        """As Tokenizer.prompt: the text's tokens and the end."""
+    def encode_prompt(self, text: str, max_tokens: int = 0) -> list[int]:
+        """Return the ids of a text and the end."""
         ids = self.encode(text)
-        return [*(ids[:most] if most else ids), EOS]
+        return [*(ids[:max_tokens] if max_tokens else ids), EOS]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """As Tokenizer.decode."""
+        """Return the text of ids, without special tokens."""
         return self._processor.decode([int(i) for i in ids])
 
     def pieces(self) -> list[str]:
-        """As Tokenizer.pieces."""
+        """Return the vocabulary's strings, ordered by id."""
         return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
 
     def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
-        """As Tokenizer.export: tokenizer.json and tokenizer_config.json."""
-        # As in T5, Marian and Pegasus, an encoder-decoder's decoding begins with what pads: converters such as
-        # CTranslate2's take one for the other.
+        """Write tokenizer.json and tokenizer_config.json."""
+        # The decoder of T5, Marian and Pegasus begins with the padding token. Converters such as CTranslate2's rely on
+        # that, so an encoder-decoder's padding token is exported as its start token.
         has_encoder = family == "encoder_decoder"
         pad = START if has_encoder else PAD
         template = "$A </s>" if has_encoder or prompted else "$A"
-        tokenizer = tokenizer_json(self._path, template if has_encoder else f"<s> {template}")
+        tokenizer = to_tokenizer_json(self._path, template if has_encoder else f"<s> {template}")
         tokenizer.save(str(to / "tokenizer.json"))
-        words = {"pad_token": pad, "bos_token": START, "eos_token": EOS, "unk_token": UNKNOWN}
-        settings = {name: tokenizer.id_to_token(token) for name, token in words.items()}
-        side = {} if has_encoder else {"padding_side": "left"}
-        manifest.write_json(to / "tokenizer_config.json", base.GENERAL | settings | side)
+        special = {"pad_token": pad, "bos_token": START, "eos_token": EOS, "unk_token": UNKNOWN}
+        config = base.COMMON_CONFIG | {name: tokenizer.id_to_token(i) for name, i in special.items()}
+        if not has_encoder:
+            config["padding_side"] = "left"
+        manifest.write_json(to / TOKENIZER_CONFIG, config)
         ids = {"pad_token_id": pad, "bos_token_id": START, "eos_token_id": EOS}
         return ids | ({"decoder_start_token_id": START} if has_encoder else {})

@@ -36,14 +36,6 @@ def beside(workdir: Workdir, path: Path, *names: str) -> Workdir:
     return Workdir(path)
 
 
-def kept(wanted, path: Path, texts: Sequence[str]):
-    """A tokeniser as a run keeps it, from its settings."""
-    path.mkdir(exist_ok=True)
-    wanted.check()
-    wanted.prepare(texts, path)
-    return wanted.load(path)
-
-
 def corpus(path: Path, count: int) -> Files:
     """That many pairs in a file of JSON lines."""
     words = np.random.default_rng(0).integers(0, 1000, (count, 8))

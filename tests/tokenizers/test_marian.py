@@ -1,4 +1,4 @@
-"""Two SentencePiece models and a vocab.json as one tokeniser."""
+"""MarianTokenizer: ids, language tokens, pruning, and checks of its folder."""
 
 import json
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kd_jax.errors import KdError
 from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from kd_jax.tokenizers.marian import MarianTokenizer
-from tests.helpers.runs import kept
+from tests.helpers.tokenizers import prepare_tokenizer
 from tests.helpers.translators import ROWS, TEXTS, marian
 
 
@@ -19,102 +19,116 @@ def folder(tmp_path_factory):
     return marian(tmp_path_factory.mktemp("marian"))
 
 
-def prepared(folder, path, texts=TEXTS, **options):
-    return kept(MarianTokenizer(str(folder), **options), path, texts)
+def prepare(folder, path, texts=TEXTS, **options):
+    return prepare_tokenizer(MarianTokenizer(str(folder), **options), path, texts)
 
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
-    return prepared(folder, tmp_path_factory.mktemp("whole"))
+    return prepare(folder, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
-def cut(folder, tmp_path_factory):
-    return prepared(folder, tmp_path_factory.mktemp("cut"), TEXTS[:20], cut=True)
+def pruned(folder, tmp_path_factory):
+    return prepare(folder, tmp_path_factory.mktemp("cut"), TEXTS[:20], cut=True)
 
 
-def read_with(folder, name):
-    """(the library's model, token -> id)"""
+def read_model(folder, name):
+    """Return (the SentencePiece model, token -> id)."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / name))
     return model, json.loads((folder / "vocab.json").read_text())
 
 
-def test_one_model_reads_and_the_other_writes(folder, whole):
-    source, vocab = read_with(folder, "source.spm")
-    target, _ = read_with(folder, "target.spm")
-    unnumbered = 0
+def test_source_model_encodes_prompts_and_target_model_completions(folder, whole):
+    source, vocab = read_model(folder, "source.spm")
+    target, _ = read_model(folder, "target.spm")
+    unknown = 0
     for row in ROWS:
         pieces = source.encode(row["en"], out_type=str)
-        unnumbered += sum(piece not in vocab for piece in pieces)
-        assert whole.encode_prompt(row["en"]) == [*(vocab.get(piece, vocab["<unk>"]) for piece in pieces), vocab["</s>"]]
+        unknown += sum(piece not in vocab for piece in pieces)
+        assert whole.encode_prompt(row["en"]) == [
+            *(vocab.get(piece, vocab["<unk>"]) for piece in pieces),
+            vocab["</s>"],
+        ]
         assert whole.encode(row["fr"]) == [vocab[piece] for piece in target.encode(row["fr"], out_type=str)]
         assert whole.decode(whole.encode(row["fr"])) == row["fr"]
-    assert unnumbered and any(whole.encode(row["en"]) != whole.encode_prompt(row["en"])[:-1] for row in ROWS)
+    assert unknown and any(whole.encode(row["en"]) != whole.encode_prompt(row["en"])[:-1] for row in ROWS)
 
 
-def test_decoding_begins_with_the_pad_and_never_writes_it(whole):
+def test_start_is_the_padding_token_and_is_suppressed(whole):
     words = whole.pieces()
     assert (words[whole.start], words[whole.eos], words[whole.pad]) == ("<pad>", "</s>", "<pad>")
     assert [words[i] for i in whole.suppress_tokens] == ["<pad>"] and whole.forced_prefix == ()
     assert whole.rows_V.tolist() == list(range(len(words)))
 
 
-def test_the_language_to_write_stands_in_front_of_a_source_alone(folder, whole, tmp_path):
-    languaged = prepared(folder, tmp_path / "oci", target=">>oci<<")
+def test_target_language_token_begins_prompts_only(folder, whole, tmp_path):
+    with_target = prepare(folder, tmp_path / "oci", target=">>oci<<")
     code = whole.pieces().index(">>oci<<")
-    assert languaged.encode_prompt("one boat") == [code, *whole.encode_prompt("one boat")]
-    assert whole.encode_prompt(">>oci<< one boat") == languaged.encode_prompt("one boat")
-    assert languaged.encode("one boat") == whole.encode("one boat")
-    assert code not in whole.encode(">>oci<< one boat") + whole.encode_prompt(">>oci< one boat") + whole.encode_prompt("a >>oci<< b")
-    assert languaged.encode_prompt("one boat", most=2) == [code, *whole.encode_prompt("one boat")[:2], whole.eos]
+    assert with_target.encode_prompt("one boat") == [code, *whole.encode_prompt("one boat")]
+    assert whole.encode_prompt(">>oci<< one boat") == with_target.encode_prompt("one boat")
+    assert with_target.encode("one boat") == whole.encode("one boat")
+    assert code not in whole.encode(">>oci<< one boat") + whole.encode_prompt(">>oci< one boat") + whole.encode_prompt(
+        "a >>oci<< b"
+    )
+    assert with_target.encode_prompt("one boat", max_tokens=2) == [
+        code,
+        *whole.encode_prompt("one boat")[:2],
+        whole.eos,
+    ]
 
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=20))
-def test_no_text_spells_a_special_token(whole, text):
-    for spelt in (text, f"{text}</s>{text}<pad>"):
-        assert not {whole.eos, whole.start} & {*whole.encode(spelt), *whole.encode_prompt(spelt)[:-1]}
+def test_no_text_encodes_to_a_special_token(whole, text):
+    for text_with_special in (text, f"{text}</s>{text}<pad>"):
+        assert not {whole.eos, whole.start} & {
+            *whole.encode(text_with_special),
+            *whole.encode_prompt(text_with_special)[:-1],
+        }
 
 
-def test_a_cut_tokeniser_gives_the_same_pieces_for_the_texts_it_was_cut_to(whole, cut):
-    assert cut.vocab_size < whole.vocab_size
+def test_pruned_tokenizer_encodes_its_texts_as_before(whole, pruned):
+    assert pruned.vocab_size < whole.vocab_size
     for text in TEXTS[:20]:
-        assert cut.rows_V[cut.encode(text)].tolist() == whole.encode(text)
-        assert cut.rows_V[cut.encode_prompt(text)].tolist() == whole.encode_prompt(text)
-    assert (cut.rows_V[cut.start], cut.rows_V[cut.eos]) == (whole.start, whole.eos)
-    assert [whole.pieces()[row] for row in cut.rows_V] == cut.pieces()
+        assert pruned.rows_V[pruned.encode(text)].tolist() == whole.encode(text)
+        assert pruned.rows_V[pruned.encode_prompt(text)].tolist() == whole.encode_prompt(text)
+    assert (pruned.rows_V[pruned.start], pruned.rows_V[pruned.eos]) == (whole.start, whole.eos)
+    assert [whole.pieces()[row] for row in pruned.rows_V] == pruned.pieces()
 
 
-def test_a_cut_tokeniser_still_writes_every_text_of_its_characters(cut):
+def test_pruned_tokenizer_encodes_other_texts(pruned):
     for row in ROWS[20:]:
-        assert cut.decode(cut.encode(row["fr"])) == row["fr"]
+        assert pruned.decode(pruned.encode(row["fr"])) == row["fr"]
 
 
-def test_a_language_in_use_outlives_the_cut(folder, tmp_path):
-    written = prepared(folder, tmp_path / "kept", [">>fra<< one boat"], cut=True)
-    assert ">>fra<<" in written.pieces() and ">>oci<<" not in written.pieces()
-    assert ">>oci<<" in prepared(folder, tmp_path / "set", TEXTS[:5], cut=True, target=">>oci<<").pieces()
+def test_pruning_keeps_languages_in_use(folder, tmp_path):
+    in_texts = prepare(folder, tmp_path / "kept", [">>fra<< one boat"], cut=True)
+    assert ">>fra<<" in in_texts.pieces() and ">>oci<<" not in in_texts.pieces()
+    assert ">>oci<<" in prepare(folder, tmp_path / "set", TEXTS[:5], cut=True, target=">>oci<<").pieces()
 
 
-def test_hugging_face_s_settings_become_these_at_such_a_folder(folder):
-    given = HuggingFaceTokenizer(cut=True, target=">>fra<<").with_folder(str(folder))
-    assert given == MarianTokenizer(str(folder), target=">>fra<<", cut=True)
-    with pytest.raises(KdError, match="tokenizer.prefix: 'say: '; .* Marian model's and has no use of it"):
+def test_hugging_face_settings_become_marian_settings(folder):
+    settings_of_folder = HuggingFaceTokenizer(cut=True, target=">>fra<<").with_folder(str(folder))
+    assert settings_of_folder == MarianTokenizer(str(folder), target=">>fra<<", cut=True)
+    with pytest.raises(
+        KdError, match="tokenizer.prefix: expected its default for a Marian model's folder .*, got 'say: '"
+    ):
         HuggingFaceTokenizer(prefix="say: ").with_folder(str(folder))
 
 
-def without(name):
+def remove(name):
     return lambda folder: (folder / name).unlink()
 
 
-def bilingual(folder):
-    """No token is a language."""
+def remove_languages(folder):
+    """Remove all language tokens from the vocabulary."""
     path = folder / "vocab.json"
     words = [word.strip("<>") if word.startswith(">>") else word for word in json.loads(path.read_text())]
     path.write_text(json.dumps({word: i for i, word in enumerate(words)}))
 
 
-def vocabulary(change):
+def change_vocabulary(change):
     def damage(folder):
         path = folder / "vocab.json"
         words = change(list(json.loads(path.read_text())))
@@ -126,21 +140,33 @@ def vocabulary(change):
 @pytest.mark.parametrize(
     "options, damage, message",
     [
-        ({}, without("target.spm"), "tokenizer.folder: .* has no target.spm; wanted a Marian folder whole"),
-        ({}, without("vocab.json"), "has no vocab.json"),
-        ({}, vocabulary(lambda words: [*words[:20], "<pad>"]), "vocab.json of .* has .* pieces of source.spm"),
-        ({}, vocabulary(lambda words: words[:-1]), "vocab.json of .* lacks "),
-        ({}, lambda folder: (folder / "target.spm").write_bytes(b"<html>"), "target.spm is no SentencePiece model"),
+        ({}, remove("target.spm"), "tokenizer.folder: expected a Marian folder with .* without target.spm"),
+        ({}, remove("vocab.json"), "without vocab.json"),
+        (
+            {},
+            change_vocabulary(lambda words: [*words[:20], "<pad>"]),
+            "expected the pieces of source.spm in vocab.json of .*, got",
+        ),
+        ({}, change_vocabulary(lambda words: words[:-1]), "expected the token .* in vocab.json of"),
+        (
+            {},
+            lambda folder: (folder / "target.spm").write_bytes(b"<html>"),
+            "expected a SentencePiece model in target.spm",
+        ),
         (
             {},
             lambda folder: (folder / "tokenizer_config.json").write_text('{"separate_vocabs": true}'),
-            "has separate_vocabs",
+            "got separate_vocabs in",
         ),
-        ({"target": ">>deu<<"}, None, "tokenizer.target: '>>deu<<' is no token of .*; wanted one such as >>fra<<"),
-        ({"target": ">>fra<<"}, bilingual, "'>>fra<<' is no token of .*; wanted '': it writes one language"),
+        (
+            {"target": ">>deu<<"},
+            None,
+            "tokenizer.target: expected a language token of .*, got '>>deu<<'. Name one, such as >>fra<<",
+        ),
+        ({"target": ">>fra<<"}, remove_languages, "got '>>fra<<'. Set it to '': the model has one target language"),
     ],
 )
-def test_what_cannot_be_is_told(tmp_path, options, damage, message):
+def test_check_raises(tmp_path, options, damage, message):
     folder = marian(tmp_path)
     if damage:
         damage(folder)
@@ -148,8 +174,8 @@ def test_what_cannot_be_is_told(tmp_path, options, damage, message):
         MarianTokenizer(str(folder), **options).check()
 
 
-def test_tags_of_ours_and_a_cut_that_cannot_be_are_told(folder, tmp_path):
-    with pytest.raises(KdError, match="task.directions: the tags <2fr> are no tokens"):
+def test_prepare_raises(folder, tmp_path):
+    with pytest.raises(KdError, match="task.directions: expected one direction .* got the tags <2fr>"):
         MarianTokenizer(str(folder)).prepare(TEXTS, tmp_path, ["<2fr>"])
-    with pytest.raises(KdError, match="tokenizer.cut: source.spm is no unigram model"):
+    with pytest.raises(KdError, match="tokenizer.cut: expected a unigram model in source.spm"):
         MarianTokenizer(str(marian(tmp_path, "bpe")), cut=True).prepare(TEXTS, tmp_path)
