@@ -4,21 +4,25 @@ ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(and $(COLAB_RELEASE_TAG),Colab))
 PY := $(if $(ACTIVE),python,.venv/bin/python)
 # Colab brings a JAX of its own, made for its accelerator: nothing that is there is replaced.
 PINS := $(if $(COLAB_RELEASE_TAG),,--constraint requirements.txt)
-VERSIONS := $(if $(PINS),in the versions of requirements.txt,where they are lacking)
+VERSIONS := $(if $(PINS),in the versions of requirements.txt,where they are missing)
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PYTEST := $(PY) -m pytest -q --numprocesses 2 --dist loadfile
 
 define install
-	@echo "install: kd_jax and what it and its tests need, $(VERSIONS), into $(or $(ACTIVE),.venv)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]' $(PINS)
+	@echo "install: kd_jax, its dependencies and those of its tests, $(VERSIONS), into $(or $(ACTIVE),.venv)"
+	@$(PIP) --editable '.[test]' $(PINS)
 	@$(PY) -c "import sys, jax; print('install: done, Python', sys.version.split()[0] + ', JAX', jax.__version__ + ',', sys.prefix)"
 endef
 
-.PHONY: help install quickstart smoke test test-beam lint
+.PHONY: help install quickstart smoke test test-all test-libraries test-beam lint docs
 help:
 	@echo "make quickstart   install, then distil a translator: about ten minutes on two cores"
-	@echo "make smoke        install, then the pipelines of three tasks on made-up text: about two minutes"
-	@echo "make test         install, then the tests"
-	@echo "make install      only that, into .venv or the active environment; PYTHON=python3.13 chooses another Python"
-	@echo "make lint         ruff"
+	@echo "make smoke        install, then run three tasks on made-up text: two to six minutes"
+	@echo "make test         install, then the tests: at most 15 minutes on two cores"
+	@echo "make test-all     the tests, then the extended ones, Apache Beam's among them"
+	@echo "make lint         ruff, pyright, import-linter"
+	@echo "make docs         the pages, into docs/_build/html; a warning is an error"
+	@echo "make install      only install, into .venv or the active environment; PYTHON=python3.13 chooses another Python"
 
 ifdef ACTIVE
 install:
@@ -40,10 +44,15 @@ smoke: install
 	$(PY) -m kd_jax run experiments/configs/smoke_summaries.py --workdir runs/smoke_summaries
 	$(PY) -m kd_jax run experiments/configs/smoke_lm.py --workdir runs/smoke_lm
 
-test: install
-	@echo "test: PyTorch and transformers too, which the tests compare with, and what reads buckets"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,parity,gcs,s3]' 'moto[server]' $(PINS)
-	$(PY) -m pytest -q --numprocesses 2 --dist loadfile
+test-libraries: install
+	@echo "test: PyTorch and transformers for comparison, and the clients of buckets"
+	@$(PIP) --editable '.[test,parity,gcs,s3]' 'moto[server]' $(PINS)
+
+test: test-libraries
+	$(PYTEST) -m "not extended"
+
+test-all: test
+	$(PYTEST) -m extended
 	$(MAKE) test-beam
 
 # Apache Beam wants an older protobuf than the rest is tested with.
@@ -52,8 +61,15 @@ test-beam:
 	@$(PY) -m venv .beam
 	@grep -vE '^(protobuf|pyarrow|sentencepiece)=' requirements.txt > .beam/constraints.txt
 	@.beam/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,beam]' --constraint .beam/constraints.txt
-	.beam/bin/python -m pytest -q tests/phases/test_prepare.py -k "beam or one_line"
+	.beam/bin/python -m pytest -q tests/batches/test_beam_runner.py tests/phases/test_prepare.py -k beam
 
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(shell command -v $(PY))
+	$(dir $(shell $(PY) -c "import sys; print(sys.executable)"))lint-imports
+
+docs: install
+	@$(PIP) --editable '.[docs]' $(PINS)
+	$(PY) -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo "docs: docs/_build/html/index.html"

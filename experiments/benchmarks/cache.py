@@ -115,7 +115,7 @@ def measure(experiment: Experiment, workdir: Workdir, scratch: Path, examples: i
         "write_tokens_per_second": tokens / seconds["topk64"],
         "read_tokens_per_second": tokens / read["topk64"],
         "read_share_of_step": (read["topk64"] - read["plain"]) / sources["plain"].batches_per_epoch / step,
-        "bytes_per_target_token": {name: cache.bytes() / tokens for name, cache in caches.items()},
+        "bytes_per_target_token": {name: cache.num_bytes() / tokens for name, cache in caches.items()},
         "unique_ids": float(np.mean(unique)),
         "draws": draws,
         "step_seconds": step,

@@ -100,7 +100,7 @@ def write(folder: Folder, shape: Shape) -> None:
     rows = [example._asdict() for example in examples]
     folder.begin({})
     store.write(folder.path, "train", ENCODED, len(rows), lambda start, stop: rows[start:stop])
-    np.save(folder.path / "train.lengths.npy", pipeline.lengths_of(rows))
+    np.save(folder.path / "train.lengths.npy", pipeline.example_lengths(rows))
     folder.finish({}, 0.0)
     reduce = jax.jit(SIGNAL.reduce)
 

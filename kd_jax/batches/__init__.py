@@ -1,0 +1,1 @@
+"""Encoded examples and signals on disk, and padded batches of them."""

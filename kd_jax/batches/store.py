@@ -1,11 +1,12 @@
 """Records of named arrays on disk: encoded examples, and any signal's schema.
 
-A record holds one array per field; its first axis may differ from record to record. Shards are
-ArrayRecord files with random access, each written beside and renamed, so a kill loses at most the shard
-in the making and writing goes on with the first one missing. The index, written last, holds the schema
-and every shard's digest; without it the store does not exist.
+A record holds one array for each field; its first axis may differ from record to record. Shards are ArrayRecord files
+with random access. Each shard is written under a temporary name and then renamed, so a killed process loses at most one
+shard, and the next call resumes with the first missing one. The index is written last. It holds the schema and every
+shard's digest; a store without an index is unfinished.
 """
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -23,16 +24,32 @@ from kd_jax.errors import KdError
 from kd_jax.runtime import hosts
 from kd_jax.types import Field
 
-OPTIONS = "group_size:1,zstd:3"
-# A store below this size is read into memory whole: one shard, one sequential read.
-IN_MEMORY_BYTES = 512 * 2**20
+WRITER_OPTIONS = "group_size:1,zstd:3"
+IN_MEMORY_BYTES = 512 * 2**20  # a smaller store is read into memory, each shard by one sequential read
 
 Schema = Mapping[str, Field]
 Record = Mapping[str, np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a finished store holds, as in NAME.index.json.
+
+    Attributes:
+      schema: field name -> shape per token, and dtype.
+      counts: records of each shard.
+      shards: digest of each shard.
+      digest: over all of these.
+    """
+
+    schema: Schema
+    counts: Sequence[int]
+    shards: Sequence[str]
+    digest: str
+
+
 def pack(schema: Schema, record: Record) -> bytes:
-    """The record's bytes: the first axis of every field as uint32, then the fields, little-endian.
+    """Return a record's bytes: the length of every field's first axis as uint32, then the fields, little-endian.
 
     Raises:
       KdError: if a field has another shape than its schema, or a value that its dtype cannot hold.
@@ -41,17 +58,23 @@ def pack(schema: Schema, record: Record) -> bytes:
     for name, field in schema.items():
         value = np.asarray(record[name])
         if value.shape[1:] != tuple(field.shape):
-            raise KdError(f"field {name}: shape {value.shape[1:]} per token; the schema wants {tuple(field.shape)}")
-        stored = value.astype(np.dtype(field.dtype).newbyteorder("<"))
-        if np.issubdtype(stored.dtype, np.integer) and not np.array_equal(stored, value):
-            raise KdError(f"field {name}: a value does not fit into {field.dtype} (largest {value.max()})")
+            raise KdError(
+                f"field {name}: expected shape {tuple(field.shape)} per token, got {value.shape[1:]}. Make the record "
+                "as its schema says."
+            )
+        values = value.astype(np.dtype(field.dtype).newbyteorder("<"))
+        if np.issubdtype(values.dtype, np.integer) and not np.array_equal(values, value):
+            raise KdError(
+                f"field {name}: expected values that fit into {field.dtype}, got {value.max()}. Use a larger dtype in "
+                "the schema."
+            )
         lengths.append(len(value))
-        chunks.append(stored.tobytes())
+        chunks.append(values.tobytes())
     return np.asarray(lengths, "<u4").tobytes() + b"".join(chunks)
 
 
 def unpack(schema: Schema, data: bytes) -> dict[str, np.ndarray]:
-    """The inverse of `pack`; the arrays are views of `data`."""
+    """Return the record that `pack` encoded; the arrays are views of `data`."""
     lengths = np.frombuffer(data, "<u4", len(schema))
     record, offset = {}, lengths.nbytes
     for (name, field), length in zip(schema.items(), lengths, strict=True):
@@ -63,6 +86,7 @@ def unpack(schema: Schema, data: bytes) -> dict[str, np.ndarray]:
 
 
 def shard_path(folder: Path, name: str, shard: int) -> Path:
+    """Return the path of a shard."""
     return folder / f"{name}-{shard:05d}.arrayrecord"
 
 
@@ -75,25 +99,26 @@ def write(
     records_per_shard: int = 4096,
     writer: tuple[int, int] = (0, 1),
 ) -> str | None:
-    """Writes records 0 to count - 1, or goes on where an earlier call was killed.
+    """Write records 0 to count - 1; resume where an earlier call was killed.
 
-    Any number of writers may share the work, and a later call may be of another number: writer i of n makes
-    the missing shards i, i + n, ... and whoever finds them all there writes the index.
+    Several writers may share the work, and their number may change from call to call: writer i of n writes the missing
+    shards i, i + n, ... A writer that finds all shards complete writes the index.
 
     Args:
-      folder: made if needed.
+      folder: created if missing.
       name: of the store within it.
       schema: field name -> shape per token, and dtype.
       count: number of records.
-      make: (start, stop) -> records start to stop - 1; asked only for shards that are missing.
-      records_per_shard: what is lost at most.
-      writer: (this one's number, number of writers).
+      make: (start, stop) -> records start to stop - 1; called only for missing shards.
+      records_per_shard: the most that a killed process loses.
+      writer: (index of this writer, number of writers).
 
     Returns:
-      The store's digest, over its schema and all shards; None while other writers' shards are missing.
+      The store's digest, over its schema and all shards; None while shards of other writers are missing.
     """
+    index, writers = writer
     shards = -(-count // records_per_shard)
-    for shard in range(writer[0], shards, writer[1]):
+    for shard in range(index, shards, writers):
         if not shard_path(folder, name, shard).exists():
             start, stop = shard * records_per_shard, min(count, (shard + 1) * records_per_shard)
             write_shard(folder, name, shard, schema, make(start, stop))
@@ -103,8 +128,10 @@ def write(
     return write_index(folder, name, schema, counts, records_per_shard)
 
 
-def write_all(folder: Path, name: str, schema: Schema, records: Iterable[Record], records_per_shard: int = 4096) -> str:
-    """Writes records of which only their end tells how many they are, from the first on; returns as `write`."""
+def write_stream(
+    folder: Path, name: str, schema: Schema, records: Iterable[Record], records_per_shard: int = 4096
+) -> str:
+    """Write records whose number is not known in advance; return the store's digest."""
     records, counts = iter(records), []
     while chunk := list(itertools.islice(records, records_per_shard)):
         write_shard(folder, name, len(counts), schema, chunk)
@@ -113,27 +140,30 @@ def write_all(folder: Path, name: str, schema: Schema, records: Iterable[Record]
 
 
 def write_shard(folder: Path, name: str, shard: int, schema: Schema, records: Iterable[Record]) -> None:
-    """Writes one shard beside, then renames it."""
-    # Its own name for every process: should two make the same shard, both are whole and the same.
+    """Write one shard under a temporary name, then rename it."""
+    # The temporary name is unique to the process: if two processes write the same shard, both write the same bytes.
     with files.atomic_path(shard_path(folder, name, shard)) as path:
-        file_writer = ArrayRecordWriter(str(path), OPTIONS)
+        file_writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
         for record in records:
             file_writer.write(pack(schema, record))
         file_writer.close()
 
 
 def write_index(folder: Path, name: str, schema: Schema, counts: Sequence[int], records_per_shard: int) -> str:
-    """Finishes a store whose shards are all there.
+    """Write the index of a store whose shards are complete.
 
     Args:
+      folder: of the store.
+      name: of the store within it.
+      schema: field name -> shape per token, and dtype.
       counts: records of each shard.
-      records_per_shard: of every one but the last, where they are as many.
+      records_per_shard: of every shard but the last, where `counts` are even.
 
     Returns:
       The store's digest, over its schema and all shards.
     """
-    for left in folder.glob(f"{name}-*.part"):  # of writers that were killed
-        left.unlink(missing_ok=True)
+    for part in folder.glob(f"{name}-*.part"):  # of killed writers
+        part.unlink(missing_ok=True)
     even = all(count == records_per_shard for count in counts[:-1]) and sum(counts[-1:]) <= records_per_shard
     index = {
         "schema": {key: [list(field.shape), field.dtype] for key, field in schema.items()},
@@ -147,12 +177,24 @@ def write_index(folder: Path, name: str, schema: Schema, counts: Sequence[int], 
     return index["digest"]
 
 
-def read_index(path: Path) -> dict[str, Any]:
-    """A store's index; raises KdError if it is not as it was written."""
+def read_index(path: Path) -> Index:
+    """Return a store's index.
+
+    Raises:
+      KdError: if the file was modified.
+    """
     index = manifest.read_json(path)
-    if "digest" not in index or index["digest"] != _digest({k: v for k, v in index.items() if k != "digest"}):
-        raise KdError(f"{path}: not as it was written; redo the phase that makes it with --force")
-    return index
+    digest = index.pop("digest", None)
+    if digest != _digest(index):
+        raise KdError(
+            f"{path}: expected the bytes that were written, got modified ones. Run the phase that writes it again with "
+            "--force."
+        )
+    counts = index["records_per_shard"]  # of every shard but the last, or a list where they differ
+    if not isinstance(counts, list):
+        counts = [min(counts, index["count"] - start) for start in range(0, index["count"], counts)]
+    schema = {key: Field(tuple(shape), dtype) for key, (shape, dtype) in index["schema"].items()}
+    return Index(schema, counts, index["shards"], digest)
 
 
 def _digest(index: Mapping[str, Any]) -> str:
@@ -160,16 +202,16 @@ def _digest(index: Mapping[str, Any]) -> str:
 
 
 def remove_damaged(folder: Path, name: str) -> list[Path]:
-    """Deletes the shards of a finished store whose bytes are not those that were written, so that `write` remakes them.
+    """Delete the shards of a finished store whose bytes were modified, so that `write` writes them again.
 
     Returns:
       The paths of damaged and missing shards.
     """
     index = read_index(folder / f"{name}.index.json")
-    paths = [shard_path(folder, name, shard) for shard in range(len(index["shards"]))]
+    paths = [shard_path(folder, name, shard) for shard in range(len(index.shards))]
     damaged = [
         path
-        for path, digest in zip(paths, index["shards"], strict=True)
+        for path, digest in zip(paths, index.shards, strict=True)
         if not path.exists() or manifest.file_digest(path) != digest
     ]
     for path in damaged:
@@ -178,53 +220,67 @@ def remove_damaged(folder: Path, name: str) -> list[Path]:
 
 
 class Store:
-    """A finished store: `len`, and `[i]` for record i. A shard's digest is checked when it is first opened."""
+    """A finished store: `len(store)`, and `store[i]` for record i.
+
+    A shard's digest is checked when it is first opened.
+
+    Attributes:
+      schema: field name -> shape per token, and dtype.
+      digest: over the schema and all shards.
+    """
 
     def __init__(self, folder: Path, name: str):
-        """Raises KdError if the store was not finished or a shard is missing."""
+        """Read the index.
+
+        Args:
+          folder: of the store.
+          name: of the store within it.
+
+        Raises:
+          KdError: if the store is unfinished or a shard is missing.
+        """
         self._folder, self._name = folder, name
         path = folder / f"{name}.index.json"
         if not path.exists():
-            raise KdError(f"{path}: missing; the store was not finished, run the phase that makes it again")
+            raise KdError(f"{path}: expected the index of a finished store, got no file. Run the phase that writes it.")
         index = read_index(path)
-        self.schema = {key: Field(tuple(shape), dtype) for key, (shape, dtype) in index["schema"].items()}
-        self.digest, self._count, self._digests = index["digest"], index["count"], index["shards"]
-        counts = index["records_per_shard"]  # of every shard, or a list where they differ
-        if not isinstance(counts, list):
-            counts = [counts] * len(self._digests)
-        self._starts = np.cumsum([0, *counts])  # the first record of each shard
+        self.schema, self.digest, self._shard_digests = index.schema, index.digest, index.shards
+        self._starts = np.cumsum([0, *index.counts])  # the first record of each shard
         self._shards: dict[int, list[bytes] | ArrayRecordReader] = {}
-        for shard in range(len(self._digests)):
+        for shard in range(len(self._shard_digests)):
             if not shard_path(folder, name, shard).exists():
                 raise KdError(
-                    f"{shard_path(folder, name, shard)}: missing; for a cache run the phase `cache` again, which makes "
-                    "this shard anew; for data `prepare --force`"
+                    f"{shard_path(folder, name, shard)}: expected a shard, got no file. Run `cache` again to write a "
+                    "missing shard of a cache, or `prepare --force` for data."
                 )
 
     def __len__(self) -> int:
-        return self._count
+        """Return the number of records."""
+        return int(self._starts[-1])
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """Return record i."""
         shard = int(np.searchsorted(self._starts, i, side="right")) - 1
         records, row = self._open(shard), int(i - self._starts[shard])
         return unpack(self.schema, records[row] if isinstance(records, list) else records.read([row])[0])
 
     @functools.cached_property
     def _in_memory(self) -> bool:
-        return self.bytes() < IN_MEMORY_BYTES
+        return self.num_bytes() < IN_MEMORY_BYTES
 
-    def bytes(self) -> int:
-        """Size of all shards on disk."""
-        return sum(files.file_size(shard_path(self._folder, self._name, s)) for s in range(len(self._digests)))
+    def num_bytes(self) -> int:
+        """Return the size of all shards on disk, in bytes."""
+        shards = range(len(self._shard_digests))
+        return sum(files.file_size(shard_path(self._folder, self._name, shard)) for shard in shards)
 
     def _open(self, shard: int) -> list[bytes] | ArrayRecordReader:
         if shard not in self._shards:
-            path, digest = shard_path(self._folder, self._name, shard), self._digests[shard]
+            path, digest = shard_path(self._folder, self._name, shard), self._shard_digests[shard]
             on_disk = files.local_copy(path, digest)
             if manifest.file_digest(on_disk) != digest:
                 raise KdError(
-                    f"{path}: its bytes are not those that were written; for a cache run the phase `cache` again, "
-                    "which makes this shard anew; for data `prepare --force`"
+                    f"{path}: expected the bytes that were written, got modified ones. Run `cache` again to write this "
+                    "shard of a cache anew, or `prepare --force` for data."
                 )
             reader = ArrayRecordReader(str(on_disk))
             self._shards[shard] = reader.read_all() if self._in_memory else reader

@@ -1,41 +1,53 @@
-"""Sequence-level distillation: the teacher's own translations as targets, so a transform of the data.
+"""Pseudo-targets: which of the teacher's hypotheses become targets, and their records on disk.
 
-Kim & Rush 2016, arXiv 1606.07947, sections 3.2 and 3.3.
+Kim and Rush 2016, arXiv 1606.07947, sections 3.2 and 3.3.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
-from typing import Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from kd_jax.errors import KdError
 from kd_jax.types import Field
 
-# What the n-best store holds of each example: its hypotheses end to end, their lengths and log-probabilities.
+# A record of an n-best store: an example's concatenated hypotheses, their lengths and their log-probabilities.
 NBEST = {"ids": Field((), "int32"), "lengths": Field((), "int32"), "logp": Field((), "float32")}
-WEIGHT = {"weight": Field((), "float32")}  # one per example, of mean 1 over an example's hypotheses
+WEIGHT = {"weight": Field((), "float32")}  # of a target; the mean over an example's targets is 1
+
+
+class WeightedTarget(NamedTuple):
+    """A hypothesis that became a target.
+
+    Attributes:
+      ids: int32 [T], the end of the sentence included.
+      weight: factor on its losses.
+    """
+
+    ids: np.ndarray
+    weight: float
 
 
 @dataclasses.dataclass(frozen=True)
 class PseudoTargets:
-    """Which of the teacher's beam become targets.
+    """Which of the teacher's hypotheses become targets.
 
     Attributes:
-      rule: "best": the hypothesis of the highest score. "nbest": all of them, each weighted by the
-        teacher's probability renormalised over them. "interpolated": the one closest to the reference
-        (Seq-Inter, eq. 9), by the task's own measure.
-      beam: width of the teacher's beam search, and the number of hypotheses.
-      of: whose: "train": of the training examples, in place of their references. "unlabelled": of the examples
-        that have none, beside the training examples as they are. "both": of all.
+      rule: "best": the hypothesis of the highest score. "nbest": all of them, each weighted by the teacher's
+        probability, renormalised over them. "interpolated": the one closest to the reference (Seq-Inter, eq. 9), by
+        the task's own measure.
+      beam: width of the teacher's beam search, and number of hypotheses.
+      of: the examples that the teacher writes targets for. "train": the training examples, whose references are
+        replaced. "unlabelled": the examples without references, added to the training examples. "both": both.
 
     References:
       Kim and Rush 2016, arXiv 1606.07947, sections 3.2 and 3.3.
 
     Examples:
       >>> hypotheses, logp = [np.array([7, 8, 2]), np.array([9, 2])], np.log([0.3, 0.1])
-      >>> chosen = PseudoTargets("nbest", beam=2).choose(hypotheses, logp, closeness=len)
-      >>> [(ids.tolist(), round(float(weight), 3)) for ids, weight in chosen]
+      >>> targets = PseudoTargets("nbest", beam=2).choose(hypotheses, logp, closeness=len)
+      >>> [(ids.tolist(), round(float(weight), 3)) for ids, weight in targets]
       [([7, 8, 2], 1.5), ([9, 2], 0.5)]
     """
 
@@ -45,53 +57,71 @@ class PseudoTargets:
 
     @property
     def name(self) -> str:
-        """Names the folder of the split that it makes."""
+        """The name of the folder that holds the split."""
         return f"{self.rule}_beam{self.beam}" + ("" if self.of == "train" else f"_{self.of}")
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that the teacher writes targets for."""
+        """The names of the splits that the teacher writes targets for."""
         return ("train", "unlabelled") if self.of == "both" else (self.of,)
 
     def check(self) -> None:
-        """Raises KdError for an unknown rule or a beam below 1."""
+        """Check the fields.
+
+        Raises:
+          KdError: for an unknown rule or split, or a beam below 1.
+        """
         if self.rule not in ("best", "nbest", "interpolated"):
-            raise KdError(f"targets.rule: {self.rule!r}; wanted best, nbest or interpolated")
+            raise KdError(f"targets.rule: expected best, nbest or interpolated, got {self.rule!r}. Set targets.rule.")
         if self.beam < 1:
-            raise KdError(f"targets.beam: {self.beam}; wanted at least 1")
+            raise KdError(f"targets.beam: expected an integer of at least 1, got {self.beam}. Set targets.beam.")
         if self.of not in ("train", "unlabelled", "both"):
-            raise KdError(f"targets.of: {self.of!r}; wanted train, unlabelled or both")
+            raise KdError(f"targets.of: expected train, unlabelled or both, got {self.of!r}. Set targets.of.")
         if self.rule == "interpolated" and self.of != "train":
             raise KdError(
-                "targets.rule: interpolated chooses by the reference, and unlabelled text has none; wanted best"
+                f"targets.rule: expected best or nbest where targets.of is {self.of}, got interpolated, which needs "
+                "references. Set targets.rule to best."
             )
 
     def check_splits(self, splits: Collection[str]) -> None:
-        """Raises KdError where the source has no text without references."""
+        """Check that the source has the splits that targets are written for.
+
+        Raises:
+          KdError: if a split is missing.
+        """
         for split in self.splits:
             if split not in splits:
-                raise KdError(f"targets.of: {self.of!r}; the source has no {split} text: give it some, or wanted train")
+                raise KdError(
+                    f"targets.of: expected a source with a split {split}, got {', '.join(splits)}. Add such text "
+                    "to the source, or set targets.of to train."
+                )
 
     def choose(
         self, hypotheses: Sequence[np.ndarray], logp: np.ndarray, closeness: Callable[[np.ndarray], float]
-    ) -> list[tuple[np.ndarray, float]]:
-        """(target ids, weight) pairs; the weights' mean is 1.
+    ) -> list[WeightedTarget]:
+        """Return the targets that the rule chooses; the mean of their weights is 1.
 
         Args:
           hypotheses: int32 ids of each, the end of the sentence included, best first; at least one.
           logp: float [len(hypotheses)], the teacher's log-probability of each.
-          closeness: ids -> how near they are to the reference; asked by "interpolated" alone.
+          closeness: ids -> similarity to the reference; called by the rule "interpolated" only.
         """
         if self.rule == "best":
-            return [(hypotheses[0], 1.0)]
+            return [WeightedTarget(hypotheses[0], 1.0)]
         if self.rule == "interpolated":
-            return [(max(hypotheses, key=closeness), 1.0)]
+            return [WeightedTarget(max(hypotheses, key=closeness), 1.0)]
         share = np.exp(np.asarray(logp, np.float64) - np.max(logp))
-        return list(zip(hypotheses, share / share.sum() * len(share), strict=True))
+        return [WeightedTarget(*pair) for pair in zip(hypotheses, share / share.sum() * len(share), strict=True)]
 
 
 def pack_hypotheses(ids_KT: np.ndarray, logp_K: np.ndarray, eos: int) -> dict[str, np.ndarray]:
-    """A record of NBEST from padded ids; hypotheses that never ended, and repeated ones, are left out."""
+    """Return a record of NBEST without unfinished and repeated hypotheses.
+
+    Args:
+      ids_KT: int, padded ids of each hypothesis, best first.
+      logp_K: float, their log-probabilities.
+      eos: id that ends a hypothesis.
+    """
     hypotheses, logp, seen = [], [], set()
     for ids_T, score in zip(ids_KT.tolist(), logp_K, strict=True):
         if eos not in ids_T or tuple(ids_T) in seen:
@@ -107,6 +137,6 @@ def pack_hypotheses(ids_KT: np.ndarray, logp_K: np.ndarray, eos: int) -> dict[st
     }
 
 
-def unpack_hypotheses(record: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The inverse of `pack_hypotheses`: ids of each, best first."""
+def unpack_hypotheses(record: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Return the ids of each hypothesis of a record of NBEST, best first."""
     return np.split(record["ids"], np.cumsum(record["lengths"])[:-1]) if len(record["lengths"]) else []

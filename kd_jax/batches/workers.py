@@ -1,4 +1,4 @@
-"""Work on one corpus by several processes, each with its own way to the examples."""
+"""Map a function over items by one process or several, each with its own copy of shared data."""
 
 import concurrent.futures
 import contextlib
@@ -14,72 +14,75 @@ from typing import Any, Protocol
 
 from kd_jax.errors import KdError
 
-Map = Callable[[Callable[[Any, Any], Any], Iterable[Any]], Iterator[Any]]
-_shared: Any = None  # in a worker: what it was given when it began
+# (function, items) -> function(shared, item) for each item, in order
+ParallelMap = Callable[[Callable[[Any, Any], Any], Iterable[Any]], Iterator[Any]]
+_shared: Any = None  # in a worker process: the first argument of every call
 
 
 class Workers(Protocol):
-    """Who does the work."""
+    """Processes or machines that map a function over items."""
 
-    def sharing(self, shared: Any) -> contextlib.AbstractContextManager[Map]:
-        """Gives (function, items) -> function(shared, item) of every item, in order.
+    def start(self, shared: Any) -> contextlib.AbstractContextManager[ParallelMap]:
+        """Start the workers; give (function, items) -> iterator of function(shared, item), in order.
 
         Args:
-          shared: the first argument of every call, handed to each process once; pickled where there are several.
+          shared: the first argument of every call; pickled and sent to each worker once.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Processes of this machine (`Workers`); one does the work where it is called.
+    """Processes of this machine (`Workers`); a count of one calls the function in this process.
 
-    They end with the process that began them, however that ends; signals are its matter, not theirs.
+    Worker processes end with their parent, however it ends. They ignore SIGTERM and SIGINT, which the parent handles.
 
     Attributes:
-      count: how many.
+      count: number of processes.
 
     Examples:
-      >>> with Processes().sharing(10) as each:
-      ...     list(each(max, [3, 12]))
+      >>> with Processes().start(10) as parallel_map:
+      ...     list(parallel_map(max, [3, 12]))
       [10, 12]
     """
 
     count: int = 1
 
     @contextlib.contextmanager
-    def sharing(self, shared: Any) -> Iterator[Map]:
-        """As Workers.sharing; the function must be found by its name, where there are several.
+    def start(self, shared: Any) -> Iterator[ParallelMap]:
+        """Start the processes, as `Workers.start`; several need a function that can be pickled.
 
         Raises:
-          KdError: in use, if a process was ended from outside.
+          KdError: from the map, if a process was killed.
         """
         if self.count == 1:
             yield lambda function, items: (function(shared, item) for item in items)
             return
-        # Not forked from here: JAX has threads, and what they hold would be held for ever.
+        # Not forked from this process: a fork would copy locks that JAX's threads hold.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "kd_jax.batches.encode"])
-        executor = concurrent.futures.ProcessPoolExecutor(self.count, context, _begin, (shared,))
+        executor = concurrent.futures.ProcessPoolExecutor(self.count, context, _init_worker, (shared,))
         try:
-            yield functools.partial(self._each, executor)
+            yield functools.partial(self._map, executor)
         finally:
             executor.shutdown(cancel_futures=True)
 
-    def _each(self, executor: concurrent.futures.Executor, function: Any, items: Iterable[Any]) -> Iterator[Any]:
+    def _map(
+        self, executor: concurrent.futures.Executor, function: Callable[[Any, Any], Any], items: Iterable[Any]
+    ) -> Iterator[Any]:
         try:
             yield from executor.map(functools.partial(_call, function), items)
         except BrokenProcessPool as error:
             raise KdError(
-                f"--processes {self.count}: one of them was ended from outside, as where memory runs out; the same "
-                "command goes on from what is done: wanted fewer processes, or more memory"
+                f"--processes {self.count}: expected every process to finish, got one that was killed (for example "
+                "because memory ran out). Run the same command with fewer processes; it resumes."
             ) from error
 
 
 IN_PROCESS = Processes()
 
 
-def _begin(shared: Any) -> None:
+def _init_worker(shared: Any) -> None:
     global _shared
     _shared = shared
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,7 +91,9 @@ def _begin(shared: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 

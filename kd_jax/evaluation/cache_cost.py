@@ -177,7 +177,7 @@ def _write_sample(
     began = time.perf_counter()
     store.write(folder, "records", schema, len(sample), records)
     seconds = states.seconds + states.padding * reducing + time.perf_counter() - began
-    return seconds, store.Store(folder, "records").bytes()
+    return seconds, store.Store(folder, "records").num_bytes()
 
 
 def _reduce(params: Params, rows: tuple[Array, Array], *, model: Model, signal: TopK | Sampled) -> Payload:

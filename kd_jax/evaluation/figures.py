@@ -1,8 +1,13 @@
 """The figures of one model, typed; evaluation/MODEL.json and report.json hold them as one flat object."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from kd_jax.artifacts import manifest
+from kd_jax.errors import KdError
 
 Json = Mapping[str, Any]
 
@@ -142,6 +147,12 @@ class ModelFigures:
     drafting: DraftingFigures | None = None
     warnings: tuple[str, ...] = ()
 
+    def value(self, metric: str) -> float:
+        """Return a task metric's value, which every model has."""
+        value = self.metrics[metric].value
+        assert value is not None
+        return value
+
     def to_json(self) -> dict[str, Any]:
         """Return the flat object of evaluation/MODEL.json; `warnings` are left out."""
         flat = metrics_to_json(self.metrics) | dataclasses.asdict(self.closeness)
@@ -176,6 +187,42 @@ class ModelFigures:
             drafting=_select(DraftingFigures, flat) if "draft_tokens" in flat else None,
             warnings=tuple(warnings),
         )
+
+
+def read_model_figures(path: Path, metrics: Iterable[str]) -> ModelFigures:
+    """Read evaluation/MODEL.json.
+
+    Args:
+      path: of the file.
+      metrics: names of the task's metrics.
+
+    Raises:
+      KdError: if the file is missing, is not JSON, or lacks a figure.
+    """
+    with expect_figures(path, "evaluate --force"):
+        return ModelFigures.from_json(manifest.read_json(path), metrics)
+
+
+def read_baselines(path: Path, metrics: Sequence[str]) -> dict[str, dict[str, MetricFigure]]:
+    """Read evaluation/baselines.json as name -> metric -> figure; arguments and errors as `read_model_figures`."""
+    with expect_figures(path, "evaluate --force"):
+        return {name: metrics_from_json(flat, metrics) for name, flat in manifest.read_json(path).items()}
+
+
+@contextlib.contextmanager
+def expect_figures(path: Path, command: str) -> Iterator[None]:
+    """Turn a KeyError into a KdError that names the file, the figure, and the command to run again.
+
+    Examples:
+      >>> with expect_figures(Path("teacher.json"), "evaluate --force"):
+      ...     {}["bleu"]
+      Traceback (most recent call last):
+      kd_jax.errors.KdError: teacher.json: expected the figure 'bleu', got none. Run `evaluate --force` again.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise KdError(f"{path}: expected the figure {error.args[0]!r}, got none. Run `{command}` again.") from error
 
 
 def metrics_to_json(metrics: Mapping[str, MetricFigure]) -> dict[str, Any]:

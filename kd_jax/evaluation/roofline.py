@@ -10,7 +10,7 @@ from kd_jax.objective.terms import needs_teacher
 from kd_jax.runtime.chips import Chip
 from kd_jax.runtime.mesh import MeshDevices
 from kd_jax.runtime.program import COLLECTIVES, ProgramCost, analyze_program
-from kd_jax.training.ahead import compile_ahead, longest_batch
+from kd_jax.training.compile import compile_step, longest_batch
 
 MIB = 2**20
 
@@ -67,7 +67,7 @@ def device_memory(compiled: Any) -> int:
 
 
 def model_flops(experiment: ResolvedExperiment, name: str, vocab_size: int, portions: int) -> float:
-    """Return the FLOPs that the networks need for the batch of `compile_ahead`, on all devices, with full rows."""
+    """Return the FLOPs that the networks need for the batch of `compile_step`, on all devices, with full rows."""
     whole = count_full_workload(longest_batch(experiment, name, vocab_size, portions))
     passes = [(TRAINING, experiment.recipes[name].model)]
     if needs_teacher(experiment.recipes[name].terms):
@@ -89,7 +89,7 @@ def step_figures(
       devices: mesh to compile for.
       chip: that each device stands for.
     """
-    step = compile_ahead(experiment, name, vocab_size, devices)
+    step = compile_step(experiment, name, vocab_size, devices)
     cost, memory = analyze_program(step.compiled), device_memory(step.compiled)
     bounds = roofline(cost, chip)
     needed = model_flops(experiment, name, vocab_size, devices.count) / devices.devices

@@ -1,8 +1,9 @@
-"""Let every model write the test split; measure quality, closeness to the teacher, and speed."""
+"""Evaluate every model of a run: quality, closeness to the teacher, and speed."""
 
+import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,30 @@ from kd_jax.batches.layouts import JointLayout, Layout
 from kd_jax.batches.pipeline import EvalBatches, PromptBatches, Split
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
-from kd_jax.evaluation import closeness, quality
 from kd_jax.evaluation.candidates import Candidate, Programs, load_candidates
+from kd_jax.evaluation.closeness import Sums, mean_metrics
+from kd_jax.evaluation.figures import (
+    CachedCloseness,
+    Closeness,
+    DecodingSpeed,
+    DraftingFigures,
+    MetricFigure,
+    ModelFigures,
+    TrainingFigures,
+    metrics_to_json,
+)
+from kd_jax.evaluation.quality import (
+    EvalSet,
+    generate_texts,
+    map_batches,
+    negative_log_likelihoods,
+    score_metrics,
+    text_rows,
+)
 from kd_jax.evaluation.speed import decoding_speeds, drafting_speed
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
-from kd_jax.reporting import verdict
+from kd_jax.reporting.verdict import leading_student
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import local_devices
 from kd_jax.runtime.devices import Devices
@@ -29,159 +48,120 @@ from kd_jax.signals.topk import TopK
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.types import Batch, Params, Sum
 
-FROM_TRAINING = (
-    "parameters",
-    "parameters_outside_embeddings",
-    "bytes",
-    "loss_before_first_step",
-    "train_tokens_per_second",
-)
+MetricFigures = Mapping[str, MetricFigure]
 
 
-class Setting(NamedTuple):
-    """What every model is measured with: the run, its compiled functions, the split as ids and as text."""
+class Context(NamedTuple):
+    """What every model is evaluated with.
+
+    Attributes:
+      experiment: of the run.
+      workdir: of the run.
+      programs: compiled functions.
+      split: the evaluated split as token ids.
+      eval_set: the same split as text.
+      prompts: int32 [P] token ids each, of the examples that texts are generated for.
+      tokenizer: of the run.
+      devices: of this host.
+    """
 
     experiment: ResolvedExperiment
     workdir: Workdir
     programs: Programs
     split: Split
-    measured: quality.EvalSet
+    eval_set: EvalSet
     prompts: list[np.ndarray]
     tokenizer: tokenizers.Tokenizer
     devices: Devices
 
+    def layout(self, architecture: Architecture) -> Layout:
+        """Return the layout of a model's rows."""
+        return architecture.layout(self.tokenizer.start, self.tokenizer.forced_prefix)
+
+    def batches(self, split: Split, layout: Layout | JointLayout) -> EvalBatches:
+        """Return a split in rows of a layout."""
+        return EvalBatches(
+            split, layout, self.experiment.shapes, self.experiment.evaluation.batch_size, self.devices.count
+        )
+
 
 def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -> None:
-    """Leaves MODEL.json with each model's figures, MODEL.jsonl with its texts, and the baselines' figures.
+    """Write MODEL.json (figures), MODEL.jsonl (texts) and MODEL.npz (likelihoods), and the baselines' figures.
+
+    Args:
+      experiment: of the run.
+      workdir: of the run.
+      force: evaluate again from the start.
 
     Raises:
       KdError: if a model is not trained yet.
     """
     folder, evaluation, task = workdir.evaluation, experiment.evaluation, experiment.task
-    if not folder.begin(_inputs(experiment, workdir), force):
+    if not folder.begin(_manifest_inputs(experiment, workdir), force):
         progress.log(f"evaluation: already done, {folder.path}")
         return
     began = time.perf_counter()
-    models = load_candidates(experiment, workdir)
-    setting = _setting(experiment, workdir)
-    devices = setting.devices
-    on_devices = {candidate.name: setting.programs.put(candidate, devices) for candidate in models}
-    figures: dict[str, dict[str, Any]] = {}
-    for candidate in models:
-        params = on_devices[candidate.name]
-        figures[candidate.name] = _quality(setting, candidate, params)
+    candidates = load_candidates(experiment, workdir)
+    context = _load_context(experiment, workdir)
+    params = {
+        candidate.name: context.programs.replicate_params(candidate, context.devices) for candidate in candidates
+    }
+    metrics: dict[str, MetricFigures] = {}
+    closeness: dict[str, Closeness] = {}
+    offline: dict[str, CachedCloseness | None] = {}
+    for candidate in candidates:
+        name = candidate.name
+        metrics[name] = _score(context, candidate, params[name])
         if workdir.teacher_is_imported:
-            figures[candidate.name] |= _student_metrics(setting, candidate, params)
+            closeness[name] = _student_closeness(context, candidate, params[name])
         else:
-            figures[candidate.name] |= _closeness(setting, candidate, on_devices[TEACHER], params)
-        figures[candidate.name] |= _from_training(workdir, candidate)
-        said = [f"{m.label} {figures[candidate.name][m.name]:.{m.digits}f}" for m in task.metrics]
-        progress.log(f"{candidate.name}: {', '.join(said)}")
-    widths, tokenizer = experiment.prompt_widths, setting.tokenizer
-    timed = evaluation, models, setting.programs, setting.prompts, widths, tokenizer, task.decoding.ways[0], devices
-    speeds = hosts.run_on_main(lambda: decoding_speeds(*timed))
-    for name, drafting in hosts.run_on_main(lambda: _drafting(setting, models, figures)).items():
-        figures[name] |= drafting
-    for name in figures:
-        progress.log(f"{name}: {speeds[name]['decode_tokens_per_second']:.0f} tokens a second in batches")
-    if hosts.is_main_process():
-        for name in figures:
-            manifest.write_json(folder.path / f"{name}.json", figures[name] | speeds[name])
-        manifest.write_json(folder.path / "baselines.json", _baselines(setting))
-    folder.finish({"models": list(figures)}, time.perf_counter() - began)
-
-
-def _setting(experiment: ResolvedExperiment, workdir: Workdir) -> Setting:
-    data, evaluation, task = workdir.data, experiment.evaluation, experiment.task
-    split, tokenizer = Split(data, evaluation.split), tokenizers.load(experiment.tokenizer, data)
-    measured = quality.EvalSet.load(data, evaluation.split, evaluation.texts)
-    prompts = [task.encode_prompt(task.prompt(measured.examples[i]), tokenizer) for i in measured.written]
-    teacher = experiment.teacher.model.build(tokenizer.vocab_size)
-    programs = Programs(task.decoding, teacher, tokenizer)
-    devices = local_devices(experiment.backend, experiment.mesh)
-    return Setting(experiment, workdir, programs, split, measured, prompts, tokenizer, devices)
-
-
-def _quality(setting: Setting, candidate: Candidate, params: Params) -> dict[str, Any]:
-    """A model's texts and likelihoods, left in files, and what the task's metrics make of them."""
-    experiment, programs, devices = setting.experiment, setting.programs, setting.devices
-    task, path = experiment.task, setting.workdir.evaluation.path
-    layout = _layout(setting, candidate.architecture)
-    batches = PromptBatches(
-        setting.prompts, layout, experiment.prompt_widths, experiment.evaluation.batch_size, devices.count
-    )
-    ways = task.decoding.ways
-    written = quality.texts(candidate, params, programs, batches, ways, setting.tokenizer, devices)
-    if hosts.is_main_process():
-        manifest.write_lines(path / f"{candidate.name}.jsonl", quality.side_by_side(task, setting.measured, written))
-    outcomes = {way: setting.measured.outcome(task, texts) for way, texts in written.items()}
-    tokens = None
-    if any(metric.reads == "tokens" for metric in task.metrics):
-        owners = files.read_array(setting.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
-        nll_N, tokens_N = quality.likelihoods(candidate, params, programs, _batches(setting, layout), owners, devices)
+            closeness[name] = _closeness(context, candidate, params[TEACHER], params[name])
+        use_cache = evaluation.cached_k and name != TEACHER
+        offline[name] = _cached_closeness(context, candidate, params[name]) if use_cache else None
+        shown = [f"{metric.label} {metrics[name][metric.name].value:.{metric.digits}f}" for metric in task.metrics]
+        progress.log(f"{name}: {', '.join(shown)}")
+    speeds = _decoding_speeds(context, candidates)
+    drafting = _drafting(context, candidates, metrics)
+    for candidate in candidates:
+        name = candidate.name
+        progress.log(f"{name}: {speeds[name].decode_tokens_per_second:.0f} tokens a second in batches")
+        figures = ModelFigures(
+            metrics=metrics[name],
+            closeness=closeness[name],
+            examples=len(context.eval_set.examples),
+            over_long=_over_long(context, candidate),
+            offline=offline[name],
+            training=_training_figures(workdir, candidate),
+            speed=speeds[name],
+            drafting=drafting.get(name),
+        )
         if hosts.is_main_process():
-            manifest.write_arrays(path / f"{candidate.name}.npz", nll=nll_N, tokens=tokens_N)
-        tokens = quality.of_tokens(task, setting.measured, nll_N, tokens_N)
-    return quality.scores(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
+            manifest.write_json(folder.path / f"{name}.json", figures.to_json())
+    if hosts.is_main_process():
+        baselines = {name: metrics_to_json(figures) for name, figures in _baselines(context).items()}
+        manifest.write_json(folder.path / "baselines.json", baselines)
+    folder.finish({"models": [candidate.name for candidate in candidates]}, time.perf_counter() - began)
 
 
-def _drafting(
-    setting: Setting, models: list[Candidate], figures: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, float]]:
-    """The leading student's name -> its figures as the teacher's draft; {} where it cannot draft for it."""
-    experiment, by_name = setting.experiment, {candidate.name: candidate for candidate in models}
-    comparison = experiment.comparison and vars(experiment.comparison)
-    trained = {name: figures[name] for name in experiment.recipes if name in figures}
-    name = verdict.leading(trained, comparison, experiment.task.metrics[0]._asdict())
-    if not experiment.evaluation.draft or name is None or TEACHER not in by_name:
-        return {}
-    teacher, student = by_name[TEACHER], by_name[name]
-    if teacher.architecture.family != student.architecture.family:
-        return {}
-    texts = setting.prompts, experiment.prompt_widths, setting.tokenizer, experiment.task.decoding
-    measured = drafting_speed(experiment.evaluation, teacher, student, *texts)
-    progress.log(
-        f"{name}: as the teacher's draft {measured['draft_acceptance']:.0%} of its tokens are accepted, "
-        f"{measured['draft_speedup']:.2f} times the teacher's greedy speed"
+def _load_context(experiment: ResolvedExperiment, workdir: Workdir) -> Context:
+    data, evaluation, task = workdir.data, experiment.evaluation, experiment.task
+    tokenizer = tokenizers.load(experiment.tokenizer, data)
+    eval_set = EvalSet.load(data, evaluation.split, evaluation.texts)
+    teacher = experiment.teacher.model.build(tokenizer.vocab_size)
+    return Context(
+        experiment=experiment,
+        workdir=workdir,
+        programs=Programs(task.decoding, teacher, tokenizer),
+        split=Split(data, evaluation.split),
+        eval_set=eval_set,
+        prompts=[task.encode_prompt(task.prompt(eval_set.examples[i]), tokenizer) for i in eval_set.text_indices],
+        tokenizer=tokenizer,
+        devices=local_devices(experiment.backend, experiment.mesh),
     )
-    return {name: measured}
 
 
-def _baselines(setting: Setting) -> dict[str, dict[str, Any]]:
-    """Figures of what needs no model, on the examples that the models wrote."""
-    task, measured = setting.experiment.task, setting.measured
-    figures = {}
-    for name, text_of in task.baselines.items():
-        outcome = measured.outcome(task, [text_of(measured.examples[i]) for i in measured.written])
-        resamples = setting.experiment.evaluation.bootstrap
-        figures[name] = quality.scores(task.metrics, {task.decoding.ways[0]: outcome}, None, resamples)
-    return figures
-
-
-def _from_training(workdir: Workdir, candidate: Candidate) -> dict[str, Any]:
-    """What the report repeats of a model's training; one with int8 weights had none of its own, but another size."""
-    trained = workdir.model(candidate.trained).manifest()
-    figures = {key: trained["outputs"][key] for key in FROM_TRAINING} | {"seconds": trained["seconds"]}
-    if candidate.name == candidate.trained:
-        return figures
-    of_training = ("loss_before_first_step", "train_tokens_per_second", "seconds")
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(candidate.params))
-    return figures | dict.fromkeys(of_training) | {"bytes": size}
-
-
-def _layout(setting: Setting, architecture: Architecture) -> Layout:
-    return architecture.layout(setting.tokenizer.start, setting.tokenizer.forced_prefix)
-
-
-def _batches(setting: Setting, layout: Layout | JointLayout) -> EvalBatches:
-    """The split in rows of a layout."""
-    experiment = setting.experiment
-    size, count = experiment.evaluation.batch_size, setting.devices.count
-    return EvalBatches(setting.split, layout, experiment.shapes, size, count)
-
-
-def _inputs(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, Any]:
-    """What decides the figures."""
+def _manifest_inputs(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, Any]:
+    """Return everything that the figures depend on."""
     data, evaluation = workdir.data.outputs(), experiment.evaluation
     digests = {name: workdir.model(name).outputs()["digest"] for name in experiment.recipes}
     consumed = {"split": data["splits"][evaluation.split], "tokenizer": data["tokenizer"]}
@@ -189,67 +169,170 @@ def _inputs(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, Any]:
     if evaluation.cached_k:
         cache = workdir.validation_cache.manifest()
         if cache["inputs"]["consumed.teacher"] != digests[TEACHER]:
-            raise KdError("cache validation_topk: made by another teacher than this run's; do `cache --force`")
+            raise KdError("cache validation_topk: expected one of this run's teacher, got another. Run `cache --force`.")
         consumed["validation_topk"] = cache["outputs"]["digest"]
     inputs = config.flatten(evaluation, "evaluation") | config.flatten(experiment.task, "task")
     inputs |= {"buckets": [list(bucket) for bucket in experiment.shapes], "prompts": list(experiment.prompt_widths)}
     return inputs | {f"consumed.{name}": digest for name, digest in consumed.items()}
 
 
-def _closeness(setting: Setting, candidate: Candidate, teacher_params: Params, params: Params) -> dict[str, Any]:
-    """A model's closeness to the teacher on the evaluated split; a student's also, "offline", from the cache."""
+def _score(context: Context, candidate: Candidate, params: Params) -> MetricFigures:
+    """Write a model's texts and likelihoods to files, and score them by the task's metrics."""
+    experiment, devices = context.experiment, context.devices
+    task, path = experiment.task, context.workdir.evaluation.path
+    layout = context.layout(candidate.architecture)
+    batches = PromptBatches(
+        context.prompts, layout, experiment.prompt_widths, experiment.evaluation.batch_size, devices.count
+    )
+    texts = generate_texts(
+        candidate, params, context.programs, batches, task.decoding.ways, context.tokenizer, devices
+    )
+    if hosts.is_main_process():
+        manifest.write_lines(path / f"{candidate.name}.jsonl", text_rows(task, context.eval_set, texts))
+    outcomes = {way: context.eval_set.text_outcome(task, generated) for way, generated in texts.items()}
+    tokens = None
+    if any(metric.reads == "tokens" for metric in task.metrics):
+        owners = files.read_array(context.workdir.data.file(f"{experiment.evaluation.split}.owners.npy"))
+        rows = context.batches(context.split, layout)
+        nll_N, tokens_N = negative_log_likelihoods(candidate, params, context.programs, rows, owners, devices)
+        if hosts.is_main_process():
+            manifest.write_arrays(path / f"{candidate.name}.npz", nll=nll_N, tokens=tokens_N)
+        tokens = context.eval_set.likelihood_outcome(task, nll_N, tokens_N)
+    return score_metrics(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
+
+
+def _baselines(context: Context) -> dict[str, MetricFigures]:
+    """Score the texts that need no model, on the examples that texts are generated for."""
+    task, eval_set = context.experiment.task, context.eval_set
+    figures = {}
+    for name, text_of in task.baselines.items():
+        outcome = eval_set.text_outcome(task, [text_of(eval_set.examples[i]) for i in eval_set.text_indices])
+        resamples = context.experiment.evaluation.bootstrap
+        figures[name] = score_metrics(task.metrics, {task.decoding.ways[0]: outcome}, None, resamples)
+    return figures
+
+
+def _closeness(context: Context, candidate: Candidate, teacher_params: Params, params: Params) -> Closeness:
+    """Compare a model with the teacher on the evaluated split."""
     architecture = candidate.architecture
-    layouts = (_layout(setting, setting.experiment.teacher.model), _layout(setting, architecture))
-    batches = _batches(setting, JointLayout(layouts))
-    step = functools.partial(setting.programs.compare(architecture, setting.devices), (teacher_params, params))
-    sums = _added(step, batches, setting.devices, f"compare {candidate.name}")
-    figures = closeness.mean_metrics(sums) | _extent(setting, candidate)
-    if candidate.name != TEACHER and setting.experiment.evaluation.cached_k:
-        figures["offline"] = _offline(setting, candidate, params)
-    return figures
+    layouts = context.layout(context.experiment.teacher.model), context.layout(architecture)
+    step = functools.partial(context.programs.compare(architecture, context.devices), (teacher_params, params))
+    batches = context.batches(context.split, JointLayout(layouts))
+    return Closeness(**_mean_metrics(step, batches, context.devices, f"compare {candidate.name}"))
 
 
-def _student_metrics(setting: Setting, candidate: Candidate, params: Params) -> dict[str, Any]:
-    """A student's figures where the teacher is elsewhere: closeness to it is known "offline" alone, from the cache."""
-    step = functools.partial(setting.programs.student_metrics(candidate.architecture, setting.devices), params)
-    batches = _batches(setting, _layout(setting, candidate.architecture))
-    figures = closeness.mean_metrics(_added(step, batches, setting.devices, f"measure {candidate.name}"))
-    figures |= _extent(setting, candidate) | dict.fromkeys(("kl_to_teacher", "agreement", "acceptance"))
-    if setting.experiment.evaluation.cached_k:
-        figures["offline"] = _offline(setting, candidate, params)
-    return figures
+def _student_closeness(context: Context, candidate: Candidate, params: Params) -> Closeness:
+    """Compute a student's own metrics, for an imported teacher that cannot run."""
+    step = functools.partial(context.programs.student_metrics(candidate.architecture, context.devices), params)
+    batches = context.batches(context.split, context.layout(candidate.architecture))
+    return Closeness(**_mean_metrics(step, batches, context.devices, f"measure {candidate.name}"))
 
 
-def _extent(setting: Setting, candidate: Candidate) -> dict[str, int]:
-    """How many examples are measured, and how many of them are longer than the last bucket."""
-    shapes = setting.experiment.shapes
-    over_long = int((assign_buckets(setting.split.lengths, shapes, candidate.architecture.layout) == len(shapes)).sum())
-    if over_long:
-        progress.log(
-            f"{candidate.name}: {over_long} examples beyond the longest bucket are taken whole, in longer ones"
-        )
-    return {"examples": len(setting.measured.examples), "over_long": over_long}
-
-
-def _offline(setting: Setting, candidate: Candidate, params: Params) -> dict[str, float]:
-    """A student's closeness to the teacher on the validation split, from the cache: no teacher runs."""
-    cache = Store(setting.workdir.validation_cache.path, "records")
+def _cached_closeness(context: Context, candidate: Candidate, params: Params) -> CachedCloseness:
+    """Compare a student with the teacher's cache of the validation split."""
+    cache = Store(context.workdir.validation_cache.path, "records")
     signal = TopK(k=cache.schema["ids"].shape[0])
-    split = Split(setting.workdir.data, "validation", {signal.name: cache})
-    step = setting.programs.compare_cached(candidate.architecture, signal, setting.devices)
-    batches = _batches(setting._replace(split=split), _layout(setting, candidate.architecture))
+    split = Split(context.workdir.data, "validation", {signal.name: cache})
+    program = context.programs.compare_cached(candidate.architecture, signal, context.devices)
+    batches = context.batches(split, context.layout(candidate.architecture))
     title = f"compare {candidate.name} offline"
-    return closeness.mean_metrics(_added(functools.partial(step, params), batches, setting.devices, title))
+    return CachedCloseness(**_mean_metrics(functools.partial(program, params), batches, context.devices, title))
 
 
-def _added(step: Callable[[Batch], Any], batches: EvalBatches, devices: Devices, title: str) -> closeness.Sums:
-    """What a step measures of each batch, added up."""
+def _mean_metrics(
+    step: Callable[[Batch], Any], batches: EvalBatches, devices: Devices, title: str
+) -> dict[str, float]:
+    """Return the means of a step's Sums over all batches."""
 
-    def sums(_: np.ndarray, batch: Any) -> dict[str, Any]:
+    def to_json(_: np.ndarray, batch: Any) -> dict[str, Any]:
         return jax.tree.map(lambda x: x.tolist(), jax.device_get(devices.unreplicate(step(devices.shard(batch)))))
 
-    def read(part: dict[str, Any]) -> closeness.Sums:
+    def from_json(part: dict[str, Any]) -> Sums:
         return {name: Sum(np.asarray(value, np.float32), np.asarray(n, np.int32)) for name, (value, n) in part.items()}
 
-    parts = map(read, quality.map_batches(title, batches, sums))
-    return jax.tree.map(lambda *each: sum(each), *parts)
+    parts = map(from_json, map_batches(title, batches, to_json))
+    return mean_metrics(jax.tree.map(lambda *each: sum(each), *parts))
+
+
+def _over_long(context: Context, candidate: Candidate) -> int:
+    """Count the examples longer than the last bucket; they are evaluated in longer rows."""
+    shapes = context.experiment.shapes
+    buckets = assign_buckets(context.split.lengths, shapes, candidate.architecture.layout)
+    over_long = int((buckets == len(shapes)).sum())
+    if over_long:
+        progress.log(f"{candidate.name}: {over_long} examples longer than the last bucket, evaluated uncut")
+    return over_long
+
+
+def _training_figures(workdir: Workdir, candidate: Candidate) -> TrainingFigures:
+    """Return size and training cost from a model's manifest; int8 weights have a size of their own and no training."""
+    training = workdir.model(candidate.trained_name).manifest()
+    outputs = training["outputs"]
+    figures = TrainingFigures(
+        parameters=outputs["parameters"],
+        parameters_outside_embeddings=outputs["parameters_outside_embeddings"],
+        bytes=outputs["bytes"],
+        loss_before_first_step=outputs["loss_before_first_step"],
+        train_tokens_per_second=outputs["train_tokens_per_second"],
+        seconds=training["seconds"],
+    )
+    if candidate.name == candidate.trained_name:
+        return figures
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(candidate.params))
+    return dataclasses.replace(
+        figures, bytes=size, loss_before_first_step=None, train_tokens_per_second=None, seconds=None
+    )
+
+
+def _decoding_speeds(context: Context, candidates: Sequence[Candidate]) -> dict[str, DecodingSpeed]:
+    """Time all models on the main process."""
+    experiment = context.experiment
+
+    def measure() -> dict[str, dict[str, float]]:
+        speeds = decoding_speeds(
+            experiment.evaluation,
+            candidates,
+            context.programs,
+            context.prompts,
+            experiment.prompt_widths,
+            context.tokenizer,
+            experiment.task.decoding.ways[0],
+            context.devices,
+        )
+        return {name: dataclasses.asdict(speed) for name, speed in speeds.items()}
+
+    return {name: DecodingSpeed(**speed) for name, speed in hosts.run_on_main(measure).items()}
+
+
+def _drafting(
+    context: Context, candidates: Sequence[Candidate], metrics: Mapping[str, MetricFigures]
+) -> dict[str, DraftingFigures]:
+    """Return the leading student's figures as the teacher's draft, by its name; {} if it cannot draft."""
+    experiment, by_name = context.experiment, {candidate.name: candidate for candidate in candidates}
+    headline = experiment.task.metrics[0]
+    values = {name: metrics[name][headline.name].value for name in experiment.recipes if name in metrics}
+    name = leading_student(values, experiment.comparison, headline.higher_is_better)
+    if not experiment.evaluation.draft or name is None or TEACHER not in by_name:
+        return {}
+    teacher, student = by_name[TEACHER], by_name[name]
+    if teacher.architecture.family != student.architecture.family:
+        return {}
+
+    def measure() -> dict[str, Any]:
+        figures = drafting_speed(
+            experiment.evaluation,
+            teacher,
+            student,
+            context.prompts,
+            experiment.prompt_widths,
+            context.tokenizer,
+            experiment.task.decoding,
+        )
+        return dataclasses.asdict(figures)
+
+    figures = DraftingFigures(**hosts.run_on_main(measure))
+    progress.log(
+        f"{name}: as the teacher's draft {figures.draft_acceptance:.0%} of its tokens are accepted, "
+        f"{figures.draft_speedup:.2f} times the teacher's greedy speed"
+    )
+    return {name: figures}

@@ -1,4 +1,4 @@
-"""Fetch the text, train the tokeniser on the training split, and encode every split."""
+"""Fetch the texts, train the tokenizer on the training split, and encode every split."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from kd_jax import config
 from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.buckets import MAX_LENGTH
-from kd_jax.batches.encode import Encoding, encode
+from kd_jax.batches.encode import EncodeJob, encode_split
 from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment
@@ -24,9 +24,15 @@ from kd_jax.tokenizers import base as tokenizers
 
 
 def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, workers: Workers = IN_PROCESS) -> None:
-    """Leaves workdir/data: the tokeniser, the encoded splits, and the held-out text.
+    """Write workdir/data: the tokenizer, the encoded splits, and the held-out texts.
 
-    What is whole of an earlier call that was stopped is gone on from; who does the work changes no byte.
+    A stopped call is resumed from its complete files. The workers change no byte.
+
+    Args:
+      experiment: the resolved experiment.
+      workdir: the run's folder.
+      force: prepare finished data again.
+      workers: the processes that do the work.
 
     Raises:
       KdError: if the source cannot be read, a split is empty, or a held-out example is too long to be measured.
@@ -44,14 +50,14 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, w
     counts = {split: len(examples) for split, examples in splits.items()}
     for split, count in counts.items():
         if not count:
-            raise KdError(f"source: no examples in the split {split!r} of {experiment.source.name}; give it some")
-    # The files' last is written last.
+            raise KdError(f"source: expected examples in the split {split!r} of {experiment.source.name}, got none.")
+    # The last of the files is written last.
     if not all((folder.path / name).exists() for name in experiment.tokenizer.files):
         experiment.tokenizer.prepare(training_texts(experiment, splits), folder.path, task.symbols())
-    encoding = Encoding(folder.path, experiment.tokenizer, task, splits)
-    digests = {split: encode(encoding, split, workers) for split in splits}
+    job = EncodeJob(folder.path, experiment.tokenizer, task, splits)
+    digests = {split: encode_split(job, split, workers) for split in splits}
     for split in SPLITS[1:]:
-        keep_text(experiment, folder.path, split, splits[split])
+        write_held_out(experiment, folder.path, split, splits[split])
     tokenizer = experiment.tokenizer.load(folder.path)
     outputs = {
         "dataset": experiment.source.name,
@@ -65,61 +71,80 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, w
         "splits": digests,
     }
     folder.finish(outputs, time.perf_counter() - began)
-    lost = describe_leaks(before, leaked)
-    if lost:
-        progress.log(f"data: {lost}")
+    if leaks := describe_leaks(before, leaked):
+        progress.log(f"data: {leaks}")
     progress.log(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder.path}")
 
 
 def check_splits(experiment: ResolvedExperiment, splits: Splits) -> None:
-    """Raises KdError where a student's targets want a split that the source lacks."""
+    """Check that the source has the splits that the students' targets read.
+
+    Raises:
+      KdError: if it lacks one; names the student.
+    """
     for name, recipe in experiment.students.items():
         if recipe.targets:
             try:
                 recipe.targets.check_splits(splits)
             except KdError as error:
-                raise KdError(f"{name}: {error}") from error
+                raise KdError(f"students.{name}.{error}") from error
 
 
 def inputs(experiment: ResolvedExperiment) -> dict[str, Any]:
-    """What decides the prepared data."""
+    """Return the fields and file digests that decide the prepared data."""
     parts = {"source": experiment.source, "task": experiment.task, "tokenizer": experiment.tokenizer}
     flat = {key: value for name, part in parts.items() for key, value in config.flatten(part, name).items()}
-    measuring = {("task", field) for field in experiment.task.measuring}  # which decides nothing here
+    measuring = {("task", field) for field in experiment.task.measuring}  # read by `evaluate` alone
     flat = {key: value for key, value in flat.items() if tuple(key.split(".")[:2]) not in measuring}
     sources = (*experiment.source.files(), *experiment.tokenizer.input_files())
     return flat | {f"consumed.{path}": manifest.file_digest(path) for path in sources}
 
 
 def training_texts(experiment: ResolvedExperiment, splits: Splits) -> Iterator[str]:
-    """What the tokeniser is made from: texts of the training examples, and of those without references."""
+    """Yield the texts that train the tokenizer: of the training examples, and of examples without references."""
     task = experiment.task
     fields = {"train": task.text_fields()}
     if UNLABELLED in splits:
         fields[UNLABELLED] = [field for field in task.text_fields() if field in task.prompt_fields()]
     rows = ConcatenatedRows(*(MappedRows(splits[split], SelectFields(*texts)) for split, texts in fields.items()))
-    for example in with_progress(sample(rows, experiment.tokenizer.sample), "read for the tokeniser"):
+    for example in with_progress(sample(rows, experiment.tokenizer.sample), "read for the tokenizer"):
         yield from example.values()
 
 
-def keep_text(experiment: ResolvedExperiment, path: Path, split: str, examples: Sequence[Example]) -> None:
-    """Writes a held-out split's text beside its tokens; raises KdError if a model could not take an example whole."""
+def write_held_out(experiment: ResolvedExperiment, path: Path, split: str, examples: Sequence[Example]) -> None:
+    """Write a held-out split's texts beside its tokens.
+
+    Raises:
+      KdError: if an example is too long for a model.
+    """
     task, owners_N = experiment.task, files.read_array(path / f"{split}.owners.npy")
     lengths = files.read_array(path / f"{split}.lengths.npy")
     for name, recipe in experiment.recipes.items():
-        refuse_endless(lengths, recipe.model, f"{name}: source: {split}", subset(examples, owners_N), task)
+        check_lengths(lengths, recipe.model, f"source: {split}", name, subset(examples, owners_N), task)
     fields = (*task.fields(), *task.held_out_fields())
     manifest.write_lines(path / f"{split}.jsonl", ({f: example[f] for f in fields} for example in examples))
 
 
-def refuse_endless(
-    lengths: np.ndarray, model: Architecture, where: str, examples: Sequence[Example], task: Task
+def check_lengths(
+    lengths: np.ndarray, model: Architecture, where: str, name: str, examples: Sequence[Example], task: Task
 ) -> None:
-    """Raises KdError, before any training, for a held-out example that a model could not take whole."""
+    """Check, before any training, that a model can take every held-out example whole.
+
+    Args:
+      lengths: tokens of prompt and completion, int [N, 2].
+      model: the model's architecture.
+      where: the split, for the message.
+      name: the model's name, for the message.
+      examples: the examples, [N].
+      task: how an example reads.
+
+    Raises:
+      KdError: if one is too long; names it.
+    """
     sizes_N = model.layout.sizes(lengths).max(-1)
-    worst, most = int(sizes_N.argmax()), min(model.context or MAX_LENGTH, MAX_LENGTH)
-    if sizes_N[worst] > most:
+    longest, limit = int(sizes_N.argmax()), min(model.context or MAX_LENGTH, MAX_LENGTH)
+    if sizes_N[longest] > limit:
         raise KdError(
-            f"{where} example {task.prompt(examples[worst])[:40]!r}... has {sizes_N[worst]} tokens; held-out examples "
-            f"are taken whole, wanted at most {most}; split or remove it"
+            f"{where}: expected examples of at most {limit} tokens for {name}, got {sizes_N[longest]} in "
+            f"{task.prompt(examples[longest])[:40]!r}... Split or remove it: held-out examples are not cut."
         )

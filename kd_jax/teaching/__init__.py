@@ -1,0 +1,1 @@
+"""The trained teacher, its signals on disk, and its pseudo-targets."""

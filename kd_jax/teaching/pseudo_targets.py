@@ -146,9 +146,7 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
     hosts.run_on_main(lambda: _write_split(teacher, targets, nbest_folders, folder))
 
 
-def _write_split(
-    teacher: Teacher, targets: PseudoTargets, nbest_folders: Mapping[str, Folder], folder: Folder
-) -> None:
+def _write_split(teacher: Teacher, targets: PseudoTargets, nbest_folders: Mapping[str, Folder], folder: Folder) -> None:
     start_time = time.perf_counter()
     lengths, without_hypothesis = array.array("i"), 0
 
@@ -165,7 +163,7 @@ def _write_split(
             lengths.extend((len(encoded.prompt), len(encoded.completion)))
             yield encoded._asdict() | {"weight": np.asarray([weight], np.float32)}
 
-    digest = store.write_all(folder.path, "train", ENCODED | WEIGHT, records())
+    digest = store.write_stream(folder.path, "train", ENCODED | WEIGHT, records())
     lengths_N2 = np.asarray(lengths, np.int32).reshape(-1, 2)
     manifest.write_array(folder.path / "train.lengths.npy", lengths_N2)
     outputs: dict[str, Any] = {"digest": digest, "examples": len(lengths_N2), "without_hypothesis": without_hypothesis}

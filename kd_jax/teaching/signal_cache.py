@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -19,14 +19,14 @@ from kd_jax.experiment import targets_name
 from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import map_head
 from kd_jax.runtime import progress
-from kd_jax.signals.base import Signal
+from kd_jax.signals.base import LogitSignal
 from kd_jax.teaching.records import MakeRecords, Record, begin_store, infer_records, write_records
 from kd_jax.teaching.teacher import Teacher
 from kd_jax.types import Array, Batch, Params, Payload
 
 
 def write_signal(
-    teacher: Teacher, folder: Folder, signal: Signal, targets: PseudoTargets | None, split_name: str, force: bool
+    teacher: Teacher, folder: Folder, signal: LogitSignal, targets: PseudoTargets | None, split_name: str, force: bool
 ) -> None:
     """Write the cache of one signal of one split; resume or repair one that exists.
 
@@ -43,8 +43,8 @@ def write_signal(
     """
     if not force and folder.finished():
         cached = _cached_signal(folder.inputs(), signal)
-        signal = signal if cached is None else cached.covering(signal)  # differs only in what the cache lacks
-    schema = dict(signal.schema(teacher.vocab_size)) | pipeline.DIGEST
+        signal = signal if cached is None else cached.merge(signal)  # differs only in what the cache lacks
+    schema = {**(signal.schema(teacher.vocab_size) or {}), **pipeline.DIGEST}
     inputs = config.flatten(signal, "signal") | teacher.manifest_inputs(targets, split_name)
     inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
     if not begin_store(folder, "records", inputs, force):
@@ -66,18 +66,18 @@ def write_signal(
 def store_outputs(folder: Folder, digest: str, split: pipeline.Split) -> dict[str, Any]:
     """Return what the manifest of a complete signal cache records."""
     cache = store.Store(folder.path, "records")
-    tokens = sum(int(split.examples[i]["counts"].sum()) for i in range(len(split)))
+    tokens, num_bytes = split.count_targets(), cache.num_bytes()
     return {
         "digest": digest,
         "records": len(cache),
         "target_tokens": tokens,
-        "bytes": cache.bytes(),
-        "bytes_per_target_token": cache.bytes() / tokens,
+        "bytes": num_bytes,
+        "bytes_per_target_token": num_bytes / tokens,
     }
 
 
 def signal_records(
-    teacher: Teacher, split: pipeline.Split, signal: Signal, bar: progress.Bar, shapes: Sequence[Bucket]
+    teacher: Teacher, split: pipeline.Split, signal: LogitSignal, bar: progress.Bar, shapes: Sequence[Bucket]
 ) -> MakeRecords:
     """Return (start, stop) -> the signal's records of those examples, for `store.write`.
 
@@ -110,15 +110,15 @@ def signal_records(
     return make
 
 
-def _cached_signal(inputs: Mapping[str, Any], signal: Signal) -> Signal | None:
+def _cached_signal(inputs: Mapping[str, Any], signal: LogitSignal) -> LogitSignal | None:
     """Return the signal that a cache was made for; None if it is of another class."""
     if inputs["signal"] != config.qualified_name(type(signal), "signal"):
         return None
-    fields = {field.name: inputs[f"signal.{field.name}"] for field in dataclasses.fields(signal)}
+    fields = {field.name: inputs[f"signal.{field.name}"] for field in dataclasses.fields(cast(Any, signal))}
     return type(signal)(**{name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()})
 
 
-def signal_step(params: Params, batch: Batch, *, model: Model, signal: Signal, seed: int) -> Payload:
+def signal_step(params: Params, batch: Batch, *, model: Model, signal: LogitSignal, seed: int) -> Payload:
     """Return the signal's fields for each target of the batch, [B, T, ...].
 
     Random draws depend only on (seed, example, position in the example). So a shard that is written again is the same,

@@ -1,9 +1,12 @@
 """Scores by which a narrower student's heads, neurons and channels are chosen from its teacher's."""
 
+from typing import cast
+
 import numpy as np
 
 from kd_jax.batches import pipeline
 from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE
+from kd_jax.models.transformer import Transformer
 from kd_jax.students.importance import importance
 from kd_jax.students.narrow import Scores, Width, unmeasured
 from kd_jax.teaching.teacher import Teacher
@@ -18,12 +21,14 @@ def width_scores(teacher: Teacher, width: Width, sample: int) -> Scores:
       sample: number of training examples for "importance"; the experiment's seed draws them, all where there are fewer.
     """
     experiment = teacher.experiment
+    # Scores are of the parts of a Transformer; a student of another architecture has its teacher's widths.
+    architecture = cast(Transformer, experiment.teacher.model)
     if width != "importance":
-        return unmeasured(width, experiment.teacher.model, experiment.seed)
+        return unmeasured(width, architecture, experiment.seed)
     split = pipeline.Split(teacher.workdir.data, "train")
     count = min(sample, len(split))
     indices = np.sort(np.random.default_rng(experiment.seed).choice(len(split), count, replace=False))
     batches = pipeline.EvalBatches(
         split, teacher.layout, experiment.shapes, INFERENCE_BATCH_SIZE, teacher.devices.count, indices
     )
-    return importance(teacher.model, teacher.params, batches, teacher.devices, experiment.teacher.model.head_width)
+    return importance(teacher.model, teacher.params, batches, teacher.devices, architecture.head_width)

@@ -1,8 +1,8 @@
-"""From a recipe to a finished model folder: what the phases `teacher` and `student` share."""
+"""Training of one model from its recipe to its finished folder, for the phases `teacher` and `student`."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,15 @@ from kd_jax.batches.buckets import assign_buckets
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
-from kd_jax.models.base import Model
+from kd_jax.models.base import Architecture, Model
 from kd_jax.models.transformer import COMPUTE_FIELDS
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Devices
-from kd_jax.students.init import count_parameters, random_params, shrink
+from kd_jax.students.init import FromTeacher, Random, count_parameters, random_params, shrink
 from kd_jax.students.narrow import narrower
-from kd_jax.students.pretrained import cut_rows
+from kd_jax.students.pretrained import FromHuggingFace, cut_rows
 from kd_jax.teaching.teacher import Teacher
 from kd_jax.teaching.width_scores import width_scores
 from kd_jax.tokenizers import base as tokenizers
@@ -34,24 +34,24 @@ from kd_jax.training.profile import Profile
 from kd_jax.types import Batch, Params
 
 
-class Sources(NamedTuple):
-    """What goes into a model besides the data.
+class TrainingInputs(NamedTuple):
+    """Inputs of a model's training besides the data.
 
     Attributes:
-      consumed: name -> digest.
-      payloads: the signal caches that the terms read, by signal name.
+      digests: name -> digest, for the manifest.
+      payloads: signal name -> its cache, for the terms that read it.
     """
 
-    consumed: Mapping[str, str]
+    digests: Mapping[str, str]
     payloads: Mapping[str, Store]
 
 
 class Monitoring(NamedTuple):
-    """What is written of a training for a person to look at; it changes nothing that is trained.
+    """Traces and logs of a training run. They do not affect the model.
 
     Attributes:
-      profile: the first and the last step of a trace, for xprof; None for none.
-      metrics: names of artifacts.writers.SINKS that get the log's rows.
+      profile: the first and the last step to trace for xprof; None for none.
+      metrics: names of the writers that get the log's rows (kd_jax.artifacts.metric_writers.SINKS).
     """
 
     profile: tuple[int, int] | None = None
@@ -65,61 +65,83 @@ def train_model(
     experiment: ResolvedExperiment,
     workdir: Workdir,
     name: str,
-    sources: Sources,
+    inputs: TrainingInputs,
     force: bool,
-    watched: Monitoring = NO_MONITORING,
+    monitoring: Monitoring = NO_MONITORING,
 ) -> None:
-    """Trains one model, or goes on with it, or finds it done.
+    """Train one model, or resume its training; do nothing if it is finished.
 
     Args:
-      experiment, workdir: the run.
-      name: which of the experiment's recipes.
-      sources: what goes in besides the data.
-      force: redo it from nothing.
-      watched: what is written for a person to look at.
+      experiment: the experiment.
+      workdir: the run's folder.
+      name: of the model in `experiment.recipes`.
+      inputs: inputs besides the data.
+      force: train from the start.
+      monitoring: traces and logs.
 
     Raises:
-      KdError: if the folder was made with other inputs, an earlier phase is missing, or the first
-        parameters do not fit.
+      KdError: if the folder has other inputs, an earlier phase is not finished, or the first parameters do not fit.
     """
     recipe, folder, data = experiment.recipes[name], workdir.model(name), workdir.data.outputs()
     field = name if name == TEACHER else f"students.{name}"
     digests = {split: data["splits"][split] for split in ("train", "validation")}
-    digests |= {"tokenizer": data["tokenizer"]} | dict(sources.consumed)
-    inputs = config.flatten(recipe, field) | {f"consumed.{key}": value for key, value in digests.items()}
-    inputs |= {"seed": experiment.seed, "buckets": [list(bucket) for bucket in experiment.shapes]}
-    if not folder.begin(inputs, force):
+    digests |= {"tokenizer": data["tokenizer"]} | dict(inputs.digests)
+    manifest_inputs = config.flatten(recipe, field) | {f"consumed.{key}": value for key, value in digests.items()}
+    manifest_inputs |= {"seed": experiment.seed, "buckets": [list(bucket) for bucket in experiment.shapes]}
+    if not folder.begin(manifest_inputs, force):
         progress.log(f"{name}: already trained, {folder.path}")
         return
-    began = time.perf_counter()
+    start = time.perf_counter()
     devices = make_devices(experiment.backend, experiment.mesh)
-    train, valid, left_out = batches(experiment, workdir, recipe, sources.payloads, devices)
-    if left_out:
-        progress.log(f"{name}: {left_out} training examples longer than the last bucket are left out")
+    train, valid, skipped = batches(experiment, workdir, recipe, inputs.payloads, devices)
+    if skipped:
+        progress.log(f"{name}: {skipped} training examples longer than the last bucket are skipped")
     params = initial_params(experiment, workdir, recipe)
-    first = params_digest(params)
-    model = recipe.model.build(data["vocab_size"])
-    teacher = load_trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None
-    profile = watched.profile and Profile(*watched.profile, workdir.profile(name))
-    others = [metric_writers.ResumableWriter(sink, workdir.metrics, name) for sink in watched.metrics]
-    run = Run(name, recipe, model, train, valid, len(experiment.shapes), teacher, profile, others)
+    run = Run(
+        title=name,
+        recipe=recipe,
+        model=recipe.model.build(data["vocab_size"]),
+        train=train,
+        valid=valid,
+        shapes=len(experiment.shapes),
+        teacher=load_trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None,
+        profile=monitoring.profile and Profile(*monitoring.profile, workdir.profile(name)),
+        writers=[metric_writers.ResumableWriter(sink, workdir.metrics, name) for sink in monitoring.metrics],
+    )
+    first_digest = params_digest(params)
     outputs = fit(run, params, folder.path, devices, experiment.seed)
     total, outside = count_parameters(params)
-    outputs |= {"first_parameters": first}
-    outputs |= {"parameters": total, "parameters_outside_embeddings": outside, "left_out_as_too_long": left_out}
-    outputs["bytes"] = sum(outputs["files"].values())
+    outputs |= {
+        "first_parameters": first_digest,
+        "parameters": total,
+        "parameters_outside_embeddings": outside,
+        "skipped_too_long": skipped,
+        "bytes": sum(outputs["files"].values()),
+    }
     hosts.run_on_main(lambda: tokenizers.copy(experiment.tokenizer, workdir.data, folder.path))
-    folder.finish(outputs, time.perf_counter() - began)
+    folder.finish(outputs, time.perf_counter() - start)
     progress.log(
         f"{name}: validation cross-entropy {outputs['loss_before_first_step']:.3f} before the first step, "
-        f"{outputs['valid_cross_entropy']:.3f} at best (step {outputs['best_step']}); {folder.path}"
+        f"{outputs['valid_cross_entropy']:.3f} at the best step {outputs['best_step']}; {folder.path}"
     )
 
 
 def batches(
-    experiment: ResolvedExperiment, workdir: Workdir, recipe: ResolvedRecipe, payloads: Mapping[str, Store], devices: Devices
-) -> tuple[Any, list[Batch], int]:
-    """(training batches without end, the validation split's, how many training examples are too long), on the host."""
+    experiment: ResolvedExperiment,
+    workdir: Workdir,
+    recipe: ResolvedRecipe,
+    payloads: Mapping[str, Store],
+    devices: Devices,
+) -> tuple[Iterable[Batch], list[Batch], int]:
+    """Return (endless training batches, validation batches, number of training examples that are too long).
+
+    Args:
+      experiment: seed and buckets.
+      workdir: the run's folder.
+      recipe: of the model.
+      payloads: signal name -> its cache.
+      devices: the devices that share a batch.
+    """
     layout, shapes = recipe.model.layout(workdir.data.outputs()["start"]), experiment.shapes
     split = pipeline.Split(workdir.split(targets_name(recipe.targets)), "train", payloads)
     train = pipeline.train_batches(
@@ -133,55 +155,60 @@ def batches(
         shard=devices.share,
     )
     validation = pipeline.Split(workdir.data, "validation")
-    valid = pipeline.EvalBatches(validation, layout, shapes, pipeline.INFERENCE_BATCH_SIZE, devices.count, shard=devices.share)
+    valid = pipeline.EvalBatches(
+        validation, layout, shapes, pipeline.INFERENCE_BATCH_SIZE, devices.count, shard=devices.share
+    )
     return train, list(valid), int((assign_buckets(split.lengths, shapes, layout) == len(shapes)).sum())
 
 
 def load_trained(experiment: ResolvedExperiment, workdir: Workdir, name: str) -> tuple[Model, Params]:
-    """A trained model's network and its best parameters."""
+    """Return a trained model's network and the parameters of its best step."""
     model = experiment.recipes[name].model.build(workdir.data.outputs()["vocab_size"])
     return model, checkpoint.load_params(workdir.model(name), model.init)
 
 
-def shrunk(teacher: Teacher, recipe: ResolvedRecipe) -> Params:
-    """A student's first parameters as a selection of the teacher's; its activations are read where widths differ."""
-    init, architecture = recipe.init, teacher.experiment.teacher.model
-    differs = narrower(architecture, recipe.model)
-    scores = width_scores(teacher, init.width, init.sample) if differs else None
-    # A student is trained in float32, whatever its teacher is kept in.
-    params = jax.tree.map(lambda x: x.astype(jnp.float32), teacher.devices.unreplicate(teacher.params))
-    return shrink(init, architecture, recipe.model, params, teacher.vocab_size, scores)
-
-
 def initial_params(experiment: ResolvedExperiment, workdir: Workdir, recipe: ResolvedRecipe) -> Params:
-    """A model's parameters before its first step, wherever they come from.
+    """Return a model's parameters before its first step.
 
     Raises:
-      KdError: if the teacher or the checkpoint is missing, or has other shapes or another vocabulary.
+      KdError: if the teacher or the checkpoint is missing, or its shapes or vocabulary differ.
     """
-    data = workdir.data.outputs()
-    if recipe.init.origin == "teacher":
-        return shrunk(Teacher(experiment, workdir), recipe)
-    if recipe.init.origin == "chance":
+    data, init = workdir.data.outputs(), recipe.init
+    if isinstance(init, FromTeacher):
+        return _params_from_teacher(Teacher(experiment, workdir), recipe.model, init)
+    if isinstance(init, Random):
         key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
         return random_params(recipe.model, data["vocab_size"], key)
-    if recipe.init.origin == "folder":
-        tokenizer = tokenizers.load(experiment.tokenizer, workdir.data)
-        params = recipe.init.params(tokenizer.rows_V)
-        return cut_rows(params, tokenizer.rows_V) if experiment.tokenizer.cut else params
-    folder = Folder(files.as_path(recipe.init.folder), "teacher")
-    theirs = folder.inputs()
-    if theirs["consumed.tokenizer"] != data["tokenizer"]:
-        ours, settings = tokenizers.load(experiment.tokenizer, workdir.data), experiment.tokenizer
-        differing = tokenizers.describe_difference(ours, tokenizers.load(settings, folder))
+    if isinstance(init, FromHuggingFace):
+        rows_V = tokenizers.load(experiment.tokenizer, workdir.data).rows_V
+        assert rows_V is not None  # FromHuggingFace needs the tokenizer of a pretrained model
+        params = init.params(rows_V)
+        cut = tokenizers.is_pretrained(experiment.tokenizer) and experiment.tokenizer.cut
+        return cut_rows(params, rows_V) if cut else params
+    folder = Folder(files.as_path(init.folder), "teacher")
+    inputs = folder.inputs()
+    if inputs["consumed.tokenizer"] != data["tokenizer"]:
+        ours = tokenizers.load(experiment.tokenizer, workdir.data)
+        theirs = tokenizers.load(experiment.tokenizer, folder)
         raise KdError(
-            f"init.folder {folder.path}: another vocabulary ({differing}); take a model of this run's tokeniser"
+            f"init.folder: expected a model with this run's vocabulary, got {folder.path}: "
+            f"{tokenizers.describe_difference(ours, theirs)}. Name a model with this run's tokenizer."
         )
-    wanted = config.flatten(recipe.model, "model")
-    for name, seen in theirs.items():
+    expected = config.flatten(recipe.model, "model")
+    for name, value in inputs.items():
         field = name[name.find("model.") :] if ".model." in name else name
-        if field in wanted and field.removeprefix("model.") not in COMPUTE_FIELDS and seen != wanted[field]:
+        if field in expected and field.removeprefix("model.") not in COMPUTE_FIELDS and value != expected[field]:
             raise KdError(
-                f"init.folder {folder.path}: its {field} is {seen}, this student wants {wanted[field]}; take the same"
+                f"{field}: expected {value}, that of init.folder {folder.path}, got {expected[field]}. Set it to the "
+                "same."
             )
     return checkpoint.load_params(folder, recipe.model.build(data["vocab_size"]).init)
+
+
+def _params_from_teacher(teacher: Teacher, student: Architecture, init: FromTeacher) -> Params:
+    """Return a student's first parameters, selected from the teacher's."""
+    teacher_model = teacher.experiment.teacher.model
+    scores = width_scores(teacher, init.width, init.sample) if narrower(teacher_model, student) else None
+    # A student trains in float32 even if its teacher has bfloat16 parameters.
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), teacher.devices.unreplicate(teacher.params))
+    return shrink(init, teacher_model, student, params, teacher.vocab_size, scores)

@@ -1,4 +1,4 @@
-"""Rows: what stands where, in both families, one example a row and several; what exists apart from what counts."""
+"""Layouts of both families: padded rows, packed rows, segments, masks, payloads and prompts."""
 
 import itertools
 
@@ -18,22 +18,22 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 
 def encoded(prompt, completion, counts=None):
-    """`counts`: of the completion; None where all of it counts."""
+    """Return an example; `counts` is of the completion, None where all of it counts."""
     counts = np.ones(len(completion), bool) if counts is None else np.asarray(counts, bool)
     whole = np.concatenate([np.zeros(len(prompt), bool), counts])
     return Encoded(np.asarray(prompt, np.int32), np.asarray(completion, np.int32), whole)
 
 
-def plain(index, prompt, completion, weight=1.0):
-    """A segment without records."""
+def segment(index, prompt, completion, weight=1.0):
+    """Return a segment without records."""
     return Segment(index, encoded(prompt, completion), weight, {})
 
 
-LONG, SHORT = plain(5, [7, 8, 9, 2], [6, 2]), plain(3, [4, 2], [5, 6, 2], weight=0.5)
+LONG, SHORT = segment(5, [7, 8, 9, 2], [6, 2]), segment(3, [4, 2], [5, 6, 2], weight=0.5)
 
 
-def test_prompt_and_completion_are_padded_apart():
-    """A long prompt beside a short completion, a weight, and a row that only fills up: all of it by hand."""
+def test_encoder_decoder_pads_each_side():
+    """A long prompt with a short completion, a weight, and an empty row, against arrays written by hand."""
     batch = EncoderDecoderLayout(START).batch([[LONG], [SHORT]], 3, Bucket(5, 3), {})
     decoder, encoder = batch.inputs.decoder, batch.inputs.encoder
     assert batch.inputs.index_B.tolist() == [5, 3, -1]
@@ -49,8 +49,8 @@ def test_prompt_and_completion_are_padded_apart():
     assert batch.payload == {}
 
 
-def test_prompt_and_completion_share_a_decoders_row():
-    """The completion begins after its own prompt, not after the prompts' bucket; the prompt does not count."""
+def test_decoder_only_concatenates_prompt_and_completion():
+    """The completion starts after its own prompt, not after the padded prompt; the prompt does not count."""
     batch = DecoderOnlyLayout(START).batch([[LONG], [SHORT]], 3, Bucket(4, 3), {})
     decoder = batch.inputs.decoder
     assert batch.inputs.encoder is None and batch.inputs.index_B.tolist() == [5, 3, -1]
@@ -62,8 +62,8 @@ def test_prompt_and_completion_share_a_decoders_row():
     assert batch.weight_BT[1].tolist() == [0.5] * 5 + [1.0] * 2
 
 
-def test_a_packed_row_begins_anew_with_each_example():
-    """Start token, positions, segment and weight; the row has its first example's number."""
+def test_packed_row_restarts_with_each_example():
+    """Start token, positions, segment and weight restart; the row has its first example's number."""
     batch = DecoderOnlyLayout(START).batch([[SHORT, LONG]], 1, Bucket(6, 6), {})
     decoder = batch.inputs.decoder
     assert batch.inputs.index_B.tolist() == [3]
@@ -79,8 +79,8 @@ def test_a_packed_row_begins_anew_with_each_example():
 
 
 @pytest.mark.parametrize("layout, prompt", [(LAYOUTS["encoder_decoder"], 0), (LAYOUTS["decoder_only"], 2)])
-def test_a_record_stands_at_the_targets_that_count(layout, prompt):
-    """A target that does not count exists and is no less read by the decoder; the record knows nothing of it."""
+def test_payload_is_at_the_targets_that_count(layout, prompt):
+    """A target that does not count is an input of the decoder, and has no entry in the record."""
     example = encoded([7, 2], [3, 4, 5, 6, 2], [False, False, True, False, True])
     record = {"value": np.asarray([[1.0, 2.0], [3.0, 4.0]], np.float32), "ids": np.asarray([8, 9], np.uint16)}
     batch = layout.batch([[Segment(0, example, 1.0, {"s": record})]], 1, Bucket(2, 6), SCHEMAS)
@@ -92,8 +92,8 @@ def test_a_record_stands_at_the_targets_that_count(layout, prompt):
     assert {name: x.dtype.name for name, x in batch.payload["s"].items()} == {"value": "float32", "ids": "uint16"}
 
 
-def test_a_prompt_may_count_too():
-    """A decoder-only model predicts it; an encoder-decoder reads it alone."""
+def test_prompt_may_count():
+    """A decoder-only model predicts a prompt that counts; an encoder-decoder only reads it."""
     example = encoded([7, 8, 2], [5, 2])._replace(counts=np.asarray([True, False, True, True, True]))
     masks = [layout.batch([[Segment(0, example, 1.0, {})]], 1, Bucket(3, 2), {}).mask_BT for layout in LAYOUTS.values()]
     assert [mask_BT.astype(int).tolist() for mask_BT in masks] == [[[1, 1]], [[1, 0, 1, 1, 1]]]
@@ -105,8 +105,8 @@ examples = st.tuples(st.lists(st.integers(0, 50), min_size=1, max_size=4), compl
 
 @given(st.lists(st.lists(examples, min_size=1, max_size=3), min_size=1, max_size=4), st.sampled_from(sorted(LAYOUTS)))
 @settings(max_examples=40, deadline=None)
-def test_rows_give_back_their_examples(rows, family):
-    """Ids may be 0, as a pad's: segments and counts alone say what is there."""
+def test_rows_contain_their_examples(rows, family):
+    """Ids may be 0, as padding is: segments and masks alone mark the tokens."""
     segments, index = [], itertools.count()
     for b, row in enumerate(rows):
         segments.append([])
@@ -119,39 +119,39 @@ def test_rows_give_back_their_examples(rows, family):
     for b, row in enumerate(segments):
         for one in row:
             number = one.index + 1
-            there_T = batch.inputs.decoder.segment_BT[b] == number
+            in_segment_T = batch.inputs.decoder.segment_BT[b] == number
             targets, counts = one.encoded.completion, one.encoded.counts[len(one.encoded.prompt) :]
             if family == "encoder_decoder":
                 source = batch.inputs.encoder
                 assert source.ids_BT[b][source.segment_BT[b] == number].tolist() == one.encoded.prompt.tolist()
             else:
                 targets, counts = np.concatenate(one.encoded[:2]), one.encoded.counts
-            assert batch.targets_BT[b][there_T].tolist() == targets.tolist()
-            assert batch.inputs.decoder.ids_BT[b][there_T].tolist() == [START, *targets[:-1]]
-            assert batch.mask_BT[b][there_T].tolist() == counts.tolist()
-            got = batch.payload["s"]["ids"][b][there_T & batch.mask_BT[b]]
-            np.testing.assert_array_equal(got, one.records["s"]["ids"])
+            assert batch.targets_BT[b][in_segment_T].tolist() == targets.tolist()
+            assert batch.inputs.decoder.ids_BT[b][in_segment_T].tolist() == [START, *targets[:-1]]
+            assert batch.mask_BT[b][in_segment_T].tolist() == counts.tolist()
+            payload = batch.payload["s"]["ids"][b][in_segment_T & batch.mask_BT[b]]
+            np.testing.assert_array_equal(payload, one.records["s"]["ids"])
 
 
-def test_decoding_begins_as_training_does():
-    """Encoder-decoder: the same source, the start token alone."""
+def test_encoder_decoder_prompts_equal_start_of_training_rows():
+    """The same source, and the start token as the decoder's only input."""
     prompts = [np.asarray([7, 8, 2]), np.asarray([9, 2])]
     inputs = EncoderDecoderLayout(START).prompts(prompts, 3, 4)
-    rows = [[plain(0, prompt, [5, 2])] for prompt in prompts]
+    rows = [[segment(0, prompt, [5, 2])] for prompt in prompts]
     trained = EncoderDecoderLayout(START).batch(rows, 3, Bucket(4, 9), {}).inputs
-    for part, want in zip(inputs.encoder, trained.encoder, strict=True):
-        np.testing.assert_array_equal(part, want)
-    for part, want in zip(inputs.decoder, trained.decoder, strict=True):
-        np.testing.assert_array_equal(part, want[:, :1])
+    for part, expected in zip(inputs.encoder, trained.encoder, strict=True):
+        np.testing.assert_array_equal(part, expected)
+    for part, expected in zip(inputs.decoder, trained.decoder, strict=True):
+        np.testing.assert_array_equal(part, expected[:, :1])
 
 
-def test_a_decoder_only_prompt_ends_in_the_last_column():
-    """And is, padding apart, how its training row begins; a row that only fills up is all padding."""
+def test_decoder_only_prompts_end_in_last_column():
+    """Without padding a prompt equals the start of its training row; an empty row is all padding."""
     prompts = [np.asarray([7, 8, 2]), np.asarray([9, 2])]
     inputs = DecoderOnlyLayout(START).prompts(prompts, 3, 4)
-    rows = [[plain(0, prompt, [5, 2])] for prompt in prompts]
+    rows = [[segment(0, prompt, [5, 2])] for prompt in prompts]
     trained = DecoderOnlyLayout(START).batch(rows, 3, Bucket(4, 9), {}).inputs
     assert inputs.decoder.segment_BT.tolist() == [[0, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0] * 5]
     for b, prompt in enumerate(prompts):
-        for part, want in zip(inputs.decoder, trained.decoder, strict=True):
-            np.testing.assert_array_equal(part[b, -1 - len(prompt) :], want[b, : len(prompt) + 1])
+        for part, expected in zip(inputs.decoder, trained.decoder, strict=True):
+            np.testing.assert_array_equal(part[b, -1 - len(prompt) :], expected[b, : len(prompt) + 1])

@@ -1,4 +1,4 @@
-"""The store: round trips, kills, damage."""
+"""The store: round trips, resumed writes, damage."""
 
 import numpy as np
 import pytest
@@ -26,21 +26,21 @@ def make(start, stop):
 
 @given(st.integers(0, 6).flatmap(lambda n: hnp.arrays(np.uint16, (n, 3))), hnp.arrays(np.float32, 4))
 @settings(max_examples=30, deadline=None)
-def test_pack_and_unpack(ids, rest):
-    given_record = {"ids": ids, "rest": rest, "digest": np.arange(8, dtype=np.uint8)}
-    for name, value in unpack(SCHEMA, pack(SCHEMA, given_record)).items():
-        np.testing.assert_array_equal(value, given_record[name])
+def test_unpack_inverts_pack(ids, rest):
+    packed = {"ids": ids, "rest": rest, "digest": np.arange(8, dtype=np.uint8)}
+    for name, value in unpack(SCHEMA, pack(SCHEMA, packed)).items():
+        np.testing.assert_array_equal(value, packed[name])
 
 
-def test_ids_of_a_large_vocabulary_and_ids_that_do_not_fit():
+def test_pack_keeps_large_ids_and_rejects_overflow():
     schema = {"ids": Field((), "uint32")}
     ids = np.asarray([0, 65_536, 262_143])
     np.testing.assert_array_equal(unpack(schema, pack(schema, {"ids": ids}))["ids"], ids)
-    with pytest.raises(KdError, match="does not fit"):
+    with pytest.raises(KdError, match="expected values that fit into uint16, got 262143"):
         pack({"ids": Field((), "uint16")}, {"ids": ids})
 
 
-def test_write_and_read_in_any_order(tmp_path):
+def test_records_are_read_in_any_order(tmp_path):
     write(tmp_path, "s", SCHEMA, 10, make, records_per_shard=4)
     opened = Store(tmp_path, "s")
     assert len(opened) == 10
@@ -49,7 +49,7 @@ def test_write_and_read_in_any_order(tmp_path):
             np.testing.assert_array_equal(value, record(i)[name])
 
 
-def test_a_killed_write_goes_on_with_the_missing_shard(tmp_path):
+def test_killed_write_resumes_with_missing_shard(tmp_path):
     def killed(start, stop):
         if start >= 4:
             raise KeyboardInterrupt
@@ -57,21 +57,21 @@ def test_a_killed_write_goes_on_with_the_missing_shard(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "a", "s", SCHEMA, 10, killed, records_per_shard=4)
-    with pytest.raises(KdError, match="not finished"):
+    with pytest.raises(KdError, match="expected the index of a finished store"):
         Store(tmp_path / "a", "s")
-    asked = []
+    starts = []
 
     def counted(start, stop):
-        asked.append(start)
+        starts.append(start)
         return make(start, stop)
 
     digest = write(tmp_path / "a", "s", SCHEMA, 10, counted, records_per_shard=4)
-    assert asked == [4, 8]
+    assert starts == [4, 8]
     assert digest == write(tmp_path / "b", "s", SCHEMA, 10, make, records_per_shard=4)
 
 
 @pytest.mark.parametrize("in_memory", [0, 2**29])
-def test_a_flipped_byte_is_found_and_named(tmp_path, monkeypatch, in_memory):
+def test_flipped_byte_is_detected_and_named(tmp_path, monkeypatch, in_memory):
     monkeypatch.setattr(store, "IN_MEMORY_BYTES", in_memory)
     write(tmp_path, "s", SCHEMA, 10, make, records_per_shard=4)
     path = shard_path(tmp_path, "s", 1)
@@ -84,7 +84,7 @@ def test_a_flipped_byte_is_found_and_named(tmp_path, monkeypatch, in_memory):
         opened[5]
 
 
-def test_a_shard_cut_short_or_missing_is_found(tmp_path):
+def test_truncated_or_missing_shard_is_detected(tmp_path):
     write(tmp_path, "s", SCHEMA, 10, make, records_per_shard=4)
     path = shard_path(tmp_path, "s", 2)
     path.write_bytes(path.read_bytes()[:-7])
@@ -96,7 +96,7 @@ def test_a_shard_cut_short_or_missing_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("counts", [[4, 4, 2], [3, 0, 5], [7], []])
-def test_shards_may_differ_in_size(tmp_path, counts):
+def test_shards_of_different_sizes(tmp_path, counts):
     start = 0
     for shard, count in enumerate(counts):
         store.write_shard(tmp_path, "s", shard, SCHEMA, make(start, start + count))
@@ -106,6 +106,6 @@ def test_shards_may_differ_in_size(tmp_path, counts):
     assert len(opened) == sum(counts) and opened.digest == digest
     for i in range(sum(counts)):
         np.testing.assert_array_equal(opened[i]["ids"], record(i)["ids"])
-    if counts == [4, 4, 2]:  # as if they had been asked for by their number, or come one by one
+    if counts == [4, 4, 2]:  # the same bytes as from the other two functions
         assert digest == write(tmp_path / "a", "s", SCHEMA, 10, make, records_per_shard=4)
-        assert digest == store.write_all(tmp_path / "b", "s", SCHEMA, make(0, 10), records_per_shard=4)
+        assert digest == store.write_stream(tmp_path / "b", "s", SCHEMA, make(0, 10), records_per_shard=4)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import pickle
 
 import numpy as np
@@ -11,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_jax.batches.workers import Processes
-from kd_jax.errors import KdError
 from kd_jax.sources.splits import remove_leaks
 from kd_jax.sources.rows import Subset, InterleavedRows, ConcatenatedRows, MappedRows, SelectFields, sample
 from kd_jax.sources.text_files import read_files
@@ -63,21 +61,6 @@ def test_a_sample_is_drawn_from_everywhere_and_keeps_the_order():
     numbers = [int(row["en"]) for row in sample(rows, 4 * 400)]
     assert len(numbers) == 400 and numbers == sorted(set(numbers))
     assert all(60 < sum(low <= n < low + 1000 for n in numbers) < 140 for low in range(0, 4000, 1000))
-
-
-def process_of(shared, item):
-    if item == shared:
-        os._exit(9)
-    return item, os.getpid()
-
-
-def test_processes_work_in_order_and_one_that_ends_is_said():
-    with Processes(2).sharing(-1) as each:
-        items, pids = zip(*each(process_of, range(20)), strict=True)
-    assert items == tuple(range(20)) and os.getpid() not in pids
-    ended = pytest.raises(KdError, match="^--processes 2: one of them was ended from outside")
-    with ended, Processes(2).sharing(7) as each:
-        list(each(process_of, range(20)))
 
 
 def test_leaks_are_the_same_whoever_looks_for_them():

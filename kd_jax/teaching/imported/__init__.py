@@ -1,0 +1,1 @@
+"""Signals from files of log-probabilities that another program wrote."""

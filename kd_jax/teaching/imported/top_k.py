@@ -10,7 +10,9 @@ from kd_jax.teaching.imported.readers.base import NO_TOKEN
 LEAST = 1e-7  # of what remains of one: float32's log-probabilities tell no less from nothing
 
 
-def refuse_unknown(where: str, ids_nK: np.ndarray, vocab_size: int, source: LogprobSource, wanted: RequiredSignal) -> None:
+def refuse_unknown(
+    where: str, ids_nK: np.ndarray, vocab_size: int, source: LogprobSource, wanted: RequiredSignal
+) -> None:
     """Refuses positions from which a rest that is needed does not follow.
 
     Known is the rest of a position that names the whole vocabulary, at any temperature, and of log-probabilities, at
@@ -32,7 +34,12 @@ def refuse_unknown(where: str, ids_nK: np.ndarray, vocab_size: int, source: Logp
 
 
 def top_k(
-    ids_nK: np.ndarray, logp_nK: np.ndarray, k: int, vocab_size: int, source: LogprobSource, temperatures: tuple[float, ...]
+    ids_nK: np.ndarray,
+    logp_nK: np.ndarray,
+    k: int,
+    vocab_size: int,
+    source: LogprobSource,
+    temperatures: tuple[float, ...],
 ) -> dict[str, np.ndarray]:
     """TopK's fields, n positions.
 

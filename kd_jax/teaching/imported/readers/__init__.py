@@ -1,0 +1,1 @@
+"""Readers of stored log-probabilities, one for each format."""

@@ -87,7 +87,9 @@ def parse(where: str, record: bytes) -> LogprobRecord:
         )
     shape = (len(tokens_S), -1)
     ids_X = np.where(logits_X == -np.inf, NO_TOKEN, ids_X)  # a logit of -inf names nothing, whatever its id
-    return LogprobRecord(where, tokens_S, np.arange(1, len(tokens_S) + 1), ids_X.reshape(shape), logits_X.reshape(shape))
+    return LogprobRecord(
+        where, tokens_S, np.arange(1, len(tokens_S) + 1), ids_X.reshape(shape), logits_X.reshape(shape)
+    )
 
 
 def _example() -> type[message.Message]:
