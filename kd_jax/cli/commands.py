@@ -491,13 +491,13 @@ class Ablate(Command):
         from kd_jax.cli.overrides import apply_overrides
         from kd_jax.phases import ablate
         from kd_jax.phases.workdirs import lock_workdir, open_workdir
-        from kd_jax.reporting.ablation import chosen_metrics
+        from kd_jax.reporting.ablation import select_metrics
         from kd_jax.reporting.controls import with_controls
 
         if "--seed" in overrides:
             raise KdError("--seed: expected --seeds in its place, since an ablation has several. Leave it out.")
         experiment = apply_overrides(self.config, overrides)
-        metrics = chosen_metrics(experiment.task, self.metric)
+        metrics = select_metrics(experiment.task, self.metric)
         experiment, workdir = with_controls(experiment), open_workdir(self.workdir)
         with contextlib.ExitStack() as locks:
             locks.enter_context(workdir.lock())

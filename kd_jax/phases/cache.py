@@ -1,4 +1,4 @@
-"""Let the teacher say what it thinks of every training token, once, and keep it on disk."""
+"""Write the teacher's signals for every training token to disk."""
 
 from kd_jax.artifacts.manifest import IMPORT_PHASE
 from kd_jax.artifacts.workdir import Workdir
@@ -11,22 +11,25 @@ from kd_jax.teaching.signal_cache import write_signal
 from kd_jax.teaching.teacher import Teacher
 
 
-def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, writer: tuple[int, int] | None = None) -> None:
-    """Writes what the students' terms and targets, and offline evaluation, want of the teacher.
+def run(
+    experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, writer: tuple[int, int] | None = None
+) -> None:
+    """Write the pseudo-targets and signals that the students' terms and the evaluation read.
 
-    Record i belongs to example i and carries its digest. Students that want less of the same signal (a
-    smaller k) share one cache.
+    Record i belongs to example i and carries its digest. Students with a smaller k of the same signal share one cache.
 
     Args:
-      experiment, workdir, force: as every phase's.
-      writer: (number, of how many) where several processes share the work; None for this host's.
+      experiment: the resolved experiment.
+      workdir: the run's folder; its teacher must be trained.
+      force: write finished caches again.
+      writer: (number, count) if several processes share the work; None for this host's share.
 
     Raises:
       KdError: if the teacher is not trained, or a signal does not fit the vocabulary.
     """
     if workdir.teacher_is_imported and not force:
         wanted_of(experiment)
-        progress.log(f"cache: the teacher is elsewhere, `{IMPORT_PHASE}` has written what it says")
+        progress.log(f"cache: imported by `{IMPORT_PHASE}`, nothing to write")
         return
     teacher = Teacher(experiment, workdir, writer)
     for targets, signals in required_signals(experiment).items():

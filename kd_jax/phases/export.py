@@ -1,4 +1,4 @@
-"""A trained model as a folder that needs no line of ours: for transformers, or for JAX alone."""
+"""Export a trained model as a folder that works without kd_jax: for transformers, or for JAX alone."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.models.huggingface.write import find_format, write
 from kd_jax.models.int8 import Int8, quantize
-from kd_jax.phases.generate import named
+from kd_jax.phases.generate import resolve_model_name
 from kd_jax.reporting import page, tables, verdict
 from kd_jax.runtime import progress
 from kd_jax.tasks.base import Decoding
@@ -28,23 +28,23 @@ from kd_jax.tokenizers import base as tokenizers
 from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.types import Params
 
-Ids = Mapping[str, int]
-AUTO = {"encoder_decoder": "AutoModelForSeq2SeqLM", "decoder_only": "AutoModelForCausalLM"}
-USES = {
+FORMATS = ("transformers", "jax")
+AUTO_CLASSES = {"encoder_decoder": "AutoModelForSeq2SeqLM", "decoder_only": "AutoModelForCausalLM"}
+USAGE = {
     "transformers": """\
 ```python
 from transformers import AutoTokenizer, {auto}
 
 tokenizer, model = AutoTokenizer.from_pretrained("."), {auto}.from_pretrained(".")
-written = model.generate(**tokenizer([{example!r}], return_tensors="pt"))
-print(tokenizer.batch_decode(written, skip_special_tokens=True))
+ids = model.generate(**tokenizer([{example!r}], return_tensors="pt"))
+print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 ```""",
     "jax": """\
 ```
-python generate.py 5 17 9   # token ids of a prompt; the tokeniser here makes them, and texts of what is printed
+python generate.py 5 17 9   # token ids of a prompt; it prints ids: the tokenizer in this folder encodes and decodes
 ```""",
 }
-IN_INT8 = ", which read every matrix in 8 bits with a scale for each output channel (weights alone)"
+INT8_NOTE = ", with int8 weights and a scale for each output channel; activations are not quantized"
 CARD = """\
 ---
 library_name: {library}
@@ -54,7 +54,7 @@ tags: [kd_jax, knowledge-distillation, {task}]
 # {experiment}: {name}
 
 `{name}` of the experiment {experiment}{of_teacher} trained with kd_jax on {dataset} ({count:,} training examples).
-The digest of its parameters is {digest}; written as {form}.
+The digest of its parameters is {digest}; exported as {form}.
 
 {use}
 
@@ -81,107 +81,128 @@ def run(
     format: str = "transformers",
     int8: bool = False,
 ) -> None:
-    """Writes the folder `to`, by rename.
+    """Write a model to a new folder, which appears when it is complete.
 
-    As "transformers": config.json, model.safetensors, generation_config.json. As "jax": prefill.bin and step.bin for
-    CPU, CUDA and TPU, params.npz, settings.json, and generate.py, which runs them with JAX and NumPy alone. Either way
-    tokenizer.json (Marian: source.spm, target.spm, vocab.json), tokenizer_config.json and a model card, README.md.
+    Format "transformers": config.json, model.safetensors, generation_config.json. Format "jax":
+    prefill.bin and step.bin for CPU, CUDA and TPU, params.npz, settings.json, and generate.py, which needs JAX alone.
+    Both: tokenizer.json (Marian: source.spm, target.spm, vocab.json), tokenizer_config.json and a model card, README.md.
 
     Args:
-      experiment: as the workdir keeps it.
-      workdir: of a run with trained models.
-      to: a folder that is not there yet.
+      experiment: the experiment that the workdir was made with.
+      workdir: a run with trained models.
+      to: the folder to write; it must not exist.
       model: "teacher" or a student's name; "" for the distilled student.
       format: one of FORMATS.
-      int8: whether the programs read matrices in 8 bits; as "jax" alone.
+      int8: whether to quantize the weights to 8 bits; with format "jax" alone.
 
     Raises:
-      KdError: if there is no such model or format, `to` is there, transformers has no architecture of this shape, or
-        int8 is asked for as "transformers" or without qwix.
+      KdError: if there is no such model or format, `to` exists, transformers has no architecture of this shape, or int8
+        is combined with "transformers" or qwix is not installed.
     """
-    name = named(experiment, model)
+    name = resolve_model_name(experiment, model)
     if format not in FORMATS:
-        raise KdError(f"--format {format}: unknown; wanted {' or '.join(FORMATS)}")
+        raise KdError(f"--format: expected {' or '.join(FORMATS)}, got {format}.")
     if int8 and format != "jax":
         raise KdError(
-            f"--int8: goes with --format jax alone, not {format}; leave it out: transformers quantises for itself when "
-            "it loads a model (from_pretrained(..., quantization_config=...))"
+            f"--int8: expected --format jax beside it, got {format}. Leave it out: transformers quantizes a model "
+            "when it loads it (from_pretrained(..., quantization_config=...))."
         )
     if to.exists():
-        raise KdError(f"--to {to}: is there already; take another, or move it away")
+        raise KdError(f"--to: expected a new folder, got {to}, which exists. Choose another or move it away.")
     folder, architecture = workdir.model(name), experiment.recipes[name].model
     tokenizer = tokenizers.load(experiment.tokenizer, folder)
-    options = f"--format {format}{' --int8' if int8 else ''}"
     form = find_format(architecture).class_name if format == "transformers" else "programs of jax.export"
     params = checkpoint.load_params(folder, architecture.build(tokenizer.vocab_size).init)
     if int8:
-        architecture, params, form = Int8(architecture), quantize(params), form + IN_INT8
+        architecture, params, form = Int8(architecture), quantize(params), form + INT8_NOTE
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".kd_jax_", dir=to.parent) as beside:
-        part = Path(beside) / to.name
+    with tempfile.TemporaryDirectory(prefix=".kd_jax_", dir=to.parent) as temporary:
+        part = Path(temporary) / to.name
         part.mkdir()
-        ids = tokenizer.export(part, architecture.family, experiment.task.prompted)
-        FORMATS[format](part, experiment, architecture, params, tokenizer, ids)
-        (part / "README.md").write_text(card(experiment, workdir, name, form, format, options), encoding="utf-8")
+        special_ids = tokenizer.export(part, architecture.family, experiment.task.prompted)
+        if format == "transformers":
+            write_transformers(part, experiment, architecture, params, tokenizer, special_ids)
+        else:
+            write_jax(part, experiment, architecture, params, tokenizer, eos=special_ids["eos_token_id"])
+        card = model_card(experiment, workdir, name, form, format, int8)
+        (part / "README.md").write_text(card, encoding="utf-8")
         os.replace(part, to)
-    progress.print_result(f"{name}: {to}, as {form}")
+    progress.print_result(f"{name}: exported to {to} as {form}")
 
 
-def for_transformers(
-    to: Path, experiment: ResolvedExperiment, architecture: Architecture, params: Params, tokenizer: Tokenizer, ids: Ids
+def write_transformers(
+    to: Path,
+    experiment: ResolvedExperiment,
+    architecture: Architecture,
+    params: Params,
+    tokenizer: Tokenizer,
+    special_ids: Mapping[str, int],
 ) -> None:
-    """Weights and settings."""
-    write(to, architecture, params, ids, tokenizer.vocab_size)
-    settings = generation(experiment.task.decoding, max(experiment.prompt_widths))
-    manifest.write_json(to / "generation_config.json", {**ids, **settings, **forced_token_settings(tokenizer)})
+    """Write weights and settings for transformers; `special_ids` as config.json names them."""
+    write(to, architecture, params, special_ids, tokenizer.vocab_size)
+    settings = generation_config(experiment.task.decoding, max(experiment.prompt_widths))
+    manifest.write_json(to / "generation_config.json", {**special_ids, **settings, **forced_token_settings(tokenizer)})
 
 
-def for_jax(
-    to: Path, experiment: ResolvedExperiment, architecture: Architecture, params: Params, tokenizer: Tokenizer, ids: Ids
+def write_jax(
+    to: Path,
+    experiment: ResolvedExperiment,
+    architecture: Architecture,
+    params: Params,
+    tokenizer: Tokenizer,
+    eos: int,
 ) -> None:
-    """Programs, parameters, and the file that runs them."""
+    """Write the programs, the parameters, and the file that runs them; `eos` is the id that ends a text."""
     width = max(experiment.prompt_widths)
-    sizes = {"width": width, "room": experiment.task.decoding.most(width)}
-    has_encoder = architecture.family == "encoder_decoder"
-    network = architecture.build(tokenizer.vocab_size)
-    begins = {"start": tokenizer.start, "forced_prefix": tokenizer.forced_prefix, "suppress_tokens": tokenizer.suppress_tokens}
-    written = programs(network, params, has_encoder=has_encoder, **begins, **sizes)
-    for program, code in written.items():
+    room = experiment.task.decoding.most(width)
+    serialized = programs(
+        architecture.build(tokenizer.vocab_size),
+        params,
+        has_encoder=architecture.family == "encoder_decoder",
+        start=tokenizer.start,
+        width=width,
+        room=room,
+        forced_prefix=tokenizer.forced_prefix,
+        suppress_tokens=tokenizer.suppress_tokens,
+    )
+    for program, code in serialized.items():
         (to / f"{program}.bin").write_bytes(code)
     np.savez(to / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
-    manifest.write_json(to / "settings.json", {**sizes, "eos": ids["eos_token_id"]})
+    manifest.write_json(to / "settings.json", {"width": width, "room": room, "eos": eos})
     shutil.copyfile(loader.__file__, to / "generate.py")
 
 
-FORMATS = {"transformers": for_transformers, "jax": for_jax}
-
-
-def generation(decoding: Decoding, widest: int) -> dict[str, Any]:
-    """How texts are written token by token, in transformers' words; for prompts of up to `widest` tokens.
+def generation_config(decoding: Decoding, max_prompt_length: int) -> dict[str, Any]:
+    """Return transformers' settings of token-by-token decoding, for prompts of up to that many tokens.
 
     Examples:
-      >>> generation(Decoding(length_ratio=1.0, length=8), widest=32)
+      >>> generation_config(Decoding(length_ratio=1.0, length=8), max_prompt_length=32)
       {'max_new_tokens': 40, 'num_beams': 1, 'do_sample': False}
     """
-    sampling, settings = decoding.sampling, {"max_new_tokens": decoding.most(widest), "num_beams": 1}
+    sampling, settings = decoding.sampling, {"max_new_tokens": decoding.most(max_prompt_length), "num_beams": 1}
     if sampling.repetition_penalty != 1:
         settings["repetition_penalty"] = sampling.repetition_penalty
     if not sampling.temperature:
         return settings | {"do_sample": False}
-    drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    return settings | {"do_sample": True} | drawn | ({"min_p": sampling.min_p} if sampling.min_p else {})
+    settings |= {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+    }
+    return settings | ({"min_p": sampling.min_p} if sampling.min_p else {})
 
 
 def forced_token_settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What is given to every text and what none holds, in transformers' words."""
-    first = {"forced_bos_token_id": tokenizer.forced_prefix[0]} if tokenizer.forced_prefix else {}
-    return first | ({"bad_words_ids": [[i] for i in tokenizer.suppress_tokens]} if tokenizer.suppress_tokens else {})
+    """Return transformers' settings of the tokens that every text starts with, and that no text contains."""
+    forced = {"forced_bos_token_id": tokenizer.forced_prefix[0]} if tokenizer.forced_prefix else {}
+    return forced | ({"bad_words_ids": [[i] for i in tokenizer.suppress_tokens]} if tokenizer.suppress_tokens else {})
 
 
-def card(experiment: ResolvedExperiment, workdir: Workdir, name: str, form: str, format: str, options: str) -> str:
-    """The model card: what it is, how it came to be, how good it is, how it is used."""
+def model_card(experiment: ResolvedExperiment, workdir: Workdir, name: str, form: str, format: str, int8: bool) -> str:
+    """Return the model card: description, use, figures, and how the model was made."""
     folder, data, task = workdir.model(name), workdir.data.outputs(), experiment.task
-    written_by = manifest.read_json(folder.path / "manifest.json")["versions"]
+    versions = manifest.read_json(folder.path / "manifest.json")["versions"]
     example = task.prompt(manifest.read_lines(workdir.data.file("validation.jsonl"))[0])[:60]
     of_teacher = "" if name == TEACHER else f", a student of the teacher {workdir.model(TEACHER).outputs()['digest']},"
     return CARD.format(
@@ -194,18 +215,18 @@ def card(experiment: ResolvedExperiment, workdir: Workdir, name: str, form: str,
         digest=folder.outputs()["digest"],
         form=form,
         library=format,
-        options=options,
-        use=USES[format].format(auto=AUTO[experiment.recipes[name].model.family], example=example),
-        figures=figures(workdir),
+        options=f"--format {format}{' --int8' if int8 else ''}",
+        use=USAGE[format].format(auto=AUTO_CLASSES[experiment.recipes[name].model.family], example=example),
+        figures=summary_table(workdir),
         seed=experiment.seed,
-        versions=", ".join(f"{library} {version}" for library, version in written_by.items()),
+        versions=", ".join(f"{library} {version}" for library, version in versions.items()),
         recipe="\n".join(f"{key} = {value}" for key, value in config.flatten(experiment.recipes[name], name).items()),
     )
 
 
-def figures(workdir: Workdir) -> str:
-    """The report's table, or that there is none yet."""
+def summary_table(workdir: Workdir) -> str:
+    """Return the report's table; if there is no report, how to make one."""
     if not workdir.report.finished():
-        return "None were measured: `python -m kd_jax evaluate CONFIG --workdir DIR`, then `report`, measures them."
+        return "None yet. `python -m kd_jax evaluate CONFIG --workdir DIR` measures them; then run `report`."
     report = manifest.read_json(workdir.report.file("report.json"))
     return "\n".join([verdict.lead(report), "", *page.Table(tables.summary(report)).markdown()])

@@ -1,9 +1,9 @@
-"""What would each choice of layers and widths keep of the teacher? Measured on a sample, before any training."""
+"""Compare what choices of layers and widths keep of the teacher, on a sample, before any training."""
 
 import functools
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -15,7 +15,7 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches import pipeline
 from kd_jax.errors import KdError
 from kd_jax.evaluation.closeness import compare_step, mean_metrics
-from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.runtime import progress
 from kd_jax.students.init import FromTeacher, count_parameters, layer_maps, shrink
@@ -24,24 +24,23 @@ from kd_jax.teaching.teacher import Teacher
 from kd_jax.teaching.width_scores import width_scores
 from kd_jax.types import Batch, Params
 
-SAMPLE = 256  # validation examples that are looked at
-FIGURES = ("cross_entropy", "kl_to_teacher", "agreement")
-HEAD = ("student", "layers", "width", "parameters", "outside embeddings", "loss", "KL to teacher")
+SAMPLE = 256  # maximum number of validation examples
+HEADER = ("student", "layers", "width", "parameters", "outside embeddings", "loss", "KL to teacher")
 NOTE = """\
-Before any training, in nats a token, on {count} validation examples. width: which heads, neurons and channels a
-narrower student keeps; first and random are controls, a dash is for one as wide as its teacher. * what the experiment
-says."""
+Before any training, in nats per token, on {count} validation examples. width: which heads, neurons and channels a
+narrower student keeps; first and random are controls, a dash means as wide as the teacher. * as the experiment sets
+it."""
 
 
 class Choice(NamedTuple):
     """One way to make a student of the teacher.
 
     Attributes:
-      students: those that start as this network may.
-      layers: which the teacher's layers are: "spaced", "first", "last", "listed" by the experiment; several where they
-        are the same ones.
-      model, init: the network and its start.
-      configured: whether it is what the experiment says.
+      students: names of the students with this network and init.
+      layers: rules that choose these teacher's layers: "spaced", "first", "last", "listed" (by the experiment), "all".
+      model: the student's network.
+      init: the layers and widths that it keeps.
+      configured: whether the experiment sets it so.
     """
 
     students: tuple[str, ...]
@@ -51,133 +50,204 @@ class Choice(NamedTuple):
     configured: bool
 
 
+class Row(NamedTuple):
+    """Figures of the teacher, or of a student before any training.
+
+    Attributes:
+      choice: how the student is made; None for the teacher.
+      width: rule for the width of a narrower student; None for one as wide as the teacher.
+      parameters: number of parameters.
+      parameters_outside_embeddings: the same without the embeddings.
+      examples: validation examples that were measured.
+      cross_entropy: nats per token.
+      kl_to_teacher: nats per token.
+      agreement: share of the targets where student and teacher have the same most probable token.
+    """
+
+    choice: Choice | None
+    width: str | None
+    parameters: int
+    parameters_outside_embeddings: int
+    examples: int
+    cross_entropy: float
+    kl_to_teacher: float
+    agreement: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as shrink.json has it."""
+        figures = self._asdict()
+        width = figures.pop("width")
+        choice = figures.pop("choice")
+        if choice is None:
+            return {"students": [TEACHER], "configured": False, **figures}
+        return {
+            "students": choice.students,
+            "layers": choice.layers,
+            "width": width,
+            "encoder": choice.init.encoder,
+            "decoder": choice.init.decoder,
+            "configured": choice.configured,
+            **figures,
+        }
+
+
 def run(experiment: ResolvedExperiment, workdir: Workdir) -> None:
-    """Prints a table of all students that start as their teacher, and leaves workdir/shrink/shrink.json.
+    """Print a table of all students with init=FromTeacher, and write workdir/shrink/shrink.json.
+
+    Args:
+      experiment: the resolved experiment; its students need not be those of the run.
+      workdir: the run's folder; its teacher must be trained.
 
     Raises:
       KdError: if no student has init=FromTeacher, or the teacher is not trained.
     """
     options = list(choices(experiment))
     if not options:
-        raise KdError("students: none has init=FromTeacher; shrink compares what such students keep of the teacher")
+        raise KdError("students: expected one with init=FromTeacher, which `shrink` compares, got none. Add one.")
     began, teacher = time.perf_counter(), Teacher(experiment, workdir)
     splits = teacher.data["splits"]
     digests = {"teacher": workdir.model(TEACHER).outputs()["digest"], "tokenizer": teacher.data["tokenizer"]}
     digests |= {split: splits[split] for split in ("train", "validation")}
-    rows = measured(teacher, options)
+    rows = measure(teacher, options)
     recipes = {name: experiment.students[name] for option in options for name in option.students}
     inputs = {"seed": experiment.seed} | {f"consumed.{name}": digest for name, digest in digests.items()}
     for name, recipe in recipes.items():
         inputs |= config.flatten(recipe.model, f"students.{name}.model")
         inputs |= config.flatten(recipe.init, f"students.{name}.init")
-    workdir.shrink.begin(inputs, force=True)  # what was there is of an earlier call
-    manifest.write_json(workdir.shrink.path / "shrink.json", rows)
+    workdir.shrink.begin(inputs, force=True)  # replaces an earlier call's
+    manifest.write_json(workdir.shrink.path / "shrink.json", [row.to_json() for row in rows])
     workdir.shrink.finish({}, time.perf_counter() - began)
-    progress.print_result("\n" + progress.format_table(HEAD, [_cells(row) for row in rows], width=100))
-    progress.print_result("\n" + textwrap.fill(NOTE.format(count=rows[0]["examples"]), 80))
+    progress.print_result("\n" + progress.format_table(HEADER, [_cells(row) for row in rows], width=100))
+    progress.print_result("\n" + textwrap.fill(NOTE.format(count=rows[0].examples), 80))
     for names in dict.fromkeys(option.students for option in options if len(option.students) > 1):
-        progress.print_result(f"{names[0]} stands for {', '.join(names[1:])} too: the same network, the same start.")
+        progress.print_result(f"{names[0]} stands for {', '.join(names[1:])} too: same network, same init.")
 
 
 def choices(experiment: ResolvedExperiment) -> Iterator[Choice]:
-    """Every way that is compared: of layers, and where the student is narrower, of widths.
+    """Yield each choice of layers, and of widths for narrower students, once.
 
-    What one student is compared with may be another student: it is left to that one.
+    A choice that is an alternative of one student and the configuration of another is the latter's.
     """
-    every = list(_every_choice(experiment))
-    known = {(one.model, one.init) for one in every if one.configured}
-    for one in every:
-        if one.configured or (one.model, one.init) not in known:
-            known.add((one.model, one.init))
-            yield one
+    candidates = list(_all_choices(experiment))
+    seen = {(choice.model, choice.init) for choice in candidates if choice.configured}
+    for choice in candidates:
+        if choice.configured or (choice.model, choice.init) not in seen:
+            seen.add((choice.model, choice.init))
+            yield choice
 
 
-def _every_choice(experiment: ResolvedExperiment) -> Iterator[Choice]:
+def _all_choices(experiment: ResolvedExperiment) -> Iterator[Choice]:
     teacher, students = experiment.teacher.model, experiment.students
-    starts: dict[tuple[Architecture, FromTeacher], list[str]] = {}
+    names_of: dict[tuple[Architecture, FromTeacher], list[str]] = {}
     for name, recipe in students.items():
-        if recipe.init.origin == "teacher":
-            starts.setdefault((recipe.model, recipe.init), []).append(name)
-    for names in starts.values():
-        recipe = students[names[0]]
-        own = layer_maps(recipe.init, teacher, recipe.model)
-        differs = narrower(teacher, recipe.model)
-        for titles, maps in _layer_choices(recipe, teacher):
-            for width in get_args(Width) if differs else (recipe.init.width,):
-                init = FromTeacher(**maps, width=width, sample=recipe.init.sample)
-                configured = maps == own and width == recipe.init.width
-                yield Choice(tuple(names), titles, recipe.model, init, configured)
+        if isinstance(recipe.init, FromTeacher):
+            names_of.setdefault((recipe.model, recipe.init), []).append(name)
+    for (model, init), names in names_of.items():
+        configured_maps = layer_maps(init, teacher, model)
+        widths = get_args(Width) if narrower(teacher, model) else (init.width,)
+        for layers, maps in _layer_choices(init, model, teacher):
+            for width in widths:
+                choice = FromTeacher(**maps, width=width, sample=init.sample)
+                configured = maps == configured_maps and width == init.width
+                yield Choice(tuple(names), layers, model, choice, configured)
 
 
-def _layer_choices(recipe: ResolvedRecipe, teacher: Architecture) -> list[tuple[str, Mapping[str, tuple[int, ...]]]]:
-    """(titles, the teacher's layers for each stack) of those that are different, and that fit the student."""
-    depths, ours = teacher.stacks(), recipe.model.stacks()
-    listed = FromTeacher(recipe.init.encoder, recipe.init.decoder)
-    ways = {"listed": listed} if listed != FromTeacher() else {}
-    if all(ours[stack] <= depths[stack] for stack in ours):
-        ways["spaced"] = FromTeacher()
-        ways["first"] = FromTeacher(**{stack: tuple(range(count)) for stack, count in ours.items()})
-        lasts = {stack: tuple(range(depths[stack] - count, depths[stack])) for stack, count in ours.items()}
-        ways["last"] = FromTeacher(**lasts)
-    titles: dict[tuple, list[str]] = {}
-    for title, init in ways.items():
+def _layer_choices(
+    init: FromTeacher, model: Architecture, teacher: Architecture
+) -> list[tuple[str, Mapping[str, tuple[int, ...]]]]:
+    """Return (rules, stack -> the teacher's layers) of the different layer choices that fit the student."""
+    teacher_depths, depths = teacher.stacks(), model.stacks()
+    listed = FromTeacher(init.encoder, init.decoder)
+    rules = {"listed": listed} if listed != FromTeacher() else {}
+    if all(depths[stack] <= teacher_depths[stack] for stack in depths):
+        rules["spaced"] = FromTeacher()
+        rules["first"] = FromTeacher(**{stack: tuple(range(count)) for stack, count in depths.items()})
+        last = {
+            stack: tuple(range(teacher_depths[stack] - count, teacher_depths[stack])) for stack, count in depths.items()
+        }
+        rules["last"] = FromTeacher(**last)
+    rules_of: dict[tuple, list[str]] = {}
+    for rule, choice in rules.items():
         try:
-            titles.setdefault(tuple(layer_maps(init, teacher, recipe.model).items()), []).append(title)
-        except KdError as error:  # as where layers with angles of their own would come to stand elsewhere
-            progress.log(f"shrink: not the {title} layers: {error}")
-    if len(titles) == 1 and ours == depths and "listed" not in ways:
-        return [("all", dict(maps)) for maps in titles]
-    return [(", ".join(names), dict(maps)) for maps, names in titles.items()]
+            rules_of.setdefault(tuple(layer_maps(choice, teacher, model).items()), []).append(rule)
+        except KdError as error:  # for example if layers with their own rotary angles would move
+            progress.log(f"shrink: {rule} layers skipped: {error}")
+    if len(rules_of) == 1 and depths == teacher_depths and "listed" not in rules:
+        return [("all", dict(maps)) for maps in rules_of]
+    return [(", ".join(names), dict(maps)) for maps, names in rules_of.items()]
 
 
-def measured(teacher: Teacher, options: Sequence[Choice]) -> list[dict[str, Any]]:
-    """A row of figures for the teacher and then for each choice, JSON-able."""
-    architecture, on_devices = teacher.experiment.teacher.model, teacher.devices
-    params, vocab_size = on_devices.unreplicate(teacher.params), teacher.vocab_size
+def measure(teacher: Teacher, options: Sequence[Choice]) -> list[Row]:
+    """Measure the teacher and each choice on the sample."""
+    architecture, devices = teacher.experiment.teacher.model, teacher.devices
+    params, vocab_size = devices.unreplicate(teacher.params), teacher.vocab_size
     scores = functools.cache(lambda width, sample: width_scores(teacher, width, sample))
-    batches, count = _sample(teacher)
+    batches, count = _sample_batches(teacher)
 
     @functools.cache
-    def program(student: Architecture) -> Any:
+    def program(student: Architecture) -> Callable[..., Any]:
         step = functools.partial(compare_step, teacher=teacher.model, student=student.build(vocab_size))
-        return on_devices.compile_sums(step)
+        return devices.compile_sums(step)
 
-    def figures(model: Architecture, its_params: Params) -> dict[str, Any]:
-        both = teacher.params, on_devices.replicate(its_params, model.build(vocab_size).axes(its_params))
-        parts = [on_devices.unreplicate(program(model)(both, on_devices.shard((batch, batch)))) for batch in batches]
-        compared = mean_metrics(jax.tree.map(lambda *each: sum(each), *jax.device_get(parts)))
-        total, outside = count_parameters(its_params)
-        sizes = {"parameters": total, "parameters_outside_embeddings": outside, "examples": count}
-        return sizes | {name: compared[name] for name in FIGURES}
+    def row(model: Architecture, student_params: Params, choice: Choice | None, width: str | None) -> Row:
+        replicated = devices.replicate(student_params, model.build(vocab_size).axes(student_params))
+        sums = [
+            devices.unreplicate(program(model)((teacher.params, replicated), devices.shard((batch, batch))))
+            for batch in batches
+        ]
+        metrics = mean_metrics(jax.tree.map(lambda *parts: sum(parts), *jax.device_get(sums)))
+        total, outside_embeddings = count_parameters(student_params)
+        return Row(
+            choice=choice,
+            width=width,
+            parameters=total,
+            parameters_outside_embeddings=outside_embeddings,
+            examples=count,
+            cross_entropy=metrics["cross_entropy"],
+            kl_to_teacher=metrics["kl_to_teacher"],
+            agreement=metrics["agreement"],
+        )
 
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with progress.bar("shrink", len(options) + 1) as bar:
         with bar.compiling_once(TEACHER):
-            rows.append({"students": [TEACHER], "configured": False} | figures(architecture, params))
+            rows.append(row(architecture, params, None, None))
         bar.advance(1)
-        for option in options:
-            differs, init = narrower(architecture, option.model), option.init
-            with bar.compiling_once(option.students[0]):
-                its_scores = scores(init.width, init.sample) if differs else None
-                its_params = shrink(init, architecture, option.model, params, vocab_size, its_scores)
-                row = {"students": option.students, "layers": option.layers, "width": init.width if differs else None}
-                row |= {"encoder": init.encoder, "decoder": init.decoder, "configured": option.configured}
-                rows.append(row | figures(option.model, its_params))
+        for choice in options:
+            is_narrower, init = narrower(architecture, choice.model), choice.init
+            with bar.compiling_once(choice.students[0]):
+                width = scores(init.width, init.sample) if is_narrower else None
+                student_params = shrink(init, architecture, choice.model, params, vocab_size, width)
+                rows.append(row(choice.model, student_params, choice, init.width if is_narrower else None))
             bar.advance(1)
     return rows
 
 
-def _sample(teacher: Teacher) -> tuple[list[Batch], int]:
-    """(batches of validation examples, evenly spread; how many they are)."""
+def _sample_batches(teacher: Teacher) -> tuple[list[Batch], int]:
+    """Return batches of evenly spaced validation examples, and the number of the examples."""
     split = pipeline.Split(teacher.workdir.data, "validation")
     indices = np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).astype(int)
-    shapes, rows = teacher.experiment.shapes, teacher.devices.count
-    return list(pipeline.EvalBatches(split, teacher.layout, shapes, pipeline.INFERENCE_BATCH_SIZE, rows, indices)), len(indices)
+    batches = pipeline.EvalBatches(
+        split,
+        teacher.layout,
+        teacher.experiment.shapes,
+        pipeline.INFERENCE_BATCH_SIZE,
+        teacher.devices.count,
+        indices,
+    )
+    return list(batches), len(indices)
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of the table."""
-    name = row["students"][0] + (" *" if row["configured"] else "")
-    chosen = ("", "") if row["students"] == [TEACHER] else (row["layers"], row["width"] or "-")
-    counts = (f"{row[key]:,}" for key in ("parameters", "parameters_outside_embeddings"))
-    return name, *chosen, *counts, f"{row['cross_entropy']:.3f}", f"{row['kl_to_teacher']:.3f}"
+def _cells(row: Row) -> tuple[str, ...]:
+    """Return the cells of a row of the table."""
+    choice = row.choice
+    name = TEACHER if choice is None else choice.students[0] + (" *" if choice.configured else "")
+    return (
+        name,
+        "" if choice is None else choice.layers,
+        "" if choice is None else row.width or "-",
+        f"{row.parameters:,}",
+        f"{row.parameters_outside_embeddings:,}",
+        f"{row.cross_entropy:.3f}",
+        f"{row.kl_to_teacher:.3f}",
+    )

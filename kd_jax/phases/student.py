@@ -1,4 +1,4 @@
-"""Train the students from what the teacher left in files; no teacher is in memory while they train."""
+"""Train the students; the teacher's knowledge comes from the cache, or from the teacher in the step."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,12 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
-from kd_jax.experiment import ResolvedExperiment, targets_name
+from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
 from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
+from kd_jax.students.init import FromCheckpoint, FromTeacher
 from kd_jax.teaching.imported.base import wanted_of
-from kd_jax.training.model import Monitoring, Sources, train_model
+from kd_jax.training.model import Monitoring, TrainingInputs, train_model
 
 
 def run(
@@ -24,50 +25,59 @@ def run(
     profile: tuple[int, int] | None = None,
     metrics: Sequence[str] = (),
 ) -> None:
-    """Trains every student, or the one called `only`, into workdir/students/NAME.
+    """Train every student, or the one named `only`, into workdir/students/NAME.
+
+    Args:
+      experiment: the resolved experiment.
+      workdir: the run's folder; the caches that the students read must be written.
+      force: retrain from the start.
+      only: a student's name; "" for all.
+      profile: first and last training step to trace for xprof.
+      metrics: metric writers beside metrics.jsonl: tensorboard, wandb, mlflow.
 
     Raises:
-      KdError: if there is no such student, the teacher or a cache that it needs is missing, or the teacher is
-        elsewhere and a student needs more of it than was imported.
+      KdError: if there is no such student, its teacher or cache is missing or of another run, or it needs more of an
+        imported teacher than was imported.
     """
     if only and only not in experiment.students:
-        near = difflib.get_close_matches(only, experiment.students, 1, 0.0)
-        raise KdError(f"--only {only}: no such student; did you mean {' '.join(near)}?")
+        nearest = " or ".join(difflib.get_close_matches(only, experiment.students, 1, 0.0)) or "nothing"
+        raise KdError(f"--only: expected one of {', '.join(experiment.students)}, got {only}. Did you mean {nearest}?")
     if workdir.teacher_is_imported:
         wanted_of(experiment)
     for name in [only] if only else experiment.students:
-        consumed = _consumed(experiment, workdir, name)
-        payloads = _payloads(experiment, workdir, name, consumed)
-        digests = {f"cache.{signal}": store.digest for signal, store in payloads.items()}
-        train_model(experiment, workdir, name, Sources(consumed | digests, payloads), force, Monitoring(profile, metrics))
+        recipe = experiment.students[name]
+        digests = _input_digests(recipe, workdir)
+        payloads = _payloads(recipe, workdir, digests)
+        digests |= {f"cache.{signal}": store.digest for signal, store in payloads.items()}
+        train_model(experiment, workdir, name, TrainingInputs(digests, payloads), force, Monitoring(profile, metrics))
 
 
-def _consumed(experiment: ResolvedExperiment, workdir: Workdir, name: str) -> dict[str, str]:
-    """Digests of what goes into a student besides the data and the caches."""
-    recipe, consumed = experiment.students[name], {}
-    if recipe.init.origin == "teacher" or needs_teacher(recipe.terms) or recipe.targets:
-        consumed["teacher"] = workdir.model(TEACHER).outputs()["digest"]
+def _input_digests(recipe: ResolvedRecipe, workdir: Workdir) -> dict[str, str]:
+    """Return the digests of a student's inputs other than the data and the caches."""
+    digests: dict[str, str] = {}
+    if isinstance(recipe.init, FromTeacher) or needs_teacher(recipe.terms) or recipe.targets:
+        digests["teacher"] = workdir.model(TEACHER).outputs()["digest"]
     if recipe.targets:
         targets = workdir.split(recipe.targets.name)
-        _refuse_others(f"targets {recipe.targets.name}", targets.inputs(), consumed)
-        consumed["targets"] = targets.outputs()["digest"]
-    if recipe.init.origin == "checkpoint":
-        consumed["checkpoint"] = Folder(files.as_path(recipe.init.folder), "teacher").outputs()["digest"]
-    return consumed
+        _check_digests(f"targets {recipe.targets.name}", targets.inputs(), digests)
+        digests["targets"] = targets.outputs()["digest"]
+    if isinstance(recipe.init, FromCheckpoint):
+        digests["checkpoint"] = Folder(files.as_path(recipe.init.folder), "teacher").outputs()["digest"]
+    return digests
 
 
-def _payloads(experiment: ResolvedExperiment, workdir: Workdir, name: str, consumed: Mapping[str, str]) -> dict[str, Store]:
-    """Signal -> its cache, which must be of the teacher, the split and the tokeniser that are here."""
-    recipe, payloads = experiment.students[name], {}
+def _payloads(recipe: ResolvedRecipe, workdir: Workdir, digests: Mapping[str, str]) -> dict[str, Store]:
+    """Return signal -> its cache, checked to be of this run's teacher, split and tokenizer."""
+    payloads: dict[str, Store] = {}
     data = workdir.data.outputs()
     for signal in cached_signals(recipe.terms):
         folder = workdir.cache(targets_name(recipe.targets), signal)
-        here = {
+        expected = {
             "teacher": workdir.model(TEACHER).outputs()["digest"],
-            "split": consumed["targets"] if recipe.targets else data["splits"]["train"],
+            "split": digests["targets"] if recipe.targets else data["splits"]["train"],
             "tokenizer": data["tokenizer"],
         }
-        _refuse_others(f"cache {signal}", folder.inputs(), here)
+        _check_digests(f"cache {signal}", folder.inputs(), expected)
         folder.file("records.index.json")
         payloads[signal] = Store(folder.path, "records")
     for term in recipe.terms.values():
@@ -77,11 +87,9 @@ def _payloads(experiment: ResolvedExperiment, workdir: Workdir, name: str, consu
     return payloads
 
 
-def _refuse_others(what: str, inputs: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
-    """Raises KdError if something was made from another teacher, split or tokeniser."""
-    for name, digest in wanted.items():
-        seen = inputs[f"consumed.{name}"]
-        if seen != digest:
-            raise KdError(
-                f"{what}: made with {name} {seen}, this run's is {digest}; write it again with `cache --force`"
-            )
+def _check_digests(what: str, inputs: Mapping[str, Any], expected: Mapping[str, str]) -> None:
+    """Check the digests that a folder was made from; raise KdError for those of another run."""
+    for name, digest in expected.items():
+        got = inputs[f"consumed.{name}"]
+        if got != digest:
+            raise KdError(f"{what}: expected to be made with {name} {digest}, got {got}. Run `cache --force`.")
