@@ -1,7 +1,7 @@
-"""Experiment files: loading, flattening to plain fields, as data, fingerprints; and what a field may hold."""
+"""Experiment files and their fields: load, flatten, write as data, read again; tests of field values."""
 
 import dataclasses
-import hashlib
+import functools
 import importlib
 import json
 import numbers
@@ -9,59 +9,72 @@ import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from kd_jax.errors import KdError
 
+if TYPE_CHECKING:
+    from kd_jax.experiment import Experiment
 
-def load_experiment(path: str | Path) -> Any:
-    """Runs an experiment file and returns the object that it calls `experiment`.
 
-    Modules beside the file can be imported by it, and stay importable.
+def load_experiment(path: str | Path) -> "Experiment":
+    """Run an experiment file and return its variable `experiment`.
+
+    The file can import modules of its own folder, for example a module with a custom loss.
 
     Args:
       path: a Python file.
 
-    Returns:
-      The dataclass, as a rule a kd_jax.Experiment.
-
     Raises:
-      KdError: if there is no such file, or it defines no `experiment` that is a dataclass.
+      KdError: if the file does not exist, or defines no `experiment`.
 
     Examples:
       >>> load_experiment("experiments/configs/smoke.py").buckets
       (32,)
       >>> load_experiment("quickstrat.py")
       Traceback (most recent call last):
-      kd_jax.errors.KdError: config quickstrat.py: no such file; \
-wanted a Python file such as experiments/configs/quickstart.py
+      kd_jax.errors.KdError: config: expected a Python file, got quickstrat.py, which does not exist. Name a file \
+such as experiments/configs/quickstart.py.
     """
     if not Path(path).is_file():
-        raise KdError(f"config {path}: no such file; wanted a Python file such as experiments/configs/quickstart.py")
-    # What stands beside it can be imported: a loss of one's own, say. Last, so that it hides no library.
+        raise KdError(
+            f"config: expected a Python file, got {path}, which does not exist. Name a file such as "
+            "experiments/configs/quickstart.py."
+        )
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
-        sys.path.append(folder)
+        sys.path.append(folder)  # last, so that no file there hides a library
     names = runpy.run_path(str(path))
-    if "experiment" not in names or not dataclasses.is_dataclass(names["experiment"]):
-        raise KdError(f"config {path}: defines no `experiment`; wanted `experiment = Experiment(...)`")
-    return names["experiment"]
+    experiment = names.get("experiment")
+    if not dataclasses.is_dataclass(experiment):
+        raise KdError(
+            f"config {path}: expected a variable `experiment`, got none. Add `experiment = kd_jax.Experiment(...)`."
+        )
+    return cast("Experiment", experiment)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Every field under `value` by its dotted name, as JSON-able values.
+    """Return every field under `value` by its dotted name, as JSON-able values.
 
-    A nested dataclass also leaves its class under its own name, so that exchanging one class for
-    another changes the fields. Functions become module.qualname.
+    A nested dataclass also has an entry with the name of its class, and a function is its module.qualname. A
+    functools.partial has its function's entry and one for each of its arguments.
 
     Raises:
-      KdError: for a lambda or a local function, whose name would not say what it does.
+      KdError: for a function that no module defines under its name, such as a lambda.
+
+    Examples:
+      >>> from kd_jax.schedules import Schedule
+      >>> flatten({"weight": Schedule(1.0, 0.2, steps=10)})["weight.end"]
+      0.2
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         flat = {prefix: qualified_name(_config_class(value), prefix)} if prefix else {}
     elif isinstance(value, Mapping):
         items, flat = dict(value), {}
+    elif isinstance(value, functools.partial):
+        items = ({"args": value.args} if value.args else {}) | value.keywords
+        flat = {prefix: f"functools.partial({qualified_name(value.func, prefix)})"}
     elif callable(value):
         return {prefix: qualified_name(value, prefix)}
     elif isinstance(value, tuple):
@@ -78,29 +91,37 @@ def _config_class(value: Any) -> type:
     return getattr(value, "config_class", type(value))
 
 
-def qualified_name(thing: Any, where: str) -> str:
-    """module.qualname of a class or function that can be found again by it."""
-    if "<" in thing.__qualname__:
-        raise KdError(f"{where}: {thing.__qualname__} has no name of its own; wanted a function defined in a module")
-    if "<" in thing.__module__:  # of an experiment file, which is run and never imported
+def qualified_name(value: Any, field: str) -> str:
+    """Return module.qualname of a class or function.
+
+    Args:
+      value: the class or function.
+      field: for the message of the error.
+
+    Raises:
+      KdError: if no module defines the value under its name.
+    """
+    name, module = getattr(value, "__qualname__", "<none>"), getattr(value, "__module__", "<none>")
+    if "<" in name:
         raise KdError(
-            f"{where}: {thing.__qualname__} stands in the config; put it into a module beside it and import it"
+            f"{field}: expected a function that a module defines, got {value!r}, which has no name of its own. Define "
+            "it with `def` in a module."
         )
-    return f"{thing.__module__}.{thing.__qualname__}"
+    if "<" in module:  # an experiment file, which is run and not imported
+        raise KdError(
+            f"{field}: expected a function of an importable module, got {name}, which the config defines. Move it to "
+            "a module beside the config and import it."
+        )
+    return f"{module}.{name}"
 
 
 def to_text(value: Any) -> str:
-    """The resolved configuration, one `name = value` a line, sorted."""
+    """Return the configuration as text: one line `name = value` for each field, sorted."""
     return "".join(f"{name} = {json.dumps(item)}\n" for name, item in sorted(flatten(value).items()))
 
 
-def fingerprint(value: Any) -> str:
-    """A digest of the resolved configuration."""
-    return hashlib.blake2b(to_text(value).encode(), digest_size=16).hexdigest()
-
-
 def to_data(value: Any) -> Any:
-    """The resolved configuration as JSON-able data; `from_data` is the inverse.
+    """Return the configuration as JSON-able data; `from_data` is the inverse.
 
     Examples:
       >>> from kd_jax.schedules import Schedule
@@ -114,56 +135,72 @@ def to_data(value: Any) -> Any:
         return {"mapping": {name: to_data(item) for name, item in value.items()}}
     if isinstance(value, tuple | list):
         return [to_data(item) for item in value]
+    if isinstance(value, functools.partial):
+        arguments = [*map(repr, value.args), *(f"{name}={item!r}" for name, item in value.keywords.items())]
+        return {"function": f"functools.partial({', '.join([qualified_name(value.func, 'config'), *arguments])})"}
     return {"function": qualified_name(value, "config")} if callable(value) else value
 
 
 def from_data(data: Any) -> Any:
-    """The configuration that `to_data` made data of, without executing anything that is not this project's.
+    """Return the configuration that `to_data` wrote; no code outside kd_jax is executed.
 
-    Only this project's own dataclasses are built. Functions, and classes of other modules, stay as their names:
-    who is handed a folder does not expect that it runs code.
+    Only dataclasses of kd_jax are built. Functions, and classes of other modules, remain names: a folder from
+    someone else must not run code.
 
     Raises:
-      KdError: if the data names a class of this project that there is not, or is not as `to_data` makes it.
+      KdError: if the data is not of `to_data`, or names a class that this version of kd_jax does not have.
     """
     if isinstance(data, list):
         return tuple(from_data(item) for item in data)
     if not isinstance(data, Mapping):
         return data
-    wanted = {"mapping": Mapping, "class": str, "fields": Mapping, "function": str}
-    for key, kind in wanted.items():
+    types = {"mapping": Mapping, "class": str, "fields": Mapping, "function": str}
+    for key, kind in types.items():
         if (key in data and not isinstance(data[key], kind)) or ("class" in data and "fields" not in data):
-            raise KdError(f"{str(data)[:80]}: not as kd_jax writes a configuration; use the file that it wrote")
+            raise KdError(
+                f"experiment.json: expected a configuration as kd_jax writes it, got {str(data)[:80]}. Restore the "
+                "file that kd_jax wrote."
+            )
     if "mapping" in data:
         return {name: from_data(item) for name, item in data["mapping"].items()}
     if "class" not in data:
-        return data["function"] if "function" in data else data
+        return data.get("function", data)
     module, _, name = data["class"].rpartition(".")
     fields = {field: from_data(item) for field, item in data["fields"].items()}
     if not module.startswith("kd_jax."):
         return {"class": data["class"], "fields": fields}
     try:
-        kind = vars(importlib.import_module(module))[name]
-        # A class of that module alone: anything else would be a call of whatever the data names.
+        kind = getattr(importlib.import_module(module), name)
+        # Only a class that the module itself defines; any other callable would be code of the data's choice.
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module):
-            raise KdError(f"{data['class']}: no configuration of kd_jax")
+            raise KdError(
+                f"experiment.json: expected a configuration class of kd_jax, got {data['class']}. Restore the file "
+                "that kd_jax wrote."
+            )
         return kind(**fields)
-    except (ImportError, KeyError, TypeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise KdError(
-            f"{data['class']}: this kd_jax cannot build it ({error}); use the version that made it"
+            f"experiment.json: expected a class of this version of kd_jax, got {data['class']} ({error}). Use the "
+            "version that wrote the file."
         ) from error
 
 
-def is_number(value: Any) -> bool:
-    """Whether a field holds a finite int or float; True, "0.1" and nan are none here.
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a field's value is a finite int or float; True, "0.1" and nan are not.
 
     Examples:
       >>> [is_number(value) for value in (1, 0.5, True, "0.1", float("nan"))]
       [True, True, False, False, False]
     """
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < float("inf")
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_real and abs(cast(float, value)) < float("inf")
 
 
-def is_count(value: Any, least: int) -> bool:
-    """Whether a field holds a whole number of at least `least`."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+def is_count(value: Any, minimum: int) -> TypeGuard[int]:
+    """Return whether a field's value is an integer of at least `minimum`; True is not.
+
+    Examples:
+      >>> [is_count(value, 1) for value in (1, 0, 2.0, True)]
+      [True, False, False, False]
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and cast(int, value) >= minimum

@@ -1,17 +1,18 @@
-"""The one error that a user is meant to see, and the end that is none; imports nothing, so that --help is quick."""
+"""Exceptions for users. The module imports nothing, so that `kd-jax --help` stays fast."""
 
 
 class KdError(Exception):
-    """Bad input, told in one line that names the thing, what was seen and what to do.
+    """Invalid input.
 
-    `main` prints it on standard error and exits with code 2.
+    The message is one line: "field: expected X, got Y. Remedy." The command line prints it on standard error
+    and exits with code 2.
 
     Examples:
-      >>> raise KdError("training.steps: 0; wanted a whole number of at least 1")
+      >>> raise KdError("training.steps: expected an integer of at least 1, got 0. Set `--teacher.training.steps`.")
       Traceback (most recent call last):
-      kd_jax.errors.KdError: training.steps: 0; wanted a whole number of at least 1
+      kd_jax.errors.KdError: training.steps: expected an integer of at least 1, got 0. Set `--teacher.training.steps`.
     """
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and what it had done is on disk."""
+    """The run stopped on request; a checkpoint holds its state."""

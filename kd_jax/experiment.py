@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.layouts import Bucket
 from kd_jax.batches.targets import PseudoTargets
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture
+from kd_jax.models.transformer import Transformer
 from kd_jax.objective.terms import Term, cached_signals
 from kd_jax.optim.optimizer import Optimizer
 from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh
-from kd_jax.signals.base import Signal
+from kd_jax.signals.base import LogitSignal
 from kd_jax.sources.base import Source
 from kd_jax.students.init import FromCheckpoint, FromTeacher, Random
 from kd_jax.students.pretrained import FromHuggingFace, Smaller
@@ -275,7 +276,7 @@ def _resolve_recipe(field: str, recipe: Recipe, teacher: ResolvedRecipe | None, 
                 f"{field}.model: expected a model, got Smaller, which is for students. Name a model, or set it to None "
                 "with init=FromHuggingFace(FOLDER)."
             )
-        model = model.of(teacher.model)
+        model = model.of(cast(Transformer, teacher.model))
     elif model is None:
         if not isinstance(recipe.init, FromHuggingFace):
             raise KdError(
@@ -290,7 +291,7 @@ def _resolve_recipe(field: str, recipe: Recipe, teacher: ResolvedRecipe | None, 
     return _convert(ResolvedRecipe, recipe, {"model": model})
 
 
-def _convert(kind: type[T], value: Any, changes: Mapping[str, Any]) -> T:
+def _convert(kind: type[T], value: Any, changes: dict[str, Any]) -> T:
     """Return an instance of `kind` with the fields of `value`, some of them changed."""
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return kind(**fields | changes)
@@ -302,7 +303,7 @@ def as_resolved(experiment: Experiment) -> ResolvedExperiment:
     return _convert(ResolvedExperiment, experiment, {"teacher": recipes.pop(TEACHER), "students": recipes})
 
 
-def required_signals(experiment: Experiment) -> dict[PseudoTargets | None, dict[str, Signal]]:
+def required_signals(experiment: Experiment) -> dict[PseudoTargets | None, dict[str, LogitSignal]]:
     """Return, for each kind of targets, name -> signal that the students' terms read from a cache."""
     terms: dict[PseudoTargets | None, dict[str, Term]] = {}
     for name, recipe in experiment.students.items():

@@ -1,0 +1,1 @@
+"""Training: the step as pure functions, the loop, and its metrics."""

@@ -1,7 +1,7 @@
-"""fit(): the one training loop, for teacher and student.
+"""The training loop of teacher and students.
 
-The loop dispatches step n and then reads what step n-1 measured, so the device never waits for the
-host. What it writes is enough to go on from a kill at any moment to the same bits.
+The loop dispatches step n and then reads the metrics of step n - 1, so the device never waits for the host. A killed
+run resumes from its files to the same bits.
 """
 
 import contextlib
@@ -9,11 +9,13 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from kd_jax.artifacts import metrics_log
 from kd_jax.artifacts.checkpoint import METRIC, Checkpoints, DamagedCheckpoint, quarantine_unreadable
@@ -25,37 +27,53 @@ from kd_jax.models.base import Model
 from kd_jax.models.stack import unstack_layers
 from kd_jax.objective.terms import Term
 from kd_jax.runtime import hosts, preemption, progress
-from kd_jax.runtime.devices import Devices, disallow_transfers
+from kd_jax.runtime.devices import Compiled, Devices, disallow_transfers
 from kd_jax.training.meter import Meter
 from kd_jax.training.peak import seconds_at_peak
 from kd_jax.training.profile import Profile, tracing
 from kd_jax.training.step import TrainState, eval_step, init_adapters, init_state, state_axes, train_step
 from kd_jax.types import Batch, Params
 
-# What decides between checkpoints, and what every model is compared by: no smoothing, no teacher.
+# Selects the best checkpoint and compares all models, so it has no label smoothing and no teacher.
 VALID_TERMS = {METRIC: Term(cross_entropy)}
 
 
+class BatchIterator(Protocol):
+    """An iterator of host batches whose position can be saved, such as that of a grain dataset."""
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the position, as JSON-able data."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from a position."""
+        ...
+
+
 class Run(NamedTuple):
-    """What a model is trained on.
+    """A model and its training data.
 
     Attributes:
-      title: shown beside the bar.
-      recipe: how.
+      title: name of the model, shown beside the progress bar.
+      recipe: objective, steps and optimizer.
       model: the network.
-      train: host Batches without end, from a grain dataset whose iterator's state can be saved.
-      valid: host Batches of the validation split.
-      shapes: how many shapes of training batch there may be; one more is a bug, since each is compiled.
-      teacher: (network, parameters) of the teacher in the step, where a term needs one; it is only read.
-      profile: which steps are traced; None for none.
-      writers: that the log's rows go to besides.
+      train: endless host batches; their iterator is a BatchIterator.
+      valid: host batches of the validation split.
+      shapes: maximum number of shapes of training batches. One more is a bug, because each is compiled.
+      teacher: (network, parameters) of the teacher in the step; None if no term needs it.
+      profile: the steps to trace; None for none.
+      writers: writers that get the rows of the metrics log too.
     """
 
     title: str
     recipe: ResolvedRecipe
     model: Model
     train: Iterable[Batch]
-    valid: list[Batch]
+    valid: Sequence[Batch]
     shapes: int
     teacher: tuple[Model, Params] | None = None
     profile: Profile | None = None
@@ -63,141 +81,175 @@ class Run(NamedTuple):
 
 
 def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> dict[str, Any]:
-    """Trains from `params`, or goes on from the last checkpoint in `folder`.
+    """Train a model, or resume from the last checkpoint in its folder.
 
     Args:
-      run: what is trained on what.
-      params: its first parameters.
-      folder: where checkpoints/ and metrics.jsonl are written.
-      devices: what the steps are spread over.
-      seed: decides dropout, and the terms' adapters.
+      run: the model and its data.
+      params: the model's first parameters.
+      folder: the folder for checkpoints/ and metrics.jsonl.
+      devices: the devices that share the steps.
+      seed: decides dropout and the first parameters of adapters.
 
     Returns:
-      What the manifest keeps, as `_outcome`.
+      The outputs of the manifest: the best step, its validation cross-entropy (nats per token), digest and files.
 
     Raises:
-      KdError: if the loss is not finite; names the step, the terms and the last good checkpoint.
-      Preempted: if the run was asked to stop, after the checkpoint of the step that was under way.
+      KdError: if the loss is not finite. The message names the step, the terms and the last good checkpoint.
+      Preempted: if the run was asked to stop, after a checkpoint of the current step.
     """
     training = run.recipe.training
     tx = training.optimizer.build(training.steps)
-    one_step, validate = training_step(run, tx, devices), _validation(run, devices)
-    log, iterator = metrics_log.MetricsLog(folder / "metrics.jsonl", run.writers), iter(run.train)
-    due = lambda step: step % training.eval_every == 0 or step == training.steps  # noqa: E731
+    train = compile_train_step(run.recipe, run.model, run.teacher and run.teacher[0], tx, devices, run.shapes)
+    validate = _validation(run, devices)
+    log = metrics_log.MetricsLog(folder / "metrics.jsonl", run.writers)
+    iterator = cast(BatchIterator, iter(run.train))
+
+    def is_validation_step(step: int) -> bool:
+        return step % training.eval_every == 0 or step == training.steps
+
     with contextlib.ExitStack() as stack, contextlib.closing(log):
-        checkpoints = stack.enter_context(_opened(run.title, folder))
+        checkpoints = stack.enter_context(_open_checkpoints(run.title, folder))
         bar = stack.enter_context(progress.bar(run.title, training.steps))
         stack.enter_context(preemption.defer_stop())  # until there is a checkpoint
-        state, places = _first_state(run, params, tx, devices, seed)
-        begun, state = _begin(run, checkpoints, state, iterator, log)
-        if due(begun) and not log.contains(begun, METRIC):  # before the first step, or where preemption cut it off
+        state, axes = _first_state(run, params, tx, devices, seed)
+        first_step, state = _resume(run, checkpoints, state, iterator, log)
+        # Before the first step, or if the run stopped between a checkpoint and its validation.
+        if is_validation_step(first_step) and not log.contains(first_step, METRIC):
             with bar.compiling("validation"):
-                measured = validate(devices.replicate(state.params, places.params))
-            if measured is None:
+                valid_loss = validate(devices.replicate(state.params, axes.params))
+            if valid_loss is None:
                 raise Preempted
-            if begun or not training.steps:
-                checkpoints.save(_saved(state), iterator.get_state(), measured)
+            if first_step or not training.steps:
+                checkpoints.save(_to_saved(state), iterator.get_state(), valid_loss)
                 checkpoints.wait()
-            log.append({"step": begun, METRIC: measured})
-        bar.skip(begun)
-        state = devices.replicate(state, places)
-        teacher_params = run.teacher and devices.replicate(run.teacher[1], run.teacher[0].axes(run.teacher[1]))
+            log.append({"step": first_step, METRIC: valid_loss})
+        bar.skip(first_step)
+        state = devices.replicate(state, axes)
+        teacher_params = None
+        if run.teacher:
+            teacher, teacher_params = run.teacher
+            teacher_params = devices.replicate(teacher_params, teacher.axes(teacher_params))
         at_peak = seconds_at_peak(devices, (run.model, params), run.teacher)
-        meter = Meter(run.title, checkpoints, log, bar, _rates(training), training.optimizer.max_skipped_updates)
+        rates = _learning_rates(training)
+        meter = Meter(run.title, checkpoints, log, bar, rates, training.optimizer.max_skipped_updates)
         with disallow_transfers(), tracing(run.profile) as tracer:
-            for step in range(begun + 1, training.steps + 1):
-                tracer.before(step)
+            for step in range(first_step + 1, training.steps + 1):
+                tracer.before_step(step)
                 batch = next(iterator)
                 with meter.compiling(batch):
-                    state, sums = one_step(state, devices.shard(batch), teacher_params)
-                meter.after(step, devices.unreplicate(sums), batch.inputs.index_B, at_peak(batch))
-                if (stops := hosts.should_stop(step, preemption.stop_requested())) or due(step):
+                    state, sums = train(state, devices.shard(batch), teacher_params)
+                meter.after_step(step, devices.unreplicate(sums), np.asarray(batch.inputs.index_B), at_peak(batch))
+                stop = hosts.should_stop(step, preemption.stop_requested())
+                if stop or is_validation_step(step):
                     meter.flush()
-                    measured = validate(state.params) if due(step) else None
-                    if measured is not None:
-                        log.append({"step": step, METRIC: measured})
-                    checkpoints.save(_saved(devices.unreplicate(state)), iterator.get_state(), measured)
-                    if stops:
+                    valid_loss = validate(state.params) if is_validation_step(step) else None
+                    if valid_loss is not None:
+                        log.append({"step": step, METRIC: valid_loss})
+                    checkpoints.save(_to_saved(devices.unreplicate(state)), iterator.get_state(), valid_loss)
+                    if stop:
                         raise Preempted
                     meter.restart()
         checkpoints.wait()
-        return _outcome(checkpoints, params, hosts.run_on_main(lambda: metrics_log.read(folder / "metrics.jsonl")))
+        return _outputs(checkpoints, params, hosts.run_on_main(lambda: metrics_log.read(folder / "metrics.jsonl")))
 
 
-def training_step(run: Run, tx: Any, devices: Devices) -> Callable:
-    """The compiled step; one trace more than `shapes` is an error."""
-    chex.clear_trace_counter()  # it counts per function and process, and another model may have been trained
+def compile_train_step(
+    recipe: ResolvedRecipe,
+    model: Model,
+    teacher: Model | None,
+    tx: optax.GradientTransformation,
+    devices: Devices,
+    shapes: int,
+) -> Compiled:
+    """Return `train_step` compiled for the devices; more than `shapes` traces are an error.
+
+    Args:
+      recipe: terms and microbatches.
+      model: the network.
+      teacher: the teacher's network; None if no term needs it.
+      tx: the optimizer.
+      devices: the devices that share the step.
+      shapes: maximum number of shapes of batches.
+    """
+    chex.clear_trace_counter()  # it counts per function and process, so it includes models trained before
     step = functools.partial(
-        chex.assert_max_traces(train_step, n=run.shapes),
-        model=run.model,
-        terms=run.recipe.terms,
+        chex.assert_max_traces(train_step, n=shapes),
+        model=model,
+        terms=recipe.terms,
         tx=tx,
-        teacher=run.teacher and run.teacher[0],
-        microbatches=run.recipe.training.microbatches,
+        teacher=teacher,
+        microbatches=recipe.training.microbatches,
     )
     return devices.compile_sums(step, donate=True)
 
 
-def _rates(training: Training) -> Any:
-    """The learning rate of every update, on the host."""
+def _learning_rates(training: Training) -> Sequence[float]:
+    """Return the learning rate of every update, on the host."""
     if not training.steps:
         return ()
     return jax.device_get(jax.vmap(training.optimizer.rate(training.steps))(jnp.arange(training.steps)))
 
 
-def _first_state(run: Run, params: Params, tx: Any, devices: Devices, seed: int) -> tuple[TrainState, TrainState]:
-    """(the state before the first step, with the terms' adapters, as single arrays; names of its axes)."""
-    # So moments are made where their parameters are.
+def _first_state(
+    run: Run, params: Params, tx: optax.GradientTransformation, devices: Devices, seed: int
+) -> tuple[TrainState, TrainState]:
+    """Return (the state before the first step, as single arrays; the names of its axes)."""
+    # The optimizer creates moments where the parameters are, so the parameters are placed first.
     params = run.model.stack(devices.unreplicate(devices.replicate(params, run.model.axes(params))))
-    keys = [jax.random.fold_in(jax.random.key(seed), i) for i in (2, 3)]
+    dropout_key, adapter_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (2, 3))
     adapters = {}
     if run.teacher:
-        adapters = init_adapters(keys[1], run.recipe.terms, (run.model, params), run.teacher, run.valid[0])
-    state = init_state(keys[0], params, tx, adapters)
-    places = state_axes(state, tx, run.model.axes(params))
-    return devices.unreplicate(devices.replicate(state, places)), places
+        adapters = init_adapters(adapter_key, run.recipe.terms, (run.model, params), run.teacher, run.valid[0])
+    state = init_state(dropout_key, params, tx, adapters)
+    axes = state_axes(state, tx, run.model.axes(params))
+    return devices.unreplicate(devices.replicate(state, axes)), axes
 
 
-def _saved(state: TrainState) -> TrainState:
-    """The state as checkpoints have it: of its parameters every layer has its own, however the step holds them."""
+def _to_saved(state: TrainState) -> TrainState:
+    """Return the state as checkpoints contain it: the parameters of each layer apart."""
     return state._replace(params=unstack_layers(state.params))
 
 
-def _opened(title: str, folder: Path) -> Checkpoints:
-    """A folder's checkpoints, without those that no longer let themselves be opened."""
-    for aside in hosts.run_on_main(lambda: [str(path) for path in quarantine_unreadable(folder)]):
-        progress.log(f"{title}: a checkpoint cannot be opened, it is {aside} now; training goes on from an older one")
+def _open_checkpoints(title: str, folder: Path) -> Checkpoints:
+    """Open a folder's checkpoints; unreadable ones are moved aside first."""
+    for quarantined in hosts.run_on_main(lambda: [str(path) for path in quarantine_unreadable(folder)]):
+        progress.log(f"{title}: unreadable checkpoint moved to {quarantined}; training resumes from an older one")
     return Checkpoints(folder)
 
 
-def _begin(
-    run: Run, checkpoints: Checkpoints, state: TrainState, iterator: Any, log: metrics_log.MetricsLog
+def _resume(
+    run: Run,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    iterator: BatchIterator,
+    log: metrics_log.MetricsLog,
 ) -> tuple[int, TrainState]:
-    """(steps already made, the state after them); brings the iterator and the log to the same step.
+    """Return (steps done, the state after them), and move the iterator and the log to that step.
 
-    A damaged checkpoint is set aside: what comes after an older one is made anew, to the same bits.
+    A damaged checkpoint is moved aside; the steps after an older one are repeated to the same bits.
     """
-    while (begun := checkpoints.latest_step()) is not None:
+    position: dict[str, Any] = {}
+    while (step := checkpoints.latest_step()) is not None:
         try:
-            restored, position = checkpoints.restore(_saved(state))
+            restored, position = checkpoints.restore(_to_saved(state))
             state = restored._replace(params=run.model.stack(restored.params))
             break
         except DamagedCheckpoint as error:
             progress.log(
-                f"{run.title}: {error}; it is {checkpoints.quarantine(begun)} now, training goes on from an older one"
+                f"{run.title}: {error}; moved to {checkpoints.quarantine(step)}, training resumes from an older one"
             )
-    log.truncate_after(-1 if begun is None else begun)
-    if begun is None:
+    log.truncate_after(-1 if step is None else step)
+    if step is None:
         return 0, state
     iterator.set_state(position)
-    progress.log(f"{run.title}: goes on from step {begun}")
-    return begun, state
+    progress.log(f"{run.title}: resuming from step {step}")
+    return step, state
 
 
 def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
-    """Copied parameters to the mean cross-entropy of the validation split, in nats a token; None if asked to stop.
+    """Return a function of replicated parameters: the mean validation cross-entropy in nats per token.
 
-    Raises KdError, in use, where it is not finite.
+    The function returns None if the run was asked to stop, and raises KdError if the mean is not finite.
     """
     step = devices.compile_sums(functools.partial(eval_step, model=run.model, terms=VALID_TERMS))
 
@@ -207,30 +259,33 @@ def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
             if preemption.may_stop_alone():
                 return None
             sums.append(devices.unreplicate(step(params, devices.shard(batch)))[METRIC])
-            jax.block_until_ready(sums[-2:-1])  # one is under way while the next is cut, no more: asked in time
+            jax.block_until_ready(sums[-2:-1])  # at most one step in flight, so that a request to stop is seen in time
         sums = jax.device_get(sums)
-        mean = float(sum(float(one.value) for one in sums) / sum(int(one.weight) for one in sums))
+        mean = float(
+            sum(float(batch_sum.value) for batch_sum in sums) / sum(int(batch_sum.weight) for batch_sum in sums)
+        )
         if not math.isfinite(mean):
             raise KdError(
-                f"{run.title}: the validation cross-entropy is {mean}: its parameters are of no use; try a lower "
-                "learning rate, with --force"
+                f"{run.title}: expected a finite validation cross-entropy, got {mean}. Set a lower learning rate and "
+                "train again with --force."
             )
         return mean
 
     return validate
 
 
-def _outcome(checkpoints: Checkpoints, like: Params, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the manifest keeps; its figures are the log's, so they are the same for a run that was cut in two."""
+def _outputs(checkpoints: Checkpoints, like: Params, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the manifest's outputs. Its figures are those of the log, so an interrupted run has the same."""
     best = checkpoints.best_step()
-    trained = [row for row in rows if "tokens" in row]
-    validated = {row["step"]: row[METRIC] for row in rows if METRIC in row}
-    seconds = sum(row["seconds"] for row in trained)
+    assert best is not None  # the last step has a validation
+    train_rows = [row for row in rows if "tokens" in row]
+    valid_losses = {row["step"]: row[METRIC] for row in rows if METRIC in row}
+    seconds = sum(row["seconds"] for row in train_rows)
     return {
-        "steps": max(validated),
-        "loss_before_first_step": validated[0],
-        METRIC: validated[best],
-        "train_tokens_per_second": sum(row["tokens"] for row in trained) / seconds if seconds else None,
+        "steps": max(valid_losses),
+        "loss_before_first_step": valid_losses[0],
+        METRIC: valid_losses[best],
+        "train_tokens_per_second": sum(row["tokens"] for row in train_rows) / seconds if seconds else None,
         "best_step": best,
         "dtype": str(jax.tree.leaves(like)[0].dtype),
         "digest": params_digest(checkpoints.best_params(like)),

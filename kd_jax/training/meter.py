@@ -1,78 +1,108 @@
-"""Reads what each step measured, one step late; sees to it that the loss is finite, to the log and to the bar."""
+"""Metrics of a training run: read one step late, checked for finiteness, written to the log and the bar."""
 
 import contextlib
 import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from kd_jax.artifacts.checkpoint import Checkpoints
+from kd_jax.artifacts.metrics_log import MetricsLog
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
+from kd_jax.runtime.progress import Bar
 from kd_jax.training.step import Sums
-from kd_jax.types import Batch, Sum
+from kd_jax.types import Batch
 
-LOG_EVERY = 20
-NAMED = 8  # examples of a batch
+LOG_EVERY = 20  # steps
+MAX_EXAMPLES = 8  # of a batch, in a message
+
+
+class PendingStep(NamedTuple):
+    """A dispatched step whose metrics are not read yet; the fields are those of `Meter.after_step`."""
+
+    step: int
+    sums: Sums
+    index_B: np.ndarray
+    at_peak: float
 
 
 class Meter:
-    """The figures of a training run; "mfu" is the share of the devices' peak that the model's FLOPs take.
+    """Metrics of a training run.
 
-    Its seconds are those of training alone: a step that had to be compiled, evaluations and checkpoints
-    do not count.
+    "seconds" and "tokens_per_second" cover training alone, without compilation, validation and checkpoints. "mfu" is
+    the model's FLOPs utilization: seconds at the devices' peak / seconds.
     """
 
-    def __init__(self, title: str, checkpoints: Checkpoints, log: Any, bar: Any, rates: Any, max_skipped_updates: int):
-        self._title, self._checkpoints, self._log, self._bar, self._rates = title, checkpoints, log, bar, rates
-        self._most, self._skipped = max_skipped_updates, 0
-        self._shapes: set[tuple[int, ...]] = set()
-        self._pending: tuple[int, Sums, np.ndarray, float] | None = None
+    def __init__(
+        self,
+        title: str,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        bar: Bar,
+        learning_rates: Sequence[float],
+        max_skipped_updates: int,
+    ):
+        """Start the clock.
+
+        Args:
+          title: name of the model.
+          checkpoints: its checkpoints, for the message of an error.
+          log: gets a row every LOG_EVERY steps.
+          bar: shows the loss.
+          learning_rates: of every update.
+          max_skipped_updates: number of skipped updates above which the run stops.
+        """
+        self._title, self._checkpoints, self._log, self._bar = title, checkpoints, log, bar
+        self._learning_rates, self._max_skipped, self._skipped = learning_rates, max_skipped_updates, 0
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
+        self._pending: PendingStep | None = None
         self.restart()
 
     def restart(self) -> None:
-        """Leaves out the time since the last step was read."""
+        """Exclude the time since the last read step."""
         self._since, self._timed = time.perf_counter(), True
-        self._totals: dict[str, Sum] = {}
+        self._totals: Sums = {}
         self._tokens = self._seconds = self._at_peak = 0.0
 
     @contextlib.contextmanager
     def compiling(self, batch: Batch) -> Iterator[None]:
-        """Around each step: a new shape of batch is compiled, and the bar says so."""
+        """Wrap the dispatch of a step; for a new shape of batch, show that it compiles and exclude its time."""
         shape = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         known = shape in self._shapes
         self._shapes.add(shape)
-        self._timed &= known  # until the next step is read: one is read while the next is under way
+        self._timed &= known  # until the next read: a step is read while the next one runs
         with contextlib.nullcontext() if known else self._bar.compiling(f"step {batch.targets_BT.shape}"):
             yield
 
-    def after(self, step: int, sums: Sums, index_B: np.ndarray, at_peak: float = 0.0) -> None:
-        """Called after each step; reads what the step before it measured.
+    def after_step(self, step: int, sums: Sums, index_B: np.ndarray, at_peak: float = 0.0) -> None:
+        """Take the metrics of a dispatched step, and read those of the step before it.
 
         Args:
-          step: its number.
-          sums: its Sums, still on the device.
-          index_B: its batch's examples.
-          at_peak: seconds that it needs at the devices' peak, as `peak.seconds_at_peak`.
+          step: number of the step.
+          sums: its Sums, on the device.
+          index_B: numbers of its batch's examples.
+          at_peak: seconds of the step at the devices' peak, from `seconds_at_peak`.
 
         Raises:
-          KdError: if its loss was not finite, or too many updates were left out; names the step and the examples.
+          KdError: if the loss was not finite, or too many updates were skipped; names the step and the examples.
         """
-        previous, self._pending = self._pending, (step, sums, index_B, at_peak)
+        previous, self._pending = self._pending, PendingStep(step, sums, index_B, at_peak)
         if previous is not None:
             self._read(*previous)
 
     def flush(self) -> None:
-        """Reads the last step too, and logs what is left over."""
+        """Read the last step, and write a row for the steps since the last row."""
         pending, self._pending = self._pending, None
+        assert pending is not None
         self._read(*pending)
-        self._write(pending[0])
+        self._write(pending.step)
 
     def _read(self, step: int, sums: Sums, index_B: np.ndarray, at_peak: float) -> None:
-        host = jax.device_get(sums)
+        host: Sums = jax.device_get(sums)
         now = time.perf_counter()
         if self._timed:
             self._seconds += now - self._since
@@ -80,43 +110,49 @@ class Meter:
             self._at_peak += at_peak
         self._since, self._timed = now, True
         skipped = bool(host.pop("skipped").value)
-        means = {name: float(one.mean()) for name, one in host.items()}
+        means = {name: float(metric.mean()) for name, metric in host.items()}
         self._skipped += skipped
         if skipped or not all(math.isfinite(value) for value in means.values()):
             self._report(step, means, index_B, skipped)
         else:
-            # Sums, not means: batches differ in how many tokens count.
+            # Sums and not means, because batches differ in the number of tokens.
             self._totals = jax.tree.map(lambda a, b: a + b, self._totals, host) if self._totals else host
-        self._bar.advance(1, loss=means["loss"], **self._utilisation())
+        self._bar.advance(1, loss=means["loss"], **self._utilization())
         if step % LOG_EVERY == 0:
             self._write(step)
 
     def _report(self, step: int, means: dict[str, float], index_B: np.ndarray, skipped: bool) -> None:
-        """Says which update was left out; raises KdError for one too many, or where it was made all the same."""
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+        """Log a skipped update; raise KdError if there are too many, or an update was not finite and not skipped."""
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
         examples = [str(i) for i in index_B if i >= 0]
-        others = f" and {len(examples) - NAMED} others" if len(examples) > NAMED else ""
-        where = f"{self._title}: step {step} ({figures}; rows from examples {', '.join(examples[:NAMED])}{others})"
-        if skipped and self._skipped <= self._most:
-            progress.log(f"{where}: its update is left out, {self._skipped} of at most {self._most}")
+        others = f" and {len(examples) - MAX_EXAMPLES} others" if len(examples) > MAX_EXAMPLES else ""
+        batch = f"{metrics}; examples {', '.join(examples[:MAX_EXAMPLES])}{others}"
+        if skipped and self._skipped <= self._max_skipped:
+            progress.log(
+                f"{self._title}: step {step}: update skipped ({batch}); {self._skipped} of at most "
+                f"{self._max_skipped} skipped updates"
+            )
             return
+        if skipped:
+            problem = f"expected at most {self._max_skipped} skipped updates, got {self._skipped}"
+        else:
+            problem = "expected a finite loss and gradient, got others"
         last = self._checkpoints.latest_step()
         raise KdError(
-            f"{where} is {f'the update number {self._skipped} that is left out' if skipped else 'not finite'}; "
-            f"last good checkpoint: {'none' if last is None else f'step {last}'}; look at these examples, or try a "
-            "lower learning rate"
+            f"{self._title}: step {step}: {problem} ({batch}). Inspect these examples, or set a lower learning rate. "
+            f"Last good checkpoint: {'none' if last is None else f'step {last}'}."
         )
 
     def _write(self, step: int) -> None:
         if not self._totals:
             return
-        means = {name: float(one.mean()) for name, one in self._totals.items()}
-        timed = {"tokens": self._tokens, "seconds": self._seconds} | self._utilisation()
+        row = {name: float(metric.mean()) for name, metric in self._totals.items()}
+        row |= {"tokens": self._tokens, "seconds": self._seconds} | self._utilization()
         if self._seconds:
-            timed["tokens_per_second"] = self._tokens / self._seconds
-        self._log.append(means | timed | {"step": step, "learning_rate": float(self._rates[step - 1])})
+            row["tokens_per_second"] = self._tokens / self._seconds
+        self._log.append(row | {"step": step, "learning_rate": float(self._learning_rates[step - 1])})
         self._totals, self._tokens, self._seconds, self._at_peak = {}, 0.0, 0.0, 0.0
 
-    def _utilisation(self) -> dict[str, float]:
-        """{"mfu": seconds at the peak / seconds}, of the steps since the last row; {} where no peak is known."""
+    def _utilization(self) -> dict[str, float]:
+        """Return {"mfu": utilization since the last row}; {} if the devices' peak is unknown."""
         return {"mfu": self._at_peak / self._seconds} if self._at_peak else {}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
 from kd_jax.models.base import Architecture, Model
-from kd_jax.models.transformer import COMPUTE_FIELDS
+from kd_jax.models.transformer import COMPUTE_FIELDS, Transformer
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import make_devices
@@ -207,8 +207,8 @@ def initial_params(experiment: ResolvedExperiment, workdir: Workdir, recipe: Res
 
 def _params_from_teacher(teacher: Teacher, student: Architecture, init: FromTeacher) -> Params:
     """Return a student's first parameters, selected from the teacher's."""
-    teacher_model = teacher.experiment.teacher.model
-    scores = width_scores(teacher, init.width, init.sample) if narrower(teacher_model, student) else None
+    teacher_model, student_model = cast(Transformer, teacher.experiment.teacher.model), cast(Transformer, student)
+    scores = width_scores(teacher, init.width, init.sample) if narrower(teacher_model, student_model) else None
     # A student trains in float32 even if its teacher has bfloat16 parameters.
     params = jax.tree.map(lambda x: x.astype(jnp.float32), teacher.devices.unreplicate(teacher.params))
-    return shrink(init, teacher_model, student, params, teacher.vocab_size, scores)
+    return shrink(init, teacher_model, student_model, params, teacher.vocab_size, scores)

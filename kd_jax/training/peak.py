@@ -1,9 +1,9 @@
-"""How long a step would take if the devices did nothing but the model's FLOPs, at their peak."""
+"""Time of a training step at the devices' peak rate, the denominator of the FLOPs utilization."""
 
 from collections.abc import Callable
 
 from kd_jax.models.base import Model
-from kd_jax.models.flops import TRAINING, flops_per_unit, count_workload
+from kd_jax.models.flops import TRAINING, count_workload, flops_per_unit
 from kd_jax.runtime.chips import Chip, local_chip
 from kd_jax.runtime.devices import Devices
 from kd_jax.types import Batch, Params
@@ -11,26 +11,35 @@ from kd_jax.types import Batch, Params
 Network = tuple[Model, Params]
 
 
-def seconds_at_peak(devices: Devices, trained: Network, teacher: Network | None = None) -> Callable[[Batch], float]:
-    """A host's batch -> seconds; 0 where the devices are of a kind whose peak is not known, as a CPU is.
+def seconds_at_peak(devices: Devices, student: Network, teacher: Network | None = None) -> Callable[[Batch], float]:
+    """Return a function of this host's batch: seconds of its step if only the model's FLOPs took time.
 
-    Seconds at the peak over seconds are the model's FLOPs utilisation (MFU, arXiv 2204.02311, appendix B).
+    Seconds at peak / seconds is the model's FLOPs utilization (MFU). The function returns 0 on devices whose peak is
+    unknown, such as CPUs.
 
     Args:
-      devices: that work on it.
-      trained: the network that is trained, and its parameters.
-      teacher: the one in the step, which goes forward alone.
+      devices: the devices that share the step.
+      student: (network, parameters) of the model in training, with forward and backward passes.
+      teacher: those of the teacher in the step, with a forward pass only; None for none.
+
+    References:
+      Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B.
     """
-    return _seconds(local_chip(), devices.local, trained, teacher)
+    return _seconds_on(local_chip(), devices.local, student, teacher)
 
 
-def _seconds(chip: Chip | None, count: int, trained: Network, teacher: Network | None) -> Callable[[Batch], float]:
+def _seconds_on(
+    chip: Chip | None, num_devices: int, student: Network, teacher: Network | None
+) -> Callable[[Batch], float]:
     if chip is None:
         return lambda batch: 0.0
-    passes = [(TRAINING, flops_per_unit(*trained))] + ([(1, flops_per_unit(*teacher))] if teacher else [])
+    flops_per_second = chip.flops * num_devices
+    passes = [(TRAINING, flops_per_unit(*student))]
+    if teacher is not None:
+        passes.append((1, flops_per_unit(*teacher)))
 
     def seconds(batch: Batch) -> float:
-        read = count_workload(batch)
-        return sum(times * each.times(read) for times, each in passes) / (chip.flops * count)
+        workload = count_workload(batch)
+        return sum(factor * flops.times(workload) for factor, flops in passes) / flops_per_second
 
     return seconds

@@ -1,4 +1,4 @@
-"""A trace of some training steps, for xprof."""
+"""Traces of training steps for xprof."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,11 +11,12 @@ from kd_jax.runtime import progress
 
 
 class Profile(NamedTuple):
-    """Which steps are traced, and where to.
+    """The steps to trace.
 
     Attributes:
-      first, last: numbers of steps, from 1; the trace ends when the step after `last` has been read.
-      folder: for the trace; xprof and TensorBoard read it.
+      first: number of the first step, from 1.
+      last: number of the last step. The trace ends when the metrics of the step after it are read.
+      folder: the folder of the trace, for xprof or TensorBoard.
     """
 
     first: int
@@ -24,37 +25,38 @@ class Profile(NamedTuple):
 
 
 class Tracer:
-    """Traces the steps of a profile, where there is one."""
+    """Traces the steps of a profile."""
 
     def __init__(self, profile: Profile | None):
-        self._profile, self._running, self._begun = profile, False, False
+        """Take the steps to trace; None for none."""
+        self._profile, self._running, self._started = profile, False, False
 
-    def before(self, step: int) -> None:
-        """Called before each step; what is measured is read one step late, so the end is too."""
+    def before_step(self, step: int) -> None:
+        """Start or end the trace if it is due before this step."""
         if self._profile is None:
             return
         if step == self._profile.first:
             jax.profiler.start_trace(str(self._profile.folder))
-            self._running = self._begun = True
-        elif step == self._profile.last + 2:
+            self._running = self._started = True
+        elif step == self._profile.last + 2:  # metrics are read one step late
             self.stop()
 
     def stop(self) -> None:
-        """Writes the trace, if one is being made; says where none was."""
-        if self._profile and not self._begun:
-            progress.log(f"profile: step {self._profile.first} was not among those that were made now: no trace")
+        """Write a running trace; log if no step of the profile was run."""
+        if self._profile is None:
+            return
+        first, last, folder = self._profile
+        if not self._started:
+            progress.log(f"profile: no trace, since this run did not make step {first}")
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-            steps = f"steps {self._profile.first} to {self._profile.last}"
-            progress.log(
-                f"profile: {steps} in {self._profile.folder}; `xprof --logdir {self._profile.folder}` shows it"
-            )
+            progress.log(f"profile: steps {first} to {last} in {folder}; view with `xprof --logdir {folder}`")
 
 
 @contextlib.contextmanager
 def tracing(profile: Profile | None) -> Iterator[Tracer]:
-    """A Tracer that stops at the end of the block."""
+    """Return a Tracer that stops at the end of the block."""
     tracer = Tracer(profile)
     try:
         yield tracer

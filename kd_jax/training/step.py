@@ -1,8 +1,7 @@
-"""One update, as pure functions: no device, no axis name, no I/O.
+"""One training step as pure functions: no devices, no axis names, no I/O.
 
-Counts first. How many tokens count depends on the masks alone, so they are summed over microbatches and
-devices before the forward pass; every portion's one scalar is divided by them, and gradients are added,
-never averaged.
+The number of tokens that count depends on the masks alone. It is summed over microbatches and devices before the
+forward pass, each portion's loss is divided by it, and gradients are added, never averaged.
 """
 
 import functools
@@ -13,25 +12,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax import schedules
 from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import fused_head
-from kd_jax.objective.terms import Terms, feature_terms, needs_teacher, total_loss
+from kd_jax.objective.terms import StepInputs, Terms, TokenInputs, feature_signals, needs_teacher, total_loss
+from kd_jax.schedules import value_at
 from kd_jax.types import Array, Batch, Params, Sum
 
 Sums = dict[str, Sum]
-Trained = tuple[Params, Mapping[str, Params]]  # of the model, and of the terms' adapters
+Trainable = tuple[Params, Mapping[str, Params]]  # the model's parameters, and term name -> parameters of its adapter
+Taps = Mapping[str, Array]
 
 
 class TrainState(NamedTuple):
-    """All that a training step changes, and the key it draws from.
+    """The state of training: all that a step changes, and the random key.
 
     Attributes:
-      step: int32 scalar, updates made so far.
-      key: uint32 key data; every draw is folded from it, the step, the place in the model and the example.
+      step: int32 scalar, updates so far.
+      key: uint32 key data. Every random draw folds in the step, the place in the model and the example.
       params: the model's parameters.
-      adapters: term name -> parameters that only its loss uses (projections between widths); they are
-        trained along and saved with the optimiser's state, never with the model.
+      adapters: term name -> parameters that only its loss uses (projections between widths). They are trained with
+        the model and saved with the optimizer's state, not with the model.
       opt_state: the optax state of (params, adapters).
     """
 
@@ -42,19 +42,55 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def count_tokens(batch: Batch) -> dict[str, Array]:
-    """int32 scalars: target tokens that count in the loss, and the encoder's and decoder's tokens."""
-    segments = {"decoder": batch.inputs.decoder.segment_BT}
-    if batch.inputs.encoder is not None:
-        segments["encoder"] = batch.inputs.encoder.segment_BT
-    tokens = {stack: (segment > 0).sum(dtype=jnp.int32) for stack, segment in segments.items()}
-    return tokens | {"target": batch.mask_BT.sum(dtype=jnp.int32)}
+class TokenCounts(NamedTuple):
+    """Numbers of tokens, int32 scalars.
+
+    Attributes:
+      target: target tokens that count in the loss.
+      decoder: decoder tokens without padding.
+      encoder: encoder tokens without padding; None if the network has no encoder.
+    """
+
+    target: Array
+    decoder: Array
+    encoder: Array | None = None
+
+
+def count_tokens(batch: Batch) -> TokenCounts:
+    """Count the tokens of a batch, which are the denominators of its losses.
+
+    Args:
+      batch: rows [B, T].
+
+    Returns:
+      int32 scalars.
+
+    Examples:
+      >>> from kd_jax import Inputs, Tokens
+      >>> segments = jnp.array([[1, 1, 0]])  # two tokens, one position of padding
+      >>> tokens = Tokens(ids_BT=segments, position_BT=segments, segment_BT=segments)
+      >>> mask = jnp.array([[False, True, False]])
+      >>> batch = Batch(Inputs(jnp.array([0]), tokens, None), segments, mask, jnp.ones((1, 3)), {})
+      >>> counts = count_tokens(batch)
+      >>> int(counts.target), int(counts.decoder), counts.encoder
+      (1, 2, None)
+    """
+    encoder = batch.inputs.encoder
+    return TokenCounts(
+        target=batch.mask_BT.sum(dtype=jnp.int32),
+        decoder=_count(batch.inputs.decoder.segment_BT),
+        encoder=None if encoder is None else _count(encoder.segment_BT),
+    )
+
+
+def _count(segment_BT: Array) -> Array:
+    return (segment_BT > 0).sum(dtype=jnp.int32)
 
 
 def loss_fn(
-    trained: Trained,
+    trainable: Trainable,
     batch: Batch,
-    counts: Mapping[str, Array],
+    counts: TokenCounts,
     dropout_key: Array | None,
     teacher_params: Params | None = None,
     step: Array | int = 0,
@@ -62,81 +98,112 @@ def loss_fn(
     model: Model,
     terms: Terms,
     teacher: Model | None = None,
-):
-    """The objective's share of this batch: sum over tokens of mask * weight * loss / count.
+) -> tuple[Array, Sums]:
+    r"""Compute a batch's share of the objective.
+
+    .. math:: L = \frac{1}{N} \sum_n m_n \sum_i w_i u_n \ell_i(n)
+
+    with the mask m, the weight w of term i, the weight u of target n, the term's loss l, and the number N of target
+    tokens that count (`counts.target`). Terms on layers average over the positions of their stack in the same way.
 
     Args:
-      trained: (the model's parameters, the terms' adapters).
-      batch: one portion of the tokens.
-      counts: of all portions together, as `count_tokens`.
-      dropout_key: None to leave dropout out.
-      teacher_params: of the teacher in the step; nothing of it is differentiated. None where no term needs one.
-      step: number of the update, for weights and temperatures that change.
-      model, terms, teacher: what is trained, on what, beside whom.
+      trainable: (the model's parameters, the terms' adapters). The loss is differentiated with respect to them.
+      batch: rows [B, T]; all of a step's rows, or a portion of them.
+      counts: token counts of all portions together.
+      dropout_key: random key of dropout; None for no dropout.
+      teacher_params: the teacher's parameters, without gradient; None if no term needs the teacher.
+      step: number of the update, from 0, for weights and temperatures that follow a schedule.
+      model: the network to train.
+      terms: the objective, name -> Term.
+      teacher: the teacher's network; None if no term needs the teacher.
 
     Returns:
-      (scalar to differentiate, Sums by name: "loss" and every term unweighted).
+      (L, Sums by name: "loss" and each term without its weight). The shares of all portions add up to the objective.
 
     Examples:
       >>> from kd_jax import Head, Inputs, Term, Tokens, cross_entropy
-      >>> logits = lambda table, inputs, key: table[inputs.decoder.ids_BT]  # of the token behind each token
+      >>> logits = lambda table, inputs, key: table[inputs.decoder.ids_BT]  # of the next token, by bigrams
       >>> bigrams = Model(None, logits, None, lambda table: Head(jnp.eye(2)), None, None)
       >>> one = jnp.ones((1, 1), jnp.int32)
       >>> batch = Batch(Inputs(one[0], Tokens(one, one, one), None), one, one > 0, jnp.ones((1, 1)), {})
       >>> terms = {"ce": Term(cross_entropy)}
-      >>> trained, counts = (jnp.zeros((2, 2)), {}), count_tokens(batch)
-      >>> loss, sums = loss_fn(trained, batch, counts, None, model=bigrams, terms=terms)
-      >>> print(f"{loss:.4f}")  # log 2: two tokens, as likely
+      >>> trainable, counts = (jnp.zeros((2, 2)), {}), count_tokens(batch)
+      >>> loss, sums = loss_fn(trainable, batch, counts, None, model=bigrams, terms=terms)
+      >>> print(f"{loss:.4f}")  # log 2: two tokens of equal probability
       0.6931
     """
-    params, adapters = trained
-    tapped = bool(feature_terms(terms))
-    hidden_BTD, taps = _apply(model, params, batch, dropout_key, tapped)
-    fixed: dict[str, Any] = {"step": jnp.asarray(step)}
-    rows = {"targets": batch.targets_BT, "mask": batch.mask_BT, "weight": batch.weight_BT, "payload": batch.payload}
-    feature_losses = {}
+    params, adapters = trainable
+    with_taps = bool(feature_signals(terms))
+    hidden_BTD, taps = _apply(model, params, batch, dropout_key, with_taps)
+    tokens = TokenInputs(batch.targets_BT, batch.mask_BT, batch.weight_BT, batch.payload)
+    shared = StepInputs(step=jnp.asarray(step))
+    feature_losses: dict[str, FeatureLoss] = {}
     if needs_teacher(terms):
-        said = _apply(teacher, teacher_params, batch, None, tapped)
-        rows["teacher_hidden"], teacher_taps = jax.lax.stop_gradient(said)
-        fixed["teacher_head"] = jax.lax.stop_gradient(teacher.head(teacher_params))
-        feature_losses = _feature_losses(terms, batch, taps, teacher_taps, adapters)
-    rows_N, hidden_ND = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (rows, hidden_BTD))
-    loss, sums = fused_head(functools.partial(total_loss, terms), hidden_ND, model.head(params), rows_N, fixed)
-    total = loss / jnp.maximum(counts["target"], 1).astype(jnp.float32)
-    for name, (feature_loss, where) in feature_losses.items():
-        weighted = schedules.value_at(terms[name].weight, step) * feature_loss.value
-        count = jnp.maximum(counts[where], 1).astype(jnp.float32)
+        assert teacher is not None and teacher_params is not None
+        teacher_hidden_BTD, teacher_taps = jax.lax.stop_gradient(
+            _apply(teacher, teacher_params, batch, None, with_taps)
+        )
+        tokens = tokens._replace(teacher_hidden=teacher_hidden_BTD)
+        shared = shared._replace(teacher_head=jax.lax.stop_gradient(teacher.head(teacher_params)))
+        feature_losses = _feature_losses(terms, batch, counts, taps, teacher_taps, adapters)
+    tokens_N, hidden_ND = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (tokens, hidden_BTD))
+    objective = functools.partial(total_loss, terms)
+    head_sums: Any = fused_head(objective, hidden_ND, model.head(params), tokens_N, shared)
+    loss, sums = head_sums
+    total = loss / jnp.maximum(counts.target, 1).astype(jnp.float32)
+    for name, feature_loss in feature_losses.items():
+        weighted = value_at(terms[name].weight, step) * feature_loss.sum.value
+        count = jnp.maximum(feature_loss.count, 1).astype(jnp.float32)
         total += weighted / count
-        # The reported loss is a mean over target tokens; a share of other positions is brought to it.
-        scaled = weighted * counts["target"].astype(jnp.float32) / count
-        sums |= {name: feature_loss, "loss": Sum(sums["loss"].value + scaled, sums["loss"].weight)}
+        # "loss" is reported as a mean over target tokens, so the share of other positions is scaled to them.
+        scaled = weighted * counts.target.astype(jnp.float32) / count
+        sums |= {name: feature_loss.sum, "loss": Sum(sums["loss"].value + scaled, sums["loss"].weight)}
     return total, jax.lax.stop_gradient(sums)
 
 
-def _apply(model: Model, params: Params, batch: Batch, dropout_key: Array | None, tapped: bool):
-    if tapped:
+def _apply(
+    model: Model, params: Params, batch: Batch, dropout_key: Array | None, with_taps: bool
+) -> tuple[Array, Taps]:
+    """Return (hidden_BTD, the layers' taps; {} without `with_taps`)."""
+    if with_taps:
         return model.taps(params, batch.inputs, dropout_key)
     return model.apply(params, batch.inputs, dropout_key), {}
 
 
-def _feature_losses(terms: Terms, batch: Batch, taps: Any, teacher_taps: Any, adapters: Mapping[str, Params]):
-    """Name -> (Sum over the stack's positions, the stack) of the terms that compare insides."""
+class FeatureLoss(NamedTuple):
+    """A term on layers: its Sum over the positions of a stack, and their number in the whole step."""
+
+    sum: Sum
+    count: Array
+
+
+def _feature_losses(
+    terms: Terms,
+    batch: Batch,
+    counts: TokenCounts,
+    taps: Taps,
+    teacher_taps: Taps,
+    adapters: Mapping[str, Params],
+) -> dict[str, FeatureLoss]:
+    """Return name -> loss of each term that compares layers."""
     losses = {}
-    for name, term in feature_terms(terms).items():
-        source = term.signal.source()
-        segment_BT = (batch.inputs.encoder if source else batch.inputs.decoder).segment_BT
-        adapter = adapters[name] if name in adapters else {}
-        teacher_PBTX, student_PBTX = term.signal.align(taps, teacher_taps, segment_BT, adapter)
-        flat = [x.reshape(-1, x.shape[-1]) for x in (teacher_PBTX, student_PBTX)]
-        loss_PBT = term.loss(*flat, **term.options).reshape(teacher_PBTX.shape[:-1])
+    for name, signal in feature_signals(terms).items():
+        if signal.uses_encoder():
+            assert batch.inputs.encoder is not None and counts.encoder is not None
+            segment_BT, weight_BT, count = batch.inputs.encoder.segment_BT, _encoder_weight(batch), counts.encoder
+        else:
+            segment_BT, weight_BT, count = batch.inputs.decoder.segment_BT, batch.weight_BT, counts.decoder
+        teacher_PBTX, student_PBTX = signal.align(taps, teacher_taps, segment_BT, adapters.get(name, {}))
+        teacher_NX, student_NX = (x.reshape(-1, x.shape[-1]) for x in (teacher_PBTX, student_PBTX))
+        loss_PBT = terms[name].compare(teacher_NX, student_NX).reshape(teacher_PBTX.shape[:-1])
         loss_BT = loss_PBT.sum(0) / loss_PBT.shape[0]
-        weight_BT = _source_weight(batch) if source else batch.weight_BT
-        losses[name] = Sum.over(weight_BT * loss_BT, segment_BT > 0), "encoder" if source else "decoder"
+        losses[name] = FeatureLoss(Sum.over(weight_BT * loss_BT, segment_BT > 0), count)
     return losses
 
 
-def _source_weight(batch: Batch) -> Array:
-    """The weight of each source token's example, float32 [B, S]: that of its targets."""
+def _encoder_weight(batch: Batch) -> Array:
+    """Return the weight of each encoder token, float32 [B, S]: that of its example's targets."""
+    assert batch.inputs.encoder is not None
     source_BS, target_BT = batch.inputs.encoder.segment_BT, batch.inputs.decoder.segment_BT
     same_BST = source_BS[:, :, None] == target_BT[:, None, :]
     return jnp.where(same_BST, batch.weight_BT[:, None, :], 0.0).max(-1)
@@ -154,22 +221,26 @@ def train_step(
     microbatches: int = 1,
     all_sum: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Sums]:
-    """One update from all microbatches and devices.
+    """Compute one update of the parameters from a batch.
 
     Args:
-      state: before the step.
-      batch: this device's examples; B is a multiple of `microbatches`.
-      teacher_params: of the teacher in the step; read only.
-      model, terms, tx, teacher: network, objective, optax transformation, the teacher's network.
-      microbatches: portions whose gradients are added.
-      all_sum: adds a pytree over devices; the identity where there is one.
+      state: the state before the step.
+      batch: rows [B, T] of this device; B is a multiple of `microbatches`.
+      teacher_params: the teacher's parameters; None if no term needs the teacher.
+      model: the network to train.
+      terms: the objective, name -> Term.
+      tx: the optimizer, of (params, adapters).
+      teacher: the teacher's network; None if no term needs the teacher.
+      microbatches: number of portions of the batch; their gradients are added before the update.
+      all_sum: sums a pytree over devices; the identity for one device.
 
     Returns:
-      (state after the step, Sums over all devices; "grad_norm" among them, and "skipped": 1 where the update was).
+      (the state after the step, Sums over all devices by name: "loss", each term, "grad_norm", and "skipped", which
+      is 1 if the optimizer skipped the update).
 
     Examples:
       >>> from kd_jax import Head, Inputs, Term, Tokens, cross_entropy
-      >>> logits = lambda table, inputs, key: table[inputs.decoder.ids_BT]  # of the token behind each token
+      >>> logits = lambda table, inputs, key: table[inputs.decoder.ids_BT]  # of the next token, by bigrams
       >>> bigrams = Model(None, logits, None, lambda table: Head(jnp.eye(2)), None, None)
       >>> one = jnp.ones((1, 1), jnp.int32)
       >>> batch = Batch(Inputs(one[0], Tokens(one, one, one), None), one, one > 0, jnp.ones((1, 1)), {})
@@ -183,46 +254,60 @@ def train_step(
     """
     counts = all_sum(count_tokens(batch))
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    trained = (state.params, state.adapters)
-    loss = functools.partial(loss_fn, model=model, terms=terms, teacher=teacher)
-    fixed = {"counts": counts, "dropout_key": key, "teacher_params": teacher_params, "step": state.step}
-    gradient = functools.partial(jax.grad(loss, has_aux=True), trained, **fixed)
+    trainable = (state.params, state.adapters)
+
+    def loss(trainable: Trainable, portion: Batch) -> tuple[Array, Sums]:
+        return loss_fn(
+            trainable, portion, counts, key, teacher_params, state.step, model=model, terms=terms, teacher=teacher
+        )
+
+    gradient = functools.partial(jax.grad(loss, has_aux=True), trainable)
     if microbatches == 1:
         grads, sums = gradient(batch)
     else:
-        # Rows m, m + M, ... and not M blocks of them: over a mesh every device keeps its own rows.
+        # Portion m has the rows m, m + microbatches, ..., so that over a mesh every device keeps its own rows.
         portions = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], portions)))
-        add = lambda total, microbatch: (jax.tree.map(jnp.add, total, gradient(microbatch)), None)  # noqa: E731
+        add = lambda total, portion: (jax.tree.map(jnp.add, total, gradient(portion)), None)  # noqa: E731
         (grads, sums), _ = jax.lax.scan(add, zeros, portions)
     grads, sums = all_sum((grads, sums))
-    updates, opt_state = tx.update(grads, state.opt_state, trained)
-    params, adapters = optax.apply_updates(trained, updates)
-    skipped = _skipped(opt_state) - _skipped(state.opt_state)
+    updates, opt_state = tx.update(grads, state.opt_state, trainable)
+    new: Any = optax.apply_updates(trainable, updates)
+    params, adapters = new
+    skipped = _skipped_updates(opt_state) - _skipped_updates(state.opt_state)
     sums |= {"grad_norm": Sum(optax.tree.norm(grads), jnp.int32(1))}
     sums |= {"skipped": Sum(skipped.astype(jnp.float32), jnp.int32(1))}
     return TrainState(state.step + 1, state.key, params, adapters, opt_state), sums
 
 
-def _skipped(opt_state: Any) -> Array:
-    """Updates that were left out so far; 0 of an optimiser that leaves none out."""
+def _skipped_updates(opt_state: Any) -> Array:
+    """Return the number of updates that the optimizer skipped so far; 0 for an optimizer that skips none."""
     return optax.tree.get(opt_state, "skipped", jnp.int32(0))
 
 
-def eval_step(params: Params, batch: Batch, *, model: Model, terms: Terms, all_sum=lambda tree: tree) -> Sums:
-    """Sums of every term without dropout or teacher, over all devices.
+def eval_step(
+    params: Params,
+    batch: Batch,
+    *,
+    model: Model,
+    terms: Terms,
+    all_sum: Callable[[Any], Any] = lambda tree: tree,
+) -> Sums:
+    """Compute the Sums of all terms on a batch, without dropout and without the teacher.
 
     Args:
-      params: the model's.
-      batch: this device's examples.
-      model, terms, all_sum: as `train_step`.
+      params: the model's parameters.
+      batch: rows [B, T] of this device.
+      model: the network.
+      terms: the objective, name -> Term; none needs the teacher.
+      all_sum: sums a pytree over devices; the identity for one device.
 
     Returns:
-      Sums by name: "loss" and every term unweighted.
+      Sums over all devices by name: "loss" and each term without its weight.
 
     Examples:
       >>> from kd_jax import Head, Inputs, Term, Tokens, cross_entropy
-      >>> logits = lambda table, inputs, key: table[inputs.decoder.ids_BT]  # of the token behind each token
+      >>> logits = lambda table, inputs, key: table[inputs.decoder.ids_BT]  # of the next token, by bigrams
       >>> bigrams = Model(None, logits, None, lambda table: Head(jnp.eye(2)), None, None)
       >>> one = jnp.ones((1, 1), jnp.int32)
       >>> batch = Batch(Inputs(one[0], Tokens(one, one, one), None), one, one > 0, jnp.ones((1, 1)), {})
@@ -232,20 +317,20 @@ def eval_step(params: Params, batch: Batch, *, model: Model, terms: Terms, all_s
       >>> print(f"{sums['ce'].value:.4f} {sums['ce'].weight}")  # log 4, of one token
       1.3863 1
     """
-    counts = {"target": jnp.int32(1)}
+    counts = TokenCounts(target=jnp.int32(1), decoder=jnp.int32(1))  # the Sums do not depend on them
     return all_sum(loss_fn((params, {}), batch, counts, None, model=model, terms=terms)[1])
 
 
 def init_state(
     key: Array, params: Params, tx: optax.GradientTransformation, adapters: Mapping[str, Params] | None = None
 ) -> TrainState:
-    """The state before the first step.
+    """Return the state before the first step.
 
     Args:
-      key: decides dropout.
-      params: the model's.
-      tx: whose state is begun.
-      adapters: term name -> its own parameters, as `init_adapters`; None for none.
+      key: random key of dropout.
+      params: the model's parameters.
+      tx: the optimizer.
+      adapters: term name -> parameters, from `init_adapters`; None for none.
 
     Examples:
       >>> state = init_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.trace(decay=0.9))
@@ -257,42 +342,54 @@ def init_state(
     return TrainState(jnp.int32(0), jax.random.key_data(key), params, adapters, tx.init((params, adapters)))
 
 
-def state_axes(state: TrainState, tx: optax.GradientTransformation, axes: Any) -> TrainState:
-    """What the axes of every part of the state are called, for `Devices.put`: moments are as their parameters.
+def state_axes(state: TrainState, tx: optax.GradientTransformation, axes: Any) -> Any:
+    """Return the names of the axes of each part of the state, for `Devices.replicate`.
+
+    The optimizer's moments have the axes of their parameters.
 
     Args:
-      state, tx: as `init_state` begins it.
-      axes: of the model's parameters, as `Model.axes`.
+      state: as `init_state` returns it.
+      tx: the optimizer.
+      axes: of the model's parameters, as `Model.axes` returns them.
+
+    Returns:
+      A TrainState with the names in place of arrays.
 
     Examples:
       >>> tx = optax.trace(decay=0.9)
       >>> state_axes(init_state(jax.random.key(0), {"w": jnp.ones(2)}, tx), tx, {"w": "model"}).opt_state.trace
       ({'w': 'model'}, {})
     """
-    trained = jax.tree.broadcast((axes, ""), (state.params, state.adapters))
-    moments = optax.tree.map_params(
-        tx, lambda _, names: names, state.opt_state, trained, transform_non_params=lambda _: ""
+    params_axes, adapter_axes = jax.tree.broadcast((axes, ""), (state.params, state.adapters))
+    opt_state_axes = optax.tree.map_params(
+        tx,
+        lambda _, names: names,
+        state.opt_state,
+        (params_axes, adapter_axes),
+        transform_non_params=lambda _: "",
     )
-    return TrainState("", "", *trained, moments)
+    names: Any = ""
+    return TrainState(names, names, params_axes, adapter_axes, opt_state_axes)
 
 
 def init_adapters(
     key: Array, terms: Terms, student: tuple[Model, Params], teacher: tuple[Model, Params], batch: Batch
 ) -> dict[str, Params]:
-    """Term name -> the first parameters of its comparison, for the terms that have any.
+    """Return term name -> first parameters of its adapter, for the terms that have one.
 
     Args:
-      key: decides them.
-      terms: the objective.
-      student, teacher: (network, parameters), for the shapes of what their layers hold.
-      batch: any.
+      key: random key.
+      terms: the objective, name -> Term.
+      student: (network, parameters); only the shapes of its layers' outputs matter.
+      teacher: the same of the teacher.
+      batch: any batch.
     """
-    shapes = [
+    student_shapes, teacher_shapes = (
         jax.eval_shape(lambda p, m=model: m.taps(p, batch.inputs, None)[1], params)
         for model, params in (student, teacher)
-    ]
+    )
     adapters = {
-        name: term.signal.init(jax.random.fold_in(key, i), *shapes)
-        for i, (name, term) in enumerate(feature_terms(terms).items())
+        name: signal.init_adapter(jax.random.fold_in(key, i), student_shapes, teacher_shapes)
+        for i, (name, signal) in enumerate(feature_signals(terms).items())
     }
     return {name: adapter for name, adapter in adapters.items() if adapter}
