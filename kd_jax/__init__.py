@@ -35,7 +35,7 @@ _HOMES = {
     "kd_jax.students.pretrained": ("FromHuggingFace", "Smaller"),
     "kd_jax.optim.optimizer": ("Optimizer",),
     "kd_jax.schedules": ("Schedule",),
-    "kd_jax.objective.terms": ("Term", "total_loss"),
+    "kd_jax.objective.terms": ("StepInputs", "Term", "TokenInputs", "total_loss"),
     "kd_jax.objective.fused_head": ("fused_head", "map_head"),
     "kd_jax.runtime.mesh": ("Mesh",),
     "kd_jax.signals.topk": ("TopK",),

@@ -26,31 +26,41 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax import Head, Term, TopK, cross_entropy, forward_kl, fused_head, total_loss
+from kd_jax import (
+    Head,
+    StepInputs,
+    Term,
+    TokenInputs,
+    TopK,
+    cross_entropy,
+    forward_kl,
+    fused_head,
+    total_loss,
+)
 
 SHAPES = ((2048, 512, 32_000), (512, 512, 128_256))
 SIGNAL = TopK(k=64)
 TERMS = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weight=0.5, signal=SIGNAL)}
 
 
-def plain_ce(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
-    return optax.softmax_cross_entropy_with_integer_labels(hidden_ND @ kernel_DV, rows["targets"]).sum()
+def plain_ce(hidden_ND: Any, kernel_DV: Any, tokens: TokenInputs, teacher_NV: Any) -> Any:
+    return optax.softmax_cross_entropy_with_integer_labels(hidden_ND @ kernel_DV, tokens.targets).sum()
 
 
-def dense_kd(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
+def dense_kd(hidden_ND: Any, kernel_DV: Any, tokens: TokenInputs, teacher_NV: Any) -> Any:
     logits_NV = hidden_ND @ kernel_DV
-    ce = optax.softmax_cross_entropy_with_integer_labels(logits_NV, rows["targets"]).sum()
+    ce = optax.softmax_cross_entropy_with_integer_labels(logits_NV, tokens.targets).sum()
     kd = optax.kl_divergence(jax.nn.log_softmax(logits_NV), jax.nn.softmax(teacher_NV)).sum()
     return 0.5 * ce + 0.5 * kd
 
 
-def topk_unfused(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
-    return total_loss(TERMS, hidden_ND @ kernel_DV, rows, {"step": jnp.int32(0)})[0]
+def topk_unfused(hidden_ND: Any, kernel_DV: Any, tokens: TokenInputs, teacher_NV: Any) -> Any:
+    return total_loss(TERMS, hidden_ND @ kernel_DV, tokens, StepInputs(jnp.int32(0)))[0]
 
 
-def topk_fused(hidden_ND: Any, kernel_DV: Any, rows: Any, teacher_NV: Any) -> Any:
+def topk_fused(hidden_ND: Any, kernel_DV: Any, tokens: TokenInputs, teacher_NV: Any) -> Any:
     objective = functools.partial(total_loss, TERMS)
-    return fused_head(objective, hidden_ND, Head(kernel_DV), rows, {"step": jnp.int32(0)})[0]
+    return fused_head(objective, hidden_ND, Head(kernel_DV), tokens, StepInputs(jnp.int32(0)))[0]
 
 
 CASES = {case.__name__: case for case in (plain_ce, dense_kd, topk_unfused, topk_fused)}
@@ -61,17 +71,17 @@ def measure(n: int, d: int, v: int, repeats: int) -> list[dict[str, Any]]:
     keys = jax.random.split(jax.random.key(0), 4)
     hidden_ND, kernel_DV = jax.random.normal(keys[0], (n, d)), jax.random.normal(keys[1], (d, v)) * d**-0.5
     teacher_NV = 4 * jax.random.normal(keys[2], (n, v))
-    rows = {"targets": jax.random.randint(keys[3], (n,), 0, v), "mask": jnp.ones(n, bool), "weight": jnp.ones(n)}
-    rows["payload"] = {SIGNAL.name: jax.jit(SIGNAL.reduce)(teacher_NV)}
+    payload = {SIGNAL.name: jax.jit(SIGNAL.reduce)(teacher_NV)}
+    tokens = TokenInputs(jax.random.randint(keys[3], (n,), 0, v), jnp.ones(n, bool), jnp.ones(n), payload)
     compiled = {
-        name: jax.jit(jax.value_and_grad(case, (0, 1))).lower(hidden_ND, kernel_DV, rows, teacher_NV).compile()
+        name: jax.jit(jax.value_and_grad(case, (0, 1))).lower(hidden_ND, kernel_DV, tokens, teacher_NV).compile()
         for name, case in CASES.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in CASES}
     for _ in range(repeats + 1):  # the first is to warm up
         for name, step in compiled.items():
             began = time.perf_counter()
-            jax.block_until_ready(step(hidden_ND, kernel_DV, rows, teacher_NV))
+            jax.block_until_ready(step(hidden_ND, kernel_DV, tokens, teacher_NV))
             seconds[name].append(time.perf_counter() - began)
     return [
         {"case": name, "n": n, "d": d, "v": v, "seconds": statistics.median(seconds[name][1:])}

@@ -15,15 +15,15 @@ def cross_entropy(
     label_smoothing: Annotated[float, Range(0.0, 0.99)] = 0.0,
     log_z_N: Array | None = None,
 ) -> Array:
-    """Cross-entropy of each token with its smoothed target, in nats.
+    r"""Compute the cross-entropy of each token with its smoothed target, in nats.
 
-    .. math:: -\\sum_v \\left((1 - \\epsilon) [v = y] + \\epsilon / V\\right) \\log p_v
+    .. math:: -\sum_v \left((1 - \epsilon) [v = y] + \epsilon / V\right) \log p_v
 
     Args:
-      logits_NV: float [N, V]; a padded vocabulary's columns hold -inf and take no part in the smoothing.
-      targets_N: int [N].
+      logits_NV: float [N, V]; columns that pad the vocabulary hold -inf and are not smoothed over.
+      targets_N: int [N], y.
       label_smoothing: epsilon, in [0, 0.99].
-      log_z_N: the logits' log-sum-exp, where it is known already.
+      log_z_N: float32 [N], the log-sum-exp of the logits if it is known; None to compute it.
 
     Returns:
       float32 [N].
@@ -38,7 +38,7 @@ def cross_entropy(
     """
     logits_NV = logits_NV.astype(jnp.float32)
     if label_smoothing == 0.0 and log_z_N is None:
-        return _in_one_pass(logits_NV, targets_N)
+        return _unsmoothed(logits_NV, targets_N)
     log_z_N = jax.nn.logsumexp(logits_NV, axis=-1) if log_z_N is None else log_z_N
     target_N = jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
     if label_smoothing == 0.0:
@@ -49,26 +49,27 @@ def cross_entropy(
 
 
 @jax.custom_vjp
-def _in_one_pass(logits_NV: Array, targets_N: Array) -> Array:
-    """log Z - logit of the target, with the gradient taken in one pass.
+def _unsmoothed(logits_NV: Array, targets_N: Array) -> Array:
+    """Return log Z minus the target's logit.
 
-    Of itself JAX scatters the target into zeros and adds them. With label smoothing that is the faster way.
+    The gradient is one pass, exp(logits) / Z - [v = y]. JAX's own scatters the targets into zeros and adds them. With
+    label smoothing JAX's own is faster.
     """
     return _forward(logits_NV, targets_N)[0]
 
 
 def _forward(logits_NV, targets_N):
-    most_N1 = logits_NV.max(-1, keepdims=True)
-    exp_NV = jnp.exp(logits_NV - most_N1)
+    max_N1 = logits_NV.max(-1, keepdims=True)
+    exp_NV = jnp.exp(logits_NV - max_N1)
     sum_N = exp_NV.sum(-1)
     target_N = jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
-    return jnp.log(sum_N) + most_N1[:, 0] - target_N, (exp_NV, sum_N, targets_N)
+    return jnp.log(sum_N) + max_N1[:, 0] - target_N, (exp_NV, sum_N, targets_N)
 
 
 def _backward(residuals, d_loss_N):
     exp_NV, sum_N, targets_N = residuals
-    hit_NV = jax.lax.broadcasted_iota(jnp.int32, exp_NV.shape, 1) == targets_N[:, None]
-    return exp_NV * (d_loss_N / sum_N)[:, None] - jnp.where(hit_NV, d_loss_N[:, None], 0.0), None
+    is_target_NV = jax.lax.broadcasted_iota(jnp.int32, exp_NV.shape, 1) == targets_N[:, None]
+    return exp_NV * (d_loss_N / sum_N)[:, None] - jnp.where(is_target_NV, d_loss_N[:, None], 0.0), None
 
 
-_in_one_pass.defvjp(_forward, _backward)
+_unsmoothed.defvjp(_forward, _backward)

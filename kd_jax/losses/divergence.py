@@ -1,9 +1,8 @@
 """Divergences between the teacher's and the student's distribution on one support.
 
-Both sides are log-probabilities [N, K] that sum to one over K (a signal's `align` makes them so, or says
-which divergences bear that they do not). One value per token, float32, in nats. Where p = 0 or q = 0 the
-limits are taken, 0 log 0 = 0, in the value and in the gradient; a divergence that is infinite there is
-infinite in value.
+Both arguments are log-probabilities [N, K]. They sum to one over K, unless the signal allows less (see its `supports`).
+The result is one float32 value per token, in nats. A zero probability takes the limit 0 log 0 = 0, in the value and in
+the gradient. A divergence that is infinite there returns inf.
 """
 
 from typing import Annotated
@@ -15,27 +14,27 @@ from kd_jax.types import Array
 
 Beta = Annotated[float, Range(0.0, 1.0)]
 Alpha = Annotated[float, Range(0.0, 0.99)]
-FARTHEST = 80.0  # log ratios beyond it are cut: exp stays in float32, and what is cut weighs less than e^-80
+MAX_LOG_RATIO = 80.0  # larger ratios are clipped: exp stays within float32, and the error is below e^-80
 
 
 def _weighted_difference(weight_logp_NK: Array, a_logp_NK: Array, b_logp_NK: Array) -> Array:
-    """sum_k w_k (a_k - b_k) of log-probabilities; terms with w_k = 0 are 0, whatever a and b are."""
+    """Return sum_k w_k (a_k - b_k) of log-probabilities; a summand with w_k = 0 is 0."""
     possible_NK = weight_logp_NK > -jnp.inf
     weight, a, b = (jnp.where(possible_NK, x, 0.0).astype(jnp.float32) for x in (weight_logp_NK, a_logp_NK, b_logp_NK))
     return (jnp.where(possible_NK, jnp.exp(weight), 0.0) * (a - b)).sum(-1)
 
 
 def forward_kl(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
-    """Kullback-Leibler divergence of the student from the teacher, in nats.
+    r"""Compute the forward Kullback-Leibler divergence, KL(teacher || student).
 
-    .. math:: KL(p \\| q) = \\sum_k p_k (\\log p_k - \\log q_k)
+    .. math:: KL(p \| q) = \sum_k p_k (\log p_k - \log q_k)
 
     Args:
       teacher_logp_NK: float [N, K], log p; -inf where p = 0.
-      student_logp_NK: float [N, K], log q; where p = 0 it may be -inf.
+      student_logp_NK: float [N, K], log q; -inf where q = 0.
 
     Returns:
-      float32 [N], not negative but for rounding.
+      float32 [N], in nats; not negative except for rounding. inf if q = 0 < p.
 
     References:
       Hinton et al. 2015, arXiv 1503.02531 (there as cross-entropy with soft targets).
@@ -49,11 +48,18 @@ def forward_kl(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
 
 
 def reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
-    """Kullback-Leibler divergence of the teacher from the student: seeks modes.
+    r"""Compute the reverse Kullback-Leibler divergence, KL(student || teacher).
 
-    .. math:: KL(q \\| p) = \\sum_k q_k (\\log q_k - \\log p_k)
+    .. math:: KL(q \| p) = \sum_k q_k (\log q_k - \log p_k)
 
-    Args, returns: as `forward_kl`; infinite where p = 0 and q > 0.
+    It seeks modes: the student may ignore tokens that the teacher finds likely.
+
+    Args:
+      teacher_logp_NK: float [N, K], log p; -inf where p = 0.
+      student_logp_NK: float [N, K], log q; -inf where q = 0.
+
+    Returns:
+      float32 [N], in nats; inf if p = 0 < q.
 
     References:
       Gu et al. 2023, arXiv 2306.08543 (MiniLLM), eq. 1.
@@ -67,30 +73,30 @@ def reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
 
 
 def _log_over_mixture(a_logp_NK: Array, b_logp_NK: Array, a_share: float, b_share: float) -> Array:
-    """log(a / (a_share a + b_share b)), shares that add up to one; 0 where a and b both are 0.
+    """Return log(a / (a_share a + b_share b)) for shares that sum to one; 0 where a and b are 0.
 
-    From the log ratio d of a and b, not from two logarithms: where a share is small the difference of these
-    would be their rounding.
+    It is computed from the log ratio of a and b: with a small share, the difference of two logarithms is rounding.
     """
     impossible_NK = (a_logp_NK == -jnp.inf) & (b_logp_NK == -jnp.inf)
     a, b = (jnp.where(impossible_NK, 0.0, x).astype(jnp.float32) for x in (a_logp_NK, b_logp_NK))
-    d_NK = jnp.clip(a - b, -FARTHEST, FARTHEST)
+    d_NK = jnp.clip(a - b, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     if a_share <= b_share:
         return d_NK - jnp.log1p(a_share * jnp.expm1(d_NK))
     return -jnp.log1p(b_share * jnp.expm1(-d_NK))
 
 
 def jensen_shannon(teacher_logp_NK: Array, student_logp_NK: Array, beta: Beta = 0.5) -> Array:
-    """Generalised Jensen-Shannon divergence.
+    r"""Compute the generalised Jensen-Shannon divergence.
 
-    .. math:: \\beta KL(p \\| m) + (1 - \\beta) KL(q \\| m), \\quad m = \\beta p + (1 - \\beta) q
+    .. math:: \beta KL(p \| m) + (1 - \beta) KL(q \| m), \quad m = \beta p + (1 - \beta) q
 
-    Its ends are taken as the limits of JS / (beta (1 - beta)) in direction: beta = 0 is forward KL,
-    beta = 1 is reverse KL, as GKD defines them; beta = 1/2 is the Jensen-Shannon divergence, at most log 2.
+    beta = 1/2 is the Jensen-Shannon divergence, at most log 2. At its ends it is defined as in GKD by the limits of
+    JS / (beta (1 - beta)): forward KL at beta = 0, reverse KL at beta = 1.
 
     Args:
-      teacher_logp_NK, student_logp_NK: as `forward_kl`.
-      beta: in [0, 1].
+      teacher_logp_NK: float [N, K], log p; -inf where p = 0.
+      student_logp_NK: float [N, K], log q; -inf where q = 0.
+      beta: the teacher's share in the mixture m, in [0, 1].
 
     Returns:
       float32 [N].
@@ -110,17 +116,18 @@ def jensen_shannon(teacher_logp_NK: Array, student_logp_NK: Array, beta: Beta = 
     p_NK, q_NK = (jnp.exp(x.astype(jnp.float32)) for x in (teacher_logp_NK, student_logp_NK))
     teacher_NK = p_NK * _log_over_mixture(teacher_logp_NK, student_logp_NK, beta, 1 - beta)
     student_NK = q_NK * _log_over_mixture(student_logp_NK, teacher_logp_NK, 1 - beta, beta)
-    # Added token by token, where they cancel to what is never negative.
+    # The two sums are added token by token: there they cancel to a value that is never negative.
     return (beta * teacher_NK + (1 - beta) * student_NK).sum(-1)
 
 
 def skewed_forward_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: Alpha = 0.1) -> Array:
-    """KL of a mixture from the teacher, bounded by -log alpha.
+    r"""Compute KL(teacher || mixture of both), at most -log alpha.
 
-    .. math:: KL(p \\| \\alpha p + (1 - \\alpha) q)
+    .. math:: KL(p \| \alpha p + (1 - \alpha) q)
 
     Args:
-      teacher_logp_NK, student_logp_NK: as `forward_kl`.
+      teacher_logp_NK: float [N, K], log p; -inf where p = 0.
+      student_logp_NK: float [N, K], log q; -inf where q = 0.
       alpha: the teacher's share in the mixture, in [0, 0.99]; 0 is forward KL.
 
     Returns:
@@ -141,12 +148,13 @@ def skewed_forward_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: Alp
 
 
 def skewed_reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: Alpha = 0.1) -> Array:
-    """KL of a mixture from the student, bounded by -log alpha: finite where the teacher says 0.
+    r"""Compute KL(student || mixture of both), at most -log alpha.
 
-    .. math:: KL(q \\| \\alpha q + (1 - \\alpha) p)
+    .. math:: KL(q \| \alpha q + (1 - \alpha) p)
 
     Args:
-      teacher_logp_NK, student_logp_NK: as `forward_kl`.
+      teacher_logp_NK: float [N, K], log p; -inf where p = 0.
+      student_logp_NK: float [N, K], log q; -inf where q = 0.
       alpha: the student's share in the mixture, in [0, 0.99]; 0 is reverse KL.
 
     Returns:
@@ -167,14 +175,15 @@ def skewed_reverse_kl(teacher_logp_NK: Array, student_logp_NK: Array, alpha: Alp
 
 
 def total_variation(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
-    """Total variation distance, in [0, 1].
+    r"""Compute the total variation distance, in [0, 1].
 
-    .. math:: \\frac{1}{2} \\sum_k |p_k - q_k|
+    .. math:: \frac{1}{2} \sum_k |p_k - q_k|
 
-    1 minus it is the rate at which speculative decoding accepts the student's tokens (arXiv 2211.17192).
+    Speculative decoding accepts the student's tokens at the rate 1 - TV (arXiv 2211.17192).
 
     Args:
-      teacher_logp_NK, student_logp_NK: as `forward_kl`.
+      teacher_logp_NK: float [N, K], log p; -inf where p = 0.
+      student_logp_NK: float [N, K], log q; -inf where q = 0.
 
     Returns:
       float32 [N].
@@ -192,5 +201,5 @@ def total_variation(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
 
 
 ALL = (forward_kl, reverse_kl, jensen_shannon, skewed_forward_kl, skewed_reverse_kl, total_variation)
-# Sums weighted by the teacher's probabilities alone: tokens that the teacher's side leaves out add nothing.
+# Sums weighted by the teacher's probabilities alone: tokens outside the teacher's support add nothing.
 TEACHER_WEIGHTED = (forward_kl, skewed_forward_kl)

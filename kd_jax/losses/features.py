@@ -1,19 +1,20 @@
-"""Distances between vectors of teacher and student, one value per position."""
+"""Distances between vectors of the teacher and the student, one value per position."""
 
 import jax.numpy as jnp
 
 from kd_jax.types import Array
 
-SMALLEST = 1e-12
+EPSILON = 1e-12
 
 
 def mse(teacher_NX: Array, student_NX: Array) -> Array:
-    """Mean squared difference.
+    r"""Compute the mean squared difference.
 
-    .. math:: \\frac{1}{X} \\sum_x (t_x - s_x)^2
+    .. math:: \frac{1}{X} \sum_x (t_x - s_x)^2
 
     Args:
-      teacher_NX, student_NX: float [N, X].
+      teacher_NX: float [N, X], t.
+      student_NX: float [N, X], s.
 
     Returns:
       float32 [N].
@@ -30,12 +31,13 @@ def mse(teacher_NX: Array, student_NX: Array) -> Array:
 
 
 def cosine(teacher_NX: Array, student_NX: Array) -> Array:
-    """One minus the cosine of the angle, in [0, 2]; a zero vector is at right angles to everything.
+    r"""Compute the cosine distance, in [0, 2]; 1 for a zero vector.
 
-    .. math:: 1 - \\frac{t \\cdot s}{|t| |s|}
+    .. math:: 1 - \frac{t \cdot s}{|t| |s|}
 
     Args:
-      teacher_NX, student_NX: float [N, X].
+      teacher_NX: float [N, X], t.
+      student_NX: float [N, X], s.
 
     Returns:
       float32 [N].
@@ -48,6 +50,9 @@ def cosine(teacher_NX: Array, student_NX: Array) -> Array:
       Array([1.], dtype=float32)
     """
     teacher, student = (x.astype(jnp.float32) for x in (teacher_NX, student_NX))
-    # Inside the root, so that a zero vector has a gradient.
-    sizes_N = jnp.sqrt(jnp.maximum((teacher**2).sum(-1), SMALLEST) * jnp.maximum((student**2).sum(-1), SMALLEST))
-    return 1 - (teacher * student).sum(-1) / sizes_N
+    # The bound stands inside the root, so that the gradient of a zero vector is finite.
+    norms_N = jnp.sqrt(jnp.maximum((teacher**2).sum(-1), EPSILON) * jnp.maximum((student**2).sum(-1), EPSILON))
+    return 1 - (teacher * student).sum(-1) / norms_N
+
+
+ALL = (mse, cosine)

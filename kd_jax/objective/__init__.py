@@ -1,0 +1,1 @@
+"""The training objective: terms, their checks, and the fused head."""

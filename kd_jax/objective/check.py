@@ -1,47 +1,69 @@
-"""All that refuses an objective before anything is trained: in one line that names the term and its field."""
+"""Checks of an objective before training; each error names the term and the field."""
 
+import functools
+import inspect
 from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from kd_jax import schedules
 from kd_jax.errors import KdError
 from kd_jax.losses import base as losses
-from kd_jax.losses import divergence
+from kd_jax.losses import divergence, features
+from kd_jax.losses.base import Loss, LossKind
+from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.objective.terms import Term, Terms
-from kd_jax.signals.base import Knowledge, Signal
+from kd_jax.signals.base import LogitSignal, Signal
 from kd_jax.types import Field
 
-REMEDY = {  # what a kind of loss stands with
-    "targets": "no signal: it compares with the data's targets",
-    "divergence": "a signal that gives distributions, such as signal=TopK(k=32)",
-    "vectors": "a signal that gives vectors, such as signal=HiddenStates(layers=((0, 2),))",
+# Kinds of kd_jax's own losses. Shapes alone would not tell a divergence from a distance.
+OWN_LOSSES: dict[Loss, LossKind] = {
+    cross_entropy: "targets",
+    **dict.fromkeys(divergence.ALL, "divergence"),
+    **dict.fromkeys(features.ALL, "vectors"),
 }
+ARGUMENTS: dict[LossKind, str] = {
+    "targets": "(logits_NV, targets_N)",
+    "divergence": "(teacher_logp_NK, student_logp_NK)",
+    "vectors": "(teacher_NX, student_NX)",
+}
+REMEDIES: dict[LossKind, str] = {
+    "targets": "Use no signal: the loss reads the targets of the data.",
+    "divergence": "Use a signal of distributions, for example signal=TopK(k=32).",
+    "vectors": "Use a signal of vectors, for example signal=HiddenStates(layers=((0, 2),)).",
+}
+TOKENS = 3  # tokens on which a loss is evaluated abstractly; different from any vocabulary size
 
 
 def check(terms: Terms, vocab_size: int) -> None:
-    """Refuses an objective that would not mean what it says.
+    """Check that an objective is well defined.
 
     Args:
       terms: name -> Term.
-      vocab_size: tokens that the tokeniser knows.
+      vocab_size: number of tokens of the tokeniser.
 
     Raises:
-      KdError: for no terms; a weight that is no positive number or Schedule; a loss that is no function of
-        kd_jax.losses' kinds; a signal that is none, or out of its ranges; a loss of another kind than the signal
-        feeds, or that it cannot support; an unknown option or one out of its range. Names the field.
+      KdError: if there are no terms, or a term has
+        a weight that is neither a positive number nor a schedule;
+        a loss that does not fit the signal, or does not return one float per token;
+        a signal out of its ranges;
+        an unknown option, or one out of its range. Names the term and the field.
 
     Examples:
       >>> from kd_jax.losses.features import mse
       >>> from kd_jax.signals.topk import TopK
       >>> check({"kd": Term(mse, signal=TopK(k=8))}, vocab_size=100)
       Traceback (most recent call last):
-      kd_jax.errors.KdError: terms.kd.loss: mse, of the kind vectors, with TopK, which feeds divergence; \
-wanted a signal that gives vectors, such as signal=HiddenStates(layers=((0, 2),))
+      kd_jax.errors.KdError: terms.kd.loss: expected a loss of (teacher_logp_NK, student_logp_NK) for TopK, got mse of \
+(teacher_NX, student_NX). Use a signal of vectors, for example signal=HiddenStates(layers=((0, 2),)).
     """
     if not terms:
-        raise KdError("terms: empty; an objective needs at least one Term, for example {'ce': Term(cross_entropy)}")
+        raise KdError("terms: expected at least one Term, got none. For example terms={'ce': Term(cross_entropy)}.")
     for name, term in terms.items():
         if not isinstance(term, Term):
-            raise KdError(f"terms.{name}: {term!r}; wanted a Term, for example Term(cross_entropy)")
+            raise KdError(f"terms.{name}: expected a Term, for example Term(cross_entropy), got {term!r}.")
         try:
             _check_term(term, vocab_size)
         except KdError as error:
@@ -50,45 +72,93 @@ wanted a signal that gives vectors, such as signal=HiddenStates(layers=((0, 2),)
 
 def _check_term(term: Term, vocab_size: int) -> None:
     schedules.check(term.weight, "weight", 0.0)
-    kind = losses.kind(term.loss)
+    _check_callable(term.loss)
     losses.check_options(term.loss, term.options)
-    if term.signal is None:
-        if kind != "targets":
-            raise KdError(f"signal: None, with {term.loss.__name__}; wanted {REMEDY[kind]}")
-        return
-    # A class has its instances' attributes: TopK without its parentheses.
-    if isinstance(term.signal, type) or not isinstance(term.signal, Knowledge):
-        raise KdError(f"signal: {term.signal!r}; wanted one of kd_jax.signals, such as TopK(k=32)")
-    term.signal.check(vocab_size)
-    if kind != term.signal.kind:
+    if term.signal is not None:
+        # A class has its instances' attributes, so TopK without parentheses would pass as a Signal.
+        if isinstance(term.signal, type) or not isinstance(term.signal, Signal):
+            raise KdError(f"signal: expected a signal, for example TopK(k=32), got {term.signal!r}.")
+        term.signal.check(vocab_size)
+    _check_kind(term, vocab_size)
+    if term.signal is not None and not term.signal.supports(losses.function_of(term.loss)):
+        supported = ", ".join(losses.name_of(loss) for loss in divergence.ALL if term.signal.supports(loss))
         raise KdError(
-            f"loss: {term.loss.__name__}, of the kind {kind}, with {type(term.signal).__name__}, "
-            f"which feeds {term.signal.kind}; wanted {REMEDY[kind]}"
+            f"loss: expected a loss that {term.signal} supports ({supported or 'none'}), "
+            f"got {losses.name_of(term.loss)}."
         )
-    if not term.signal.supports(term.loss):
-        which = ", ".join(loss.__name__ for loss in divergence.ALL if term.signal.supports(loss))
-        raise KdError(f"loss: {term.loss.__name__} with {term.signal}; this signal supports {which or 'none'}")
 
 
-def check_readable(name: str, signal: Signal, vocab_size: int, stored: Mapping[str, Field]) -> None:
-    """Refuses a cache that lacks what a signal needs of it.
+def _check_callable(loss: Loss) -> None:
+    if not callable(loss):
+        raise KdError(f"loss: expected a function, for example forward_kl without quotes, got {loss!r}.")
+    if isinstance(loss, functools.partial) and loss.args:
+        raise KdError(f"loss: expected a functools.partial with keyword arguments only, got {loss.args!r} by position.")
+    try:
+        inspect.signature(losses.function_of(loss))
+    except ValueError as error:
+        raise KdError(
+            f"loss: expected a function with a signature, got {losses.name_of(loss)}. Wrap it in a function."
+        ) from error
+
+
+def _check_kind(term: Term, vocab_size: int) -> None:
+    """Check that a loss accepts the arrays of its term, and returns one float per token."""
+    name, signal = losses.name_of(term.loss), term.signal
+    kind: LossKind = "targets" if signal is None else signal.loss_kind
+    expected = f"a loss of {ARGUMENTS[kind]} for {'no signal' if signal is None else type(signal).__name__}"
+    function = losses.function_of(term.loss)
+    own = OWN_LOSSES.get(function)
+    if own is not None and own != kind:
+        raise KdError(f"loss: expected {expected}, got {name} of {ARGUMENTS[own]}. {REMEDIES[own]}")
+    arguments = losses.argument_names(term.loss)
+    if kind != "targets" and function.__module__.startswith("optax.") and arguments not in losses.OPTAX_ARGUMENTS:
+        # Log-probabilities would pass as whatever it takes, for example the probabilities of optax.kl_divergence.
+        raise KdError(f"loss: expected {expected}, got {name} of ({', '.join(arguments)}). Wrap it in a function.")
+    output = _abstract_output(term, kind, expected, vocab_size)
+    if not (isinstance(output, jax.ShapeDtypeStruct) and output.shape == (TOKENS,) and _is_float(output)):
+        expected = f"one float per token, shape [{TOKENS}] for {TOKENS} tokens"
+        raise KdError(f"loss: expected {expected}, got {output} from {name}.")
+
+
+def _abstract_output(term: Term, kind: LossKind, expected: str, vocab_size: int) -> Any:
+    """Return the shape and dtype of a loss on TOKENS tokens, without computing it."""
+    floats = jax.ShapeDtypeStruct((TOKENS, max(vocab_size, TOKENS + 1)), jnp.float32)
+    targets = jax.ShapeDtypeStruct((TOKENS,), jnp.int32)
+    try:
+        if kind == "targets":
+            return jax.eval_shape(lambda logits, ids: term.loss(logits, ids, **term.options), floats, targets)
+        return jax.eval_shape(term.compare, floats, floats)
+    except Exception as error:  # whatever the loss raises on arrays that it does not expect
+        reason = " ".join(str(error).split())[:160]
+        raise KdError(
+            f"loss: expected {expected}, got {type(error).__name__} from {losses.name_of(term.loss)}: {reason}"
+        ) from error
+
+
+def _is_float(output: jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(output.dtype, jnp.floating)
+
+
+def check_readable(name: str, signal: LogitSignal, vocab_size: int, schema: Mapping[str, Field]) -> None:
+    """Check that a cache holds the fields that a signal reads.
 
     Args:
-      name: of the cache, for the message.
-      signal: one with origin "cache".
-      vocab_size: tokens that the tokeniser knows.
-      stored: the cache's schema.
+      name: of the cache, for messages.
+      signal: a signal with origin "cache".
+      vocab_size: number of tokens of the tokeniser.
+      schema: the cache's fields.
 
     Raises:
       KdError: names the first field that is missing, too small or of another dtype.
     """
-    for field, wanted in signal.reads(vocab_size).items():
-        if field not in stored:
-            held = ", ".join(stored)
-            raise KdError(f"cache {name}: no field {field}, it holds {held}; write it again with `cache --force`")
-        at_hand = stored[field]
-        if at_hand.dtype != wanted.dtype or any(a < b for a, b in zip(at_hand.shape, wanted.shape, strict=True)):
+    for field, required in (signal.required_schema(vocab_size) or {}).items():
+        cached = schema.get(field)
+        if cached is None:
             raise KdError(
-                f"cache {name}: field {field} is {at_hand.dtype} {list(at_hand.shape)}, the objective needs "
-                f"{wanted.dtype} {list(wanted.shape)}; write it again with `cache --force`"
+                f"cache {name}: expected a field {field}, got {', '.join(schema)}. Write it again with `cache --force`."
+            )
+        if cached.dtype != required.dtype or any(a < b for a, b in zip(cached.shape, required.shape, strict=True)):
+            raise KdError(
+                f"cache {name}: expected {field} {required.dtype} {list(required.shape)} or larger, "
+                f"got {cached.dtype} {list(cached.shape)}. Write it again with `cache --force`."
             )

@@ -1,28 +1,39 @@
-"""Terms of an objective, and the one place where they meet logits."""
+"""Terms of an objective, and their sum over tokens."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from kd_jax import schedules
+from kd_jax.losses import base
+from kd_jax.losses.base import Loss
 from kd_jax.losses.cross_entropy import cross_entropy
-from kd_jax.signals.base import Signal
-from kd_jax.types import Array, Sum
+from kd_jax.models.base import Head
+from kd_jax.schedules import value_at
+from kd_jax.signals.base import FeatureSignal, LogitSignal, Signal, compares_layers, compares_logits
+from kd_jax.types import Array, Payload, Sum
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
     """One weighted summand of the objective.
 
+    The signal decides the arguments of the loss:
+
+      - None: ``loss(logits_NV, targets_N)``, for example `cross_entropy`;
+      - TopK, Sampled, Online, AttentionRelations: ``loss(teacher_logp_NK, student_logp_NK)``, for example `forward_kl`;
+      - HiddenStates: ``loss(teacher_NX, student_NX)``, for example `mse`.
+
+    The loss returns one float per token, [N]. Any function with these arguments will do, also a functools.partial with
+    keyword arguments and the losses of optax, for example `optax.losses.kl_divergence_with_log_targets`, which are
+    called by the names of their arguments (see `kd_jax.losses.base.compare`).
+
     Attributes:
-      loss: from kd_jax.losses: (logits_NV, targets_N, **options) for a term without a signal, a
-        divergence (teacher_logp_NK, student_logp_NK, **options) for one with a signal or with attention
-        relations, (teacher_NX, student_NX, **options) for one with hidden states; one value per token.
-      weight: factor in the sum over terms, or a Schedule over the steps.
-      signal: what the teacher says (kd_jax.signals); None for a term that needs the targets alone.
-      options: further arguments of the loss, such as {"label_smoothing": 0.1}.
+      loss: function of two arrays and options.
+      weight: factor in the sum over terms: a number, a Schedule, or a function of the step.
+      signal: the teacher's knowledge (kd_jax.signals); None for a loss on the targets of the data.
+      options: further arguments of the loss, for example {"label_smoothing": 0.1}.
 
     Examples:
       >>> from kd_jax.losses.divergence import forward_kl
@@ -32,82 +43,116 @@ class Term:
       (['topk'], False)
     """
 
-    loss: Callable[..., Array]
+    loss: Loss
     weight: Any = 1.0
-    signal: Any = None
+    signal: Signal | None = None
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def compare(self, teacher_NK: Array, student_NK: Array) -> Array:
+        """Return the loss between the arrays of both sides, [N]."""
+        return base.compare(self.loss, teacher_NK, student_NK, self.options)
 
 
 Terms = Mapping[str, Term]
 
 
+class TokenInputs(NamedTuple):
+    """Inputs of an objective for each token. Over a batch each array is [B, T, ...], else [N, ...].
+
+    Attributes:
+      targets: int, ids to predict.
+      mask: bool, true where a target counts in the loss.
+      weight: float32, factor on the token's losses.
+      payload: signal name -> field name -> array; empty if no term has a cached signal.
+      teacher_hidden: float [..., D], the teacher's hidden states; None if no teacher runs in the step.
+    """
+
+    targets: Array
+    mask: Array
+    weight: Array
+    payload: Mapping[str, Payload]
+    teacher_hidden: Array | None = None
+
+
+class StepInputs(NamedTuple):
+    """Inputs of an objective that all tokens of a step share.
+
+    Attributes:
+      step: number of the update, from 0; schedules depend on it.
+      teacher_head: the teacher's output layer; None if no teacher runs in the step.
+    """
+
+    step: Array | int = 0
+    teacher_head: Head | None = None
+
+
 def needs_teacher(terms: Terms) -> bool:
-    """Whether a teacher must stand in the step."""
+    """Return whether a term needs the teacher in the training step."""
     return any(term.signal is not None and term.signal.origin == "step" for term in terms.values())
 
 
-def feature_terms(terms: Terms) -> dict[str, Term]:
-    """The terms that compare what both networks hold inside, rather than what they say."""
-    return {name: term for name, term in terms.items() if term.signal is not None and term.signal.level == "layers"}
+def feature_signals(terms: Terms) -> dict[str, FeatureSignal]:
+    """Return term name -> signal of the terms that compare layers of both networks instead of logits."""
+    return {name: term.signal for name, term in terms.items() if compares_layers(term.signal)}
 
 
-def cached_signals(terms: Terms) -> dict[str, Signal]:
-    """Name -> smallest signal whose cache serves every term; signals that nothing is stored for are left out."""
-    signals: dict[str, Signal] = {}
+def cached_signals(terms: Terms) -> dict[str, LogitSignal]:
+    """Return name -> the smallest signal whose cache serves every term."""
+    signals: dict[str, LogitSignal] = {}
     for term in terms.values():
-        if term.signal is not None and term.signal.origin == "cache":
+        if compares_logits(term.signal) and term.signal.origin == "cache":
             name = term.signal.name
-            signals[name] = signals[name].covering(term.signal) if name in signals else term.signal
+            signals[name] = signals[name].merge(term.signal) if name in signals else term.signal
     return signals
 
 
-def total_loss(terms: Terms, logits_NV: Array, rows: Mapping[str, Any], fixed: Mapping[str, Any]):
-    """All terms that read logits: sum over tokens of mask * weight * loss.
+def total_loss(terms: Terms, logits_NV: Array, tokens: TokenInputs, shared: StepInputs) -> tuple[Array, dict[str, Sum]]:
+    r"""Compute the weighted sum of all terms on logits over the tokens.
 
-    Temperature: a divergence at temperature T has gradients of size 1/T^2, so it is multiplied by T^2
-    here and nowhere else.
+    .. math:: L = \sum_i w_i(s) \sum_n m_n u_n T_i^2 \ell_i(n)
+
+    with the weight w of term i at step s, the mask m, the tokens' weights u, and the loss l. T is the temperature of
+    the term's signal, 1 without one: the gradient of a divergence at temperature T scales as 1 / T^2, so it is
+    multiplied by T^2 here and nowhere else. Terms that compare layers are left to the training step.
 
     Args:
-      terms: name -> Term; those that compare layers are left out.
-      logits_NV: the student's, float [N, V].
-      rows: of each token: "targets" int [N], "mask" bool [N], "weight" float [N], "payload": signal name -> field
-        -> [N, ...], and "teacher_hidden" [N, D] where the teacher stands in the step.
-      fixed: "step", number of the update, for weights and temperatures that change; "teacher_head".
+      terms: name -> Term.
+      logits_NV: float [N, V], the student's.
+      tokens: inputs for each token.
+      shared: inputs for all tokens.
 
     Returns:
-      (scalar to differentiate, name -> Sum of each term unweighted, and of all together as "loss").
+      (L, to differentiate; name -> Sum over tokens of each term without its weight w, and of L as "loss").
 
     References:
       Hinton et al. 2015, arXiv 1503.02531, section 2.
 
     Examples:
-      >>> logits = jnp.zeros((2, 4))  # each of four tokens is as likely
-      >>> rows = {"targets": jnp.array([0, 1]), "mask": jnp.array([True, False]), "weight": jnp.ones(2), "payload": {}}
-      >>> loss, sums = total_loss({"ce": Term(cross_entropy, weight=0.5)}, logits, rows, {"step": 0})
+      >>> logits = jnp.zeros((2, 4))  # uniform over four tokens
+      >>> tokens = TokenInputs(jnp.array([0, 1]), mask=jnp.array([True, False]), weight=jnp.ones(2), payload={})
+      >>> loss, sums = total_loss({"ce": Term(cross_entropy, weight=0.5)}, logits, tokens, StepInputs(step=0))
       >>> print(f"{loss:.4f} {sums['ce'].value:.4f} {sums['ce'].weight}")  # log(4) / 2; log 4, of one token
       0.6931 1.3863 1
     """
-    step, payload = fixed["step"], dict(rows["payload"])
-    if "teacher_hidden" in rows:
-        payload["online"] = {"logits": fixed["teacher_head"].logits(rows["teacher_hidden"])}
+    payload = dict(tokens.payload)
+    if tokens.teacher_hidden is not None:
+        assert shared.teacher_head is not None
+        payload["online"] = {"logits": shared.teacher_head.logits(tokens.teacher_hidden)}
     losses, log_z_N = {}, None
     for name, term in terms.items():
-        if term.signal is None or term.signal.level == "layers":
+        if not compares_logits(term.signal):
             continue
-        temperature = schedules.value_at(term.signal.temperature, step)
+        temperature = value_at(term.signal.temperature, shared.step)
         aligned = term.signal.align(logits_NV, payload[term.signal.name], temperature)
-        divergence_N = term.loss(aligned.teacher_logp_NK, aligned.student_logp_NK, **term.options)
-        losses[name] = temperature**2 * divergence_N
+        losses[name] = temperature**2 * term.compare(aligned.teacher_logp_NK, aligned.student_logp_NK)
         if isinstance(temperature, float) and temperature == 1.0 and aligned.log_z_N is not None:
             log_z_N = aligned.log_z_N
     for name, term in terms.items():
         if term.signal is None:
-            # The pass over the vocabulary that a signal has made already is not made again: a tenth of the head's time.
-            known = {"log_z_N": log_z_N} if term.loss is cross_entropy else {}
-            losses[name] = term.loss(logits_NV, rows["targets"], **term.options, **known)
-    count = rows["mask"].sum(dtype=jnp.int32)
-    values = {
-        name: jnp.where(rows["mask"], rows["weight"] * losses[name], 0.0).sum() for name in terms if name in losses
-    }
-    total = sum((schedules.value_at(terms[name].weight, step) * value for name, value in values.items()), jnp.float32(0.0))
+            # Cross-entropy reuses the signal's pass over the vocabulary.
+            known = {"log_z_N": log_z_N} if base.function_of(term.loss) is cross_entropy else {}
+            losses[name] = term.loss(logits_NV, tokens.targets, **term.options, **known)
+    count = tokens.mask.sum(dtype=jnp.int32)
+    values = {name: jnp.where(tokens.mask, tokens.weight * losses[name], 0.0).sum() for name in terms if name in losses}
+    total = sum((value_at(terms[name].weight, shared.step) * value for name, value in values.items()), jnp.float32(0.0))
     return total, {name: Sum(value, count) for name, value in (values | {"loss": total}).items()}

@@ -1,23 +1,26 @@
-"""What signals share: the protocols by which others see them, both sides on one support, the checks of fields."""
+"""Protocols of signals, their arrays on one support, and checks of their fields."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeGuard, get_args, runtime_checkable
 
 from kd_jax.config import is_number
 from kd_jax.errors import KdError
-from kd_jax.losses.base import Kind
+from kd_jax.losses.base import Loss, LossKind
 from kd_jax.types import Array, Field, Params, Payload
 
-TAILS = ("bucket", "renormalise", "zero")
+Origin = Literal["cache", "step"]
+Level = Literal["logits", "layers"]
 Tail = Literal["bucket", "renormalise", "zero"]
+TAILS: tuple[Tail, ...] = get_args(Tail)
 
 
 class Aligned(NamedTuple):
-    """Both distributions on one support.
+    """The distributions of both sides on one support.
 
     Attributes:
-      teacher_logp_NK, student_logp_NK: float32 [N, K].
-      log_z_N: log-sum-exp of the student's logits over the temperature, where it came for nothing; else None.
+      teacher_logp_NK: float32 [N, K], the teacher's log-probabilities.
+      student_logp_NK: float32 [N, K], the student's.
+      log_z_N: float32 [N], the log-sum-exp of the student's logits over the temperature; None if it was not computed.
     """
 
     teacher_logp_NK: Array
@@ -26,117 +29,189 @@ class Aligned(NamedTuple):
 
 
 @runtime_checkable
-class Knowledge(Protocol):
-    """What a teacher gives to a term, as the check of an objective sees it.
+class Signal(Protocol):
+    """The teacher's knowledge for a term: a frozen dataclass with pure functions.
 
     Attributes:
-      origin: where the teacher speaks: "cache" (before training) or "step" (beside the student).
-      level: what is compared: "logits" of every target token, or "layers" at every position.
-      kind: of the losses that it feeds.
+      origin: "cache" if it is written before training, "step" if the teacher runs in the training step.
+      level: "logits" if it compares predictions of target tokens, "layers" if it compares vectors at every position.
+      loss_kind: the kind of loss that it feeds.
     """
 
-    origin: Literal["cache", "step"]
-    level: Literal["logits", "layers"]
-    kind: Kind
+    origin: ClassVar[Origin]
+    level: ClassVar[Level]
+    loss_kind: ClassVar[LossKind]
 
     def check(self, vocab_size: int) -> None:
-        """Raises a KdError that names the first field out of its range."""
+        """Check the ranges of all fields.
+
+        Args:
+          vocab_size: number of tokens of the tokeniser.
+
+        Raises:
+          KdError: names the first field out of its range.
+        """
         ...
 
-    def supports(self, loss: Callable[..., Array]) -> bool:
-        """Whether a loss of its kind means something on what it gives."""
+    def supports(self, loss: Loss) -> bool:
+        """Return whether a loss of its kind is meaningful on this signal."""
         ...
 
 
 @runtime_checkable
-class Signal(Knowledge, Protocol):
-    """What the teacher says about each next token. A frozen dataclass; pure functions, no I/O."""
+class LogitSignal(Signal, Protocol):
+    """The teacher's knowledge about each next token."""
 
-    temperature: Any
+    @property
+    def temperature(self) -> Any:
+        """The temperature of both softmaxes: a number, or a schedule if the teacher runs in the step."""
+        ...
 
     @property
     def name(self) -> str:
-        """Names the cache's folder and the batch's payload."""
+        """The name of the cache's folder and of the batch's payload."""
         ...
 
     def schema(self, vocab_size: int) -> Mapping[str, Field] | None:
-        """Fields stored per target token; None where the teacher stands in the step and nothing is stored."""
+        """Return the cached fields per target token; None if nothing is cached."""
         ...
 
-    def reads(self, vocab_size: int) -> Mapping[str, Field] | None:
-        """Those of the schema's fields that `align` reads."""
+    def required_schema(self, vocab_size: int) -> Mapping[str, Field] | None:
+        """Return the cached fields that `align` reads; None if nothing is cached."""
         ...
 
-    def covering(self, other: "Signal") -> "Signal":
-        """The smallest signal from whose cache both this one and `other` can be read."""
+    def merge(self, other: Any) -> "LogitSignal":
+        """Return the smallest signal whose cache serves this one and another of the same name."""
         ...
 
     def reduce(self, logits_NV: Array, key_N: Array) -> Payload:
-        """Teacher logits to payload, [N, ...] per field, on the device; key_N: one random key per token."""
+        """Reduce teacher logits to the payload.
+
+        Args:
+          logits_NV: float [N, V].
+          key_N: one random key per token.
+
+        Returns:
+          Field name -> array [N, ...].
+        """
         ...
 
     def align(self, logits_NV: Array, payload: Payload, temperature: Any) -> Aligned:
-        """Student logits and payload to both distributions on one support."""
+        """Compute both distributions on one support.
+
+        Args:
+          logits_NV: float [N, V], the student's.
+          payload: the teacher's, as from `reduce`.
+          temperature: a number, or a traced scalar.
+        """
         ...
 
 
 @runtime_checkable
-class Features(Knowledge, Protocol):
-    """What the teacher holds inside, for a term with the teacher in the step. A frozen dataclass; no I/O."""
+class FeatureSignal(Signal, Protocol):
+    """The teacher's knowledge inside its layers, for terms with the teacher in the step."""
 
     def check_layers(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
-        """Raises a KdError for a layer that a stack lacks; stack -> depth, such as {"encoder": 3, "decoder": 1}."""
+        """Check that both networks have the layers.
+
+        Args:
+          student: stack -> depth, for example {"encoder": 3, "decoder": 1}.
+          teacher: the same of the teacher.
+
+        Raises:
+          KdError: names the stack or the layer.
+        """
         ...
 
     def check_widths(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
-        """Raises a KdError if it cannot compare vectors of these widths, as an architecture's `widths`."""
+        """Check that vectors of these widths can be compared.
+
+        Args:
+          student: name of a vector -> its width, as an architecture's `widths`.
+          teacher: the same of the teacher.
+
+        Raises:
+          KdError: names the field and the width.
+        """
         ...
 
-    def source(self) -> bool:
-        """Whether its positions are those of the source (else of the target)."""
+    def uses_encoder(self) -> bool:
+        """Return whether positions are those of the encoder instead of the decoder."""
         ...
 
-    def init(self, key: Array, student: Mapping[str, Array], teacher: Mapping[str, Array]) -> Params:
-        """Trained parameters of the comparison, from the shapes of both sides' taps; {} for none."""
+    def init_adapter(self, key: Array, student: Mapping[str, Array], teacher: Mapping[str, Array]) -> Params:
+        """Initialise the trained parameters of the comparison.
+
+        Args:
+          key: random key.
+          student: tap -> array, of which only the shapes are used.
+          teacher: the same of the teacher.
+
+        Returns:
+          The parameters; {} if there are none.
+        """
         ...
 
-    def align(self, student: Mapping[str, Array], teacher: Mapping[str, Array], segment_BT: Array, adapter: Params):
-        """(teacher_PBTX, student_PBTX): P comparisons at every position, for a loss over X."""
+    def align(
+        self, student: Mapping[str, Array], teacher: Mapping[str, Array], segment_BT: Array, adapter: Params
+    ) -> tuple[Array, Array]:
+        """Return the vectors to compare.
+
+        Args:
+          student: tap -> [B, T, ...].
+          teacher: the same of the teacher.
+          segment_BT: segments of the positions.
+          adapter: parameters as from `init_adapter`.
+
+        Returns:
+          (teacher_PBTX, student_PBTX): P comparisons at every position, for a loss over X.
+        """
         ...
 
 
-def check_whole(field: str, value: Any, least: int, greatest: int, remedy: str) -> None:
-    """Refuses what is no whole number in a range.
+def compares_logits(signal: Signal | None) -> TypeGuard[LogitSignal]:
+    """Return whether a term's signal compares predictions."""
+    return signal is not None and signal.level == "logits"
+
+
+def compares_layers(signal: Signal | None) -> TypeGuard[FeatureSignal]:
+    """Return whether a term's signal compares layers."""
+    return signal is not None and signal.level == "layers"
+
+
+def check_integer(field: str, value: Any, least: int, greatest: int) -> None:
+    """Check that a field of a signal is an integer in [least, greatest].
 
     Raises:
-      KdError: signal.FIELD, the value, the remedy.
+      KdError: names the field.
     """
     if type(value) is not int or not least <= value <= greatest:
-        raise KdError(f"signal.{field}: {value!r}; wanted {remedy}")
+        raise KdError(f"signal.{field}: expected an integer in [{least}, {greatest}], got {value!r}.")
 
 
 def check_temperature(value: Any) -> None:
-    """Refuses what is no positive, finite number; a Schedule too: a cache holds fixed temperatures.
+    """Check that a temperature is a positive number.
 
     Raises:
-      KdError: names the field and the value.
+      KdError: also for a schedule, since a cache holds fixed temperatures.
     """
     if not (is_number(value) and value > 0):
-        raise KdError(f"signal.temperature: {value!r}; wanted a positive number (for a Schedule wanted Online)")
+        remedy = "A temperature that changes needs signal=Online(...)." if callable(value) else ""
+        raise KdError(f"signal.temperature: expected a positive number, got {value!r}. {remedy}".rstrip())
 
 
 def check_tail(value: Any) -> None:
-    """Refuses a misspelt tail.
+    """Check that a tail rule is one of TAILS.
 
     Raises:
-      KdError: names the field, the value and those there are.
+      KdError: names the value.
     """
     if value not in TAILS:
-        raise KdError(f"signal.tail: {value!r}; wanted bucket, renormalise or zero")
+        raise KdError(f"signal.tail: expected one of {', '.join(TAILS)}, got {value!r}.")
 
 
 def id_dtype(vocab_size: int) -> str:
-    """The smallest unsigned dtype that holds every token's id.
+    """Return the smallest unsigned dtype that holds every token's id.
 
     Examples:
       >>> id_dtype(65_536), id_dtype(65_537)

@@ -1,32 +1,32 @@
-"""The teacher in the step: nothing is stored, its logits are made as they are needed."""
+"""The full distribution of a teacher in the training step."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax import schedules
 from kd_jax.losses import divergence
-from kd_jax.losses.base import logp_at, logp_with_rest
+from kd_jax.losses.base import Loss, LossKind
+from kd_jax.losses.support import logp_at, logp_with_rest
 from kd_jax.schedules import Schedule
-from kd_jax.signals.base import Aligned, Tail, check_tail, check_whole
+from kd_jax.signals.base import Aligned, Level, Origin, Tail, check_integer, check_tail
 from kd_jax.types import Array, Payload
 
 
 @dataclasses.dataclass(frozen=True)
 class Online:
-    """The whole distribution of a teacher that runs beside the student, or its top k on the device.
+    """The teacher's full distribution, or its top k, computed in the training step.
 
-    The teacher's parameters are an argument of the step that nothing updates or differentiates; its
-    logits live in the fused head's chunks, as the student's do.
+    The teacher's parameters are an argument of the step and are neither updated nor differentiated. Its logits exist
+    only in the chunks of the fused head, as the student's.
 
     Attributes:
-      k: 0 for the whole vocabulary; else the divergence is taken on the k likeliest tokens, as by TopK but
-        without rounding.
-      temperature: T of both softmaxes, or a Schedule over the steps.
-      tail: as TopK's, where k is not 0.
+      k: 0 for the whole vocabulary; else the support is the teacher's k most likely tokens, as for TopK but without
+        rounding.
+      temperature: T of both softmaxes: a number, a Schedule, or a function of the step.
+      tail: the tail rule if k is not 0, as for TopK.
 
     Examples:
       >>> student, teacher = jnp.zeros((1, 4)), jnp.asarray([[0.0, 0.0, -jnp.inf, -jnp.inf]])
@@ -39,44 +39,52 @@ class Online:
     temperature: float | Schedule = 1.0
     tail: Tail = "bucket"
 
-    name = "online"
-    origin, level, kind = "step", "logits", "divergence"
+    name: ClassVar[str] = "online"
+    origin: ClassVar[Origin] = "step"
+    level: ClassVar[Level] = "logits"
+    loss_kind: ClassVar[LossKind] = "divergence"
 
     def check(self, vocab_size: int) -> None:
-        """Refuses fields out of their ranges.
+        """Check the ranges of all fields.
+
+        Args:
+          vocab_size: number of tokens of the tokeniser.
 
         Raises:
           KdError: names the field.
         """
-        check_whole("k", self.k, 0, vocab_size, f"0 (all) to the vocabulary's {vocab_size} tokens")
+        check_integer("k", self.k, 0, vocab_size)
         check_tail(self.tail)
         schedules.check(self.temperature, "signal.temperature", 1e-3)
 
-    def supports(self, loss: Callable[..., Array]) -> bool:
-        """All divergences; with k and the tail "zero" those weighted by the teacher."""
+    def supports(self, loss: Loss) -> bool:
+        """Return True for divergences; with k and the tail "zero" only if the teacher weights the loss."""
         return not self.k or self.tail != "zero" or loss in divergence.TEACHER_WEIGHTED
 
     def schema(self, vocab_size: int) -> None:
-        """None: nothing is stored."""
+        """Return None: nothing is cached."""
 
-    def reads(self, vocab_size: int) -> None:
-        """None, as the schema."""
+    def required_schema(self, vocab_size: int) -> None:
+        """Return None: nothing is cached."""
 
-    def covering(self, other: "Online") -> "Online":
-        """Itself: there is no cache to share."""
+    def merge(self, other: "Online") -> "Online":
+        """Return this signal: there is no cache to share."""
         return self
 
     def reduce(self, logits_NV: Array, key_N: Any = None) -> Payload:
-        """The logits themselves, which live in the step alone."""
+        """Return the logits themselves."""
         return {"logits": logits_NV}
 
     def align(self, logits_NV: Array, payload: Payload, temperature: Any) -> Aligned:
-        """Log-probabilities of teacher and student: K = V, or as TopK's where k is not 0.
+        """Compute the log-probabilities of teacher and student.
 
         Args:
-          logits_NV: the student's logits, float [N, V].
-          payload: {"logits": the teacher's, float [N, V]}.
-          temperature: a number, or traced.
+          logits_NV: float [N, V], the student's.
+          payload: {"logits": float [N, V], the teacher's}.
+          temperature: a number, or a traced scalar.
+
+        Returns:
+          Aligned with K = V, or as TopK if k is not 0.
         """
         student_NV, teacher_NV = (x.astype(jnp.float32) / temperature for x in (logits_NV, payload["logits"]))
         if not self.k:
@@ -85,5 +93,5 @@ class Online:
         if self.tail == "renormalise":
             student_NK = jnp.take_along_axis(student_NV, ids_NK, -1)
             return Aligned(jax.nn.log_softmax(teacher_NK), jax.nn.log_softmax(student_NK))
-        on_support = logp_at if self.tail == "zero" else logp_with_rest
-        return Aligned(on_support(teacher_NV, ids_NK)[0], on_support(student_NV, ids_NK)[0])
+        logp = logp_at if self.tail == "zero" else logp_with_rest
+        return Aligned(logp(teacher_NV, ids_NK)[0], logp(student_NV, ids_NK)[0])

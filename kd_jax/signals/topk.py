@@ -1,40 +1,42 @@
-"""The teacher's k likeliest next tokens, and exactly what remains."""
+"""The teacher's k most likely next tokens and the exact mass of all others."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax.losses import divergence
-from kd_jax.losses.base import at, logp_at, logp_with_rest, split
-from kd_jax.signals.base import Aligned, Tail, check_tail, check_temperature, check_whole, id_dtype
+from kd_jax.losses.base import Loss, LossKind
+from kd_jax.losses.support import logits_at, logits_with_rest, logp_at, logp_with_rest
+from kd_jax.signals.base import Aligned, Level, Origin, Tail, check_integer, check_tail, check_temperature, id_dtype
 from kd_jax.types import Array, Field, Payload
 
 
 @dataclasses.dataclass(frozen=True)
 class TopK:
-    """k ids with their logits and, for each temperature, the log-sum-exp of all others.
+    """k ids with their logits and, for each temperature, the log-sum-exp of all other logits.
 
-    A record holds, per target token, `ids` [k], `logits` [k] less the largest one, and for each
-    temperature T `rest_tT`: the log-sum-exp of logits / T outside the k, less the largest one over T.
-    Probabilities are exp(logit / T) over their sum with exp(rest), which is Z; the stored distribution
-    sums to one by construction, nothing is lost to cancellation, and k = V gives rest = -inf and the
-    dense distribution. A smaller k is read out of a larger one by adding what falls away to the rest.
+    A cached record holds, per target token, `ids` [k], `logits` [k] minus the largest logit, and `rest_tT` for each
+    temperature T: the log-sum-exp of logits / T outside the k ids, minus the largest over T.
 
-    A logit of -inf marks an id that the teacher did not name, as in a record of fewer than k: both sides count it
-    among all others. Where it named none, both sides are the same, and every divergence is 0.
+    Probabilities are exp(logit / T) / Z with Z = sum exp(logit / T) + exp(rest). They sum to one by construction,
+    without cancellation. k = V gives rest = -inf and the full distribution. A smaller k can be read from a larger one:
+    the other ids are added to the rest.
+
+    A logit of -inf marks an id that the teacher did not name, as in a record of fewer than k ids. Both sides count it
+    among the other tokens. If the teacher named none, both sides are equal and every divergence is 0.
 
     Attributes:
-      k: ids kept, at most the vocabulary's size.
+      k: number of ids, at most the vocabulary's size.
       temperature: T of the teacher's and the student's softmax.
-      tail: what becomes of the mass outside the k.
-        "bucket": all other tokens are one more outcome on both sides: the student's mass there counts.
-        "renormalise": both sides are conditioned on the k; where the student's remaining mass goes is free.
-        "zero": the teacher's side is cut off and sums to less than one, the student's stays as it is; for
-        divergences weighted by the teacher alone.
-      temperatures: further ones that the cache is to be made for.
+      tail: the tail rule, for the probability outside the k ids.
+        "bucket": all other tokens are one more outcome on both sides, so the student's mass there counts.
+        "renormalise": both sides are conditioned on the k ids, so the student's mass elsewhere is free.
+        "zero": the teacher's side is cut off and sums to less than one, the student's is not changed; for divergences
+        that the teacher's probabilities weight.
+      temperatures: further temperatures to write into the cache.
 
     Examples:
       >>> signal, logits = TopK(k=1), jnp.log(jnp.asarray([[0.5, 0.25, 0.25]]))
@@ -50,84 +52,101 @@ class TopK:
     tail: Tail = "bucket"
     temperatures: tuple[float, ...] = ()
 
-    name = "topk"
-    origin, level, kind = "cache", "logits", "divergence"
+    name: ClassVar[str] = "topk"
+    origin: ClassVar[Origin] = "cache"
+    level: ClassVar[Level] = "logits"
+    loss_kind: ClassVar[LossKind] = "divergence"
 
     def check(self, vocab_size: int) -> None:
-        """Refuses fields out of their ranges.
+        """Check the ranges of all fields.
+
+        Args:
+          vocab_size: number of tokens of the tokeniser.
 
         Raises:
           KdError: names the field.
         """
-        check_whole("k", self.k, 1, vocab_size, f"1 to the vocabulary's {vocab_size} tokens")
+        check_integer("k", self.k, 1, vocab_size)
         check_tail(self.tail)
         for temperature in (self.temperature, *self.temperatures):
             check_temperature(temperature)
 
-    def supports(self, loss: Callable[..., Array]) -> bool:
-        """All divergences; with the tail "zero" those weighted by the teacher, the others being infinite there."""
+    def supports(self, loss: Loss) -> bool:
+        """Return True for divergences; with the tail "zero" only if the teacher weights the loss."""
         return self.tail != "zero" or loss in divergence.TEACHER_WEIGHTED
 
     def stored_temperatures(self) -> tuple[float, ...]:
-        """Every temperature that the cache is made for, ascending."""
+        """Return all temperatures in the cache, ascending."""
         return tuple(sorted({self.temperature, *self.temperatures}))
 
     def schema(self, vocab_size: int) -> dict[str, Field]:
-        """Fields per target token; ids take two bytes where the vocabulary allows it."""
-        return self.fields(vocab_size, self.stored_temperatures())
+        """Return the cached fields per target token."""
+        return self._fields(vocab_size, self.stored_temperatures())
 
-    def reads(self, vocab_size: int) -> dict[str, Field]:
-        """Those of the schema's that `align` reads: of the rest none where it is left out."""
-        return self.fields(vocab_size, () if self.tail == "renormalise" else (self.temperature,))
+    def required_schema(self, vocab_size: int) -> dict[str, Field]:
+        """Return the cached fields that `align` reads; the tail "renormalise" needs no rest."""
+        return self._fields(vocab_size, () if self.tail == "renormalise" else (self.temperature,))
 
-    def fields(self, vocab_size: int, temperatures: Iterable[float]) -> dict[str, Field]:
-        """A record's, with the rest at these temperatures."""
+    def _fields(self, vocab_size: int, temperatures: Iterable[float]) -> dict[str, Field]:
         rests = {rest_field(temperature): Field((), "float32") for temperature in temperatures}
         return {"ids": Field((self.k,), id_dtype(vocab_size)), "logits": Field((self.k,), "float16")} | rests
 
-    def covering(self, other: "TopK") -> "TopK":
-        """The one with the larger k and the temperatures of both; the tail, this one's, is chosen when it is read."""
+    def merge(self, other: "TopK") -> "TopK":
+        """Return a signal with the larger k, the temperatures of both, and this one's tail (the cache has none)."""
         temperatures = tuple(sorted({*self.stored_temperatures(), *other.stored_temperatures()}))
         return TopK(max(self.k, other.k), temperatures[0], self.tail, temperatures[1:])
 
     def reduce(self, logits_NV: Array, key_N: Any = None) -> Payload:
-        """Teacher logits [N, V] to {"ids" [N, k], "logits" [N, k], "rest_tT" [N] for every T}; draws nothing."""
+        """Reduce teacher logits to the k largest and the log-sum-exp of the others.
+
+        Args:
+          logits_NV: float [N, V], the teacher's.
+          key_N: not used.
+
+        Returns:
+          {"ids": int32 [N, k], "logits": float16 [N, k], "rest_tT": float32 [N] for each temperature T}.
+        """
         del key_N
         logits_NV = logits_NV.astype(jnp.float32)
         logits_NV -= logits_NV.max(-1, keepdims=True)
         top_NK, ids_NK = jax.lax.top_k(logits_NV, self.k)
-        rests = {rest_field(t): split(logits_NV / t, ids_NK)[1] for t in self.stored_temperatures()}
+        rests = {rest_field(t): logits_with_rest(logits_NV / t, ids_NK)[1] for t in self.stored_temperatures()}
         return {"ids": ids_NK, "logits": top_NK.astype(jnp.float16)} | rests
 
     def align(self, logits_NV: Array, payload: Payload, temperature: Any) -> Aligned:
-        """Log-probabilities of teacher and student on the k ids and, for the tail "bucket", all other tokens.
+        """Compute the log-probabilities of teacher and student on the support.
 
         Args:
-          logits_NV: the student's logits, float [N, V].
-          payload: as `reduce` gives it, for this k or a larger one, with this temperature among others.
-          temperature: this signal's.
+          logits_NV: float [N, V], the student's.
+          payload: as from `reduce`, for this k or a larger one, with this temperature among others.
+          temperature: that of the signal.
 
         Returns:
-          Aligned, K = k + 1 for "bucket" (the bucket last), else k.
+          Aligned with K = k + 1 for the tail "bucket" (all other tokens last), else K = k.
         """
         logits_NV = logits_NV.astype(jnp.float32)
         if not isinstance(temperature, float) or temperature != 1.0:
             logits_NV = logits_NV / temperature
         stored_NX = payload["logits"].astype(jnp.float32) / temperature
-        named_NK = stored_NX[:, : self.k] > -jnp.inf
-        ids_NK = jnp.where(named_NK, payload["ids"][:, : self.k].astype(jnp.int32), logits_NV.shape[-1])
+        top_NK, others_NX = stored_NX[:, : self.k], stored_NX[:, self.k :]
+        is_named_NK = top_NK > -jnp.inf
+        ids_NK = jnp.where(is_named_NK, payload["ids"][:, : self.k].astype(jnp.int32), logits_NV.shape[-1])
         if self.tail == "renormalise":
-            both = stored_NX[:, : self.k], at(logits_NV, ids_NK)
-            return Aligned(*(jax.nn.log_softmax(jnp.where(named_NK.any(-1, keepdims=True), x, 0.0)) for x in both))
+            both = top_NK, logits_at(logits_NV, ids_NK)
+            return Aligned(*(jax.nn.log_softmax(jnp.where(is_named_NK.any(-1, keepdims=True), x, 0.0)) for x in both))
         rest_N1 = payload[rest_field(self.temperature)].astype(jnp.float32)[:, None]
-        beyond_NX = jnp.concatenate([stored_NX[:, self.k :], rest_N1], axis=-1)
-        beyond_N1 = jax.nn.logsumexp(beyond_NX, axis=-1, keepdims=True)
-        teacher_NX = jax.nn.log_softmax(jnp.concatenate([stored_NX[:, : self.k], beyond_N1], axis=-1))
+        rest_N1 = jax.nn.logsumexp(jnp.concatenate([others_NX, rest_N1], axis=-1), axis=-1, keepdims=True)
+        teacher_NX = jax.nn.log_softmax(jnp.concatenate([top_NK, rest_N1], axis=-1))
         if self.tail == "zero":
             return Aligned(teacher_NX[:, : self.k], *logp_at(logits_NV, ids_NK))
         return Aligned(teacher_NX, *logp_with_rest(logits_NV, ids_NK))
 
 
 def rest_field(temperature: float) -> str:
-    """Names the rest's field at a temperature."""
+    """Return the name of the rest's field at a temperature.
+
+    Examples:
+      >>> rest_field(2.0)
+      'rest_t2'
+    """
     return f"rest_t{temperature:g}"

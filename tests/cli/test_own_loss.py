@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import total_loss
+from kd_jax import StepInputs, TokenInputs, total_loss
 from kd_jax.cli.overrides import apply_overrides
 from kd_jax.config import to_text
 from kd_jax.errors import KdError
@@ -62,8 +62,8 @@ def test_its_value_and_gradient_are_the_closed_form(config):
     terms = apply_overrides(config(factor=2.0), []).students["mine"].terms
     p, q = np.asarray([0.5, 0.3, 0.2], np.float32), np.asarray([0.6, 0.1, 0.3], np.float32)
     payload = {"topk": terms["own"].signal.reduce(jnp.log(p)[None])}
-    rows = {"targets": jnp.array([0]), "mask": jnp.array([True]), "weight": jnp.ones(1), "payload": payload}
-    loss = jax.jit(lambda logits_NV: total_loss(terms, logits_NV, rows, {"step": 0})[0])
+    tokens = TokenInputs(jnp.array([0]), mask=jnp.array([True]), weight=jnp.ones(1), payload=payload)
+    loss = jax.jit(lambda logits_NV: total_loss(terms, logits_NV, tokens, StepInputs())[0])
     value, gradient_NV = jax.value_and_grad(loss)(jnp.log(q)[None])
 
     # The likeliest token and the other two: 1 - sqrt(0.5 * 0.6) - sqrt(0.5 * 0.4), twice, at half the weight.

@@ -24,7 +24,7 @@ def test_label_smoothing_equals_smoothed_one_hot():
     np.testing.assert_allclose(cross_entropy(LOGITS, TARGETS, label_smoothing=0.1), want, rtol=1e-5)
 
 
-def test_zero_smoothing_is_no_smoothing():
+def test_smoothing_is_continuous_at_zero():
     almost = cross_entropy(LOGITS, TARGETS, label_smoothing=1e-7)
     np.testing.assert_allclose(almost, cross_entropy(LOGITS, TARGETS), rtol=1e-5)
 
@@ -34,7 +34,7 @@ def test_gradients():
         check_grads(lambda x, s=smoothing: cross_entropy(x, TARGETS, s).sum(), (LOGITS,), 1, ["rev"], rtol=2e-2)
 
 
-def test_only_the_disturbed_token_moves():
+def test_tokens_are_independent():
     moved = cross_entropy(LOGITS.at[3, 2].add(1.0), TARGETS) != cross_entropy(LOGITS, TARGETS)
     assert moved.tolist() == [n == 3 for n in range(N)]
 

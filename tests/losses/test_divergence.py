@@ -1,4 +1,4 @@
-"""Forward KL: trap 6 (direction), 8 (0 log 0, low precision)."""
+"""Divergences: closed forms, gradients; trap 6 (direction), 8 (0 log 0, low precision), 16 (cancellation)."""
 
 import math
 
@@ -16,28 +16,28 @@ RNG = np.random.default_rng(0)
 P, Q = (jax.nn.log_softmax(jnp.asarray(RNG.normal(size=(5, 9)) * 2, jnp.float32)) for _ in range(2))
 
 
-def test_two_class_closed_form_tells_the_direction():
+def test_forward_kl_has_the_teacher_first():
     p, q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
     want = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
     np.testing.assert_allclose(forward_kl(p, q), [want], rtol=1e-5)
     assert abs(float(forward_kl(q, p)[0]) - want) > 0.1
 
 
-def test_equals_optax_where_optax_is_defined():
+def test_forward_kl_equals_optax():
     np.testing.assert_allclose(forward_kl(P, Q), optax.kl_divergence(Q, jnp.exp(P)), rtol=1e-4)
 
 
-def test_zero_and_stationary_where_equal():
+def test_forward_kl_is_zero_and_stationary_if_equal():
     assert jnp.abs(forward_kl(P, P)).max() < 1e-6
     gradient = jax.grad(lambda x: forward_kl(P, jax.nn.log_softmax(x)).sum())(P)
     assert jnp.abs(gradient).max() < 1e-6
 
 
-def test_gradients():
+def test_forward_kl_has_the_gradient_of_its_value():
     check_grads(lambda x: forward_kl(P, jax.nn.log_softmax(x)).sum(), (Q,), 1, ["rev"], rtol=2e-2)
 
 
-def test_zero_log_zero_is_zero_in_value_and_gradient():
+def test_forward_kl_of_zero_probabilities_has_finite_gradients():
     padding = jnp.full((5, 3), -jnp.inf)
     p, q = jnp.concatenate([P, padding], 1), jnp.concatenate([Q, padding], 1)
     np.testing.assert_allclose(forward_kl(p, q), forward_kl(P, Q), rtol=1e-6)
@@ -46,7 +46,7 @@ def test_zero_log_zero_is_zero_in_value_and_gradient():
     assert not gradient[:, 9:].any()
 
 
-def test_identical_bfloat16_logits_under_jit():
+def test_forward_kl_of_identical_bfloat16_logits_is_zero():
     logits = jnp.asarray(RNG.normal(size=(64, 128)) * 5, jnp.bfloat16)
 
     @jax.jit
@@ -63,7 +63,7 @@ def kl(a, b):
     return a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b))
 
 
-CLOSED = {  # two classes, p = (0.9, 0.1), q = (0.5, 0.5): all by hand; turned round they differ
+CLOSED = {  # two classes, p = (0.9, 0.1), q = (0.5, 0.5), by hand; swapped arguments give other values
     "reverse_kl": (divergence.reverse_kl, {}, kl(TWO_Q, TWO_P)),
     "jensen_shannon": (
         divergence.jensen_shannon,
@@ -88,7 +88,7 @@ def test_two_class_closed_forms(name):
 
 
 @pytest.mark.parametrize("loss", divergence.ALL, ids=lambda f: f.__name__)
-def test_every_divergence_is_zero_and_stationary_where_equal_and_positive_elsewhere(loss):
+def test_every_divergence_is_zero_and_stationary_if_equal_and_positive_otherwise(loss):
     assert jnp.abs(loss(P, P)).max() < 1e-6
     assert (loss(P, Q) > 0).all()
     if loss is not divergence.total_variation:  # which has a corner there
@@ -110,7 +110,7 @@ def test_impossible_tokens_on_both_sides_change_nothing(loss):
 
 
 @pytest.mark.parametrize("loss", [divergence.jensen_shannon, divergence.skewed_reverse_kl, divergence.total_variation])
-def test_bounded_divergences_bear_a_teacher_that_says_never(loss):
+def test_bounded_divergences_are_finite_if_the_teacher_has_zero_probabilities(loss):
     p = jnp.asarray([[-jnp.inf, 0.0]])
     value, gradient = jax.value_and_grad(lambda x: loss(p, jax.nn.log_softmax(x)).sum())(jnp.zeros((1, 2)))
     assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
@@ -137,19 +137,19 @@ MIXTURES += [(name, share) for name in ("skewed_forward_kl", "skewed_reverse_kl"
 @pytest.mark.parametrize("name, share", MIXTURES)
 @pytest.mark.parametrize("spread", [0.1, 2.0, 12.0])
 def test_mixtures_equal_float64_for_every_share(name, share, spread):
-    """Trap 16: a small share leaves the digits of float32 in a difference of logarithms."""
+    """Trap 16: with a small share, a difference of logarithms loses the digits of float32."""
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(2, 4, 40)) * spread
     p, q = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
     option = "beta" if name == "jensen_shannon" else "alpha"
-    loss = lambda x: vars(divergence)[name](jnp.asarray(p), x, **{option: share})  # noqa: E731
+    loss = lambda x: getattr(divergence, name)(jnp.asarray(p), x, **{option: share})  # noqa: E731
     value, gradient = mixtures64(name, share, p.astype(np.float64), q.astype(np.float64))
     np.testing.assert_allclose(loss(jnp.asarray(q)), value, rtol=1e-4)
     got = jax.grad(lambda x: loss(x).sum())(jnp.asarray(q))
     np.testing.assert_allclose(got, gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
 
 
-def test_ends_of_jensen_shannon_are_limits_in_direction():
+def test_jensen_shannon_tends_to_forward_and_reverse_kl():
     for beta, end in ((1e-3, divergence.forward_kl), (1 - 1e-3, divergence.reverse_kl)):
         scaled = divergence.jensen_shannon(P, Q, beta=beta) / (beta * (1 - beta))
         np.testing.assert_allclose(scaled, end(P, Q), rtol=0.1)

@@ -18,7 +18,7 @@ def test_closed_forms():
     np.testing.assert_allclose(cosine(a, jnp.asarray([[-2.0, 1.0]])), [1.0], rtol=1e-6)
 
 
-def test_gradients_even_at_zero():
+def test_gradients_are_right_and_finite_at_zero():
     a, b = (jnp.asarray(RNG.normal(size=(4, 6)), jnp.float32) for _ in range(2))
     for loss in (mse, cosine):
         check_grads(lambda x, f=loss: f(a, x).sum(), (b,), 1, ["rev"], rtol=2e-2)

@@ -1,10 +1,11 @@
-"""The objective: all combinations, fused and plain; weights, temperatures, one pass for two terms."""
+"""The objective: all combinations of signals and losses, weights, temperatures, losses of other libraries."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,15 +13,25 @@ from hypothesis import strategies as st
 from kd_jax.losses import divergence
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
+from kd_jax.losses.features import mse
 from kd_jax.models.base import Head
 from kd_jax.objective.fused_head import fused_head
-from kd_jax.objective.terms import Term, total_loss
+from kd_jax.objective.terms import (
+    StepInputs,
+    Term,
+    TokenInputs,
+    cached_signals,
+    feature_signals,
+    needs_teacher,
+    total_loss,
+)
 from kd_jax.schedules import Schedule
+from kd_jax.signals.base import TAILS
+from kd_jax.signals.features import HiddenStates
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK
 
-TAILS = ("bucket", "renormalise", "zero")
 SIGNALS = [TopK(k=5, tail=tail) for tail in TAILS]
 SIGNALS += [TopK(k=5, temperature=2.0), TopK(k=5, temperature=2.0, temperatures=(1.0,)), Sampled(draws=7)]
 SIGNALS += [
@@ -34,7 +45,7 @@ COMBINATIONS = [(signal, loss) for signal in SIGNALS for loss in divergence.ALL 
 
 @functools.cache
 def problem(n, d, v, biased, padded, seed):
-    """(hidden, student's head, teacher's hidden, its head, targets, mask, weights)."""
+    """Return (hidden, the student's head, the teacher's hidden and head, targets, mask, weights)."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     heads = [
@@ -63,31 +74,31 @@ def problem(n, d, v, biased, padded, seed):
     st.integers(0, 3),
 )
 @settings(max_examples=15, deadline=None)
-def test_the_fused_head_equals_the_plain_path(combination, n, chunk, v, biased, padded, seed):
+def test_the_fused_head_equals_the_unfused_objective(combination, n, chunk, v, biased, padded, seed):
     signal, loss = combination
-    hidden, head, said, teacher_head, targets, mask, weight = problem(n, 4, v, biased, padded, seed)
+    hidden, head, teacher_hidden, teacher_head, targets, mask, weight = problem(n, 4, v, biased, padded, seed)
     terms = {"ce": Term(cross_entropy, weight=0.4), "kd": Term(loss, weight=Schedule(0.1, 1.1, 10), signal=signal)}
-    logits = teacher_head.logits(said)
+    logits = teacher_head.logits(teacher_hidden)
     payload = (
         {} if signal.name == "online" else {signal.name: signal.reduce(logits, jax.random.split(jax.random.key(1), n))}
     )
-    rows = {"targets": targets, "mask": mask, "weight": weight, "payload": payload, "teacher_hidden": said}
-    fixed = {"step": jnp.int32(5), "teacher_head": teacher_head}
+    tokens = TokenInputs(targets, mask, weight, payload, teacher_hidden)
+    shared = StepInputs(jnp.int32(5), teacher_head)
 
     def fused(hidden, head):
-        return fused_head(functools.partial(total_loss, terms), hidden, head, rows, fixed, chunk)[0]
+        return fused_head(functools.partial(total_loss, terms), hidden, head, tokens, shared, chunk)[0]
 
-    def plain(hidden, head):
+    def unfused(hidden, head):
         student_logits = head.logits(hidden)
         temperature = 2.0 if signal == Online(temperature=Schedule(1.0, 3.0, 10)) else signal.temperature  # half-way
-        said = {"logits": logits} if signal.name == "online" else payload[signal.name]
-        teacher_logp, student_logp, _ = signal.align(student_logits, said, temperature)
+        signal_payload = {"logits": logits} if signal.name == "online" else payload[signal.name]
+        teacher_logp, student_logp, _ = signal.align(student_logits, signal_payload, temperature)
         divergence_N = temperature**2 * loss(teacher_logp, student_logp)
         losses_N = 0.4 * cross_entropy(student_logits, targets) + 0.6 * divergence_N
         return jnp.where(mask, weight * losses_N, 0.0).sum()
 
     # Compiled whole: operation by operation each example would take seconds.
-    got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, head) for f in (fused, plain))
+    got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, head) for f in (fused, unfused))
     scale = max(1.0, *(float(jnp.abs(x).max()) for x in jax.tree.leaves(want)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a / scale, b / scale, atol=1e-5), got, want)
     if padded:
@@ -95,31 +106,86 @@ def test_the_fused_head_equals_the_plain_path(combination, n, chunk, v, biased, 
 
 
 @pytest.mark.parametrize("signal", [TopK(k=4), TopK(k=4, temperature=3.0), Online(k=4)], ids=str)
-def test_one_pass_for_both_terms_gives_the_same_cross_entropy(signal):
+def test_cross_entropy_is_the_same_if_it_shares_the_pass_of_a_signal(signal):
     rng = np.random.default_rng(0)
     logits, teacher = (jnp.asarray(rng.normal(size=(6, 11)), jnp.float32) for _ in range(2))
     targets = jnp.asarray(rng.integers(0, 11, 6), jnp.int32)
     payload = {"topk": TopK(k=4, temperature=signal.temperature).reduce(teacher), "online": {"logits": teacher}}
     terms = {"kd": Term(forward_kl, signal=signal), "ce": Term(cross_entropy, options={"label_smoothing": 0.1})}
     for mask in (jnp.ones(6, bool), jnp.arange(6) == 2):
-        rows = {"targets": targets, "mask": mask, "weight": jnp.ones(6), "payload": payload}
-        reported = lambda x, rows=rows: total_loss(terms, x, rows, {"step": jnp.int32(0)})[1]["ce"].value  # noqa: E731
+        tokens = TokenInputs(targets, mask, jnp.ones(6), payload)
+        reported = lambda x, tokens=tokens: total_loss(terms, x, tokens, StepInputs())[1]["ce"].value  # noqa: E731
         plain = lambda x, mask=mask: jnp.where(mask, cross_entropy(x, targets, 0.1), 0.0).sum()  # noqa: E731
         got, want = (jax.value_and_grad(f)(logits) for f in (reported, plain))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
 
 
-def test_sums_are_of_the_masked_in_tokens_unweighted_and_the_loss_weighs_them():
-    """Closed form: uniform students of 11 ids have cross-entropy ln 11 everywhere; 3 of 5 tokens count."""
-    rows = {"targets": jnp.arange(5), "mask": jnp.arange(5) < 3, "weight": jnp.asarray([2.0, 1.0, 1.0, 9.0, 9.0])}
+def test_sums_count_unmasked_tokens_and_the_loss_is_weighted():
+    """Closed form: a uniform student over 11 ids has cross-entropy ln 11 everywhere; 3 of 5 tokens count."""
+    tokens = TokenInputs(jnp.arange(5), jnp.arange(5) < 3, jnp.asarray([2.0, 1.0, 1.0, 9.0, 9.0]), {})
     terms = {"ce": Term(cross_entropy, weight=Schedule(0.0, 1.0, 4)), "again": Term(cross_entropy, weight=0.25)}
-    total, sums = total_loss(terms, jnp.zeros((5, 11)), rows | {"payload": {}}, {"step": jnp.int32(2)})
+    total, sums = total_loss(terms, jnp.zeros((5, 11)), tokens, StepInputs(jnp.int32(2)))
     np.testing.assert_allclose(sums["ce"].value, 4 * np.log(11), rtol=1e-6)
     np.testing.assert_allclose([total, sums["loss"].value], 0.75 * 4 * np.log(11), rtol=1e-6)
     assert {int(one.weight) for one in sums.values()} == {3}
 
 
-def test_online_topk_is_cached_topk_but_for_rounding():
+TWO_LOGITS = jnp.log(jnp.asarray([[0.5, 0.5]]))  # the student's q
+TEACHER = jnp.log(jnp.asarray([[0.9, 0.1]]))  # the teacher's p
+KL = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
+M = 0.3 * np.asarray([0.9, 0.1]) + 0.7 * 0.5
+JENSEN_SHANNON = 0.3 * (0.9 * np.log(0.9 / M[0]) + 0.1 * np.log(0.1 / M[1])) + 0.7 * 0.5 * np.log(0.25 / M.prod())
+
+
+@pytest.mark.parametrize(
+    "term, expected",
+    [
+        (Term(forward_kl, signal=Online()), KL),
+        (Term(optax.losses.kl_divergence_with_log_targets, signal=Online()), KL),
+        (Term(functools.partial(divergence.jensen_shannon, beta=0.3), signal=Online()), JENSEN_SHANNON),
+        (Term(lambda a, b: ((jnp.exp(a) - jnp.exp(b)) ** 2).sum(-1), signal=Online()), 2 * 0.4**2),
+        (Term(lambda a, b: a[:, 0] - 2 * b[:, 0], signal=Online()), np.log(0.9) - 2 * np.log(0.5)),
+        (Term(optax.losses.softmax_cross_entropy_with_integer_labels), np.log(2)),
+        (Term(functools.partial(cross_entropy, label_smoothing=0.2)), np.log(2)),
+        (Term(forward_kl, weight=optax.linear_schedule(0.0, 1.0, 10), signal=Online()), 0.5 * KL),
+    ],
+)
+@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
+def test_any_loss_has_its_closed_form(term, expected, fused):
+    """One token of two outcomes at step 5, with an identity for an output layer."""
+    tokens = TokenInputs(jnp.asarray([0]), jnp.asarray([True]), jnp.ones(1), {}, TEACHER)
+    shared, objective = StepInputs(jnp.int32(5), Head(jnp.eye(2))), functools.partial(total_loss, {"a": term})
+    if fused:
+        value, _ = fused_head(objective, TWO_LOGITS, Head(jnp.eye(2)), tokens, shared)
+    else:
+        value, _ = objective(TWO_LOGITS, tokens, shared)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_a_partial_equals_its_options():
+    """Also where cross-entropy shares the pass of a signal."""
+    rng = np.random.default_rng(0)
+    logits, teacher = (jnp.asarray(rng.normal(size=(6, 11)), jnp.float32) for _ in range(2))
+    payload = {"topk": TopK(k=4).reduce(teacher)}
+    tokens = TokenInputs(jnp.arange(6), jnp.ones(6, bool), jnp.ones(6), payload)
+    kd = Term(forward_kl, signal=TopK(k=4))
+    options = {"kd": kd, "ce": Term(cross_entropy, options={"label_smoothing": 0.1})}
+    partial = {"kd": kd, "ce": Term(functools.partial(cross_entropy, label_smoothing=0.1))}
+    one, other = (total_loss(terms, logits, tokens, StepInputs()) for terms in (options, partial))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_terms_are_sorted_by_their_signals():
+    hidden, small, large = HiddenStates(layers=((0, 1),)), TopK(k=4), TopK(k=9, temperature=2.0)
+    terms = {"ce": Term(cross_entropy), "a": Term(forward_kl, signal=small), "b": Term(forward_kl, signal=large)}
+    assert cached_signals(terms) == {"topk": small.merge(large)}
+    assert feature_signals(terms) == {} and not needs_teacher(terms)
+    terms |= {"h": Term(mse, signal=hidden), "o": Term(forward_kl, signal=Online())}
+    assert feature_signals(terms) == {"h": hidden} and needs_teacher(terms)
+    assert list(cached_signals(terms)) == ["topk"]
+
+
+def test_online_topk_equals_cached_topk_except_for_rounding():
     rng = np.random.default_rng(0)
     student, teacher = (jnp.asarray(rng.integers(-64, 64, (6, 11)) / 16, jnp.float32) for _ in range(2))
     for tail in TAILS:

@@ -1,10 +1,10 @@
-"""What all signals have in common: what they say of themselves, and fields that are refused."""
+"""Protocols of signals, and checks of their fields."""
 
 import pytest
 
 from kd_jax.errors import KdError
 from kd_jax.schedules import Schedule
-from kd_jax.signals.base import Features, Knowledge, Signal, id_dtype
+from kd_jax.signals.base import FeatureSignal, LogitSignal, Signal, compares_layers, compares_logits, id_dtype
 from kd_jax.signals.features import AttentionRelations, HiddenStates
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
@@ -13,15 +13,17 @@ from kd_jax.signals.topk import TopK
 V = 100
 
 
-def test_signals_and_features_follow_their_protocols():
+def test_signals_implement_their_protocols():
     for signal in (TopK(), Sampled(), Online()):
-        assert isinstance(signal, Signal) and not isinstance(signal, Features)
-    for features in (HiddenStates(layers=((0, 1),)), AttentionRelations(layers=((0, 1),))):
-        assert isinstance(features, Features) and not isinstance(features, Signal)
-    assert not isinstance("topk", Knowledge)
+        assert isinstance(signal, Signal) and isinstance(signal, LogitSignal) and not isinstance(signal, FeatureSignal)
+        assert compares_logits(signal) and not compares_layers(signal)
+    for signal in (HiddenStates(layers=((0, 1),)), AttentionRelations(layers=((0, 1),))):
+        assert isinstance(signal, Signal) and isinstance(signal, FeatureSignal) and not isinstance(signal, LogitSignal)
+        assert compares_layers(signal) and not compares_logits(signal)
+    assert not isinstance("topk", Signal) and not compares_logits(None) and not compares_layers(None)
 
 
-def test_what_is_stored_is_what_a_cache_says():
+def test_signals_with_a_schema_come_from_the_cache():
     assert [s.schema(V) is None for s in (TopK(), Sampled(), Online())] == [False, False, True]
     assert [s.origin for s in (TopK(), Sampled(), Online())] == ["cache", "cache", "step"]
 
@@ -38,12 +40,12 @@ BAD += [(Sampled(draws=draws), "draws") for draws in (0, 2**16, 5.0, True)] + [(
 
 @pytest.mark.parametrize("signal, field", BAD, ids=str)
 def test_bad_fields_are_refused(signal, field):
-    with pytest.raises(KdError, match=rf"^signal\.{field}: .*wanted"):
+    with pytest.raises(KdError, match=rf"^signal\.{field}: expected .*, got "):
         signal.check(V)
 
 
 @pytest.mark.parametrize("signal", [TopK(k=V), TopK(k=1, temperature=2), Sampled(), Online(), Online(k=V)], ids=str)
-def test_good_fields_pass(signal):
+def test_valid_fields_are_accepted(signal):
     signal.check(V)
 
 

@@ -1,4 +1,4 @@
-"""Draws from the teacher: exact counts, unbiased gradients where top-k's are not, few bytes."""
+"""Draws from the teacher: exact counts, unbiased gradients (unlike top-k's), dtypes."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_counts_add_up_and_unique_ids_come_first():
         assert (np.diff(counts) <= 0).all()
 
 
-def test_the_mean_gradient_converges_to_the_dense_one_and_that_of_topk_does_not():
+def test_the_mean_gradient_is_unbiased_and_that_of_topk_is_not():
     signal = Sampled(draws=6)
     one = jax.jit(lambda seed: gradient(signal, signal.reduce(TEACHER, keys(seed))))
     distances, total = {}, 0
@@ -51,7 +51,7 @@ def test_the_mean_gradient_converges_to_the_dense_one_and_that_of_topk_does_not(
         assert jnp.abs(gradient(topk, topk.reduce(TEACHER)) - DENSE).max() > 0.02
 
 
-def test_temperature_is_that_of_the_draws():
+def test_tokens_are_drawn_at_the_temperature():
     signal = Sampled(draws=200, temperature=2.0)
     mean = (
         sum(np.zeros((N, V)) + np.asarray(scatter(signal.reduce(TEACHER, keys(seed)), 200)) for seed in range(60)) / 60
@@ -85,7 +85,7 @@ LARGE = 130_001
 
 
 def draw_large(probability_V, draws=200, rounds=500):
-    """How often each token came, [V]."""
+    """Return how often each token was drawn, [V]."""
     logits = jnp.broadcast_to(jnp.log(jnp.asarray(probability_V, jnp.float32)), (20, LARGE))
     reduce = jax.jit(Sampled(draws=draws).reduce)
     counts_V = np.zeros(LARGE)
@@ -95,25 +95,25 @@ def draw_large(probability_V, draws=200, rounds=500):
     return counts_V
 
 
-def test_a_tail_of_tiny_tokens_has_its_mass_at_a_large_vocabulary():
-    """100,000 tokens of 1e-7 behind 30,001 that share the rest: 100,000 draws meet 1,000 of them."""
+def test_a_tail_of_unlikely_tokens_has_its_mass():
+    """100,000 tokens of probability 1e-7 and 30,001 that share the rest: of 100,000 draws 1,000 are from the tail."""
     probability_V = np.full(LARGE, 1e-7)
     probability_V[:30_001] = 0.99 / 30_001
     halves = draw_large(probability_V)[30_001:].reshape(2, -1).sum(-1)
     assert (np.abs(halves - 500) < 5 * 500**0.5).all()
 
 
-def test_tokens_of_1e_8_are_reached_behind_one_that_has_nearly_all():
-    """Most of them add nothing to one cumulative sum in float32, whose steps are 6e-8: it never draws those."""
+def test_tokens_of_probability_1e_8_are_drawn():
+    """Most of them do not change one cumulative sum in float32, whose resolution is 6e-8."""
     probability_V = np.full(LARGE, 1e-8)
     probability_V[0] = 1 - 1e-8 * (LARGE - 1)
-    swallowed_V = np.diff(np.asarray(jnp.cumsum(jnp.asarray(probability_V, jnp.float32))), prepend=0.0) == 0
-    expected = 1e5 * probability_V[swallowed_V].sum()  # of 100,000 draws
+    lost_V = np.diff(np.asarray(jnp.cumsum(jnp.asarray(probability_V, jnp.float32))), prepend=0.0) == 0
+    expected = 1e5 * probability_V[lost_V].sum()  # of 100,000 draws
     assert expected > 50
-    assert abs(draw_large(probability_V)[swallowed_V].sum() - expected) < 5 * expected**0.5
+    assert abs(draw_large(probability_V)[lost_V].sum() - expected) < 5 * expected**0.5
 
 
-def test_rare_tokens_are_reached_inside_the_block_of_the_likeliest():
+def test_rare_tokens_are_drawn_in_the_block_of_the_most_likely():
     rounds = 20_000  # one draw each, so that a block has isqrt(64) = 8 tokens
     probability_V = jnp.full(64, 5e-5).at[0].set(1 - 63 * 5e-5)
     logits = jnp.broadcast_to(jnp.log(probability_V), (rounds, 64))
@@ -126,7 +126,7 @@ def test_only_forward_kl_is_supported():
 
 
 def test_ids_do_not_overflow_at_262144(tmp_path):
-    """From logits to the disk and back, top-k and draws, at the largest vocabularies there are."""
+    """From logits to the disk and back, for top-k and draws."""
     size = 262_144
     logits = jnp.zeros((2, size)).at[:, size - 1].set(30.0).at[:, 70_000].set(29.0)
     for signal in (TopK(k=4), Sampled(draws=16)):

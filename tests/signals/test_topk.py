@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import ALL, forward_kl, reverse_kl
-from kd_jax.objective.terms import Term, total_loss
+from kd_jax.objective.terms import StepInputs, Term, TokenInputs, total_loss
 from kd_jax.signals.base import TAILS
 from kd_jax.signals.topk import TopK
 
@@ -21,11 +21,14 @@ TARGETS = jnp.asarray(RNG.integers(0, V, N), jnp.int32)
 
 
 def kd(signal, student=STUDENT, teacher=TEACHER):
-    """The KD term's loss per token, T^2 included."""
-    rows = {"targets": TARGETS, "weight": jnp.ones(N), "payload": {signal.name: signal.reduce(teacher)}}
-    terms = {"kd": Term(forward_kl, signal=signal)}
-    alone = lambda mask_N: total_loss(terms, student, rows | {"mask": mask_N}, {"step": 0})[0]  # noqa: E731
-    return jax.vmap(alone)(jnp.eye(N, dtype=bool))
+    """Return the KD term's loss per token, T^2 included."""
+    payload, terms = {signal.name: signal.reduce(teacher)}, {"kd": Term(forward_kl, signal=signal)}
+
+    def one_token(mask_N):
+        tokens = TokenInputs(TARGETS, mask_N, jnp.ones(N), payload)
+        return total_loss(terms, student, tokens, StepInputs())[0]
+
+    return jax.vmap(one_token)(jnp.eye(N, dtype=bool))
 
 
 def dense(temperature, student=STUDENT, teacher=TEACHER):
@@ -45,7 +48,7 @@ def test_k_equal_to_v_is_dense_in_value_and_gradient(temperature):
 
 @given(st.integers(1, V), st.sampled_from([0.5, 1.0, 4.0]))
 @settings(max_examples=8, deadline=None)
-def test_both_sides_sum_to_one_and_lose_nothing(k, temperature):
+def test_both_sides_sum_to_one_and_the_rest_is_exact(k, temperature):
     signal = TopK(k=k, temperature=temperature)
     teacher_logp, student_logp, _ = signal.align(STUDENT, signal.reduce(TEACHER), temperature)
     for logp in (teacher_logp, student_logp):
@@ -56,7 +59,7 @@ def test_both_sides_sum_to_one_and_lose_nothing(k, temperature):
 
 @given(st.integers(1, V - 1), st.integers(1, V))
 @settings(max_examples=8, deadline=None)
-def test_smaller_k_read_out_of_a_larger_one(k, larger):
+def test_a_smaller_k_is_read_from_a_larger_one(k, larger):
     larger = max(k, larger)
     small = TopK(k=k)
     from_larger = small.align(STUDENT, TopK(k=larger).reduce(TEACHER), 1.0)
@@ -71,7 +74,7 @@ def test_student_equal_to_teacher_is_stationary(k):
     assert jnp.abs(jax.grad(lambda s: kd(signal, s).sum())(TEACHER)).max() < 1e-6
 
 
-def test_student_mass_outside_the_k_is_felt():
+def test_student_mass_outside_the_k_increases_the_loss():
     signal = TopK(k=4)
     ids = signal.reduce(TEACHER)["ids"]
     outside = jnp.put_along_axis(jnp.ones((N, V)), ids, 0.0, axis=-1, inplace=False)
@@ -106,8 +109,8 @@ def test_padded_vocabulary_equals_sliced():
         (reverse_kl, [100.0, 0.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0], 18.326871),
     ],
 )
-def test_a_rest_far_below_the_top_has_its_mass(loss, teacher, student, want):
-    """Trap 16: it used to underflow to none, and the divergence to be infinite."""
+def test_a_rest_far_below_the_top_does_not_underflow(loss, teacher, student, want):
+    """Trap 16: the rest must not underflow, or the divergence is infinite."""
     signal, student = TopK(k=1), jnp.asarray([student])
     payload = signal.reduce(jnp.asarray([teacher]))
     value, gradient = jax.value_and_grad(lambda x: loss(*signal.align(x, payload, 1.0)[:2]).sum())(student)
@@ -115,18 +118,18 @@ def test_a_rest_far_below_the_top_has_its_mass(loss, teacher, student, want):
     assert jnp.isfinite(gradient).all()
 
 
-def named_alone(signal, count):
-    """The payload of a teacher that names its `count` likeliest; the ids that fill up are others' own."""
+def payload_of_fewer(signal, count):
+    """Return a payload that names `count` ids; the other ids are padding, with logits of -inf."""
     payload, whole = TopK(k=count).reduce(TEACHER), TopK(k=V).reduce(TEACHER)
     filled = jnp.where(jnp.arange(signal.k) < count, whole["logits"][:, : signal.k], -jnp.inf)
     return {"ids": whole["ids"][:, : signal.k], "logits": filled.astype(jnp.float16), "rest_t1": payload["rest_t1"]}
 
 
 @pytest.mark.parametrize("loss, tail", [(forward_kl, "zero"), *((one, t) for one in ALL for t in TAILS[:2])])
-def test_an_id_that_was_not_named_counts_among_the_others(loss, tail):
-    """A record of 3 in room for 6 is a record of 3, in value and gradient."""
+def test_padded_ids_count_among_the_other_tokens(loss, tail):
+    """A record of 3 padded to 6 equals a record of 3, in value and gradient."""
     short, room = TopK(k=3, tail=tail), TopK(k=6, tail=tail)
-    payloads = {short: short.reduce(TEACHER), room: named_alone(room, 3)}
+    payloads = {short: short.reduce(TEACHER), room: payload_of_fewer(room, 3)}
     value = lambda student, signal: loss(*signal.align(student, payloads[signal], 1.0)[:2]).sum()  # noqa: E731
     results = [jax.value_and_grad(value)(STUDENT, signal) for signal in payloads]
     for got, want in zip(*results, strict=True):
@@ -134,14 +137,14 @@ def test_an_id_that_was_not_named_counts_among_the_others(loss, tail):
 
 
 @pytest.mark.parametrize("loss, tail", [(forward_kl, "zero"), *((one, t) for one in ALL for t in TAILS[:2])])
-def test_a_teacher_that_names_nothing_teaches_nothing(loss, tail):
+def test_a_record_without_ids_has_no_loss_and_no_gradient(loss, tail):
     signal = TopK(k=3, tail=tail)
-    payload = named_alone(signal, 3) | {"logits": jnp.full((N, 3), -jnp.inf), "rest_t1": jnp.zeros(N)}
+    payload = payload_of_fewer(signal, 3) | {"logits": jnp.full((N, 3), -jnp.inf), "rest_t1": jnp.zeros(N)}
     value, gradient = jax.value_and_grad(lambda x: loss(*signal.align(x, payload, 1.0)[:2]).sum())(STUDENT)
     assert value == 0 and not gradient.any()
 
 
-def test_covering_takes_the_larger_k():
-    assert TopK(k=4).covering(TopK(k=9)) == TopK(k=9).covering(TopK(k=4)) == TopK(k=9)
-    both = TopK(k=4, temperature=2.0, tail="zero").covering(TopK(k=9, temperature=1.0))
+def test_merge_takes_the_larger_k_and_all_temperatures():
+    assert TopK(k=4).merge(TopK(k=9)) == TopK(k=9).merge(TopK(k=4)) == TopK(k=9)
+    both = TopK(k=4, temperature=2.0, tail="zero").merge(TopK(k=9, temperature=1.0))
     assert both == TopK(k=9, temperature=1.0, tail="zero", temperatures=(2.0,))
