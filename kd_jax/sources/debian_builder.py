@@ -1,6 +1,6 @@
-"""TFDS builder of package descriptions and what is made of them, from this machine's Debian or Ubuntu mirror.
+"""TFDS builder of the package descriptions of this machine's Debian or Ubuntu mirror.
 
-A source package, with all that it builds, falls into one split, so that near-twins do not cross.
+All examples of a source package are in one split, so that similar packages are not in two.
 """
 
 from collections import Counter
@@ -10,67 +10,69 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from kd_jax.runtime import progress
-from kd_jax.sources.apt import LANGUAGES, fetch_lists
-from kd_jax.sources.debian_texts import CONFIGS, Row, rows, split_of
-from kd_jax.sources.splits import SPLITS, Splits, remove_leaks
+from kd_jax.sources.base import SPLITS, Splits
+from kd_jax.sources.debian_apt import LANGUAGES, fetch_lists
+from kd_jax.sources.debian_texts import CONFIGS, Row, assign_split, generate_rows
+from kd_jax.sources.splits import remove_leaks
 
 
-def clean_splits(examples: Iterable[Row], fields: Sequence[str]) -> tuple[Splits, Counter]:
-    """(split -> examples, why others were dropped -> how many).
+def make_splits(examples: Iterable[Row], fields: Sequence[str]) -> tuple[Splits, Counter]:
+    """Assign examples to splits and drop unsuitable ones.
 
-    Dropped: untranslated or empty ones, translations of very different length, repetitions, and held-out
-    examples whose first field is trained on.
+    Dropped are untranslated or empty examples, translations of very different length, repetitions, and held-out
+    examples whose first field is in the training data.
+
+    Returns:
+      (split -> examples, reason -> number of dropped examples).
     """
-    splits: Splits = {split: [] for split in SPLITS}
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     seen, dropped = set(), Counter()
     for example in examples:
         texts = tuple(example[field] for field in fields)
         if not all(texts) or len(set(texts)) < len(texts):
             dropped["untranslated"] += 1
-        elif set(fields) <= set(LANGUAGES) and _lopsided(*texts):
-            dropped["lopsided"] += 1
+        elif set(fields) <= set(LANGUAGES) and _lengths_differ(*texts):
+            dropped["of different length"] += 1
         elif texts in seen:
             dropped["repeated"] += 1
         else:
             seen.add(texts)
-            splits[split_of(example["source_package"])].append(example)
-    splits, leaked = remove_leaks(splits, fields[0])
-    dropped["seen in an earlier split"] = sum(leaked.values())
-    return splits, +dropped
+            splits[assign_split(example["source_package"])].append(example)
+    clean, leaks = remove_leaks(dict(splits), fields[0])
+    dropped["seen in an earlier split"] = sum(leaks.values())
+    return clean, +dropped
 
 
-def clean_sentence(name: str, counts: Mapping[str, int], dropped: Mapping[str, int]) -> str:
-    """What `clean_splits` did, in one sentence.
+def describe_splits(name: str, counts: Mapping[str, int], dropped: Mapping[str, int]) -> str:
+    """Describe the result of `make_splits` in one sentence.
 
     Args:
       name: of the dataset.
-      counts: split -> examples that stay.
-      dropped: why others went -> how many.
+      counts: split -> examples.
+      dropped: reason -> dropped examples.
 
     Examples:
-      >>> clean_sentence("debian", {"train": 9000, "test": 400}, {"untranslated": 1200, "repeated": 3})
-      'debian: 9,000 train and 400 test examples stay; 1,203 were dropped: 1,200 untranslated and 3 repeated'
-      >>> clean_sentence("debian", {"train": 9000, "test": 400}, {})
-      'debian: 9,000 train and 400 test examples stay; none was dropped'
+      >>> describe_splits("debian", {"train": 9000, "test": 400}, {"untranslated": 1200, "repeated": 3})
+      'debian: 9,000 train and 400 test examples; 1,203 dropped: 1,200 untranslated and 3 repeated'
+      >>> describe_splits("debian", {"train": 9000, "test": 400}, {})
+      'debian: 9,000 train and 400 test examples; 0 dropped'
     """
-    stay = _enumerated([f"{count:,} {split}" for split, count in counts.items()])
-    reasons = _enumerated([f"{count:,} {reason}" for reason, count in dropped.items()])
-    total = sum(dropped.values())
-    went = "none was dropped" if not total else f"{total:,} {'was' if total == 1 else 'were'} dropped: {reasons}"
-    return f"{name}: {stay} examples stay; {went}"
+    sizes = _enumerate([f"{count:,} {split}" for split, count in counts.items()])
+    reasons = _enumerate([f"{count:,} {reason}" for reason, count in dropped.items()])
+    return f"{name}: {sizes} examples; {sum(dropped.values()):,} dropped" + (f": {reasons}" if dropped else "")
 
 
-def _enumerated(parts: Sequence[str]) -> str:
-    """a, b and c."""
+def _enumerate(parts: Sequence[str]) -> str:
+    """Return "a, b and c"."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def _lopsided(a: str, b: str) -> bool:
+def _lengths_differ(a: str, b: str) -> bool:
     return max(len(a), len(b)) > 3 * min(len(a), len(b)) + 20
 
 
 class DebianDescriptions(tfds.core.GeneratorBasedBuilder):
-    """Package descriptions, and what is made of them: the configurations of kd_jax.sources.debian_texts."""
+    """Builder of the configurations in kd_jax.sources.debian_texts."""
 
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES = {
@@ -78,23 +80,28 @@ class DebianDescriptions(tfds.core.GeneratorBasedBuilder):
         "1.1.0": "english: whole descriptions, no longer paragraphs; index: questions about packages.",
     }
     BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=name, description=made.description) for name, made in CONFIGS.items()
+        tfds.core.BuilderConfig(name=name, description=config.description) for name, config in CONFIGS.items()
     ]
 
+    @property
+    def _config_name(self) -> str:
+        assert self.builder_config is not None  # TFDS takes the first of BUILDER_CONFIGS as the default
+        return self.builder_config.name
+
     def _info(self) -> tfds.core.DatasetInfo:
-        names = ("package", "source_package", "kind", *CONFIGS[self.builder_config.name].fields)
+        names = ("package", "source_package", "kind", *CONFIGS[self._config_name].fields)
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict({name: tfds.features.Text() for name in names}),
             homepage="https://ddtp.debian.org",
         )
 
     def _split_generators(self, dl_manager):
-        name = self.builder_config.name
+        name = self._config_name
         lists = fetch_lists(Path(self.data_dir).parents[2])
-        splits, dropped = clean_splits(rows(lists, name), CONFIGS[name].fields)
+        splits, dropped = make_splits(generate_rows(lists, name), CONFIGS[name].fields)
         counts = {split: len(examples) for split, examples in splits.items()}
-        progress.log(clean_sentence(f"debian_descriptions/{name}", counts, dropped))
+        progress.log(describe_splits(f"debian_descriptions/{name}", counts, dropped))
         return {split: enumerate(examples) for split, examples in splits.items()}
 
     def _generate_examples(self):
-        raise NotImplementedError  # the splits' generators are made above
+        raise NotImplementedError  # _split_generators returns the examples

@@ -1,6 +1,6 @@
-"""Examples made of Debian's package descriptions: one stream of them for each configuration, none cleaned away yet.
+"""Examples made from Debian's package descriptions, for each configuration, before any is dropped.
 
-Descriptions are joined on Description-md5. Each example carries its source package, by which it falls into a split.
+Translations are joined on Description-md5. An example's source package decides its split.
 """
 
 import hashlib
@@ -10,19 +10,42 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from kd_jax.sources.apt import read_index
+from kd_jax.sources.debian_apt import read_index
 
 Row = dict[str, str]
-Descriptions = Mapping[str, tuple[str, list[str]]]  # Description-md5 -> package, lines
-Examples = Iterator[tuple[str, str, Row]]  # package, kind, texts
+
+
+class Description(NamedTuple):
+    """The description of a binary package: its synopsis, then its lines."""
+
+    package: str
+    lines: list[str]
+
+
+class TextExample(NamedTuple):
+    """Field -> text, with the package and the kind of example."""
+
+    package: str
+    kind: str
+    texts: Row
+
+
+class Package(NamedTuple):
+    """A binary package: the source package that builds it, and its section of the archive."""
+
+    source: str
+    section: str
+
+
+Descriptions = Mapping[str, Description]  # Description-md5 -> description
 
 
 class Configuration(NamedTuple):
-    """What examples are made of the descriptions.
+    """One kind of dataset made from the descriptions.
 
     Attributes:
-      description: in words.
-      fields: of its texts; the first is the one that a model reads.
+      description: of the dataset.
+      fields: of its texts; a model reads the first.
       kinds: of its examples.
     """
 
@@ -44,7 +67,7 @@ CONFIGS = {
         ("synopsis", "package", "section"),
     ),
 }
-# What is asked for -> wordings of the question.
+# Kind of answer -> wordings of the question.
 QUESTIONS = {
     "synopsis": (
         "What is the Debian package {package}?",
@@ -64,23 +87,16 @@ QUESTIONS = {
 }
 
 
-class Package(NamedTuple):
-    """A binary package: the source package that builds it, and its section of the archive."""
-
-    source: str
-    section: str
-
-
-def rows(folder: Path, config: str) -> Iterator[Row]:
-    """All examples of a configuration, in the order of the index.
+def generate_rows(folder: Path, config: str) -> Iterator[Row]:
+    """Yield all examples of a configuration, in the order of the index.
 
     Args:
-      folder: as kd_jax.sources.apt.fetch_lists leaves it.
-      config: of CONFIGS.
+      folder: that kd_jax.sources.debian_apt.fetch_lists returns.
+      config: one of CONFIGS.
     """
-    english, packages = descriptions(folder, "en"), index(folder)
+    english, packages = read_descriptions(folder, "en"), read_packages(folder)
     if config in ("en-fr", "en-de"):
-        examples = translations(english, descriptions(folder, config[3:]), config[3:])
+        examples = translations(english, read_descriptions(folder, config[3:]), config[3:])
     elif config == "index":
         examples = questions({package: lines[0] for package, lines in english.values()}, packages)
     else:
@@ -90,38 +106,38 @@ def rows(folder: Path, config: str) -> Iterator[Row]:
         yield {"package": package, "source_package": source, "kind": kind} | texts
 
 
-def translations(english: Descriptions, other: Descriptions, language: str) -> Examples:
-    """Synopses, and paragraphs where their numbers agree, in English and the other language."""
+def translations(english: Descriptions, other: Descriptions, language: str) -> Iterator[TextExample]:
+    """Yield synopses, and paragraphs if both descriptions have the same number, in English and another language."""
     for md5, (package, lines) in other.items():
         if md5 in english:
-            for kind, ours, theirs in pairs(english[md5][1], lines):
-                yield package, kind, {"en": ours, language: theirs}
+            for kind, source, target in _text_pairs(english[md5].lines, lines):
+                yield TextExample(package, kind, {"en": source, language: target})
 
 
-def summaries(english: Descriptions) -> Examples:
-    """A description's paragraphs, and its synopsis."""
+def summaries(english: Descriptions) -> Iterator[TextExample]:
+    """Yield descriptions (their paragraphs) with their synopses."""
     for package, lines in english.values():
-        texts = [text for text in paragraphs(lines) if text]
+        texts = [text for text in split_paragraphs(lines) if text]
         if texts:
-            yield package, "summary", {"description": " ".join(texts), "synopsis": lines[0]}
+            yield TextExample(package, "summary", {"description": " ".join(texts), "synopsis": lines[0]})
 
 
-def documents(english: Descriptions) -> Examples:
-    """A description's paragraphs, a line each."""
+def documents(english: Descriptions) -> Iterator[TextExample]:
+    """Yield descriptions with one paragraph per line."""
     for package, lines in english.values():
-        texts = [text for text in paragraphs(lines) if text]
+        texts = [text for text in split_paragraphs(lines) if text]
         if texts:
-            yield package, "document", {"text": "\n".join(texts)}
+            yield TextExample(package, "document", {"text": "\n".join(texts)})
 
 
-def questions(synopses: Mapping[str, str], packages: Mapping[str, Package]) -> Examples:
-    """One question about each package, so that as many ask for each kind of answer; its name's hash words it.
+def questions(synopses: Mapping[str, str], packages: Mapping[str, Package]) -> Iterator[TextExample]:
+    """Yield one question per package; a hash of its name chooses the kind of answer and the wording.
 
-    A package is not asked for by a synopsis that it shares with another.
+    A question by synopsis is left out if two packages share the synopsis.
 
     Args:
-      synopses: package -> its description in a line.
-      packages: as `index` returns them.
+      synopses: package -> one-line description.
+      packages: as `read_packages` returns them.
 
     Examples:
       >>> synopses = {"tree": "displays an indented directory tree", "sl": "Correct you if you type `sl`"}
@@ -133,27 +149,27 @@ def questions(synopses: Mapping[str, str], packages: Mapping[str, Package]) -> E
     """
     owners = Counter(synopses.values())
     for package, synopsis in synopses.items():
-        kind, wording = divmod(_place(package, 9), 3)
-        asked_for = tuple(QUESTIONS)[kind]
+        kind_index, wording = divmod(_hash_to_index(package, 9), 3)
+        kind = tuple(QUESTIONS)[kind_index]
         section = packages[package].section if package in packages else ""
-        answer = {"synopsis": synopsis, "package": package, "section": section}[asked_for]
-        if answer and not (asked_for == "package" and owners[synopsis] > 1):
-            question = QUESTIONS[asked_for][wording].format(package=package, synopsis=synopsis)
-            yield package, asked_for, {"prompt": question, "response": answer}
+        answer = {"synopsis": synopsis, "package": package, "section": section}[kind]
+        if answer and not (kind == "package" and owners[synopsis] > 1):
+            question = QUESTIONS[kind][wording].format(package=package, synopsis=synopsis)
+            yield TextExample(package, kind, {"prompt": question, "response": answer})
 
 
-def pairs(english: list[str], other: list[str]) -> Iterator[tuple[str, str, str]]:
-    """(kind, English, other) of one description: the synopsis, and paragraphs where their numbers agree."""
+def _text_pairs(english: list[str], other: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (kind, English, other) of one description."""
     yield "synopsis", english[0], other[0]
-    ours, theirs = paragraphs(english), paragraphs(other)
-    if len(ours) == len(theirs):
-        yield from (("paragraph", a, b) for a, b in zip(ours, theirs, strict=True) if a and b)
+    sources, targets = split_paragraphs(english), split_paragraphs(other)
+    if len(sources) == len(targets):
+        yield from (("paragraph", a, b) for a, b in zip(sources, targets, strict=True) if a and b)
 
 
-def paragraphs(description: list[str]) -> list[str]:
-    """The long description's paragraphs, each on one line; "" for one that holds a list or set lines.
+def split_paragraphs(description: list[str]) -> list[str]:
+    """Return the paragraphs of a description, one line each; "" for a list or verbatim lines.
 
-    In a description a line with a dot alone parts paragraphs, and further indented lines are verbatim.
+    A line with a single dot separates paragraphs; further indented lines are verbatim.
     """
     blocks: list[list[str]] = [[]]
     for line in description[1:]:
@@ -166,31 +182,31 @@ def paragraphs(description: list[str]) -> list[str]:
     ]
 
 
-def descriptions(folder: Path, language: str) -> Descriptions:
-    """Description-md5 -> (package, the description's lines)."""
+def read_descriptions(folder: Path, language: str) -> Descriptions:
+    """Return Description-md5 -> description."""
     texts = {}
     for stanza in read_index(folder, f"*_Translation-{language}*"):
         if f"Description-{language}" in stanza:
-            texts[stanza["Description-md5"][0]] = (stanza["Package"][0], stanza[f"Description-{language}"])
+            texts[stanza["Description-md5"][0]] = Description(stanza["Package"][0], stanza[f"Description-{language}"])
     return texts
 
 
-def index(folder: Path) -> dict[str, Package]:
-    """Binary package -> what the index says of it; a package without a field Source is built by its namesake."""
+def read_packages(folder: Path) -> dict[str, Package]:
+    """Return binary package -> its source package and section; a package without a field Source is its own source."""
     packages = {}
     for stanza in read_index(folder, "*_Packages*"):
         (name,) = stanza["Package"]
         source = stanza["Source"][0].split()[0] if "Source" in stanza else name
-        packages[name] = Package(source, stanza["Section"][0] if "Section" in stanza else "")
+        packages[name] = Package(source, stanza.get("Section", [""])[0])
     return packages
 
 
-def split_of(source_package: str) -> str:
-    """5% of the source packages for test, 3% for validation, by name alone."""
-    place = _place(source_package, 100)
-    return "test" if place < 5 else "validation" if place < 8 else "train"
+def assign_split(source_package: str) -> str:
+    """Return the split of a source package: 5% test and 3% validation, by a hash of the name."""
+    percent = _hash_to_index(source_package, 100)
+    return "test" if percent < 5 else "validation" if percent < 8 else "train"
 
 
-def _place(name: str, places: int) -> int:
-    """One of that many places, by name alone."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest()) % places
+def _hash_to_index(name: str, count: int) -> int:
+    """Return a number below `count` that depends on the name only."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest()) % count

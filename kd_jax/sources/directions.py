@@ -1,60 +1,58 @@
-"""Several language pairs, each in both directions."""
+"""Several language pairs, each in both directions, as a source."""
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
-from kd_jax.sources.splits import (
-    UNLABELLED,
-    Example,
-    Splits,
-    describe_leaks,
-    remove_leaks,
-)
+from kd_jax.sources.base import UNLABELLED, Source, Splits
 from kd_jax.sources.rows import InterleavedRows, MappedRows
+from kd_jax.sources.splits import describe_leaks, remove_leaks
+from kd_jax.types import Example
 
-DIRECTION = ("source", "target", "direction")  # the fields of an example
+FIELDS = ("source", "target", "direction")
 
 
 @dataclasses.dataclass(frozen=True)
 class Directions:
-    """Several language pairs, each in both directions, for one model that is told which: multi-way translation.
+    """Several language pairs, each in both directions, for multi-way translation with one model.
 
-    Its examples have the fields `source`, `target` and `direction`. A held-out pair of texts is left out where
-    either of them, case apart, is trained on in whatever direction and pair.
+    The examples have the fields `source`, `target` and `direction`. A held-out pair of texts is removed if one of them
+    is in the training data of any direction or pair; case is ignored.
 
     Attributes:
       pairs: two languages -> the source whose examples have them as fields, such as {"en-fr": Debian("en-fr")}.
 
     Examples:
+      >>> from kd_jax.sources.toy import Toy
       >>> splits = Directions({"en-fr": Toy(examples=8), "en-de": Toy(examples=8, seed=1)}).splits(("source", "target"))
       >>> [row["direction"] for row in splits["train"][:5]]
       ['en-fr', 'fr-en', 'en-de', 'de-en', 'en-fr']
     """
 
-    pairs: Mapping[str, Any]
+    pairs: Mapping[str, Source]
 
     @property
     def name(self) -> str:
+        """The pairs and the names of their sources."""
         return ", ".join(f"{pair}: {source.name}" for pair, source in self.pairs.items())
 
     def files(self) -> list[Path]:
-        """Local files that decide the examples, to be digested."""
+        """Return the files of all sources."""
         return [path for source in self.pairs.values() for path in source.files()]
 
     def check(self) -> None:
-        """Raises KdError for a field that cannot be; reads nothing."""
+        """Raise KdError if a field has an invalid value, here or in a pair's source."""
         if not self.pairs:
             raise KdError(
-                "source.pairs: none; wanted two languages and their source, such as {'en-fr': Debian('en-fr')}"
+                "source.pairs: expected two languages and their source, got none. Use {'en-fr': Debian('en-fr')}, for "
+                "example."
             )
         for pair, source in self.pairs.items():
             if len(set(pair.split("-")) - {""}) != 2 or pair.count("-") != 1:
-                raise KdError(f"source.pairs: {pair!r}; wanted two languages, such as 'en-fr'")
+                raise KdError(f"source.pairs: expected two languages, got {pair!r}. Write 'en-fr', for example.")
             try:
                 source.check()
             except KdError as error:
@@ -63,25 +61,28 @@ class Directions:
     def splits(
         self, fields: Sequence[str], held_out_fields: Sequence[str] = (), prompt_fields: Sequence[str] = ()
     ) -> Splits:
-        """The splits of all parts, an example of each in turn; unlabelled text is in a pair's first language."""
-        if unknown := set((*fields, *held_out_fields)) - set(DIRECTION):
+        """Return the splits of all directions, interleaved; unlabelled text is in a pair's first language."""
+        if unknown := set((*fields, *held_out_fields)) - set(FIELDS):
             raise KdError(
-                f"source Directions: the task reads {', '.join(sorted(unknown))}; wanted {', '.join(DIRECTION)}"
+                f"source: expected a task with the fields {', '.join(FIELDS)} of Directions, got "
+                f"{', '.join(sorted(unknown))}. Rename the task's fields."
             )
-        streams: dict[str, list[Sequence[Example]]] = {}
+        parts: dict[str, list[Sequence[Example]]] = {}
         for pair, source in self.pairs.items():
-            languages = tuple(pair.split("-"))
-            for split, rows in source.splits(languages, (), languages[:1] if prompt_fields else ()).items():
-                ways = (languages,) if split == UNLABELLED else (languages, languages[::-1])
-                streams.setdefault(split, []).extend(MappedRows(rows, functools.partial(_directed, *way)) for way in ways)
-        in_turn = {split: InterleavedRows(*parts) for split, parts in streams.items()}
-        splits, leaked = remove_leaks(in_turn, "source", "target")
-        if sentence := describe_leaks({split: len(rows) for split, rows in in_turn.items()}, leaked):
-            progress.log(f"data: {sentence}, in whatever direction")
+            first, second = pair.split("-")
+            for split, rows in source.splits((first, second), (), (first,) if prompt_fields else ()).items():
+                directions = [(first, second)] if split == UNLABELLED else [(first, second), (second, first)]
+                parts.setdefault(split, []).extend(
+                    MappedRows(rows, functools.partial(_to_direction, *direction)) for direction in directions
+                )
+        interleaved: Splits = {split: InterleavedRows(*rows) for split, rows in parts.items()}
+        splits, leaks = remove_leaks(interleaved, "source", "target")
+        if description := describe_leaks({split: len(rows) for split, rows in interleaved.items()}, leaks):
+            progress.log(f"data: {description}, in any direction")
         return splits
 
 
-def _directed(source: str, target: str, row: Example) -> Example:
-    """An example of two languages as one of a direction; without its target where it has none."""
+def _to_direction(source: str, target: str, row: Example) -> Example:
+    """Return an example of two languages as one of a direction, without a target if it has none."""
     texts = {"source": row[source], "target": row[target]} if target in row else {"source": row[source]}
     return texts | {"direction": f"{source}-{target}"}

@@ -1,40 +1,32 @@
-"""Text files of the user: JSON lines, or one text file a field."""
+"""Local text files as a source: JSON lines, or one text file per field."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from kd_jax.errors import KdError
-from kd_jax.sources.splits import (
-    SPLITS,
-    UNLABELLED,
-    Splits,
-    check_counts,
-    check_share,
-    drop_references,
-    first,
-    hold_out,
-    refuse_unlabelled,
-)
-from kd_jax.sources.text_files import existing, read_files
+from kd_jax.sources.base import SPLITS, UNLABELLED, Splits, check_counts, check_share, check_unlabelled
+from kd_jax.sources.splits import drop_references, hold_out, take
+from kd_jax.sources.text_files import read_files, require_file
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Local text: for each split one JSON-lines file, or one text file per field, a line per example.
+    r"""Local text: for each split one JSON-lines file, or one text file per field with one example per line.
 
     Attributes:
       train: paths, such as ("train.jsonl",) or ("train.en", "train.fr") in the order of the task's fields.
-      validation, test: the same; empty to take `held_out` of the training examples each.
-      unlabelled: the same, with the prompt's fields alone; empty for none.
-      held_out: share of the training examples, chosen by their content.
-      limit: examples kept of a split; 0 for all.
-      labelled: training examples that keep their reference, the others becoming unlabelled; 0 for all.
+      validation: the same; empty to take `held_out` of the training examples.
+      test: the same; empty to take `held_out` of the training examples.
+      unlabelled: the same, with the prompt's fields only; empty for none.
+      held_out: share of the training examples for each missing split, chosen by their text.
+      limit: maximum number of examples of a split; 0 for all.
+      labelled: number of training examples that keep their reference, the others become unlabelled; 0 for all.
 
     Examples:
       >>> import pathlib, tempfile
       >>> folder = pathlib.Path(tempfile.mkdtemp())
-      >>> for side, text in {"en": "a boat\\na bird\\n", "fr": "un bateau\\nun oiseau\\n"}.items():
+      >>> for side, text in {"en": "a boat\na bird\n", "fr": "un bateau\nun oiseau\n"}.items():
       ...     _ = (folder / side).write_text(text)
       >>> paths = str(folder / "en"), str(folder / "fr")
       >>> list(Files(train=paths, validation=paths, test=paths, limit=1).splits(("en", "fr"))["test"])
@@ -51,39 +43,44 @@ class Files:
 
     @property
     def name(self) -> str:
+        """The training files."""
         return " ".join(self.train)
 
     @property
     def _paths(self) -> dict[str, tuple[str, ...]]:
         """Split -> its files."""
-        given = {"train": self.train, "validation": self.validation, "test": self.test}
-        return given | {UNLABELLED: self.unlabelled}
+        return {"train": self.train, "validation": self.validation, "test": self.test, UNLABELLED: self.unlabelled}
 
     def files(self) -> list[Path]:
-        """Local files that decide the examples, to be digested."""
-        return [existing(path) for paths in self._paths.values() for path in paths]
+        """Return the files of all splits."""
+        return [require_file(path) for paths in self._paths.values() for path in paths]
 
     def check(self) -> None:
-        """Raises KdError for a field that cannot be; reads nothing, for a run outlives the files it was made from."""
+        """Raise KdError if a field has an invalid value.
+
+        The files may be missing: a workdir stays usable without the files that it was prepared from.
+        """
         for split, paths in self._paths.items():
             if isinstance(paths, str):
-                raise KdError(f"source.{split}: {paths!r} is one string; wanted a tuple of paths: ({paths!r},)")
+                raise KdError(f"source.{split}: expected a tuple of paths, got the string {paths!r}. Use ({paths!r},).")
         if not self.train:
-            raise KdError("source.train: no files; wanted one .jsonl, or a text file for each field of the task")
+            raise KdError(
+                "source.train: expected one .jsonl, or a text file for each field of the task, got no files. Name them."
+            )
         check_share(self.held_out)
-        check_counts({"limit": self.limit, "labelled": self.labelled})
+        check_counts(limit=self.limit, labelled=self.labelled)
 
     def splits(
         self, fields: Sequence[str], held_out_fields: Sequence[str] = (), prompt_fields: Sequence[str] = ()
     ) -> Splits:
-        """Looks through the files; see above. What is wrong in a line is named with it, when that is read."""
-        refuse_unlabelled({"unlabelled": self.unlabelled, "labelled": self.labelled}, prompt_fields)
+        """Return the splits, as Source.splits; a line is checked when it is read."""
+        check_unlabelled(prompt_fields, unlabelled=self.unlabelled, labelled=self.labelled)
         missing = [split for split in SPLITS[1:] if not self._paths[split]]
-        complete = (*fields, *held_out_fields)
+        all_fields = (*fields, *held_out_fields)
         fields_of = {
-            "train": complete if missing else fields,
-            "validation": complete,
-            "test": complete,
+            "train": all_fields if missing else fields,
+            "validation": all_fields,
+            "test": all_fields,
             UNLABELLED: prompt_fields,
         }
         examples = {
@@ -92,5 +89,5 @@ class Files:
             if paths
         }
         held_out = hold_out(examples["train"], fields[0], missing, self.held_out, self.limit)
-        splits = {split: first(rows, self.limit) for split, rows in examples.items()} | held_out
+        splits = {split: take(rows, self.limit) for split, rows in examples.items()} | held_out
         return drop_references(splits, fields[0], prompt_fields, self.labelled)

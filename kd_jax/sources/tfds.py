@@ -1,22 +1,17 @@
-"""Text datasets of the TensorFlow Datasets catalogue, without TensorFlow."""
+"""Text datasets of the TensorFlow Datasets catalogue as a source, without TensorFlow."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
-from kd_jax.sources.splits import (
-    SPLITS,
-    UNLABELLED,
-    Splits,
-    check_counts,
-    check_share,
-    drop_references,
-    first,
-    hold_out,
-    refuse_unlabelled,
-)
+from kd_jax.sources.base import SPLITS, UNLABELLED, Splits, check_counts, check_share, check_unlabelled
+from kd_jax.sources.splits import drop_references, hold_out, take
+
+if TYPE_CHECKING:
+    from kd_jax.sources.tfds_reader import TfdsRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +19,16 @@ class Tfds:
     """Any text dataset of the TensorFlow Datasets catalogue, without TensorFlow.
 
     Attributes:
-      dataset: its name there, such as "wmt19_translate/de-en".
-      fields: our field -> the path of the dataset's, such as {"en": "translation/en"}.
-      train: its split to train on, in its own slicing syntax.
-      validation, test: the same; "" for the split of that name, or, where there is none, `held_out` of the
-        training examples.
-      unlabelled: the same, of text whose reference is not read; "" for none.
-      held_out: share of the training examples, chosen by their content.
-      data_dir: where datasets are prepared; empty for TFDS's own.
-      limit: examples kept of a split; 0 for all.
-      labelled: training examples that keep their reference, the others becoming unlabelled; 0 for all.
+      dataset: name in the catalogue, such as "wmt19_translate/de-en".
+      fields: our field -> path of the dataset's feature, such as {"en": "translation/en"}.
+      train: training split, in TFDS's slicing syntax.
+      validation: the same; "" for the split of that name, or, if there is none, `held_out` of the training examples.
+      test: the same as `validation`, for the test split.
+      unlabelled: the same, a split whose references are not read; "" for none.
+      held_out: share of the training examples for each missing split, chosen by their text.
+      data_dir: folder of prepared datasets; "" for TFDS's default.
+      limit: maximum number of examples of a split; 0 for all.
+      labelled: number of training examples that keep their reference, the others become unlabelled; 0 for all.
 
     References:
       https://www.tensorflow.org/datasets/catalog/overview, https://www.tensorflow.org/datasets/splits
@@ -56,51 +51,58 @@ class Tfds:
 
     @property
     def name(self) -> str:
+        """The dataset's name in the catalogue."""
         return self.dataset
 
     def files(self) -> list[Path]:
-        """Local files that decide the examples, to be digested."""
+        """Return no files: the dataset's name and version decide the examples."""
         return []
 
     def check(self) -> None:
-        """Raises KdError for a field that cannot be; reads nothing."""
+        """Raise KdError if a field has an invalid value."""
         if not self.dataset or not self.train or not self.fields:
-            raise KdError("source: dataset, fields and train are wanted, such as 'lm1b', {'text': 'text'}, 'train'")
+            raise KdError(
+                "source: expected dataset, fields and train, got an empty one. Use Tfds('lm1b', {'text': 'text'}), for "
+                "example."
+            )
         check_share(self.held_out)
-        check_counts({"limit": self.limit, "labelled": self.labelled})
+        check_counts(limit=self.limit, labelled=self.labelled)
 
     def splits(
         self, fields: Sequence[str], held_out_fields: Sequence[str] = (), prompt_fields: Sequence[str] = ()
     ) -> Splits:
-        """The splits, prepared as ArrayRecord where they are not yet; see above."""
-        from kd_jax.sources import tfds_reader
+        """Return the splits, as Source.splits; prepare the dataset as ArrayRecord if necessary."""
+        from kd_jax.sources import tfds_reader  # imports tensorflow_datasets, which takes seconds
 
-        refuse_unlabelled({"unlabelled": self.unlabelled, "labelled": self.labelled}, prompt_fields)
-        complete = (*fields, *held_out_fields)
-        if set(complete) - set(self.fields):
-            raise KdError(f"source.fields: {', '.join(self.fields)}; the task reads {', '.join(complete)}: name them")
-        builder = tfds_reader.builder_of(self.dataset, self.data_dir)
-        tfds_reader.check_fields(builder, {field: self.fields[field] for field in complete})
+        check_unlabelled(prompt_fields, unlabelled=self.unlabelled, labelled=self.labelled)
+        all_fields = (*fields, *held_out_fields)
+        if set(all_fields) - set(self.fields):
+            raise KdError(
+                f"source.fields: expected the task's fields {', '.join(all_fields)}, got {', '.join(self.fields)}. Add "
+                "the others."
+            )
+        builder = tfds_reader.find_builder(self.dataset, self.data_dir)
+        tfds_reader.check_fields(builder, {field: self.fields[field] for field in all_fields})
         tfds_reader.prepare(builder)
 
-        def read(split: str, fields: Sequence[str]) -> tfds_reader.TfdsRows:
+        def read(split: str, fields: Sequence[str]) -> "TfdsRows":
             return tfds_reader.TfdsRows(builder, split, {field: self.fields[field] for field in fields})
 
-        named = {"validation": self.validation, "test": self.test}
-        named = {split: name or split for split, name in named.items() if name or split in builder.info.splits}
-        missing = [split for split in SPLITS[1:] if split not in named]
+        names = {"validation": self.validation, "test": self.test}
+        names = {split: name or split for split, name in names.items() if name or split in builder.info.splits}
+        missing = [split for split in SPLITS[1:] if split not in names]
         if missing:
             progress.log(
                 f"data: {self.dataset} has the splits {', '.join(builder.info.splits)}; {100 * self.held_out:g}% of "
-                f"{self.train!r}, chosen by their text, are held out for {' and as many for '.join(missing)}"
+                f"{self.train!r} are held out for {' and as many for '.join(missing)}"
             )
-        examples = {split: read(name, complete) for split, name in named.items()}
+        examples = {split: read(name, all_fields) for split, name in names.items()}
         if self.unlabelled:
             examples[UNLABELLED] = read(self.unlabelled, prompt_fields)
-        train = read(self.train, complete if missing else fields)
-        with tfds_reader.whole(train) as wanted:
-            splits = hold_out(train, fields[0], missing, self.held_out, self.limit, wanted)
+        train = read(self.train, all_fields if missing else fields)
+        with tfds_reader.without_blanks(train) as keep:
+            splits = hold_out(train, fields[0], missing, self.held_out, self.limit, keep)
         for split, rows in examples.items():
-            with tfds_reader.whole(rows) as wanted:
-                splits[split] = first(rows, self.limit, wanted)
+            with tfds_reader.without_blanks(rows) as keep:
+                splits[split] = take(rows, self.limit, keep)
         return drop_references(splits, fields[0], prompt_fields, self.labelled)

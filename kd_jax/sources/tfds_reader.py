@@ -1,4 +1,4 @@
-"""Text out of the TensorFlow Datasets catalogue, without TensorFlow: find, prepare, read."""
+"""Datasets of the TensorFlow Datasets catalogue, without TensorFlow: find, prepare, read."""
 
 import contextlib
 import difflib
@@ -6,7 +6,7 @@ import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,23 +19,27 @@ from kd_jax.runtime import progress
 from kd_jax.runtime.file_lock import file_lock
 from kd_jax.sources.rows import Rows
 from kd_jax.sources.text_files import is_blank
+from kd_jax.types import Example
 
-# TFDS registers its older builders by importing these folders in a fixed order, and stops at the first that
-# needs TensorFlow, before it comes to the text.
+# TFDS registers its older builders by importing folders in a fixed order. It stops at the first that needs TensorFlow,
+# before those with text.
 TEXT_FOLDERS = ("question_answering", "summarization", "text", "text_simplification", "translate")
-NEAREST = 20
-ELSEWHERE = "prepare it where it can be, with `tfds build --file_format=array_record`, and name that source.data_dir"
+SUGGESTIONS = 20  # similar names in an error message
+REMEDY = (
+    "or prepare it on another machine with `tfds build --file_format=array_record` and name that folder as "
+    "source.data_dir"
+)
 
 
-def builder_of(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The catalogue's builder of `dataset`; nothing is downloaded.
+def find_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """Return the catalogue's builder of a dataset; download nothing.
 
     Args:
       dataset: "name", "name/config" or "name/config:version".
-      data_dir: where datasets are prepared; "" for TFDS's own.
+      data_dir: folder of prepared datasets; "" for TFDS's default.
 
     Raises:
-      KdError: if there is no such dataset, configuration or version, naming those nearest.
+      KdError: if there is no such dataset, configuration or version.
     """
     for folder in TEXT_FOLDERS:
         importlib.import_module(f"tensorflow_datasets.{folder}")
@@ -45,26 +49,29 @@ def builder_of(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError as error:
         names = tfds.list_builders(with_community_datasets=False)
         raise KdError(
-            f"source.dataset: no {dataset!r} in the TFDS catalogue; the nearest are {_nearest(dataset, names)}"
+            f"source.dataset: expected a dataset of the TFDS catalogue, got {dataset!r}. Similar names: "
+            f"{_similar(dataset, names)}."
         ) from error
     except (ValueError, TypeError, AssertionError, RuntimeError, ImportError, OSError) as error:
         name, _, config = dataset.partition(":")[0].partition("/")
         configs = _configs(name)
         if config and config not in configs:
             raise KdError(
-                f"source.dataset: {name} has no configuration {config!r}; it has {_nearest(config, configs)}"
+                f"source.dataset: expected a configuration of {name}, got {config!r}. It has "
+                f"{_similar(config, configs)}."
             ) from error
         reason = str(error).rpartition('}": ')[2].strip().partition("\n")[0]  # without TFDS's list of arguments
         raise KdError(
-            f"source.dataset: {dataset!r}: {reason}; wanted NAME/CONFIGURATION, and a source.data_dir of ArrayRecord"
+            f"source.dataset: expected NAME/CONFIGURATION, prepared as ArrayRecord if it is in source.data_dir, got "
+            f"{dataset!r}. TFDS: {reason}"
         ) from error
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Downloads the dataset and writes it as ArrayRecord, unless that is done; one process at a time.
+    """Download the dataset and write it as ArrayRecord, unless that is done; one process at a time.
 
     Raises:
-      KdError: if the network, a file that must be fetched by hand, or a library is lacking.
+      KdError: if the network, a library, or a file that must be downloaded by hand is missing.
     """
     name = f"source.dataset: {builder.info.full_name}"
     folder = Path(builder.data_dir)
@@ -74,21 +81,21 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     try:
         with file_lock(folder.with_name(f".{folder.name}.lock"), builder.info.full_name):
             builder.download_and_prepare()
-            builder.info.read_from_directory(folder)  # another process may have written it
+            builder.info.read_from_directory(folder)  # another process may have prepared it
     except ImportError as error:
-        raise KdError(f"{name} cannot be prepared here: {_last_line(error)}; install it, or {ELSEWHERE}") from error
-    except AssertionError as error:  # TFDS's own words say what to fetch by hand, and where to put it
+        raise KdError(f"{name} cannot be prepared: {_last_line(error)}. Install the library, {REMEDY}.") from error
+    except AssertionError as error:  # TFDS says which file to download by hand, and where to put it
         raise KdError(f"{name} cannot be prepared: {_one_line(error)}") from error
     except (OSError, DownloadError, NonMatchingChecksumError, ExtractError) as error:
         raise KdError(
-            f"{name} cannot be fetched: {_one_line(error)}; check network and disk, or {ELSEWHERE}"
+            f"{name} cannot be downloaded: {_one_line(error)}. Check the network and the disk, {REMEDY}."
         ) from error
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise KdError(f"{name} cannot be prepared: {_one_line(error)}; take another, or {ELSEWHERE}") from error
+        raise KdError(f"{name} cannot be prepared: {_one_line(error)}. Use another dataset, {REMEDY}.") from error
 
 
-def text_paths(features: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Paths of all features that are one text each, such as ["id", "translation/de", "translation/en"]."""
+def text_paths(features: tfds.features.FeaturesDict, prefix: str = "") -> list[str]:
+    """Return the paths of all text features, such as ["id", "translation/de", "translation/en"]."""
     paths = []
     for name, feature in features.items():
         if isinstance(feature, tfds.features.FeaturesDict):
@@ -99,56 +106,67 @@ def text_paths(features: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def check_fields(builder: tfds.core.DatasetBuilder, fields: Mapping[str, str]) -> None:
-    """Refuses fields that are not one text each, by the dataset's declaration alone.
+    """Raise KdError if a field is not a text feature of the dataset; read the dataset's declaration only.
 
     Args:
-      fields: our field -> the path of the dataset's.
-
-    Raises:
-      KdError: names the field, what it is, and the fields that are text.
+      builder: of the dataset.
+      fields: our field -> path of the dataset's feature.
     """
-    features, paths = builder.info.features, text_paths(builder.info.features)
-    for ours, path in fields.items():
+    features = cast(tfds.features.FeaturesDict, builder.info.features)
+    paths = text_paths(features)
+    for field, path in fields.items():
         if path not in paths:
             raise KdError(
-                f"source.fields.{ours}: {path!r} of {builder.info.full_name} is {_kind(features, path)}; "
-                f"wanted one of its texts: {', '.join(paths) or 'it has none'}"
+                f"source.fields.{field}: expected a text of {builder.info.full_name} ({', '.join(paths) or 'none'}), "
+                f"got {path!r}, {_describe_feature(features, path)}. Name one of the texts."
             )
 
 
 class TfdsRows(Rows):
-    """The examples of a prepared split, in the order of its files."""
+    """The examples of a prepared split, in the order of its files.
+
+    Attributes:
+      name: of dataset and split.
+    """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str, str]):
-        """Args: split: in TFDS's slicing syntax, such as "train[:10%]"; fields: our field -> the path of the dataset's.
+        """Find the split; read nothing.
+
+        Args:
+          builder: of a prepared dataset.
+          split: in TFDS's slicing syntax, such as "train[:10%]".
+          fields: our field -> path of the dataset's feature.
 
         Raises:
-          KdError: if there is no such split, naming those there are.
+          KdError: if there is no such split.
         """
-        name = builder.info.full_name
-        self.name, self._builder, self._split, self._fields = f"{name}, {split}", builder, split, dict(fields)
+        dataset = builder.info.full_name
+        self.name, self._builder, self._split, self._fields = f"{dataset}, {split}", builder, split, dict(fields)
         try:
             self._count = builder.info.splits[split].num_examples
         except (KeyError, ValueError, AssertionError) as error:
-            there = ", ".join(builder.info.splits)
             raise KdError(
-                f"source: {name} has no split {split!r}; it has {there}, also in slices: train[:10%]"
+                f"source: expected a split of {dataset} ({', '.join(builder.info.splits)}), got {split!r}. Slices such "
+                "as train[:10%] are possible."
             ) from error
 
     @functools.cached_property
     def _source(self) -> Any:
-        return self._builder.as_data_source(split=self._split)
+        # TFDS's decorator hides the parameters.
+        return self._builder.as_data_source(split=self._split)  # pyright: ignore[reportCallIssue]
 
     def __len__(self) -> int:
+        """Return the number of examples."""
         return self._count
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the location of the examples."""
         return _tfds_rows, (str(self._builder.data_dir), self._split, self._fields)
 
-    def read(self, numbers_N: np.ndarray) -> list[dict[str, str]]:
-        """As Rows.read."""
+    def read(self, numbers_N: np.ndarray) -> list[Example]:
+        """Return the examples with these numbers."""
         rows = self._source.__getitems__(numbers_N.tolist()) if len(numbers_N) else []
-        return [{ours: _text_at(row, path.split("/")) for ours, path in self._fields.items()} for row in rows]
+        return [{field: _text_at(row, path.split("/")) for field, path in self._fields.items()} for row in rows]
 
 
 def _tfds_rows(data_dir: str, split: str, fields: Mapping[str, str]) -> TfdsRows:
@@ -156,48 +174,50 @@ def _tfds_rows(data_dir: str, split: str, fields: Mapping[str, str]) -> TfdsRows
 
 
 @contextlib.contextmanager
-def whole(rows: TfdsRows) -> Iterator[Callable[[Mapping[str, str]], bool]]:
-    """Whether an example has no empty text; how many of those it was asked of have one is said at the end."""
-    empty = 0
+def without_blanks(rows: TfdsRows) -> Iterator[Callable[[Example], bool]]:
+    """Give a filter that accepts examples without empty texts; log how many it refused."""
+    refused = 0
 
-    def wanted(row: Mapping[str, str]) -> bool:
-        nonlocal empty
+    def keep(row: Example) -> bool:
+        nonlocal refused
         blank = any(map(is_blank, row.values()))
-        empty += blank
+        refused += blank
         return not blank
 
-    yield wanted
-    if empty:
-        progress.log(f"data: {rows.name}: examples left out for an empty text: {empty:,}")
+    yield keep
+    if refused:
+        progress.log(f"data: {rows.name}: {refused:,} examples with an empty text removed")
 
 
 def _text_at(row: Mapping[str, Any], path: Sequence[str]) -> str:
+    value: Any = row
     for name in path:
-        row = row[name]
-    return row.decode()
+        value = value[name]
+    return value.decode()
 
 
-def _kind(features: Mapping[str, Any], path: str) -> str:
-    """What stands at a path, in TFDS's words: "Translation", "Sequence(Text(...))", "ClassLabel(...)"."""
+def _describe_feature(features: tfds.features.FeaturesDict, path: str) -> str:
+    """Return the feature at a path as TFDS prints it: "Translation", "Sequence(Text(...))", "ClassLabel(...)"."""
+    feature: Any = features
     for name in path.split("/"):
-        if not isinstance(features, tfds.features.FeaturesDict):
+        if not isinstance(feature, tfds.features.FeaturesDict):
             break
-        if name not in features:
+        if name not in feature:
             return "no field"
-        features = features[name]
-    return repr(features).splitlines()[0].rstrip("({")
+        feature = feature[name]
+    return repr(feature).splitlines()[0].rstrip("({")
 
 
 def _configs(name: str) -> list[str]:
-    """The dataset's configurations; none for a name that is no dataset's."""
+    """Return the dataset's configurations; [] for an unknown dataset."""
     try:
         return list(tfds.builder_cls(name).builder_configs)
     except (ValueError, ImportError):
         return []
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
-    return ", ".join(difflib.get_close_matches(name, names, n=NEAREST, cutoff=0)) or "none"
+def _similar(name: str, names: Sequence[str]) -> str:
+    return ", ".join(difflib.get_close_matches(name, names, n=SUGGESTIONS, cutoff=0)) or "none"
 
 
 def _one_line(error: Exception) -> str:
@@ -205,5 +225,5 @@ def _one_line(error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """TFDS puts the example that it was at before the reason."""
+    """Return the reason; TFDS prints the current example before it."""
     return str(error).strip().splitlines()[-1]

@@ -1,31 +1,30 @@
-"""Made-up text for tests and a first look."""
+"""Made-up text as a source, for tests and a first look: a language pair, lists with a short form, counting lists."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from kd_jax.errors import KdError
-from kd_jax.sources import toy_texts
-from kd_jax.sources.splits import (
-    Splits,
-    check_counts,
-    drop_references,
-    refuse_unlabelled,
-)
+import numpy as np
 
-TOYS = {"pairs": toy_texts.pairs, "summaries": toy_texts.summaries, "documents": toy_texts.documents}
+from kd_jax.errors import KdError
+from kd_jax.sources.base import Splits, check_counts, check_unlabelled
+from kd_jax.sources.splits import drop_references
+
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven")
+COLOURS = ("red", "blue", "green", "white", "black")
+NOUNS = ("houses", "boats", "birds", "stones", "trees", "clouds", "doors", "lamps")
 
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """Made-up text for tests and a first look (kd_jax.sources.toy_texts): needs no network and means nothing.
+    """Made-up text for tests and a first look; it needs no network.
 
     Attributes:
-      examples: training examples; an eighth as many for validation and for test.
-      seed: decides them.
+      examples: number of training examples; validation and test have an eighth each.
+      seed: of the random text.
       kind: "pairs" (of languages), "summaries" (a list and its short form), or "documents" (one field).
-      labelled: training examples that keep their reference, the others becoming unlabelled; 0 for all.
+      labelled: number of training examples that keep their reference, the others become unlabelled; 0 for all.
 
     Examples:
       >>> splits = Toy(examples=80).splits(("en", "fr"))
@@ -43,29 +42,100 @@ class Toy:
     name = "toy"
 
     def files(self) -> list[Path]:
-        """Local files that decide the examples, to be digested."""
+        """Return no files."""
         return []
 
     def check(self) -> None:
-        """Raises KdError for a field that cannot be: there are 78,680 sentences, and each is used once."""
-        if self.kind not in TOYS:
-            raise KdError(f"source.kind: {self.kind!r}; wanted one of {', '.join(TOYS)}")
+        """Raise KdError if a field has an invalid value; each of the 78,680 pairs is used once."""
+        if self.kind not in GENERATORS:
+            raise KdError(f"source.kind: expected {', '.join(GENERATORS)}, got {self.kind!r}. Choose one.")
         if not 8 <= self.examples <= 50_000:
-            raise KdError(f"source.examples: {self.examples}; wanted 8 to 50,000")
-        check_counts({"seed": self.seed, "labelled": self.labelled})
+            raise KdError(
+                f"source.examples: expected 8 to 50,000, got {self.examples}. There is no more distinct text."
+            )
+        check_counts(seed=self.seed, labelled=self.labelled)
 
     def splits(
         self, fields: Sequence[str], held_out_fields: Sequence[str] = (), prompt_fields: Sequence[str] = ()
     ) -> Splits:
-        """Distinct texts, cut into the splits; the fields are called as the task calls them."""
-        refuse_unlabelled({"labelled": self.labelled}, prompt_fields)
-        held = self.examples // 8
-        texts = TOYS[self.kind](self.examples + 2 * held, self.seed)
+        """Return splits of distinct texts, as Source.splits, under the task's field names."""
+        check_unlabelled(prompt_fields, labelled=self.labelled)
+        held_out = self.examples // 8
+        texts = GENERATORS[self.kind](self.examples + 2 * held_out, self.seed)
         if len(fields) != len(texts[0]) or held_out_fields:
             raise KdError(
-                f"source.kind: {self.kind!r}, texts in an example: {len(texts[0])}; the task reads "
-                f"{', '.join((*fields, *held_out_fields))}: take another kind or source"
+                f"source.kind: expected a kind with the task's fields {', '.join((*fields, *held_out_fields))}, got "
+                f"{self.kind!r} with {len(texts[0])} texts per example. Use another kind or source."
             )
         rows = [dict(zip(fields, row, strict=True)) for row in texts]
-        splits = {"test": rows[:held], "validation": rows[held : 2 * held], "train": rows[2 * held :]}
+        splits: Splits = {
+            "test": rows[:held_out],
+            "validation": rows[held_out : 2 * held_out],
+            "train": rows[2 * held_out :],
+        }
         return drop_references(splits, fields[0], prompt_fields, self.labelled)
+
+
+def generate_pairs(count: int, seed: int) -> list[tuple[str, ...]]:
+    """Return distinct pairs (sentence, translation) of one or two phrases; there are 78,680 in all.
+
+    The translation has the same words with their letters reversed, and the colour after its noun.
+
+    Examples:
+      >>> generate_pairs(2, seed=0)  # doctest: +NORMALIZE_WHITESPACE
+      [('five green birds and three red houses', 'evif sdrib neerg et eerht sesuoh der'),
+       ('two black clouds', 'owt sduolc kcalb')]
+    """
+    rng = np.random.default_rng(seed)
+    translations: dict[str, str] = {}
+    while len(translations) < count:
+        phrases = _phrases(rng, int(rng.integers(1, 3)))
+        source = " and ".join(" ".join(phrase) for phrase in phrases)
+        translations[source] = " et ".join(f"{n[::-1]} {o[::-1]} {c[::-1]}" for n, c, o in phrases)
+    return list(translations.items())
+
+
+def generate_summaries(count: int, seed: int) -> list[tuple[str, ...]]:
+    """Return distinct pairs: a list of three to six phrases, and its first phrase with the number of the others.
+
+    Examples:
+      >>> text, short_form = generate_summaries(1, seed=0)[0]
+      >>> text.split(", ")  # doctest: +NORMALIZE_WHITESPACE
+      ['five green birds', 'three red houses', 'one red doors', 'five black trees', 'five black clouds',
+       'five green trees']
+      >>> short_form
+      'five green birds and five more'
+    """
+    rng = np.random.default_rng(seed)
+    short_forms: dict[str, str] = {}
+    while len(short_forms) < count:
+        phrases = [" ".join(phrase) for phrase in _phrases(rng, int(rng.integers(3, 7)))]
+        short_forms[", ".join(phrases)] = f"{phrases[0]} and {NUMBERS[len(phrases) - 2]} more"
+    return list(short_forms.items())
+
+
+def generate_documents(count: int, seed: int) -> list[tuple[str, ...]]:
+    """Return distinct lists of three to six phrases: numbers count up, the colour is constant, nouns are random.
+
+    A model's loss can fall to that of the first phrase, the nouns and the end.
+
+    Examples:
+      >>> generate_documents(2, seed=0)[1]
+      ('two black lamps, three black trees, four black trees, five black lamps, six black clouds',)
+    """
+    rng = np.random.default_rng(seed)
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        first, colour = int(rng.integers(len(NUMBERS))), str(rng.choice(COLOURS))
+        nouns = rng.choice(NOUNS, int(rng.integers(3, 7)))
+        phrases = (f"{NUMBERS[(first + i) % len(NUMBERS)]} {colour} {noun}" for i, noun in enumerate(nouns))
+        texts[", ".join(phrases)] = None
+    return [(text,) for text in texts]
+
+
+def _phrases(rng: np.random.Generator, count: int) -> list[list[str]]:
+    """Return random phrases of a number, a colour and a noun."""
+    return [[str(rng.choice(words)) for words in (NUMBERS, COLOURS, NOUNS)] for _ in range(count)]
+
+
+GENERATORS = {"pairs": generate_pairs, "summaries": generate_summaries, "documents": generate_documents}

@@ -9,9 +9,8 @@ import numpy as np
 from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
 from kd_jax.tasks.metrics import Metric
-from kd_jax.types import Field
+from kd_jax.types import Example, Field
 
-Example = Mapping[str, str]
 Counted = Literal["completion", "all"]
 
 
@@ -43,14 +42,14 @@ def encode_pair(prompt: str, completion: str, tokenizer: Any, counted: Counted, 
     """
     given = encode_prompt(prompt, tokenizer, most)
     written = encode_text(completion, tokenizer)
-    return completed(given, np.full(len(given), counted == "all"), tokenizer.forced_prefix, written)
+    return append_completion(given, np.full(len(given), counted == "all"), tokenizer.forced_prefix, written)
 
 
-def completed(prompt: np.ndarray, counts_P: np.ndarray, forced_prefix: Sequence[int], written: np.ndarray) -> Encoded:
+def append_completion(prompt: np.ndarray, counts_P: np.ndarray, forced_prefix: Sequence[int], written: np.ndarray) -> Encoded:
     """A prompt and what is written behind it; what opens every completion is given, so it does not count.
 
     Examples:
-      >>> encoded = completed(np.array([5, 2]), np.zeros(2, bool), (9,), np.array([7, 2]))
+      >>> encoded = append_completion(np.array([5, 2]), np.zeros(2, bool), (9,), np.array([7, 2]))
       >>> encoded.completion.tolist(), encoded.counts.astype(int).tolist()
       ([9, 7, 2], [0, 0, 0, 1, 1])
     """
@@ -136,7 +135,7 @@ class Decoding:
 
     Examples:
       >>> decoding = Decoding(length_ratio=1.5, length=8)
-      >>> decoding.most(20)  # tokens written for a prompt padded to 20
+      >>> decoding.max_length(20)  # tokens written for a prompt padded to 20
       38
       >>> decoding.ways
       ('greedy', 'beam')
@@ -242,6 +241,6 @@ class Task(Protocol):
         """What is to be written, as text: one or more; the first is the one to train on."""
         ...
 
-    def closeness(self, hypothesis: str, reference: str) -> float:
+    def similarity(self, hypothesis: str, reference: str) -> float:
         """How near one text is to another, for the choice among hypotheses."""
         ...

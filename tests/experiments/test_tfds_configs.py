@@ -13,7 +13,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.store import Store
 from kd_jax.phases.check import check
 from kd_jax.phases import prepare
-from kd_jax.sources.tfds_reader import builder_of
+from kd_jax.sources.tfds_reader import find_builder
 from kd_jax.tokenizers.sentencepiece import SentencePiece
 
 CONFIGS = sorted((Path(__file__).parents[2] / "experiments/configs/tfds").glob("*.py"))
@@ -56,7 +56,7 @@ def text(rng):
 
 def prepare_mock(dataset, splits, folder, monkeypatch):
     """Leaves a prepared dataset of that name, of its own features, with made-up text in each."""
-    builder = builder_of(dataset, str(folder))
+    builder = find_builder(dataset, str(folder))
     features = builder.info.features
     assert all(feature.np_dtype == np.object_ and feature.shape == () for feature in features.values())
     rng = np.random.default_rng(0)

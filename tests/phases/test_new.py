@@ -11,7 +11,7 @@ from kd_jax.cli.main import main
 from kd_jax.cli.overrides import apply_overrides
 from kd_jax.errors import KdError
 from kd_jax.phases import new
-from kd_jax.sources import toy_texts
+from kd_jax.sources import toy
 
 VALID = [(name, family) for name, start in new.STARTS.items() for family in start.task.families]
 
@@ -57,8 +57,8 @@ def tiny(path):
 @pytest.mark.parametrize(
     "task, family, texts_of, changes",
     [
-        ("generation", "decoder_only", toy_texts.documents, "--task.window 64 --task.context 16 --buckets 64"),
-        ("summarization", "encoder_decoder", toy_texts.summaries, "--task.document-tokens 31 --buckets 32"),
+        ("generation", "decoder_only", toy.generate_documents, "--task.window 64 --task.context 16 --buckets 64"),
+        ("summarization", "encoder_decoder", toy.generate_summaries, "--task.document-tokens 31 --buckets 32"),
     ],
 )
 def test_it_runs_on_two_hundred_lines(task, family, texts_of, changes, tmp_path, monkeypatch, lax_promotion):

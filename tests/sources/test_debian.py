@@ -1,4 +1,4 @@
-"""The Debian builder on index files that the test writes; no network."""
+"""Debian on index files that the tests write; no network."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from kd_jax.errors import KdError
-from kd_jax.sources import apt, debian_builder, debian_texts
+from kd_jax.sources import debian_apt, debian_builder, debian_texts
 from kd_jax.sources.debian import Debian
+from tests.helpers.sources import assert_check_raises, assert_round_trip
 
 ENGLISH = """Package: foo
 Description-md5: 1
@@ -53,17 +54,17 @@ PACKAGES = (
 
 @pytest.fixture
 def lists(tmp_path, monkeypatch):
-    """A folder as apt leaves it."""
+    """Write index files as apt does; return their folder."""
     folder = tmp_path / "apt" / "lists"
     folder.mkdir(parents=True)
     for name, text in (("x_Translation-en", ENGLISH), ("x_Translation-fr", FRENCH), ("x_Packages", PACKAGES)):
         (folder / name).write_text(text)
-    monkeypatch.setattr(apt, "read_file", lambda path: path.read_text())
+    monkeypatch.setattr(debian_apt, "read_file", lambda path: path.read_text())
     return tmp_path / "apt"
 
 
-def test_pairs_are_joined_on_the_digest_and_carry_their_source_package(lists):
-    rows = list(debian_texts.rows(lists, "en-fr"))
+def test_translations_and_their_source_packages(lists):
+    rows = list(debian_texts.generate_rows(lists, "en-fr"))
     assert [(row["kind"], row["en"], row["fr"]) for row in rows] == [
         ("synopsis", "a library of foo", "une bibliothèque de foo"),
         ("paragraph", "First paragraph that goes on over two lines.", "Premier paragraphe qui continue."),
@@ -74,14 +75,14 @@ def test_pairs_are_joined_on_the_digest_and_carry_their_source_package(lists):
     assert {row["package"]: row["source_package"] for row in rows} == {"foo": "foo", "foo-doc": "foo", "bar": "bar"}
 
 
-def test_summaries_and_plain_english(lists):
-    assert [row["synopsis"] for row in debian_texts.rows(lists, "summaries")] == ["a library of foo", "a tool"]
-    documents = [(row["package"], row["text"]) for row in debian_texts.rows(lists, "english")]
+def test_summaries_and_documents(lists):
+    assert [row["synopsis"] for row in debian_texts.generate_rows(lists, "summaries")] == ["a library of foo", "a tool"]
+    documents = [(row["package"], row["text"]) for row in debian_texts.generate_rows(lists, "english")]
     assert documents == [("foo", "First paragraph that goes on over two lines.\nLast one."), ("bar", "Only here.")]
 
 
-def test_questions_are_answered_by_the_index(lists):
-    rows = list(debian_texts.rows(lists, "index"))
+def test_questions(lists):
+    rows = list(debian_texts.generate_rows(lists, "index"))
     answers = {"foo": ("a library of foo", "foo", "libs"), "foo-doc": ("documentation", "foo-doc", "doc")}
     answers["bar"] = ("a tool", "bar", "")
     kinds = ("synopsis", "package", "section")
@@ -92,13 +93,17 @@ def test_questions_are_answered_by_the_index(lists):
     assert {row["package"] for row in rows} | {"bar"} == set(answers)  # bar is in no section
 
 
-def test_questions_of_every_kind_are_as_many_and_none_has_two_answers():
+def test_questions_are_uniform_and_unambiguous():
     names = [f"package{i}" for i in range(3000)]
     packages = {name: debian_texts.Package(name, "libs") for name in names}
-    own = Counter(kind for _, kind, _ in debian_texts.questions({name: f"text of {name}" for name in names}, packages))
-    assert own.total() == 3000 and all(900 < count < 1100 for count in own.values())  # 1,000 of each, 4 deviations
+    unique = Counter(
+        kind for _, kind, _ in debian_texts.questions({name: f"text of {name}" for name in names}, packages)
+    )
+    assert unique.total() == 3000 and all(
+        900 < count < 1100 for count in unique.values()
+    )  # 1,000 of each, 4 deviations
     shared = Counter(kind for _, kind, _ in debian_texts.questions(dict.fromkeys(names, "same"), packages))
-    assert shared == {"synopsis": own["synopsis"], "section": own["section"]}
+    assert shared == {"synopsis": unique["synopsis"], "section": unique["section"]}
     prompts = Counter(
         texts["prompt"].replace(name, "")
         for name, _, texts in debian_texts.questions(dict.fromkeys(names, "x"), packages)
@@ -106,40 +111,40 @@ def test_questions_of_every_kind_are_as_many_and_none_has_two_answers():
     assert len(prompts) == 6  # three wordings of two kinds
 
 
-def test_untranslated_and_repeated_pairs_are_dropped_and_counted(lists):
-    rows = [*debian_texts.rows(lists, "en-fr"), *debian_texts.rows(lists, "en-fr")]
-    splits, dropped = debian_builder.clean_splits(iter(rows), ("en", "fr"))
+def test_untranslated_and_repeated_pairs_are_dropped(lists):
+    rows = [*debian_texts.generate_rows(lists, "en-fr"), *debian_texts.generate_rows(lists, "en-fr")]
+    splits, dropped = debian_builder.make_splits(iter(rows), ("en", "fr"))
     assert sum(map(len, splits.values())) == 4
     assert dropped["untranslated"] == 2 and dropped["repeated"] == 4
     counts = {"train": 3, "validation": 0, "test": 1}
-    assert debian_builder.clean_sentence("debian", counts, dropped) == (
-        "debian: 3 train, 0 validation and 1 test examples stay; 6 were dropped: 2 untranslated and 4 repeated"
+    assert debian_builder.describe_splits("debian", counts, dropped) == (
+        "debian: 3 train, 0 validation and 1 test examples; 6 dropped: 2 untranslated and 4 repeated"
     )
 
 
-def test_a_source_package_is_in_one_split_and_test_sources_are_not_trained_on():
+def test_source_package_is_in_one_split_without_leaks():
     names = [f"package{i}" for i in range(400)]
     examples = [
         {"source_package": name, "kind": "synopsis", "en": f"text {i % 300} {k}", "fr": f"texte {i % 300} {k} {name}"}
         for i, name in enumerate(names)
         for k in range(2)
     ]
-    splits, _ = debian_builder.clean_splits(iter(examples), ("en", "fr"))
+    splits, _ = debian_builder.make_splits(iter(examples), ("en", "fr"))
     owners = [{row["source_package"] for row in rows} for rows in splits.values()]
     assert not owners[0] & owners[1] and not owners[0] & owners[2] and not owners[1] & owners[2]
     trained = {row["en"] for row in splits["train"]}
     assert splits["test"] and not any(row["en"] in trained for row in splits["test"])
 
 
-def test_without_apt_the_alternatives_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(apt.shutil, "which", lambda _: None)
-    with pytest.raises(KdError, match="no apt-get.*Files.*Tfds"):
+def test_missing_apt(tmp_path, monkeypatch):
+    monkeypatch.setattr(debian_apt.shutil, "which", lambda _: None)
+    with pytest.raises(KdError, match="expected apt-get .*Files.*Tfds"):
         Debian(data_dir=str(tmp_path)).splits(("en", "fr"))
     assert not (tmp_path / "apt").exists()
     assert not list(tmp_path.rglob("dataset_info.json"))
 
 
-def test_the_builder_prepares_and_reads_without_tensorflow(lists, tmp_path):
+def test_prepare_and_read_without_tensorflow(lists, tmp_path):
     import sys
 
     for language, words in (("en", "tool number"), ("fr", "outil numéro")):
@@ -155,7 +160,7 @@ def test_the_builder_prepares_and_reads_without_tensorflow(lists, tmp_path):
     assert "tensorflow" not in sys.modules
     questions = Debian("index", data_dir=str(tmp_path), kinds=("synopsis",)).splits(("prompt", "response"))
     assert all(row["response"].startswith("tool number") for rows in questions.values() for row in rows)
-    with pytest.raises(KdError, match="source.fields.de.* is no field; wanted one of its texts: .*en, fr"):
+    with pytest.raises(KdError, match="source.fields.de: expected a text of .*en, fr.*, got 'de', no field"):
         Debian(data_dir=str(tmp_path)).splits(("en", "de"))
 
 
@@ -167,7 +172,7 @@ echo > "$lists/x_Translation-fr"
 """
 
 
-def test_two_at_once_fetch_once(tmp_path, monkeypatch):
+def test_concurrent_runs_fetch_once(tmp_path, monkeypatch):
     calls, client = tmp_path / "calls", tmp_path / "bin" / "apt-get"
     client.parent.mkdir()
     client.write_text(APT)
@@ -175,6 +180,30 @@ def test_two_at_once_fetch_once(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(client.parent), prepend=":")
     monkeypatch.setenv("CALLS", str(calls))
     with ThreadPoolExecutor() as pool:
-        lists = list(pool.map(lambda _: apt.fetch_lists(tmp_path), range(2)))
+        lists = list(pool.map(lambda _: debian_apt.fetch_lists(tmp_path), range(2)))
     assert lists == [tmp_path / "apt"] * 2 and (lists[0] / "lists" / "x_Translation-fr").exists()
     assert calls.read_text() == "x\n"
+
+
+def test_unlabelled_examples_need_prompts():
+    with pytest.raises(KdError, match="^source.labelled: expected no unlabelled examples for this task, got 9"):
+        Debian(labelled=9).splits(("en", "fr"))
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (Debian(config="en-xx"), "source.config: expected en-fr, en-de, summaries, english, index, got 'en-xx'"),
+        (Debian(kinds=("novel",)), "source.kinds: expected kinds of en-fr"),
+        (Debian(config="index", kinds=("paragraph",)), "source.kinds: .*index .synopsis, package, section., got"),
+        (Debian(labelled=-1), "source.labelled: expected at least 0, got -1"),
+        (Debian(max_characters=-1), "source.max_characters: expected at least 0, got -1"),
+        (Debian(limit=-1), "source.limit: expected at least 0, got -1"),
+    ],
+)
+def test_check_raises(source, message):
+    assert_check_raises(source, message)
+
+
+def test_good_settings_round_trip():
+    assert_round_trip(Debian("index", kinds=("section",)))

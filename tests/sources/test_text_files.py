@@ -1,4 +1,4 @@
-"""Lines and texts of local files: what ends a line, and what is a character."""
+"""Lines of text files: line ends, separators, and empty texts."""
 
 import json
 import re
@@ -8,20 +8,18 @@ import pytest
 from kd_jax.errors import KdError
 from kd_jax.sources.text_files import Lines, read_files
 from kd_jax.tokenizers.sentencepiece import SentencePiece
+from tests.helpers.sources import write
 
 FIELDS = ("en", "fr")
 
 
-def put(path, text):
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return str(path)
-
-
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\r", "\x00"])
-def test_separators_inside_a_text_are_characters(tmp_path, separator):
+def test_separators_in_a_text_are_characters(tmp_path, separator):
     texts = [f"a{separator}b", "c"]
-    plain = put(tmp_path / "t.txt", "\n".join(texts))
-    lines = put(tmp_path / "t.jsonl", "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    plain = write(tmp_path / "t.txt", "\n".join(texts))
+    lines = write(
+        tmp_path / "t.jsonl", "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    )
     for path in (plain, lines):
         assert read_files((path,), ("text",), "source.train") == [{"text": text} for text in texts]
 
@@ -29,21 +27,21 @@ def test_separators_inside_a_text_are_characters(tmp_path, separator):
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_line_ends_and_byte_order_mark_are_no_text(tmp_path, ending, last, mark):
+def test_line_ends_and_byte_order_mark_are_removed(tmp_path, ending, last, mark):
     text = mark + ending.join(["one", "\ufefftwo", "three"]) + ending * last
-    lines = Lines(put(tmp_path / "t", text))
+    lines = Lines(write(tmp_path / "t", text))
     assert lines.read(range(len(lines))) == ["one", "\ufefftwo", "three"]
     row = mark + json.dumps({"en": "a", "fr": "b"}) + ending * last
-    assert read_files((put(tmp_path / "t.jsonl", row),), FIELDS, "source.train") == [{"en": "a", "fr": "b"}]
+    assert read_files((write(tmp_path / "t.jsonl", row),), FIELDS, "source.train") == [{"en": "a", "fr": "b"}]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\u200b", "\ufeff \u200e", "\u2028\x0c", "\x01\x7f"])
-def test_a_document_without_tokens_is_refused_by_file_and_line(tmp_path, text):
+def test_empty_text_raises_with_file_and_line(tmp_path, text):
     settings = SentencePiece(vocab_size=8, model_type="bpe")
     settings.prepare(["ab ba", "ba ab"], tmp_path)
     assert not settings.load(tmp_path).encode(text)
-    plain = put(tmp_path / "t.txt", f"a\n{text}\nb\n")
-    lines = put(tmp_path / "t.jsonl", "".join(json.dumps({"text": row}) + "\n" for row in ("a", text, "b")))
+    plain = write(tmp_path / "t.txt", f"a\n{text}\nb\n")
+    lines = write(tmp_path / "t.jsonl", "".join(json.dumps({"text": row}) + "\n" for row in ("a", text, "b")))
     for path in (plain, lines):
-        with pytest.raises(KdError, match=f"^{re.escape(path)}, line 2.*: empty; wanted a text"):
+        with pytest.raises(KdError, match=f"^{re.escape(path)}, line 2.*: expected text, got an empty one"):
             list(read_files((path,), ("text",), "source.train"))

@@ -1,4 +1,4 @@
-"""The TFDS catalogue without TensorFlow, on datasets that the tests define; nothing is downloaded."""
+"""Tfds without TensorFlow, on datasets that the tests define; nothing is downloaded."""
 
 import subprocess
 import sys
@@ -11,14 +11,15 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
 from kd_jax.errors import KdError
-from kd_jax.sources import tfds_reader as catalogue
+from kd_jax.sources import tfds_reader
 from kd_jax.sources.tfds import Tfds
+from tests.helpers.sources import assert_check_raises, assert_round_trip
 
 SIZE = 200
 
 
 class TinyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A dataset of the catalogue: `row` gives example i, `parts` its splits."""
+    """A dataset of the catalogue with SIZE examples in each of `parts`; `row` returns example i."""
 
     VERSION = tfds.core.Version("1.0.0")
     features = {"a": tfds.features.Text(), "b": tfds.features.Text()}
@@ -42,13 +43,13 @@ class TinyPairs(TinyBuilder):
 
 
 class TinyTrain(TinyBuilder):
-    """As lm1b and wmt19_translate, a split short; two, here."""
+    """Without validation and test splits."""
 
     parts = ("train", "dev")
 
 
 class TinyNested(TinyBuilder):
-    """All that a field may be."""
+    """Fields of all kinds."""
 
     features = {
         "translation": tfds.features.Translation(["en", "de"]),
@@ -65,7 +66,7 @@ class TinyNested(TinyBuilder):
 
 
 class TinyImages(TinyBuilder):
-    """Encoding an image needs TensorFlow."""
+    """With an image, whose encoding needs TensorFlow."""
 
     features = TinyBuilder.features | {"picture": tfds.features.Image()}
 
@@ -74,7 +75,7 @@ class TinyImages(TinyBuilder):
 
 
 class TinyManual(TinyBuilder):
-    """Its files must be fetched by hand."""
+    """With files that must be downloaded by hand."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Ask for them at https://example.org."
 
@@ -83,7 +84,7 @@ class TinyManual(TinyBuilder):
 
 
 class TinySlow(TinyBuilder):
-    """While one prepares it another comes."""
+    """With a slow preparation, which is counted."""
 
     prepared = 0
 
@@ -94,36 +95,39 @@ class TinySlow(TinyBuilder):
 
 
 class TinyDownload(TinyBuilder):
-    """Its files lie where no machine answers."""
+    """With files on a server that does not answer."""
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(dl_manager.download("http://127.0.0.1:9/text"))}
 
 
-def splits(tmp_path, dataset, fields, **options):
+def read_splits(tmp_path, dataset, fields, **options):
+    """Return the splits of a dataset; the task's fields are those of the source."""
     return Tfds(dataset, fields, data_dir=str(tmp_path), **options).splits(tuple(fields))
 
 
-def test_a_dataset_by_name_with_its_own_splits(tmp_path):
-    examples = splits(tmp_path, "tiny_pairs", {"en": "a", "fr": "b"}, limit=4)
+def test_splits_of_a_dataset(tmp_path):
+    examples = read_splits(tmp_path, "tiny_pairs", {"en": "a", "fr": "b"}, limit=4)
     assert {split: len(rows) for split, rows in examples.items()} == {"train": 4, "validation": 4, "test": 4}
     for split, rows in examples.items():
         assert all(row["en"].startswith(f"été {split} ") and row["fr"].startswith("b ") for row in rows)
-    sliced = splits(tmp_path, "tiny_pairs", {"en": "a"}, train="train[:10%]+test[:10%]", validation="validation[:1]")
+    sliced = read_splits(
+        tmp_path, "tiny_pairs", {"en": "a"}, train="train[:10%]+test[:10%]", validation="validation[:1]"
+    )
     assert [len(sliced[split]) for split in ("train", "validation", "test")] == [40, 1, SIZE]
-    assert not splits(tmp_path, "tiny_pairs", {"en": "a"}, validation="train[5:5]")["validation"]
+    assert not read_splits(tmp_path, "tiny_pairs", {"en": "a"}, validation="train[5:5]")["validation"]
 
 
-def test_two_at_once_prepare_it_once(tmp_path, capsys):
+def test_concurrent_runs_prepare_once(tmp_path, capsys):
     with ThreadPoolExecutor() as pool:
-        both = list(pool.map(lambda _: splits(tmp_path, "tiny_slow", {"en": "a"}), range(2)))
+        both = list(pool.map(lambda _: read_splits(tmp_path, "tiny_slow", {"en": "a"}), range(2)))
     assert TinySlow.prepared == 1 and both[0] == both[1] and len(both[0]["train"]) == SIZE
-    assert "tiny_slow/1.0.0: another process is at it; waiting" in capsys.readouterr().err
+    assert "tiny_slow/1.0.0: another process works on it; waiting" in capsys.readouterr().err
 
 
-def test_nested_text_by_its_path(tmp_path):
+def test_nested_fields(tmp_path):
     fields = {"en": "translation/en", "de": "translation/de", "id": "id"}
-    rows = splits(tmp_path, "tiny_nested", fields, limit=SIZE)["test"]
+    rows = read_splits(tmp_path, "tiny_nested", fields, limit=SIZE)["test"]
     numbers = {row["id"].removeprefix("test-") for row in rows}
     assert numbers == {str(i) for i in range(SIZE)}
     assert all(row["en"].split()[-1] == row["de"].split()[-1] == row["id"].split("-")[1] for row in rows)
@@ -132,49 +136,50 @@ def test_nested_text_by_its_path(tmp_path):
 @pytest.mark.parametrize(
     "path, message",
     [
-        ("translation", "is Translation; wanted one of its texts: translation/en, translation/de, id"),
-        ("label", "is ClassLabel"),
-        ("score", "is Scalar.*float32"),
-        ("names", "is Sequence.*Text"),
-        ("answers/text", "is Sequence"),
-        ("translation/fr", "is no field"),
-        ("id/text", "is Tensor"),
+        ("translation", "Translation"),
+        ("label", "ClassLabel"),
+        ("score", "Scalar.*float32"),
+        ("names", "Sequence.*Text"),
+        ("answers/text", "Sequence"),
+        ("translation/fr", "no field"),
+        ("id/text", "Tensor"),
     ],
 )
-def test_a_field_that_is_no_text_is_refused_before_anything_is_fetched(tmp_path, path, message):
-    with pytest.raises(KdError, match=rf"source.fields.en: '{path}' of tiny_nested/1.0.0 {message}"):
-        splits(tmp_path, "tiny_nested", {"en": path})
+def test_field_that_is_not_text_raises_before_the_download(tmp_path, path, message):
+    texts = "expected a text of tiny_nested/1.0.0 .translation/en, translation/de, id."
+    with pytest.raises(KdError, match=rf"source.fields.en: {texts}, got '{path}', {message}"):
+        read_splits(tmp_path, "tiny_nested", {"en": path})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_field_that_the_task_reads_and_nobody_named():
-    with pytest.raises(KdError, match="source.fields: en; the task reads en, fr"):
+def test_missing_field_of_the_task():
+    with pytest.raises(KdError, match="source.fields: expected the task's fields en, fr, got en"):
         Tfds("tiny_pairs", {"en": "a"}).splits(("en", "fr"))
 
 
-def test_missing_splits_are_held_out_of_train_by_content_and_said(tmp_path, capsys):
-    examples = splits(tmp_path, "tiny_train", {"en": "a"}, held_out=0.2)
-    sources_of = {split: {row["en"] for row in rows} for split, rows in examples.items()}
-    assert set.union(*sources_of.values()) == {f"été train {i}" for i in range(SIZE)}
+def test_missing_splits_are_held_out(tmp_path, capsys):
+    examples = read_splits(tmp_path, "tiny_train", {"en": "a"}, held_out=0.2)
+    texts_of = {split: {row["en"] for row in rows} for split, rows in examples.items()}
+    assert set.union(*texts_of.values()) == {f"été train {i}" for i in range(SIZE)}
     assert sum(map(len, examples.values())) == SIZE
-    for split in ("validation", "test"):  # a share of 0.2, of what is left for the second; four standard deviations
+    for split in ("validation", "test"):  # a share of 0.2, the second of the rest; four standard deviations
         assert 16 < len(examples[split]) < 64
-    assert "tiny_train has the splits train, dev; 20% of 'train'" in capsys.readouterr().err
-    named = splits(tmp_path, "tiny_train", {"en": "a"}, validation="dev", held_out=0.2)
-    assert {row["en"] for row in named["validation"]} == {f"été dev {i}" for i in range(SIZE)}
-    assert len(named["test"]) < 64 and "held out for test\n" in capsys.readouterr().err
+    assert "tiny_train has the splits train, dev; 20% of 'train' are held out" in capsys.readouterr().err
+    with_dev = read_splits(tmp_path, "tiny_train", {"en": "a"}, validation="dev", held_out=0.2)
+    assert {row["en"] for row in with_dev["validation"]} == {f"été dev {i}" for i in range(SIZE)}
+    assert len(with_dev["test"]) < 64 and "held out for test\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", ["nope", "train[:2]+nope", "train["])
-def test_a_split_that_was_named_and_is_not_there(tmp_path, split):
-    with pytest.raises(KdError, match="has no split .*; it has train, dev"):
-        splits(tmp_path, "tiny_train", {"en": "a"}, test=split)
+def test_unknown_split(tmp_path, split):
+    with pytest.raises(KdError, match="source: expected a split of tiny_train/1.0.0 .train, dev., got"):
+        read_splits(tmp_path, "tiny_train", {"en": "a"}, test=split)
 
 
-def test_translation_sets_are_known_without_tensorflow():
+def test_translation_datasets_without_tensorflow():
     command = (
         "from kd_jax.sources import tfds_reader;"
-        "print(*tfds_reader.builder_of('wmt19_translate/de-en', '').info.features)"
+        "print(*tfds_reader.find_builder('wmt19_translate/de-en', '').info.features)"
     )
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["de", "en"]
@@ -184,50 +189,52 @@ def test_translation_sets_are_known_without_tensorflow():
 @pytest.mark.parametrize(
     "dataset, message",
     [
-        ("wmt19_translate/xx-yy", "wmt19_translate has no configuration 'xx-yy'; it has .*de-en"),
+        ("wmt19_translate/xx-yy", "expected a configuration of wmt19_translate, got 'xx-yy'. It has .*de-en"),
         ("wmt19_translate/de-en:9.9.9", "cannot be loaded at version 9.9.9, only: 1.0.0"),
-        ("wmt19_translation", "no 'wmt19_translation' in the TFDS catalogue; the nearest are wmt19_translate,"),
+        ("wmt19_translation", "got 'wmt19_translation'. Similar names: wmt19_translate,"),
         ("no such", "Parsing builder name string no such failed"),
-        ("kaggle:none", "no 'kaggle:none' in the TFDS catalogue"),
-        ("tiny_pairs/none", "tiny_pairs has no configuration 'none'; it has none"),
+        ("kaggle:none", "expected a dataset of the TFDS catalogue, got 'kaggle:none'"),
+        ("tiny_pairs/none", "expected a configuration of tiny_pairs, got 'none'. It has none"),
     ],
 )
-def test_a_dataset_that_is_not_there(tmp_path, dataset, message):
-    with pytest.raises(KdError, match=message) as refused:
-        catalogue.builder_of(dataset, str(tmp_path))
-    assert str(refused.value).startswith("source.dataset: ") and "\n" not in str(refused.value)
+def test_unknown_dataset(tmp_path, dataset, message):
+    with pytest.raises(KdError, match=message) as error:
+        tfds_reader.find_builder(dataset, str(tmp_path))
+    assert str(error.value).startswith("source.dataset: ") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     "dataset, message",
     [
-        ("tiny_images", "No module named 'tensorflow'; install it, or .*source.data_dir"),
+        ("tiny_images", "No module named 'tensorflow'. Install the library, or .*source.data_dir"),
         ("tiny_manual", "Manual directory .* does not exist .*https://example.org"),
-        ("tiny_download", "cannot be fetched: .*127.0.0.1.*; check network and disk, or .*source.data_dir"),
+        ("tiny_download", "cannot be downloaded: .*127.0.0.1.*. Check the network and the disk, or .*source.data_dir"),
     ],
 )
-def test_a_dataset_that_cannot_be_prepared_here(tmp_path, monkeypatch, dataset, message):
+def test_dataset_that_cannot_be_prepared(tmp_path, monkeypatch, dataset, message):
     monkeypatch.setattr(downloader, "MAX_RETRIES", 0)
-    with pytest.raises(KdError, match=message) as refused:
-        splits(tmp_path, dataset, {"en": "a"})
-    assert str(refused.value).startswith(f"source.dataset: {dataset}/1.0.0") and "\n" not in str(refused.value)
+    with pytest.raises(KdError, match=message) as error:
+        read_splits(tmp_path, dataset, {"en": "a"})
+    assert str(error.value).startswith(f"source.dataset: {dataset}/1.0.0") and "\n" not in str(error.value)
 
 
-def test_a_picture_beside_the_text_is_named(tmp_path):
-    with pytest.raises(KdError, match="'picture' of tiny_images/1.0.0 is Image"):
-        splits(tmp_path, "tiny_images", {"en": "picture"})
+def test_field_that_is_an_image(tmp_path):
+    with pytest.raises(KdError, match="expected a text of tiny_images/1.0.0 .*, got 'picture', Image"):
+        read_splits(tmp_path, "tiny_images", {"en": "picture"})
 
 
-def test_a_dataset_in_another_format_is_told(tmp_path):
-    splits(tmp_path, "tiny_pairs", {"en": "a"})
+def test_dataset_in_another_format(tmp_path):
+    read_splits(tmp_path, "tiny_pairs", {"en": "a"})
     info = next(tmp_path.rglob("dataset_info.json"))
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(KdError, match="already set to FileFormat.TFRECORD.*; wanted .* source.data_dir"):
-        splits(tmp_path, "tiny_pairs", {"en": "a"})
+    with pytest.raises(
+        KdError, match="prepared as ArrayRecord if it is in source.data_dir.*already set to FileFormat.TFRECORD"
+    ):
+        read_splits(tmp_path, "tiny_pairs", {"en": "a"})
 
 
 class TinyUnsupervised(TinyBuilder):
-    """A split of text that has no use as an example, as imdb_reviews has; every tenth text is empty."""
+    """With a split without references, as imdb_reviews; every tenth text is empty."""
 
     parts = ("train", "validation", "test", "unsupervised")
 
@@ -235,28 +242,47 @@ class TinyUnsupervised(TinyBuilder):
         return {"a": f"{part} {i}", "b": "" if part == "unsupervised" or not i % 10 else f"b {i}"}
 
 
-def test_a_split_without_references_and_examples_without_text(tmp_path, capsys):
+def test_unlabelled_split_and_empty_texts(tmp_path, capsys):
     source = Tfds("tiny_unsupervised", {"en": "a", "fr": "b"}, unlabelled="unsupervised", data_dir=str(tmp_path))
     examples = source.splits(("en", "fr"), (), ("en",))
     assert {row["en"] for row in examples["unlabelled"]} == {f"unsupervised {i}" for i in range(SIZE)}
     assert all(row.keys() == {"en"} for row in examples["unlabelled"])
     assert {row["fr"] for row in examples["train"]} == {f"b {i}" for i in range(SIZE) if i % 10}
-    assert "tiny_unsupervised/1.0.0, test: examples left out for an empty text: 20\n" in capsys.readouterr().err
-    with pytest.raises(KdError, match="source.unlabelled: 'unsupervised'; this task"):
+    assert "tiny_unsupervised/1.0.0, test: 20 examples with an empty text removed\n" in capsys.readouterr().err
+    with pytest.raises(
+        KdError, match="source.unlabelled: expected no unlabelled examples for this task, got 'unsupervised'"
+    ):
         source.splits(("en", "fr"))
 
 
-def test_further_references_are_read_where_they_are_measured(tmp_path):
+def test_held_out_fields_are_read(tmp_path):
     fields = {"en": "translation/en", "de": "translation/de", "other": "id"}
     source = Tfds("tiny_nested", fields, data_dir=str(tmp_path), labelled=50)
     examples = source.splits(("en", "de"), ("other",), ("en",))
     assert all(row.keys() == set(fields) for split in ("validation", "test") for row in examples[split])
     assert all(row.keys() == {"en", "de"} for row in examples["train"])
     assert len(examples["train"]) == 50 and len(examples["unlabelled"]) == SIZE - 50
-    with pytest.raises(KdError, match="source.fields: en, de; the task reads en, de, other: name them"):
+    with pytest.raises(KdError, match="source.fields: expected the task's fields en, de, other, got en, de"):
         Tfds("tiny_nested", {"en": "id", "de": "id"}).splits(("en", "de"), ("other",))
 
 
-def test_sources_are_known_without_tfds():
+def test_source_is_imported_without_tensorflow_datasets():
     command = "import sys; from kd_jax import Tfds; print('tensorflow_datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (Tfds("lm1b", {"text": "text"}, limit=-1), "source.limit: expected at least 0, got -1"),
+        (Tfds("lm1b", {"text": "text"}, held_out=-0.1), "source.held_out: .*got -0.1"),
+        (Tfds("lm1b", {}), "source: expected dataset, fields and train"),
+        (Tfds("lm1b", {"text": "text"}, labelled=-1), "source.labelled: expected at least 0, got -1"),
+    ],
+)
+def test_check_raises(source, message):
+    assert_check_raises(source, message)
+
+
+def test_good_settings_round_trip():
+    assert_round_trip(Tfds("lm1b", {"text": "text"}))

@@ -1,6 +1,6 @@
-"""The package index and the description translations of this machine's Debian or Ubuntu mirror, by apt's own client.
+"""Package index and translated descriptions of this machine's Debian or Ubuntu mirror, fetched with apt.
 
-They are fetched into a private folder, without root and without touching the system's lists.
+The files go into a private folder. This needs no root rights and does not touch the system's package lists.
 """
 
 import os
@@ -14,14 +14,14 @@ from kd_jax.errors import KdError
 from kd_jax.runtime.file_lock import file_lock
 
 LANGUAGES = ("en", "fr", "de")
-OTHERWISE = "use the source Files (your own text) or Tfds (its catalogue) instead"
+ALTERNATIVES = "Use the source Files (your own text) or Tfds (its catalogue) instead."
 
 
 def fetch_lists(folder: Path) -> Path:
-    """apt's index and translation files in folder/apt, fetched if they are not there yet, by one process at a time.
+    """Return folder/apt with apt's index and translations, fetched if necessary; one process at a time fetches.
 
     Raises:
-      KdError: if there is no apt, or its mirror cannot be reached.
+      KdError: if there is no apt, or the mirror cannot be reached.
     """
     lists = folder / "apt"
     with file_lock(folder / ".apt.lock", "apt's lists"):
@@ -31,16 +31,16 @@ def fetch_lists(folder: Path) -> Path:
 
 
 def _fetch(lists: Path) -> None:
-    """Fetches beside, then renames."""
-    beside = lists.with_name("apt.part")
+    """Fetch into a temporary folder, then rename it."""
+    temporary = lists.with_name("apt.part")
     if shutil.which("apt-get") is None:
-        raise KdError(f"source Debian: there is no apt-get on this machine; {OTHERWISE}")
-    shutil.rmtree(beside, ignore_errors=True)
+        raise KdError(f"source: expected apt-get on this machine for Debian, got none. {ALTERNATIVES}")
+    shutil.rmtree(temporary, ignore_errors=True)
     for sub in ("lists/partial", "cache/archives/partial"):
-        (beside / sub).mkdir(parents=True)
+        (temporary / sub).mkdir(parents=True)
     options = {
-        "Dir::State::Lists": beside / "lists",
-        "Dir::Cache": beside / "cache",
+        "Dir::State::Lists": temporary / "lists",
+        "Dir::Cache": temporary / "cache",
         "Acquire::Languages": ",".join(LANGUAGES),
         "Acquire::GzipIndexes": "false",
         "APT::Sandbox::User": "",
@@ -54,29 +54,31 @@ def _fetch(lists: Path) -> None:
         "update",
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    translations = list((beside / "lists").glob("*_Translation-fr*"))
+    translations = list((temporary / "lists").glob("*_Translation-fr*"))
     if result.returncode and not translations:
         reason = (result.stderr.strip() or "apt-get failed").splitlines()[-1]
-        raise KdError(f"source Debian: apt-get update: {reason}; check the network, or {OTHERWISE}")
+        raise KdError(
+            f"source: expected lists from apt-get update for Debian, got: {reason}. Check the network. {ALTERNATIVES}"
+        )
     if not translations:
-        raise KdError(f"source Debian: this machine's mirror offers no translated descriptions; {OTHERWISE}")
-    os.replace(beside, lists)
+        raise KdError(f"source: expected translated descriptions from this machine's mirror, got none. {ALTERNATIVES}")
+    os.replace(temporary, lists)
 
 
 def read_index(folder: Path, pattern: str) -> Iterator[dict[str, list[str]]]:
-    """Stanzas of all index files that match: field -> its lines."""
+    """Yield the stanzas (field -> lines) of all index files that match a pattern."""
     for path in sorted((folder / "lists").glob(pattern)):
-        yield from stanzas(read_file(path))
+        yield from parse_stanzas(read_file(path))
 
 
 def read_file(path: Path) -> str:
-    """An index file's text, whatever compression apt keeps it in."""
+    """Return an index file's text; apt decompresses it."""
     result = subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", str(path)], capture_output=True, check=True)
     return result.stdout.decode("utf-8")
 
 
-def stanzas(text: str) -> Iterator[dict[str, list[str]]]:
-    """RFC-822 stanzas: field -> its first line and the continuation lines, without their leading blank."""
+def parse_stanzas(text: str) -> Iterator[dict[str, list[str]]]:
+    """Yield RFC-822 stanzas: field -> its first line and its continuation lines, without their leading space."""
     for block in re.split(r"\n{2,}", text.strip("\n")):
         fields: dict[str, list[str]] = {}
         lines: list[str] = []
