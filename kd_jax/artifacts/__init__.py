@@ -1,0 +1,1 @@
+"""Files, manifests, checkpoints and locks of a workdir."""

@@ -1,0 +1,1 @@
+"""Hosts, devices, preemption and progress."""

@@ -1,4 +1,4 @@
-"""How steps are spread over devices."""
+"""The choice of a device backend: one device, pmap or a mesh."""
 
 import contextlib
 import dataclasses
@@ -16,58 +16,67 @@ BACKENDS = ("auto", "jit", "pmap", "mesh")
 
 
 def check(backend: str, mesh: Mesh = DATA_PARALLEL) -> None:
-    """Raises KdError for an unknown backend, one that does not suit the hosts, or a mesh that does not the devices."""
+    """Check that a backend is known and that it and the mesh fit the hosts and devices.
+
+    Raises:
+      KdError: if they do not.
+    """
     if backend not in BACKENDS:
-        raise KdError(f"backend: {backend!r}; wanted one of {', '.join(BACKENDS)}")
-    several = hosts.process().count > 1
-    if several and backend in ("jit", "pmap"):
-        raise KdError(f"backend: {backend!r} is for one host, these are {hosts.process().count}; wanted 'mesh' or 'auto'")
-    if backend == "mesh" or several:
-        whole, own = mesh.over(jax.device_count()), jax.local_device_count()
-        if own % (whole.fsdp * whole.tensor):
+        raise KdError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}. Choose one of them.")
+    host_count = hosts.process().count
+    if host_count > 1 and backend in ("jit", "pmap"):
+        raise KdError(
+            f"backend: expected 'mesh' or 'auto' on {host_count} hosts, got {backend!r}. Choose one of them."
+        )
+    if backend == "mesh" or host_count > 1:
+        sizes, local = mesh.over(jax.device_count()), jax.local_device_count()
+        if local % (sizes.fsdp * sizes.tensor):
             raise KdError(
-                f"mesh: fsdp {whole.fsdp} x tensor {whole.tensor}; the {own} devices of a host must hold whole copies "
-                "of the parameters, or it could not write its share of the cache; wanted a product that divides them"
+                f"mesh: expected fsdp x tensor to divide the {local} devices of a host, got fsdp {sizes.fsdp} x tensor "
+                f"{sizes.tensor}. Choose smaller ones: a host needs whole parameters to write its share of the cache."
             )
     elif mesh != DATA_PARALLEL:
-        raise KdError(f"backend: {backend!r} has no use for {mesh}; wanted backend='mesh', or no mesh")
+        raise KdError(f"mesh: expected no mesh with backend {backend!r}, got {mesh}. Set --backend mesh, or no mesh.")
 
 
 def simulate_devices(count: int) -> None:
-    """This process's devices are so many of the CPU: for programs that are compiled and never run.
+    """Give this process `count` CPU devices, for programs that are compiled and never run.
 
     Raises:
-      KdError: if JAX has begun with fewer, and cannot begin again.
+      KdError: if JAX has started with fewer devices.
 
     Examples:
-      >>> simulate_devices(jax.device_count())  # as it is
+      >>> simulate_devices(jax.device_count())  # no change
     """
     jax.config.update("jax_platforms", "cpu")
-    with contextlib.suppress(RuntimeError):  # it has begun
+    with contextlib.suppress(RuntimeError):  # JAX has started
         jax.config.update("jax_num_cpu_devices", count)
     if jax.device_count() < count:
-        raise KdError(f"--devices {count}: JAX has begun with {jax.device_count()}; wanted a process of its own")
+        raise KdError(
+            f"--devices: expected at most {jax.device_count()} in a process where JAX has started, got {count}. "
+            "Run the command in a new process."
+        )
 
 
 def as_mesh(backend: str, mesh: Mesh, count: int) -> MeshDevices:
-    """What `count` devices do with this backend, as a mesh: "auto" and "pmap" cut the rows alone.
+    """Return the mesh that corresponds to a backend on `count` devices; "auto" and "pmap" shard rows alone.
 
     Raises:
-      KdError: for "jit" and several devices, of which it has no use, and as Mesh.over.
+      KdError: for "jit" with several devices, and as `Mesh.over`.
 
     Examples:
       >>> as_mesh("auto", DATA_PARALLEL, 256).shape
       Mesh(data=256, fsdp=1, tensor=1)
     """
     if backend == "jit" and count > 1:
-        raise KdError(f"backend: 'jit' works on one device, --devices {count}; wanted auto, pmap or mesh")
+        raise KdError(f"backend: expected auto, pmap or mesh for {count} devices, got 'jit'. Choose one of them.")
     return MeshDevices((mesh if backend == "mesh" else DATA_PARALLEL).over(count))
 
 
 def make_devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
-    """The devices: "jit" for one, "pmap" for all of a host, "mesh" for all of all hosts in a mesh.
+    """Return the devices of a backend: one ("jit"), all of a host ("pmap"), or all of all hosts ("mesh").
 
-    "auto" is the mesh where there are several hosts, else pmap where there are several devices, else jit.
+    "auto" is the mesh with several hosts, pmap with several devices, and jit otherwise.
 
     Raises:
       KdError: as `check`.
@@ -86,7 +95,7 @@ def make_devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
 
 
 def local_devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
-    """This host's devices, for work that the hosts share out among them; as `devices` where there is one host."""
+    """Return this host's devices, for work that hosts divide among them; with one host as `make_devices`."""
     if hosts.process().count == 1:
         return make_devices(backend, mesh)
     check(backend, mesh)

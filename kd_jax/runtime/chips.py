@@ -1,4 +1,4 @@
-"""What chips can do at most, as their makers publish it."""
+"""Peak rates of accelerators, as their makers publish them."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ class Chip(NamedTuple):
     """One accelerator.
 
     Attributes:
-      names: that JAX has for it (`device_kind`).
-      flops: a second, of dense products of bfloat16. JAX multiplies float32 with as many on a TPU, with half as many on
-        an H100 (TF32).
+      names: JAX's names for it (`device_kind`).
+      flops: FLOP/s of dense bfloat16 matrix products. JAX multiplies float32 as fast on a TPU, half as fast on an H100
+        (TF32).
       memory: bytes.
-      bandwidth: bytes a second between memory and chip.
-      interconnect: bytes a second that it sends to others; it receives as many at the same time.
-      interconnect_domain: chips that its interconnect joins at most; beyond them there is a network that is much slower.
+      bandwidth: bytes/s between memory and chip.
+      interconnect: bytes/s that it sends to other chips; it receives as many at the same time.
+      interconnect_domain: most chips that the interconnect connects; a much slower network connects more.
     """
 
     names: tuple[str, ...]
@@ -29,12 +29,12 @@ class Chip(NamedTuple):
 
     @property
     def intensity(self) -> float:
-        """FLOPs for each byte of memory traffic, above which products and not the memory take the time."""
+        """FLOPs per byte of memory traffic above which matrix products take longer than the traffic."""
         return self.flops / self.bandwidth
 
 
-# The TPUs: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e, whose interconnect is told for both directions together
-# (400, 1200 and 800 GB/s). H100 SXM: NVIDIA's data sheet (989 TFLOPS without sparsity; NVLink: 900 GB/s, both ways).
+# TPUs: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e, which give the interconnect for both directions together (400,
+# 1200 and 800 GB/s). H100 SXM: NVIDIA's data sheet (989 TFLOPS without sparsity; NVLink: 900 GB/s, both directions).
 CHIPS = {
     "tpu-v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16e9, 819e9, 200e9, 256),
     "tpu-v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 95e9, 2765e9, 600e9, 8960),
@@ -44,21 +44,21 @@ CHIPS = {
 
 
 def find_chip(kind: str) -> Chip:
-    """The chip of that name.
+    """Return the chip with a name of CHIPS.
 
     Raises:
-      KdError: if there is none.
+      KdError: for an unknown name.
 
     Examples:
       >>> round(find_chip("tpu-v5e").intensity)
       241
     """
     if kind not in CHIPS:
-        raise KdError(f"--kind: {kind!r}; wanted {', '.join(CHIPS)}")
+        raise KdError(f"--kind: expected one of {', '.join(CHIPS)}, got {kind!r}. Choose one of them.")
     return CHIPS[kind]
 
 
 def local_chip() -> Chip | None:
-    """That of this process's first device; None where it is not in the table, as a CPU is not."""
-    here = jax.local_devices()[0].device_kind
-    return next((one for one in CHIPS.values() if here in one.names), None)
+    """Return the chip of this process's first device, or None if CHIPS lacks it (a CPU)."""
+    kind = jax.local_devices()[0].device_kind
+    return next((chip for chip in CHIPS.values() if kind in chip.names), None)

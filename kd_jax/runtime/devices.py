@@ -1,10 +1,10 @@
-"""What a way of spreading work over devices must offer; only this folder knows devices and hosts.
+"""The interface of the device backends; only this folder distinguishes devices and hosts.
 
-One step function serves every backend: it names no axis, and where it adds over devices it is handed
-`all_sum`. All the stacking that a backend wants stays behind this protocol, so checkpoints and phases
-never see it.
+One step function serves every backend. It names no mesh axis; to sum over devices it calls its argument `all_sum`.
+Stacking and sharding of arrays stay behind the interface, so checkpoints and phases never see them.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,80 +12,104 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import PartitionSpec
 
-Tree = Any
-Compiled = Callable[..., Tree]
-ROWS = ("data", "fsdp")  # axes of a mesh that a batch's rows are cut over
+Tree = Any  # a pytree of arrays
+ROWS = ("data", "fsdp")  # axes of a mesh that shard a batch's rows
+
+
+class Compiled(Protocol):
+    """A jitted function (the part of `jax.stages.Wrapped` that kd_jax uses)."""
+
+    def __call__(self, *args: Tree) -> Tree:
+        """Run the function."""
+        ...
+
+    def lower(self, *args: Tree) -> jax.stages.Lowered:
+        """Lower the function for arguments or their shapes."""
+        ...
 
 
 class Devices(Protocol):
     """Devices that work on one batch together.
 
     Attributes:
-      count: portions that a batch is cut into; its rows are a multiple of it.
-      local: devices that work on one host's share of a batch.
-      share: (number, of how many) of the shares that a batch's rows are cut into for its hosts: which is this host's.
-        Hosts that hold the same rows have the same number.
+      count: shards of a batch; its number of rows is a multiple of it.
+      local: devices of this host that work on its share of a batch.
+      share: (index, count) of this host's share of a batch's rows. Hosts that hold the same rows have the same index.
     """
 
-    count: int
-    local: int
+    @property
+    def count(self) -> int:
+        """Shards of a batch."""
+        ...
 
     @property
-    def share(self) -> tuple[int, int]: ...
+    def local(self) -> int:
+        """Devices of this host that work on its share of a batch."""
+        ...
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """This host's share of a batch's rows."""
+        ...
 
     def replicate(self, tree: Tree, axes: Tree = "") -> Tree:
-        """Every array on all devices: a copy on each, or, over a mesh, cut by the names of its axes.
+        """Copy every array to all devices; over a mesh, shard arrays with named axes.
 
-        `axes` is a prefix of the tree; its leaves are names such as "model inner" (see `Model.axes`), "" for copies.
+        Args:
+          tree: arrays.
+          axes: a prefix of the tree; its leaves name axes, for example "model inner" (see `Model.axes`), or are "" for
+            copies.
         """
         ...
 
     def shard(self, batch: Tree) -> Tree:
-        """Host arrays [B, ...] of this host's share of the rows to its devices, B cut evenly over them."""
+        """Move host arrays [B, ...] of this host's share to its devices, B split evenly over them."""
         ...
 
     def to_host(self, tree: Tree) -> Tree:
-        """The inverse of `cut`: numpy arrays [B, ...]."""
+        """Return sharded arrays as numpy arrays [B, ...]; the inverse of `shard`."""
         ...
 
     def unreplicate(self, tree: Tree) -> Tree:
-        """What `put` was given, or sums that all devices share, as single arrays; no host transfer."""
+        """Return the arrays that `replicate` took, or sums over all devices, without a host transfer."""
         ...
 
     def compile(self, function: Callable[[Tree, Tree], Tree]) -> Compiled:
-        """function(copied, cut) -> arrays [B, ...], cut as the batch is."""
+        """Compile function(replicated, sharded) -> arrays [B, ...], sharded as the batch is."""
         ...
 
     def compile_sums(self, function: Callable[..., Tree], donate: bool = False) -> Compiled:
-        """function(copied, cut, ..., all_sum=) -> what `all_sum` has added up, the same on every device.
+        """Compile function(replicated, sharded, ..., all_sum=) -> sums, the same on every device.
 
-        `donate` gives the first argument's memory to the result, which is then (what it becomes, the sums).
+        Args:
+          function: calls `all_sum` on each of its results.
+          donate: reuse the first argument's memory; the result is then (the first argument's next value, sums).
         """
         ...
 
 
 def row_shards() -> int:
-    """Into how many portions a mesh cuts the rows of the program that is being traced; 1 where no mesh does.
+    """Return the number of row shards in the program that is being traced; 1 without a mesh.
 
-    It is static. Who takes rows in turn, such as the chunks of a head, takes some of every portion, or the rows of
-    one device would have to be sent to all the others.
+    The number is static. Code that takes rows in chunks must take some of every shard. Otherwise one device's rows are
+    sent to all others.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes[axis] for axis in ROWS if axis in sizes)
+    return math.prod(sizes.get(axis, 1) for axis in ROWS)
 
 
 def shard_map_rows(function: Callable[..., Tree]) -> Callable[..., Tree]:
-    """The function of arrays [N, ...], of which each device of a mesh computes its own rows.
+    """Return the function of arrays [N, ...] with each device of a mesh computing its own rows.
 
-    For what the compiler does not cut by itself, such as top_k. A row's result depends on that row alone. Where no mesh
-    is, it is the function itself.
+    The compiler does not shard some functions by itself (top_k). Each row's result must depend on that row alone.
+    Without a mesh this is the function itself.
     """
     if row_shards() == 1:
         return function
-    own = PartitionSpec(ROWS)
-    return jax.shard_map(function, in_specs=own, out_specs=own, axis_names=set(ROWS))
+    rows = PartitionSpec(ROWS)
+    return jax.shard_map(function, in_specs=rows, out_specs=rows, axis_names=set(ROWS))
 
 
-def disallow_transfers():
-    """Within it, an implicit transfer between host and device is an error."""
+def disallow_transfers() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which an implicit transfer between host and device is an error."""
     return jax.transfer_guard("disallow")

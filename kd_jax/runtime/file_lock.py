@@ -1,4 +1,4 @@
-"""A lock on a file that processes of this machine wait for; the dead hold nothing."""
+"""A lock file for processes of one machine; the lock of a dead process is free."""
 
 import contextlib
 import fcntl
@@ -9,18 +9,18 @@ from kd_jax.runtime import progress
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, what: str) -> Iterator[None]:
-    """Waits, and says so, until no other process is within such a block of the same `path`.
+def file_lock(path: Path, work: str) -> Iterator[None]:
+    """Wait until no other process holds the lock, then hold it for the block.
 
     Args:
-      path: of the lock's own empty file, made where it is not there; it stays.
-      what: is waited for, in a person's words.
+      path: an empty file of its own, created if missing; it is not deleted.
+      work: what the lock protects, for the log.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress.log(f"{what}: another process is at it; waiting")
+            progress.log(f"{work}: another process works on it; waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -261,7 +261,7 @@ def _wait_for_text(key: str) -> str:
         except RuntimeError as error:  # JAX raises no other
             if "DEADLINE_EXCEEDED" not in str(error):
                 reason = str(error).splitlines()[0][:200]
-                raise KdError(f"lost the connection to the main process: {reason}. Run the same command again.") from error
+                raise KdError(f"the main process is gone: {reason}. Run the same command again.") from error
 
 
 def _values(folder: str) -> list[str]:

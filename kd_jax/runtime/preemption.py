@@ -1,7 +1,7 @@
-"""SIGTERM: the machine is about to be taken away. Loops ask here, and end where nothing is lost.
+"""A stop on SIGTERM, before the scheduler takes the machine away.
 
-The signal only sets a flag. Every loop that shows a bar asks for it at each advance; training asks between steps
-instead, so that it can leave a checkpoint first.
+The signal handler only sets a flag. Every loop with a progress bar checks the flag at each advance and ends there.
+Training checks it between steps instead, and saves a checkpoint first.
 """
 
 import contextlib
@@ -11,57 +11,60 @@ from collections.abc import Iterator
 from kd_jax.errors import Preempted
 from kd_jax.runtime import hosts
 
-_asked = False
-_held = False
+_requested = False
+_deferred = False
 
 
 @contextlib.contextmanager
 def handle_sigterm() -> Iterator[None]:
-    """Within it SIGTERM asks the run to stop; a second one ends the process at once. In the main thread alone."""
-    global _asked
+    """Take the first SIGTERM in the block as a request to stop; a second one ends the process at once.
+
+    Only the main thread may call it.
+    """
+    global _requested
     before = signal.getsignal(signal.SIGTERM)
     install_handler()
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        _asked = False
+        _requested = False
 
 
 def install_handler() -> None:
-    """Hears SIGTERM from now on, whoever did before: JAX's runtime of several hosts does, once it has begun."""
-    signal.signal(signal.SIGTERM, _ask)
+    """Install the handler, also over the one that JAX installs when several hosts join."""
+    signal.signal(signal.SIGTERM, _request)
 
 
 def stop_requested() -> bool:
-    """Whether the run was asked to stop, here or on another host."""
-    return _asked or hosts.stop_announced()
+    """Return whether this process or another one of the run was asked to stop."""
+    return _requested or hosts.stop_announced()
 
 
 def may_stop_alone() -> bool:
-    """As `stop_requested`, where no other host would have to stop at the same place."""
+    """Return whether a stop was requested and no other process must stop at the same place."""
     return hosts.process().count == 1 and stop_requested()
 
 
 def poll() -> None:
-    """Raises Preempted if the run was asked to stop, but within `defer_stop`."""
-    if stop_requested() and not _held:
+    """Raise Preempted if a stop was requested, except in a `defer_stop` block."""
+    if stop_requested() and not _deferred:
         hosts.announce_stop()
         raise Preempted
 
 
 @contextlib.contextmanager
 def defer_stop() -> Iterator[None]:
-    """Within it `poll` lets pass: who holds it asks `stop_requested` where it can stop."""
-    global _held
-    _held = True
+    """Keep `poll` from raising in the block; the caller checks `stop_requested` where it can stop."""
+    global _deferred
+    _deferred = True
     try:
         yield
     finally:
-        _held = False
+        _deferred = False
 
 
-def _ask(number: int, frame: object) -> None:
-    global _asked
-    _asked = True
+def _request(number: int, frame: object) -> None:
+    global _requested
+    _requested = True
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

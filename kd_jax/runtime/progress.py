@@ -72,16 +72,17 @@ class Bar:
     On a terminal it is one line that changes, elsewhere a line every few seconds. The rate counts neither items of an
     earlier run nor the seconds of compilation.
 
-    Args:
-      title: of the work.
-      total: number of items.
-      terminal: whether to draw on a terminal.
-      clock: returns seconds since any fixed time.
     """
 
-    def __init__(
-        self, title: str, total: int, terminal: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, title: str, total: int, terminal: bool = False, clock: Callable[[], float] = time.monotonic):
+        """Start a bar.
+
+        Args:
+          title: of the work.
+          total: number of items.
+          terminal: whether to draw on a terminal.
+          clock: returns seconds since any fixed time.
+        """
         self._title, self._total, self._clock = title, total, clock
         self._start = self._last_line = clock()
         self._done = self._skipped = 0

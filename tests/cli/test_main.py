@@ -129,7 +129,9 @@ def test_generate_refuses_what_it_does_not_know(finished, capsys):
 
 @pytest.mark.parametrize("value", [True, False])
 def test_a_field_that_is_true_or_false_takes_a_word(root, value):
-    assert apply_overrides(str(root / SMOKE), ["--teacher.training.packed", str(value)]).teacher.training.packed == value
+    assert (
+        apply_overrides(str(root / SMOKE), ["--teacher.training.packed", str(value)]).teacher.training.packed == value
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,9 +187,12 @@ def test_bad_fields_are_one_line_and_exit_code_2(words, message, root, tmp_path,
         (["run"], "config"),
         (["generate"], "--workdir: missing"),
         (["plan", SMOKE, "--force"], "--force: plan keeps nothing"),
-        (["plan", SMOKE, "--devices", "8"], "--kind: ''; wanted tpu-v5e, tpu-v5p, tpu-v6e, h100"),
+        (["plan", SMOKE, "--devices", "8"], "--kind: expected one of tpu-v5e, tpu-v5p, tpu-v6e, h100, got ''"),
         (["plan", SMOKE, "--kind", "h100"], "--devices: None; wanted how many"),
-        (["plan", SMOKE, "--devices", "8", "--kind", "h100", "--backend", "jit"], "backend: 'jit' works on one device"),
+        (
+            ["plan", SMOKE, "--devices", "8", "--kind", "h100", "--backend", "jit"],
+            "backend: expected auto, pmap or mesh for 8 devices, got 'jit'",
+        ),
         (["plan", SMOKE, "--devices", "8", "--kind", "h100", "--only", "nobody"], "--only nobody: no such model"),
         (["teacher", SMOKE, "--beam-runner", "DirectRunner"], "--beam-runner: goes with the commands run and prepare"),
         (["plan", SMOKE, "--metrics", "wandb"], "--metrics: goes with the commands run"),
@@ -212,7 +217,7 @@ def test_bad_commands(words, message, capsys, root, monkeypatch):
         ("Term(forward_kl, signal=TopK(k=65))", "terms.kd.signal.k: 65"),
         (
             "Term(mse, signal=HiddenStates(layers=((1, 0),)))",
-            "terms.kd.signal.layers: 1; wanted 0 to 0, the student's decoder",
+            "terms.kd.signal.layers: expected a layer of the student's decoder, 0 to 0, got 1",
         ),
         ("Term(forward_kl, signal=AttentionRelations(layers=((0, 0),), heads=3))", "terms.kd.signal.heads: 3"),
     ],

@@ -1,4 +1,4 @@
-"""One small network of each family over a vocabulary that every mesh cuts, and a batch that ends with empty rows."""
+"""A small network of each family whose vocabulary every mesh divides, and a batch that ends with rows of padding."""
 
 import functools
 
@@ -26,7 +26,7 @@ FAMILIES = {
 
 
 def make_batch(architecture: Architecture) -> Batch:
-    """13 uneven examples beside a random teacher's words, and 3 rows that only fill up."""
+    """Return 13 uneven examples with a random teacher's signal, and 3 rows of padding."""
     segments = taught_segments(0, (S, T), B - 3, SIGNAL, V)
     schemas = {SIGNAL.name: SIGNAL.schema(V)}
     return architecture.layout(START).batch(rows_of(segments, [1] * (B - 3)), B, Bucket(S, T), schemas)
@@ -34,7 +34,7 @@ def make_batch(architecture: Architecture) -> Batch:
 
 @functools.cache
 def network(architecture: Architecture):
-    """(model, its parameters, a teacher's), on the host: a step takes the memory of what lies on a device already."""
+    """Return (model, its parameters, a teacher's), on the host: a step donates arrays that lie on a device already."""
     model = architecture.build(V)
     init = jax.jit(model.init)
     return model, *jax.device_get((init(jax.random.key(0)), init(jax.random.key(9))))
@@ -43,10 +43,10 @@ def network(architecture: Architecture):
 def step_on(
     devices: Devices, architecture: Architecture, terms: Terms, tx: optax.GradientTransformation, microbatches: int = 1
 ):
-    """(the compiled training step, its first state and the teacher's parameters on the devices)."""
-    model, params, said = network(architecture)
+    """Return (compiled training step, its first state, the teacher's parameters), on the devices."""
+    model, params, teacher_params = network(architecture)
     parts = {"model": model, "teacher": model, "terms": terms, "tx": tx, "microbatches": microbatches}
     state = init_state(jax.random.key(1), model.stack(params), tx)
     state = devices.replicate(state, state_axes(state, tx, model.axes(state.params)))
     step = devices.compile_sums(functools.partial(train_step, **parts), donate=True)
-    return step, state, devices.replicate(said, model.axes(said))
+    return step, state, devices.replicate(teacher_params, model.axes(teacher_params))

@@ -1,4 +1,4 @@
-"""One device and eight: what goes to the devices comes back, and both give the same numbers."""
+"""One device and eight: arrays move to the devices and back, and both give the same results."""
 
 import chex
 import jax
@@ -16,36 +16,36 @@ each_backend = pytest.mark.parametrize("backend, count", BACKENDS)
 
 
 @each_backend
-def test_first_of_what_was_put_is_what_it_was(backend, count):
+def test_unreplicate_inverts_replicate(backend, count):
     devices = make_devices(backend)
     assert devices.count == count
-    first = devices.unreplicate(devices.replicate(PARAMS))
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(first))
-    chex.assert_trees_all_equal(jax.device_get(first), PARAMS)
+    single = devices.unreplicate(devices.replicate(PARAMS))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(single))
+    chex.assert_trees_all_equal(jax.device_get(single), PARAMS)
 
 
 @each_backend
-def test_gather_is_the_inverse_of_cut(backend, count):
+def test_to_host_inverts_shard(backend, count):
     devices = make_devices(backend)
-    cut = devices.shard(BATCH)
-    held = [shard.data.size for shard in cut["x"].addressable_shards]
-    assert held == [BATCH["x"].size // count] * count
-    gathered = devices.to_host(cut)
-    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(gathered))
-    chex.assert_trees_all_equal(gathered, BATCH)
+    sharded = devices.shard(BATCH)
+    sizes = [shard.data.size for shard in sharded["x"].addressable_shards]
+    assert sizes == [BATCH["x"].size // count] * count
+    arrays = devices.to_host(sharded)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(arrays))
+    chex.assert_trees_all_equal(arrays, BATCH)
 
 
 @each_backend
-def test_compile_keeps_rows_in_order_and_apart(backend, count):
+def test_compile_keeps_the_order_of_rows(backend, count):
     devices = make_devices(backend)
     function = devices.compile(lambda params, batch: {"y": batch["x"] @ params["w"], "index": batch["index"]})
-    got = devices.to_host(function(devices.replicate(PARAMS), devices.shard(BATCH)))
-    np.testing.assert_allclose(got["y"], BATCH["x"] @ PARAMS["w"], rtol=1e-6)
-    np.testing.assert_array_equal(got["index"], BATCH["index"])
+    result = devices.to_host(function(devices.replicate(PARAMS), devices.shard(BATCH)))
+    np.testing.assert_allclose(result["y"], BATCH["x"] @ PARAMS["w"], rtol=1e-6)
+    np.testing.assert_array_equal(result["index"], BATCH["index"])
 
 
 def summed(params, batch, *, all_sum):
-    """(changed parameters, a sum over all rows): what a training step gives."""
+    """Return (new parameters, a sum over all rows), as a training step does."""
     gradient = all_sum(batch["x"].T @ jnp.tanh(batch["x"] @ params["w"]))
     count = all_sum(jnp.int32(batch["index"].shape[0]))
     return {"w": params["w"] - 0.1 * gradient, "step": params["step"] + 1}, count
@@ -55,27 +55,27 @@ def summed(params, batch, *, all_sum):
 @pytest.mark.parametrize("donate", [False, True])
 def test_compile_sums_adds_over_all_rows(backend, count, donate):
     devices = make_devices(backend)
-    put = devices.replicate(PARAMS)
-    got, rows = devices.unreplicate(devices.compile_sums(summed, donate=donate)(put, devices.shard(BATCH)))
+    params = devices.replicate(PARAMS)
+    new, rows = devices.unreplicate(devices.compile_sums(summed, donate=donate)(params, devices.shard(BATCH)))
     x, w = (each.astype(np.float64) for each in (BATCH["x"], PARAMS["w"]))
-    np.testing.assert_allclose(got["w"], w - 0.1 * x.T @ np.tanh(x @ w), rtol=1e-5)
-    assert int(got["step"]) == 8 and int(rows) == 16
-    assert put["w"].is_deleted() == donate
+    np.testing.assert_allclose(new["w"], w - 0.1 * x.T @ np.tanh(x @ w), rtol=1e-5)
+    assert int(new["step"]) == 8 and int(rows) == 16
+    assert params["w"].is_deleted() == donate
 
 
 @each_backend
-def test_what_all_sum_has_added_is_the_same_on_every_device(backend, count):
+def test_all_sum_is_the_same_on_every_device(backend, count):
     devices = make_devices(backend)
     _, rows = devices.compile_sums(summed)(devices.replicate(PARAMS), devices.shard(BATCH))
     assert [int(np.ravel(shard.data)[0]) for shard in rows.addressable_shards] == [16] * count
 
 
 @each_backend
-def test_first_moves_nothing_between_host_and_device(backend, count):
+def test_unreplicate_transfers_nothing_to_the_host(backend, count):
     devices = make_devices(backend)
-    put = devices.replicate(PARAMS)
+    params = devices.replicate(PARAMS)
     with jax.transfer_guard("disallow"):
-        devices.unreplicate(put)
+        devices.unreplicate(params)
 
 
 def test_auto_takes_all_devices():
@@ -83,6 +83,6 @@ def test_auto_takes_all_devices():
 
 
 @pytest.mark.parametrize("refuse", [check, make_devices])
-def test_an_unknown_backend_is_refused(refuse):
-    with pytest.raises(KdError, match="backend: 'gpu'; wanted one of auto, jit, pmap, mesh"):
+def test_unknown_backend_is_refused(refuse):
+    with pytest.raises(KdError, match="backend: expected one of auto, jit, pmap, mesh, got 'gpu'"):
         refuse("gpu")
