@@ -44,7 +44,7 @@ def test_a_loss_in_the_config_itself_is_sent_beside_it(tmp_path):
 
 
 def test_objectives_are_checked():
-    for terms, message in (({}, "empty"), ({"ce": Term(cross_entropy, weight=float("nan"))}, "terms.ce.weight")):
+    for terms, message in (({}, "expected at least one Term"), ({"ce": Term(cross_entropy, weight=float("nan"))}, "terms.ce.weight")):
         with pytest.raises(KdError, match=message):
             check(terms, 100)
 

@@ -1,0 +1,1 @@
+"""Optimisers, from optax."""

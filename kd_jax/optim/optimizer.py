@@ -1,6 +1,7 @@
 """Schedule, decay mask and update rule, all from optax."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -9,20 +10,20 @@ import optax
 
 from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
-from kd_jax.optim.skipped_updates import without_outliers
+from kd_jax.optim.skipped_updates import skip_outliers
 from kd_jax.types import Params
 
-Schedule = Literal["cosine", "rsqrt", "constant"]
+Decay = Literal["cosine", "rsqrt", "constant"]
 
-RANGES = {  # field -> what is wanted, and whether a number is that
-    "learning_rate": ("a number more than 0", lambda x: x > 0),
-    "final_fraction": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
-    "beta1": ("a number from 0 to less than 1", lambda x: 0 <= x < 1),
-    "beta2": ("a number from 0 to less than 1", lambda x: 0 <= x < 1),
-    "eps": ("a number more than 0", lambda x: x > 0),
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # field -> expected, and its test
+    "learning_rate": ("a number greater than 0", lambda x: x > 0),
+    "final_fraction": ("a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "beta1": ("a number in [0, 1)", lambda x: 0 <= x < 1),
+    "beta2": ("a number in [0, 1)", lambda x: 0 <= x < 1),
+    "eps": ("a number greater than 0", lambda x: x > 0),
     "weight_decay": ("a number of at least 0", lambda x: x >= 0),
-    "clip_norm": ("a number more than 0 (1e9 for no clipping)", lambda x: x > 0),
-    "spike": ("a number more than 1, or 0 for no limit", lambda x: x > 1 or x == 0),
+    "clip_norm": ("a number greater than 0 (1e9 for no clipping)", lambda x: x > 0),
+    "spike": ("a number greater than 1, or 0 for no limit", lambda x: x > 1 or x == 0),
 }
 
 
@@ -31,17 +32,19 @@ class Optimizer:
     """AdamW with warm-up and clipping.
 
     Attributes:
-      learning_rate: the peak, reached after warm-up.
-      warmup: steps of linear warm-up.
+      learning_rate: the peak, reached after the warm-up.
+      warmup: number of updates of linear warm-up.
       schedule: after the warm-up "cosine" to final_fraction of the peak over the run, "rsqrt" as
         peak * sqrt(warmup / step), or "constant".
       final_fraction: where the cosine ends, as a fraction of the peak, in [0, 1].
-      beta1, beta2, eps: of Adam; the betas in [0, 1).
-      weight_decay: decoupled, on matrices only.
+      beta1: decay of Adam's first moment, in [0, 1).
+      beta2: decay of Adam's second moment, in [0, 1).
+      eps: Adam's epsilon.
+      weight_decay: decoupled weight decay, on matrices only.
       clip_norm: largest global norm of a gradient.
-      spike: an update whose gradient's norm is more than so many times the usual one is left out; 0 to leave out
-        only what is not finite. See kd_jax.optim.skipped_updates.
-      max_skipped_updates: updates that may be left out, from one start of the run to the next, before it stops.
+      spike: skip updates whose gradient's norm is more than this multiple of its running mean; 0 to skip only gradients
+        that are not finite. See kd_jax.optim.skipped_updates.
+      max_skipped_updates: the run stops if more updates are skipped, counted from its last start.
 
     References:
       Loshchilov and Hutter 2017, arXiv 1711.05101 (AdamW); Vaswani et al. 2017, arXiv 1706.03762, eq. 3 (rsqrt).
@@ -54,7 +57,7 @@ class Optimizer:
 
     learning_rate: float = 1e-3
     warmup: int = 200
-    schedule: Schedule = "cosine"
+    schedule: Decay = "cosine"
     final_fraction: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.98
@@ -65,41 +68,43 @@ class Optimizer:
     max_skipped_updates: int = 10
 
     def check(self, steps: int) -> None:
-        """Refuses, before any compute, what could not train over a run of `steps` updates.
+        """Check the ranges of all fields for a run.
+
+        Args:
+          steps: updates (not microbatches) of the whole run.
 
         Raises:
-          KdError: for a value out of its range, a schedule that there is not, or a warm-up as long as the run;
-            names the field.
+          KdError: for a value out of its range, or a warm-up as long as the run; names the field.
         """
-        values, defaults = dataclasses.asdict(self), dataclasses.asdict(Optimizer())
-        for field, (wanted, holds) in RANGES.items():
-            if not (is_number(values[field]) and holds(values[field])):
-                raise KdError(f"optimizer.{field}: {values[field]!r}; wanted {wanted}, such as {defaults[field]}")
+        values = dataclasses.asdict(self)
+        for field, (expected, is_valid) in RANGES.items():
+            if not (is_number(values[field]) and is_valid(values[field])):
+                raise KdError(f"optimizer.{field}: expected {expected}, got {values[field]!r}.")
         if not is_count(self.max_skipped_updates, 0):
-            raise KdError(f"optimizer.max_skipped_updates: {self.max_skipped_updates!r}; wanted a whole number of at least 0")
-        if self.schedule not in get_args(Schedule):
-            raise KdError(f"optimizer.schedule: {self.schedule!r}; wanted one of {', '.join(get_args(Schedule))}")
-        if not is_count(steps, 2):
-            raise KdError(f"training.steps: {steps!r}; wanted a whole number of at least 2: one to warm up, one after")
-        if not is_count(self.warmup, 1) or self.warmup >= steps:
             raise KdError(
-                f"optimizer.warmup: {self.warmup!r}; wanted a whole number from 1 to {steps - 1}, fewer than the "
-                f"{steps} training steps"
+                f"optimizer.max_skipped_updates: expected an integer of at least 0, got {self.max_skipped_updates!r}."
             )
+        if self.schedule not in get_args(Decay):
+            raise KdError(f"optimizer.schedule: expected one of {', '.join(get_args(Decay))}, got {self.schedule!r}.")
+        if not is_count(steps, 2):
+            raise KdError(f"training.steps: expected an integer of at least 2, got {steps!r}.")
+        if not is_count(self.warmup, 1) or self.warmup >= steps:
+            expected = f"an integer in [1, {steps - 1}], less than the {steps} training steps"
+            raise KdError(f"optimizer.warmup: expected {expected}, got {self.warmup!r}.")
 
     def rate(self, steps: int) -> optax.Schedule:
-        """The learning rate of each update.
+        r"""Return the schedule of the learning rate.
 
-        .. math:: \\eta_n = \\eta \\min(n / w, 1) \\cdot d(n), \\quad n = 1, 2, \\ldots
+        .. math:: \eta_n = \eta \min(n / w, 1) \cdot d(n), \quad n = 1, 2, \ldots
 
-        with the peak eta, w steps of warm-up, and after them d(n) = f + (1 - f) (1 + cos(pi (n - w) / (steps - w))) / 2
-        for the cosine to the fraction f, sqrt(w / n) for rsqrt, 1 for a constant rate.
+        with the peak eta and w updates of warm-up. After them d(n) = f + (1 - f) (1 + cos(pi (n - w) / (steps - w))) /
+        2 for the cosine to the fraction f, sqrt(w / n) for rsqrt, and 1 for a constant rate.
 
         Args:
           steps: updates (not microbatches) of the whole run.
 
         Returns:
-          Number of the update, from 0 (n - 1 above, as optax counts), to its rate, float32.
+          Function of the update's number, from 0 (n - 1 above, as optax counts), to its rate, float32.
 
         Raises:
           KdError: as `check`.
@@ -116,14 +121,15 @@ class Optimizer:
             "rsqrt": lambda n: self.learning_rate * (self.warmup / (n + self.warmup)) ** 0.5,
             "constant": optax.constant_schedule(self.learning_rate),
         }[self.schedule]
-        # The first update already moves: it uses rate(1).
+        # Updates count from 1 in the formula, so the first one has a rate greater than 0.
         joined = optax.join_schedules([warm, after], [self.warmup])
         return lambda n: joined(jnp.asarray(n + 1, jnp.float32))
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax chain for a run of `steps` updates: outliers left out, clipping by the global norm, AdamW.
+        """Return the optax chain for a run: skipping of outliers, clipping by the global norm, AdamW.
 
-        Without a step there is nothing to remember: no state.
+        Args:
+          steps: updates (not microbatches) of the whole run; 0 for a transformation without state.
 
         Raises:
           KdError: as `check`.
@@ -138,15 +144,15 @@ class Optimizer:
             weight_decay=self.weight_decay,
             mask=decay_mask,
         )
-        return without_outliers(optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw), self.spike)
+        return skip_outliers(optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw), self.spike)
 
 
 def decay_mask(params: Params) -> Params:
-    """True for matrices; norms' scales and biases are not decayed, nor are those of layers that lie stacked.
+    """Return True for each matrix, and False for scales and biases, also those of stacked layers.
 
     Examples:
       >>> decay_mask({"kernel": jnp.ones((2, 3)), "scale": jnp.ones(3), "decoder": {"bias": jnp.ones((4, 3))}})
       {'decoder': {'bias': False}, 'kernel': True, 'scale': False}
     """
-    vector = lambda path: jax.tree_util.keystr(path).endswith(("scale']", "bias']"))  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and not vector(path), params)
+    is_vector = lambda path: jax.tree_util.keystr(path).endswith(("scale']", "bias']"))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim > 1 and not is_vector(path), params)

@@ -1,4 +1,4 @@
-"""Updates that would do harm are left out, and counted."""
+"""Skipping of updates whose gradient is not finite or a spike."""
 
 from typing import NamedTuple
 
@@ -8,57 +8,68 @@ import optax
 
 from kd_jax.types import Array, Params
 
-MEMORY = 0.98  # of the running mean, so that it spans some 50 updates
-TRUSTED = 20  # updates after which the running mean says what is usual
+DECAY = 0.98  # of the running mean, which spans about 50 updates
+WARMUP = 20  # applied updates before a gradient can be a spike
 
 
-class OutlierState(NamedTuple):
-    """State of `without_outliers`.
+class SkipState(NamedTuple):
+    """State of `skip_outliers`.
 
     Attributes:
-      skipped: int32, updates that were left out so far.
-      made: int32, those that were made.
-      norm: float32, running mean of the gradient's norm over those made.
-      inner: the wrapped transformation's.
+      skipped: int32, updates skipped so far.
+      applied: int32, updates applied so far.
+      norm: float32, running mean of the gradient's norm over the applied updates, not corrected for its start at 0.
+      inner: state of the wrapped transformation.
     """
 
     skipped: Array
-    made: Array
+    applied: Array
     norm: Array
     inner: optax.OptState
 
 
-def without_outliers(inner: optax.GradientTransformation, ratio: float) -> optax.GradientTransformation:
-    """`inner`, but where the gradient is not finite, or its norm a spike, nothing moves: neither parameters nor state.
+# Not optax.apply_if_finite: it has no rule for spikes, and after too many non-finite updates in a row it applies them.
+# Training stops instead, see Optimizer.max_skipped_updates.
+def skip_outliers(inner: optax.GradientTransformation, ratio: float) -> optax.GradientTransformation:
+    r"""Skip updates whose gradient is not finite or whose norm is a spike.
 
-    .. math:: \\|g_n\\| > r \\, m_n, \\quad m_n = \\frac{\\sum_i \\beta^{n-i} \\|g_i\\|}{\\sum_i \\beta^{n-i}}
+    A skipped update changes neither the parameters nor the inner state. A norm is a spike if
 
-    over the updates that were made before, from the twentieth of them on, with beta = 0.98.
+    .. math:: \|g_n\| > r \, m_n, \quad m_n = \frac{\sum_i \beta^{n-i} \|g_i\|}{\sum_i \beta^{n-i}}
+
+    over the updates i that were applied before, with beta = 0.98, after the first 20 of them.
 
     Args:
-      inner: clipping included, since norms are those of what it is given.
-      ratio: r, how many times the usual norm is a spike; 0 for only what is not finite.
+      inner: the transformation to wrap; clipping belongs into it, since norms are those before it.
+      ratio: r; 0 to skip only gradients that are not finite.
+
+    Returns:
+      The transformation, with a SkipState.
 
     Examples:
-      >>> tx = without_outliers(optax.sgd(1.0), ratio=0.0)
+      >>> tx = skip_outliers(optax.sgd(1.0), ratio=0.0)
       >>> updates, state = tx.update(jnp.array([jnp.nan, 1.0]), tx.init(jnp.zeros(2)))
       >>> updates.tolist(), int(state.skipped)
       ([0.0, 0.0], 1)
     """
 
-    def init(params: Params) -> OutlierState:
-        return OutlierState(jnp.int32(0), jnp.int32(0), jnp.float32(0), inner.init(params))
+    def init(params: Params) -> SkipState:
+        return SkipState(jnp.int32(0), jnp.int32(0), jnp.float32(0), inner.init(params))
 
-    def update(gradient: Params, state: OutlierState, params: Params | None = None):
+    def update(gradient: Params, state: SkipState, params: Params | None = None) -> tuple[Params, SkipState]:
         norm = optax.tree.norm(gradient)
-        usual = state.norm / (1 - MEMORY ** jnp.maximum(state.made, 1).astype(jnp.float32))
-        spike = (norm > ratio * usual) & (state.made >= TRUSTED) if ratio else jnp.array(False)
-        good = jnp.isfinite(norm) & ~spike
+        mean_norm = state.norm / (1 - DECAY ** jnp.maximum(state.applied, 1).astype(jnp.float32))
+        is_spike = (norm > ratio * mean_norm) & (state.applied >= WARMUP) if ratio else jnp.array(False)
+        is_good = jnp.isfinite(norm) & ~is_spike
         updates, inner_state = inner.update(gradient, state.inner, params)
-        pick = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
-        one = good.astype(jnp.int32)
-        running = jnp.where(good, MEMORY * state.norm + (1 - MEMORY) * norm, state.norm)
-        after = OutlierState(state.skipped + 1 - one, state.made + one, running, pick(inner_state, state.inner))
-        return pick(updates, jax.tree.map(jnp.zeros_like, updates)), after
+        select = lambda new, old: jax.tree.map(lambda a, b: jnp.where(is_good, a, b), new, old)  # noqa: E731
+        applied = is_good.astype(jnp.int32)
+        new_state = SkipState(
+            skipped=state.skipped + 1 - applied,
+            applied=state.applied + applied,
+            norm=jnp.where(is_good, DECAY * state.norm + (1 - DECAY) * norm, state.norm),
+            inner=select(inner_state, state.inner),
+        )
+        return select(updates, jax.tree.map(jnp.zeros_like, updates)), new_state
 
     return optax.GradientTransformation(init, update)

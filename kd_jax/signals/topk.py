@@ -81,13 +81,13 @@ class TopK:
 
     def schema(self, vocab_size: int) -> dict[str, Field]:
         """Return the cached fields per target token."""
-        return self._fields(vocab_size, self.stored_temperatures())
+        return self.fields(vocab_size, self.stored_temperatures())
 
     def required_schema(self, vocab_size: int) -> dict[str, Field]:
         """Return the cached fields that `align` reads; the tail "renormalise" needs no rest."""
-        return self._fields(vocab_size, () if self.tail == "renormalise" else (self.temperature,))
+        return self.fields(vocab_size, () if self.tail == "renormalise" else (self.temperature,))
 
-    def _fields(self, vocab_size: int, temperatures: Iterable[float]) -> dict[str, Field]:
+    def fields(self, vocab_size: int, temperatures: Iterable[float]) -> dict[str, Field]:
         rests = {rest_field(temperature): Field((), "float32") for temperature in temperatures}
         return {"ids": Field((self.k,), id_dtype(vocab_size)), "logits": Field((self.k,), "float16")} | rests
 

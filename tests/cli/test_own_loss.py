@@ -75,5 +75,5 @@ def test_its_value_and_gradient_are_the_closed_form(config):
 
 
 def test_its_options_are_checked(config):
-    with pytest.raises(KdError, match=r"mine: terms.own.*factor"):
+    with pytest.raises(KdError, match=r"mine.*terms\.own\.options\.factor: expected a number in"):
         apply_overrides(config(factor=20.0), [])
