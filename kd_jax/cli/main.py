@@ -63,10 +63,10 @@ def main(arguments: Sequence[str]) -> int:
         from kd_jax.runtime.compilation_cache import use_compilation_cache
 
         use_compilation_cache()
-        watched = preemption.watched() if command.handles_sigterm else contextlib.nullcontext()
-        with hosts.coordinated_exit(), watched, command.open(overrides) as calls:
-            for call in calls:
-                call()
+        sigterm = preemption.handle_sigterm() if command.handles_sigterm else contextlib.nullcontext()
+        with hosts.coordinated_exit(), sigterm, contextlib.ExitStack() as locks:
+            call = command.prepare(overrides, locks)
+            call()
     except KdError as error:
         return _fail(str(error))
     except BrokenPipeError:  # `| head` has read enough

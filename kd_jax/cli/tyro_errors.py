@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from kd_jax.errors import KdError
 
+BORDERS = str.maketrans("╭╮╰╯│─", "     -")  # of tyro's panels, where standard output is UTF-8
+
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
@@ -36,14 +38,21 @@ def summarize(panel: str) -> str:
       >>> summarize("\n".join(lines))
       'kd-jax run: missing CONFIG'
     """
-    lines = [line.strip("╭╮╰╯│ ─") for line in panel.splitlines()[1:]]
-    if lines and lines[0].startswith("Missing from"):
-        missing = re.findall(r"^│ {5}(\S.*?) *│$", panel.partition("──── │")[0], re.MULTILINE)
-        return f"{lines[0].removeprefix('Missing from ')} missing {', '.join(missing)}"
-    message, nearest = [], []
-    for line in filter(None, lines):
-        if line.startswith(("Argument helptext", "For full helptext", "Got errors")):
+    lines = [line.rstrip() for line in panel.translate(BORDERS).splitlines()[1:] if line.strip(" -")]
+    message: list[str] = []
+    nearest: list[str] = []
+    missing: list[str] = []
+    for line in lines:
+        text = line.strip()
+        if text.startswith(("Argument helptext", "For full helptext", "Got errors")):
             break
-        (nearest if line.startswith("--") else message).append(line)
-    suggestion = f"; did you mean {' or '.join(line.split()[0] for line in nearest[:2])}?" if nearest else ""
+        if message and message[0].startswith("Missing from"):
+            missing += [text] if re.match(r" {6}\S", line) else []  # help texts are indented further
+        elif text.startswith("--"):
+            nearest.append(text.split()[0])
+        else:
+            message.append(text)
+    if missing:
+        return f"{message[0].removeprefix('Missing from ')} missing {', '.join(missing)}"
+    suggestion = f"; did you mean {' or '.join(nearest[:2])}?" if nearest else ""
     return (" ".join(message) or "unreadable options") + suggestion

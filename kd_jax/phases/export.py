@@ -22,6 +22,7 @@ from kd_jax.models.huggingface.write import find_format, write
 from kd_jax.models.int8 import Int8, quantize
 from kd_jax.phases.generate import resolve_model_name
 from kd_jax.reporting import page, tables, verdict
+from kd_jax.reporting.report import read_report
 from kd_jax.runtime import progress
 from kd_jax.tasks.base import Decoding
 from kd_jax.tokenizers import base as tokenizers
@@ -83,9 +84,9 @@ def run(
 ) -> None:
     """Write a model to a new folder, which appears when it is complete.
 
-    Format "transformers": config.json, model.safetensors, generation_config.json. Format "jax":
+    Both formats have tokenizer.json (Marian: source.spm, target.spm, vocab.json), tokenizer_config.json and a model
+    card, README.md. "transformers" adds config.json, model.safetensors and generation_config.json. "jax" adds
     prefill.bin and step.bin for CPU, CUDA and TPU, params.npz, settings.json, and generate.py, which needs JAX alone.
-    Both: tokenizer.json (Marian: source.spm, target.spm, vocab.json), tokenizer_config.json and a model card, README.md.
 
     Args:
       experiment: the experiment that the workdir was made with.
@@ -154,7 +155,7 @@ def write_jax(
 ) -> None:
     """Write the programs, the parameters, and the file that runs them; `eos` is the id that ends a text."""
     width = max(experiment.prompt_widths)
-    room = experiment.task.decoding.most(width)
+    room = experiment.task.decoding.max_length(width)
     serialized = programs(
         architecture.build(tokenizer.vocab_size),
         params,
@@ -179,7 +180,7 @@ def generation_config(decoding: Decoding, max_prompt_length: int) -> dict[str, A
       >>> generation_config(Decoding(length_ratio=1.0, length=8), max_prompt_length=32)
       {'max_new_tokens': 40, 'num_beams': 1, 'do_sample': False}
     """
-    sampling, settings = decoding.sampling, {"max_new_tokens": decoding.most(max_prompt_length), "num_beams": 1}
+    sampling, settings = decoding.sampling, {"max_new_tokens": decoding.max_length(max_prompt_length), "num_beams": 1}
     if sampling.repetition_penalty != 1:
         settings["repetition_penalty"] = sampling.repetition_penalty
     if not sampling.temperature:
@@ -228,5 +229,5 @@ def summary_table(workdir: Workdir) -> str:
     """Return the report's table; if there is no report, how to make one."""
     if not workdir.report.finished():
         return "None yet. `python -m kd_jax evaluate CONFIG --workdir DIR` measures them; then run `report`."
-    report = manifest.read_json(workdir.report.file("report.json"))
+    report = read_report(workdir.report.file("report.json"))
     return "\n".join([verdict.lead(report), "", *page.Table(tables.summary(report)).markdown()])

@@ -17,10 +17,9 @@ from kd_jax.batches.pipeline import Split
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.runtime import progress
-from kd_jax.teaching.imported import audit
-from kd_jax.teaching.imported.base import LogprobSource, wanted_of, wanted_of_validation
-from kd_jax.teaching.imported.cache import Collected, collect, refuse_incomplete, write
-from kd_jax.teaching.imported.match import Marks
+from kd_jax.teaching.imported.base import LogprobSource, required_signal, required_validation_signal
+from kd_jax.teaching.imported.cache import CollectedSplit, check_complete, collect, write_cache
+from kd_jax.teaching.imported.match import SpecialIds
 from kd_jax.teaching.imported.readers.formats import FORMATS
 from kd_jax.tokenizers import base as tokenizers
 
@@ -44,7 +43,7 @@ def run(
         the record), too many targets are missing, or the mass outside the top k is needed and unknown.
     """
     source.check()
-    required, data = wanted_of(experiment), workdir.data.outputs()
+    required, data = required_signal(experiment), workdir.data.outputs()
     if source.sequence == "completion" and experiment.task.prompted and experiment.task.counted == "all":
         raise KdError(
             "--sequence: expected whole, since task.counted is all and prompts are targets too, got completion."
@@ -65,7 +64,7 @@ def run(
     splits = {"train": required}
     folders = {"train": _folder(workdir.cache("", required.signal.name))}
     if experiment.evaluation.cached_k:
-        splits["validation"] = wanted_of_validation(experiment, data["vocab_size"])
+        splits["validation"] = required_validation_signal(experiment, data["vocab_size"])
         folders["validation"] = _folder(workdir.validation_cache)
     consumed = {f"consumed.split.{split}": data["splits"][split] for split in splits}
     if not teacher.begin(
@@ -75,13 +74,13 @@ def run(
         return
     began = time.perf_counter()
     read = {split: (Split(workdir.data, split), one) for split, one in splits.items()}
-    marks = Marks(data["start"], data["eos"], data["pad"])
-    collected = collect(files, source, data["vocab_size"], marks, read, workdir.path)
+    special = SpecialIds(data["start"], data["eos"], data["pad"])
+    collected = collect(files, source, data["vocab_size"], special, read, workdir.path)
     figures = _audit(collected, source)
     for split, one in collected.items():
-        k = required.signal.k if split == "train" else min(one.wanted.signal.k, one.audit.fewest)
+        k = required.signal.k if split == "train" else min(one.required.signal.k, one.audit.min_named)
         inputs = source_inputs | {"consumed.teacher": name, "consumed.split": data["splits"][split], "split": split}
-        write(folders[split], one, k, source, inputs, data["vocab_size"], force)
+        write_cache(folders[split], one, k, source, inputs, data["vocab_size"], force)
     tokenizers.copy(experiment.tokenizer, workdir.data, teacher.path)
     teacher.finish({"digest": name, "audit": figures}, time.perf_counter() - began)
 
@@ -106,17 +105,18 @@ def _damaged(folders: Mapping[str, Folder]) -> bool:
     return bool(damaged)
 
 
-def _audit(collected: Mapping[str, Collected], source: LogprobSource) -> dict[str, Any]:
+def _audit(collected: Mapping[str, CollectedSplit], source: LogprobSource) -> dict[str, Any]:
     """Print the audit; return split -> figures, or raise KdError if too many targets are missing."""
     normalised = FORMATS[source.format].normalised
     figures = {split: one.audit.figures(normalised) for split, one in collected.items()}
     for split in collected:
-        progress.print_result("\n".join(audit.lines(split, figures[split])))
-    refuse_incomplete("train", collected["train"], source.missing)
+        progress.print_result("\n".join(figures[split].lines(split)))
+    check_complete("train", collected["train"], source.missing)
     if "validation" in collected and collected["validation"].audit.missing():
         one = collected["validation"].audit
         raise KdError(
             f"evaluation.cached_k: expected all {one.targets} targets of the validation split in the files, got "
-            f"{one.said}. Add the missing ones, or run `prepare` again with --evaluation.cached-k 0: it redoes nothing."
+            f"{one.covered}. Add the missing ones, or run `prepare` again with --evaluation.cached-k 0, which redoes "
+            "nothing."
         )
-    return figures
+    return {split: dataclasses.asdict(one) for split, one in figures.items()}

@@ -21,7 +21,7 @@ from kd_jax import (
 )
 from kd_jax.cli.overrides import apply_overrides
 from kd_jax.phases.check import check
-from tests.helpers.pretrained import save
+from tests.helpers.pretrained import write_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_the_configs_pass(root):
 def test_the_pretrained_configs_pass_with_a_folder(root, tmp_path, name):
     """Of 3 layers, so a student of 10 or 2 is asked for 1."""
     folder, layers = (
-        save(tmp_path / "model", FAMILIES[name]),
+        write_pretrained(tmp_path / "model", FAMILIES[name]),
         ("layers", "decoder-layers")[name == "pretrained_seq2seq"],
     )
     words = ["--teacher.init.folder", str(folder)]
