@@ -18,7 +18,7 @@ from kd_jax.artifacts import files, manifest
 from kd_jax.batches import store
 from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.runtime import progress
-from kd_jax.sources.splits import UNLABELLED, Splits
+from kd_jax.sources.base import UNLABELLED, Splits
 from kd_jax.tasks.base import ENCODED, Encoded, Example, Task
 from kd_jax.tokenizers.base import Tokenizer, TokenizerSettings
 

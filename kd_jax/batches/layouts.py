@@ -83,6 +83,10 @@ class Layout(RowLayout[Batch], Protocol):
       forced_prefix: ids that every completion starts with, before decoding chooses a token.
     """
 
+    def __init__(self, start: int, forced_prefix: tuple[int, ...] = ()) -> None:
+        """Set the attributes; an architecture names the class of its layout."""
+        ...
+
     @property
     def start(self) -> int:
         """The id that decoding starts with."""

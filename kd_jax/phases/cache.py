@@ -5,7 +5,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.experiment import ResolvedExperiment, required_signals, targets_name
 from kd_jax.runtime import progress
 from kd_jax.signals.topk import TopK
-from kd_jax.teaching.imported.base import wanted_of
+from kd_jax.teaching.imported.base import required_signal
 from kd_jax.teaching.pseudo_targets import write_targets
 from kd_jax.teaching.signal_cache import write_signal
 from kd_jax.teaching.teacher import Teacher
@@ -28,7 +28,7 @@ def run(
       KdError: if the teacher is not trained, or a signal does not fit the vocabulary.
     """
     if workdir.teacher_is_imported and not force:
-        wanted_of(experiment)
+        required_signal(experiment)
         progress.log(f"cache: imported by `{IMPORT_PHASE}`, nothing to write")
         return
     teacher = Teacher(experiment, workdir, writer)

@@ -13,7 +13,7 @@ from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
 from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.students.init import FromCheckpoint, FromTeacher
-from kd_jax.teaching.imported.base import wanted_of
+from kd_jax.teaching.imported.base import required_signal
 from kd_jax.training.model import Monitoring, TrainingInputs, train_model
 
 
@@ -43,7 +43,7 @@ def run(
         nearest = " or ".join(difflib.get_close_matches(only, experiment.students, 1, 0.0)) or "nothing"
         raise KdError(f"--only: expected one of {', '.join(experiment.students)}, got {only}. Did you mean {nearest}?")
     if workdir.teacher_is_imported:
-        wanted_of(experiment)
+        required_signal(experiment)
     for name in [only] if only else experiment.students:
         recipe = experiment.students[name]
         digests = _input_digests(recipe, workdir)

@@ -24,7 +24,7 @@ from kd_jax.decoding.text import output_length
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture, Model
 from kd_jax.runtime import hosts, progress
-from kd_jax.tasks.base import ENCODED, Decoding, Encoded, Task, completed
+from kd_jax.tasks.base import ENCODED, Decoding, Encoded, Task, append_completion
 from kd_jax.teaching.records import Record, begin_store, infer_records, write_records
 from kd_jax.teaching.teacher import Teacher
 from kd_jax.tokenizers.base import Tokenizer
@@ -190,7 +190,7 @@ def _choose_targets(
                 reference = tokenizer.decode(encoded.completion[len(tokenizer.forced_prefix) : -1].tolist())
                 closeness = functools.partial(_closeness, task, tokenizer, reference)
                 for ids, weight in targets.choose(hypotheses, example.records["nbest"]["logp"], closeness):
-                    yield completed(prompt, encoded.counts[: len(prompt)], tokenizer.forced_prefix, ids), weight
+                    yield append_completion(prompt, encoded.counts[: len(prompt)], tokenizer.forced_prefix, ids), weight
             elif len(encoded.completion):
                 yield encoded, 1.0
             without_hypothesis += not hypotheses
@@ -199,4 +199,4 @@ def _choose_targets(
 
 
 def _closeness(task: Task, tokenizer: Tokenizer, reference: str, ids_T: np.ndarray) -> float:
-    return task.closeness(tokenizer.decode(ids_T[:-1].tolist()), reference)
+    return task.similarity(tokenizer.decode(ids_T[:-1].tolist()), reference)

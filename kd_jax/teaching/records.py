@@ -26,9 +26,13 @@ class PlannedBatches(Protocol[BatchT]):
     """
 
     @property
-    def plan(self) -> list[tuple[Any, np.ndarray]]: ...
+    def plan(self) -> list[tuple[Any, np.ndarray]]:
+        """The padded length and the examples' numbers of each batch."""
+        ...
 
-    def __iter__(self) -> Iterator[BatchT]: ...
+    def __iter__(self) -> Iterator[BatchT]:
+        """Return an iterator of the batches."""
+        ...
 
 
 def begin_store(folder: Folder, name: str, inputs: Mapping[str, Any], force: bool) -> bool:
@@ -57,7 +61,11 @@ def write_records(
 
     Args:
       teacher: whose `writer` says which shards are written here.
-      folder, name, schema, count, make: as in `store.write`.
+      folder: of the store.
+      name: of the store within it.
+      schema: field name -> shape per token, and dtype.
+      count: number of records.
+      make: (start, stop) -> records start to stop - 1.
 
     Returns:
       The store's digest; None while shards of other writers are missing.

@@ -49,14 +49,17 @@ class Teacher:
 
     @property
     def layout(self) -> Layout:
+        """How examples become rows of the network."""
         return self.experiment.teacher.model.layout(self.tokenizer.start, self.tokenizer.forced_prefix)
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
+        """The run's tokeniser, loaded on first use."""
         return tokenizers.load(self.experiment.tokenizer, self.workdir.data)
 
     @functools.cached_property
     def params(self) -> Params:
+        """The parameters of the best step, loaded onto the devices on first use."""
         params = checkpoint.load_params(self.workdir.model(TEACHER), self.model.init)
         return self.devices.replicate(params, self.model.axes(params))
 

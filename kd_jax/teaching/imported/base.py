@@ -1,109 +1,130 @@
-"""What a person says of stored log-probabilities, and what an experiment asks of them."""
+"""The source of stored log-probabilities as its user states it, and the signal that an experiment requires."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from kd_jax.config import is_number
 from kd_jax.errors import KdError
-from kd_jax.experiment import ResolvedExperiment, required_signals
+from kd_jax.experiment import Experiment, required_signals
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.imported.readers.formats import FORMATS
 
-REMEDY = "take init=Random() or FromCheckpoint, the data's targets, and TopK as the only signal, or leave it out"
+Mode = Literal["raw", "processed"]
+SequenceKind = Literal["whole", "completion"]
+REMEDY = "Use init=Random() or FromCheckpoint, the data's targets, and TopK as the only signal; or remove the student."
 
 
 @dataclasses.dataclass(frozen=True)
 class LogprobSource:
-    """How files of log-probabilities came to be; no format records it, so a person states it.
+    """How files of log-probabilities were made; no format records it, so the user states it.
 
     Attributes:
       format: one of FORMATS.
-      temperature: T of the softmax that they are of.
-      mode: "raw" for the model's own distribution, of temperature 1; "processed" for what a sampler made of it by
-        temperature, top k, top p or penalties.
-      sequence: "whole" where the files' token ids are prompt and completion, "completion" where an encoder read the
-        prompt and they are the decoder's.
-      missing: share of the targets that the files may say nothing of; the teacher's terms are 0 there.
-      sum_error: how much above one a position's probabilities may add up to.
+      temperature: T of the softmax whose log-probabilities the files hold.
+      mode: "raw" for the model's own distribution, of temperature 1; "processed" for the distribution that a sampler
+        made of it by temperature, top k, top p or penalties.
+      sequence: "whole" if the files' token ids are prompt and completion; "completion" if they are the decoder's alone,
+        and an encoder read the prompt.
+      missing: largest share of the targets that may be missing in the files; the teacher's terms are 0 there.
+      sum_error: how much the sum of a position's probabilities may exceed one.
 
     Examples:
       >>> LogprobSource("vllm", temperature=0.7, mode="raw").check()
       Traceback (most recent call last):
-      kd_jax.errors.KdError: --temperature 0.7: raw log-probabilities are those of temperature 1, whatever was drawn; \
-wanted 1, or --mode processed
+      kd_jax.errors.KdError: --temperature: expected 1 for raw log-probabilities, got 0.7. Set 1, or --mode processed.
     """
 
     format: str
     temperature: float
-    mode: Literal["raw", "processed"]
-    sequence: Literal["whole", "completion"] = "whole"
+    mode: Mode
+    sequence: SequenceKind = "whole"
     missing: float = 0.0
     sum_error: float = 1e-3
 
     def check(self) -> None:
-        """Raises KdError naming the option that is out of its range."""
-        choices = {"format": tuple(FORMATS), "mode": ("raw", "processed"), "sequence": ("whole", "completion")}
+        """Check the fields.
+
+        Raises:
+          KdError: names the option that is out of its range.
+        """
+        choices = {"format": tuple(FORMATS), "mode": get_args(Mode), "sequence": get_args(SequenceKind)}
         for field, values in choices.items():
-            if vars(self)[field] not in values:
-                raise KdError(f"--{field} {vars(self)[field]}: unknown; wanted {', '.join(values)}")
+            if getattr(self, field) not in values:
+                raise KdError(
+                    f"--{field}: expected one of {', '.join(values)}, got {getattr(self, field)}. Set --{field}."
+                )
         if not (is_number(self.temperature) and self.temperature > 0):
-            raise KdError(f"--temperature {self.temperature}: wanted a positive number")
+            raise KdError(f"--temperature: expected a positive number, got {self.temperature}. Set --temperature.")
         if self.mode == "raw" and self.temperature != 1:
             raise KdError(
-                f"--temperature {self.temperature:g}: raw log-probabilities are those of temperature 1, whatever was "
-                "drawn; wanted 1, or --mode processed"
+                f"--temperature: expected 1 for raw log-probabilities, got {self.temperature:g}. Set 1, or --mode "
+                "processed."
             )
         for field in ("missing", "sum_error"):
-            if not (is_number(vars(self)[field]) and 0 <= vars(self)[field] <= 1):
-                raise KdError(f"--{field.replace('_', '-')} {vars(self)[field]}: wanted a number from 0 to 1")
+            value, option = getattr(self, field), f"--{field.replace('_', '-')}"
+            if not (is_number(value) and 0 <= value <= 1):
+                raise KdError(f"{option}: expected a number from 0 to 1, got {value}. Set {option}.")
 
-    def says(self, temperature: float) -> bool:
-        """Whether the mass of the tokens that a position does not name follows from those that it names."""
+    def knows_rest(self, temperature: float) -> bool:
+        """Return whether the mass of the tokens that a position does not name follows from those that it names."""
         return FORMATS[self.format].normalised and temperature == self.temperature
 
 
 class RequiredSignal(NamedTuple):
-    """What is read out of the files for one split.
+    """The signal that is read from the files for one split.
 
     Attributes:
-      signal: whose fields are stored.
-      rests: each temperature at which the mass outside the k is needed, and what needs it.
+      signal: its fields are stored.
+      rests: temperature at which the mass outside the k is needed -> the field that needs it.
     """
 
     signal: TopK
     rests: dict[float, str]
 
-    def stored(self, source: LogprobSource) -> tuple[float, ...]:
-        """The temperatures at which the rest is kept, ascending: the needed, and what the files say of themselves."""
-        said = {source.temperature} if source.says(source.temperature) else set()
-        return tuple(sorted({*self.rests, *said}))
+    def rest_temperatures(self, source: LogprobSource) -> tuple[float, ...]:
+        """Return the temperatures at which the rest is stored, ascending: those needed, and the source's own."""
+        known = {source.temperature} if source.knows_rest(source.temperature) else set()
+        return tuple(sorted({*self.rests, *known}))
 
 
-def wanted_of(experiment: ResolvedExperiment) -> RequiredSignal:
-    """The TopK that the students' terms read.
+def required_signal(experiment: Experiment) -> RequiredSignal:
+    """Return the TopK that the students' terms read from the training split.
 
     Raises:
-      KdError: names a student that needs more of a teacher than log-probabilities, or that there is none to teach.
+      KdError: names a student that needs more of a teacher than log-probabilities; or if no term reads TopK.
     """
-    rests = {}
+    rests: dict[float, str] = {}
     for name, recipe in experiment.students.items():
         if recipe.init.origin == "teacher":
-            raise KdError(f"students.{name}.init: FromTeacher, but the teacher's parameters are elsewhere; {REMEDY}")
+            raise KdError(
+                f"students.{name}.init: expected a start without the teacher's parameters, which are elsewhere, got "
+                f"FromTeacher. {REMEDY}"
+            )
         if recipe.targets:
-            raise KdError(f"students.{name}.targets: written by the teacher, which is elsewhere; {REMEDY}")
+            raise KdError(
+                f"students.{name}.targets: expected the data's targets, since the teacher is elsewhere, got "
+                f"pseudo-targets. {REMEDY}"
+            )
         for key, term in recipe.terms.items():
-            field = f"students.{name}.terms.{key}.signal"
-            if term.signal is not None and type(term.signal) is not TopK:
-                raise KdError(f"{field}: stored log-probabilities say TopK alone; {REMEDY}")
-            if term.signal is not None and term.signal.tail != "renormalise":
-                rests[term.signal.temperature] = f"{field} (tail {term.signal.tail!r}, T {term.signal.temperature:g})"
+            field, signal = f"students.{name}.terms.{key}.signal", term.signal
+            if signal is None:
+                continue
+            if not isinstance(signal, TopK):
+                raise KdError(
+                    f"{field}: expected TopK, the only signal of stored log-probabilities, got "
+                    f"{type(signal).__name__}. {REMEDY}"
+                )
+            if signal.tail != "renormalise":
+                rests[signal.temperature] = f"{field} (tail {signal.tail!r}, T {signal.temperature:g})"
     signals = required_signals(experiment)
     if not any(signals.values()):
-        raise KdError("students: no term reads TopK, so log-probabilities would teach nobody; add such a term")
-    return RequiredSignal(signals[None][TopK.name], rests)
+        raise KdError("students: expected a term that reads TopK, got none. Add a term with signal=TopK().")
+    signal = signals[None][TopK.name]
+    assert isinstance(signal, TopK)
+    return RequiredSignal(signal, rests)
 
 
-def wanted_of_validation(experiment: ResolvedExperiment, vocab_size: int) -> RequiredSignal:
-    """The TopK for closeness without a teacher, as many of its k as the files have."""
+def required_validation_signal(experiment: Experiment, vocab_size: int) -> RequiredSignal:
+    """Return the TopK from which the closeness to an absent teacher is computed, of at most the files' k."""
     k = min(experiment.evaluation.cached_k, vocab_size)
     return RequiredSignal(TopK(k=k), {1.0: "evaluation.cached_k (0 for no closeness to the teacher)"})

@@ -1,9 +1,9 @@
-"""From files of log-probabilities to signal caches: read once, matched, audited, then written in the split's order."""
+"""Signal caches from files of log-probabilities: read once, matched, audited, written in the split's order."""
 
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -14,49 +14,53 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches import pipeline, store
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
-from kd_jax.teaching.records import RECORDS_PER_SHARD, Record, begin_store
 from kd_jax.teaching.imported.audit import Audit
 from kd_jax.teaching.imported.base import LogprobSource, RequiredSignal
-from kd_jax.teaching.imported.match import Examples, Marks, said_of
-from kd_jax.teaching.imported.readers import base as logprobs
-from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord
+from kd_jax.teaching.imported.match import ExampleIndex, SpecialIds, TargetLogprobs, target_logprobs
+from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord, check_record
 from kd_jax.teaching.imported.readers.formats import FORMATS
-from kd_jax.teaching.imported.top_k import refuse_unknown, top_k
+from kd_jax.teaching.imported.top_k import check_rests_known, top_k_fields
+from kd_jax.teaching.records import RECORDS_PER_SHARD, MakeRecords, Record, begin_store
 from kd_jax.teaching.signal_cache import store_outputs
 
-SHOWN = 8  # ids of a sequence in a message
-Said = tuple[np.ndarray, np.ndarray]  # (ids int32 [n, K], logp float32 [n, K]) of an example's targets that count
+NUM_IDS_IN_MESSAGE = 8
 
 
-class Collected(NamedTuple):
-    """What the files say of one split.
+class CollectedSplit(NamedTuple):
+    """The log-probabilities of one split, collected from the files.
 
     Attributes:
-      examples: the split.
-      wanted: of it.
-      audit: of what was read.
-      places: example's number -> where its Said stands in `file`.
-      file: a temporary one, which no name leads to.
+      split: the examples.
+      index: the examples by their token ids.
+      required: the signal that is read.
+      audit: of the records that were read.
+      offsets: example's number -> where its TargetLogprobs stand in `file`.
+      file: a temporary file without a name.
     """
 
-    examples: Examples
-    wanted: RequiredSignal
+    split: pipeline.Split
+    index: ExampleIndex
+    required: RequiredSignal
     audit: Audit
-    places: dict[int, int]
+    offsets: dict[int, int]
     file: BinaryIO
 
-    def said(self, i: int) -> Said:
-        """Of example i; nothing is named where the files have not got it."""
-        if i not in self.places:
-            count = len(self.examples.targets(self.examples.split.read(i).encoded))
-            return np.full((count, 1), NO_TOKEN, np.int32), np.full((count, 1), -np.inf, np.float32)
-        self.file.seek(self.places[i])
-        return np.load(self.file), np.load(self.file)
+    def targets(self, i: int) -> np.ndarray:
+        """Return the positions of example i's targets that count, among the ids by which it is found."""
+        return self.index.targets(self.split.read(i).encoded)
 
-    def keep(self, i: int, said: Said) -> None:
-        """Writes it behind what is there."""
-        self.places[i] = self.file.seek(0, 2)
-        for array in said:
+    def load(self, i: int) -> TargetLogprobs:
+        """Return the log-probabilities of example i; nothing is named where the files do not have it."""
+        if i not in self.offsets:
+            count = len(self.targets(i))
+            return TargetLogprobs(np.full((count, 1), NO_TOKEN, np.int32), np.full((count, 1), -np.inf, np.float32))
+        self.file.seek(self.offsets[i])
+        return TargetLogprobs(np.load(self.file), np.load(self.file))
+
+    def save(self, i: int, logprobs: TargetLogprobs) -> None:
+        """Append the log-probabilities of example i to the file."""
+        self.offsets[i] = self.file.seek(0, 2)
+        for array in logprobs:
             np.save(self.file, array)
 
 
@@ -64,143 +68,140 @@ def collect(
     files: Sequence[Path],
     source: LogprobSource,
     vocab_size: int,
-    marks: Marks,
+    special: SpecialIds,
     splits: Mapping[str, tuple[pipeline.Split, RequiredSignal]],
-    near: Path,
-) -> dict[str, Collected]:
-    """Reads all files once.
+    scratch: Path,
+) -> dict[str, CollectedSplit]:
+    """Read all files once.
 
     Args:
       files: of one format.
-      source: how they came to be.
-      vocab_size, marks: of the tokeniser.
-      splits: name -> (split, what is wanted of it).
-      near: a folder with room for a temporary file.
+      source: how they were made.
+      vocab_size: of the tokeniser.
+      special: the tokeniser's ids that may stand around an example's.
+      splits: name -> (split, the signal that is read).
+      scratch: a folder with room for a temporary file.
 
     Raises:
-      KdError: names the record that is refused; or shows that no record is an example's.
+      KdError: names a record that is rejected; or if no record belongs to an example.
     """
     collected = {}
-    for name, (split, wanted) in splits.items():
-        examples = Examples(split, source.sequence, marks)
-        audit = Audit(len(split), sum(int(split.examples[i]["counts"].sum()) for i in range(len(split))))
-        file = tempfile.TemporaryFile(dir=near)  # noqa: SIM115  # it lives as long as what is collected
-        collected[name] = Collected(examples, wanted, audit, {}, file)
-    form, number, strangers = FORMATS[source.format], 0, []
+    for name, (split, required) in splits.items():
+        index, audit = ExampleIndex(split, source.sequence, special), Audit(len(split), split.count_targets())
+        file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # it stays open as long as the collected split
+        collected[name] = CollectedSplit(split, index, required, audit, {}, file)
+    file_format, count, unmatched = FORMATS[source.format], 0, None
     with progress.bar("read log-probabilities", len(files)) as bar:
         for path in files:
-            for stored in form.read(path):
-                number += 1
-                logprobs.check(stored, vocab_size, form.normalised, source.sum_error)
-                if not any([_take(one, stored, vocab_size, source) for one in collected.values()]):
-                    strangers.append(stored)
-                    del strangers[1:]
+            for record in file_format.read(path):
+                count += 1
+                check_record(record, vocab_size, file_format.normalised, source.sum_error)
+                # A list: the record is added to every split that has it.
+                if not any([_add_record(one, record, vocab_size, source) for one in collected.values()]):
+                    unmatched = unmatched or record
             bar.advance(1)
-    if not any(one.places for one in collected.values()):
-        raise KdError(_nobodys(files, number, strangers, next(iter(collected.values()))))
+    if not any(one.offsets for one in collected.values()):
+        if unmatched is None:
+            raise KdError(f"{files[0]}: expected records of log-probabilities, got {count}. Check the files.")
+        first = next(iter(collected.values()))
+        ids = first.index.tokens(first.split.read(0).encoded)[:NUM_IDS_IN_MESSAGE].tolist()
+        raise KdError(
+            f"{unmatched.where}: expected token ids that begin as those of an example, for instance {ids}, got "
+            f"{unmatched.tokens_S[:NUM_IDS_IN_MESSAGE].tolist()}; none of {count} records belongs to an example. Check "
+            "the tokeniser, the template and --sequence."
+        )
     return collected
 
 
-def _take(collected: Collected, stored: LogprobRecord, vocab_size: int, source: LogprobSource) -> bool:
-    """Whether the record is an example's of this split; what it says of it is kept, but if that was said before."""
-    examples, audit = collected.examples, collected.audit
-    match = examples.find(stored)
+def _add_record(collected: CollectedSplit, record: LogprobRecord, vocab_size: int, source: LogprobSource) -> bool:
+    """Add a record to the examples with its sequence; return whether there are any."""
+    audit, match = collected.audit, collected.index.find(record)
     if match is None:
         return False
-    said_of_each = {
-        i: said_of(stored, examples.targets(examples.split.read(i).encoded) + match.offset) for i in match.numbers
-    }
-    first = match.numbers[0]  # all of them have the same tokens
-    if first in collected.places:
-        audit.add_repeat(collected.said(first), said_of_each[first])
+    logprobs = {i: target_logprobs(record, collected.targets(i) + match.offset) for i in match.indices}
+    first = match.indices[0]  # all of them have the same tokens
+    if first in collected.offsets:
+        audit.add_repeat(collected.load(first), logprobs[first])
         return True
-    audit.add_ranks(stored, match)
-    for i, said in said_of_each.items():
-        refuse_unknown(stored.where, said[0], vocab_size, source, collected.wanted)
-        audit.add(*said, vocab_size, FORMATS[source.format].normalised)
-        collected.keep(i, said)
+    audit.add_ranks(record, match)
+    for i, one in logprobs.items():
+        check_rests_known(record.where, one.ids_nK, vocab_size, source, collected.required)
+        audit.add(one, vocab_size, FORMATS[source.format].normalised)
+        collected.save(i, one)
     return True
 
 
-def _nobodys(files: Sequence[Path], number: int, strangers: Sequence[LogprobRecord], collected: Collected) -> str:
-    """That nothing matches, with the first ids of both sides."""
-    if not strangers:
-        return f"{files[0]}: {number} records; wanted some"
-    ours = collected.examples.tokens(collected.examples.split.read(0).encoded)[:SHOWN].tolist()
-    theirs = strangers[0].tokens_S[:SHOWN].tolist()
-    return (
-        f"{strangers[0].where}: begins with the token ids {theirs}; none of {number} records is an example's, whose "
-        f"first begins with {ours}: was it another tokeniser or template, or --sequence completion?"
-    )
+def check_complete(name: str, collected: CollectedSplit, max_missing: float) -> None:
+    """Check that the files hold enough targets, and enough tokens of each.
 
-
-def refuse_incomplete(name: str, collected: Collected, most_missing: float) -> None:
-    """Refuses a split that too little is said of.
+    Args:
+      name: of the split.
+      collected: the split.
+      max_missing: largest share of the targets that may be missing.
 
     Raises:
-      KdError: for a larger share of missing targets, with the first example that has one; for fewer tokens than k at
-        every target.
+      KdError: for a larger share of missing targets, with the first example that has one; or if every target names
+        fewer tokens than k.
     """
-    audit, k = collected.audit, collected.wanted.signal.k
-    if audit.missing() > most_missing:
-        first = next(i for i in range(audit.examples) if not _complete(collected.said(i)))
+    audit, k = collected.audit, collected.required.signal.k
+    if audit.missing() > max_missing:
+        first = next(i for i in range(audit.examples) if not (collected.load(i).ids_nK != NO_TOKEN).any(-1).all())
         raise KdError(
-            f"{name}: {audit.targets - audit.said} of {audit.targets} targets ({audit.missing():.2%}) are missing, of "
-            f"example {first} first; store them too, or allow them with --missing {min(1, audit.missing() + 1e-4):.4f}"
+            f"{name}: expected log-probabilities of all {audit.targets} targets, got {audit.covered} "
+            f"({audit.missing():.2%} are missing, first of example {first}). Store them too, or set --missing "
+            f"{min(1, audit.missing() + 1e-4):.4f}."
         )
-    if audit.most < k:
-        raise KdError(f"signal.k: {k}, and the files name at most {audit.most} tokens; wanted at most that many")
+    if audit.max_named < k:
+        raise KdError(
+            f"signal.k: expected at most {audit.max_named}, the most tokens that the files name for a target, got {k}. "
+            "Set a smaller k, or store more tokens."
+        )
 
 
-def _complete(said: Said) -> bool:
-    return bool((said[0] != NO_TOKEN).any(-1).all())
-
-
-def write(
+def write_cache(
     folder: Folder,
-    collected: Collected,
+    collected: CollectedSplit,
     k: int,
     source: LogprobSource,
     inputs: Mapping[str, Any],
     vocab_size: int,
     force: bool,
 ) -> None:
-    """Writes the split's cache, as the phase `cache` writes it, or mends it.
+    """Write or repair the split's cache, in the form of the phase `cache`.
 
     Args:
       folder: of the cache.
-      collected: what the files say.
-      k: entries kept, at most the wanted signal's.
-      source: how the files came to be.
-      inputs: what the manifest keeps beside the signal.
+      collected: the split's log-probabilities.
+      k: entries of a record, at most the required signal's.
+      source: how the files were made.
+      inputs: what the manifest records besides the signal.
       vocab_size: of the tokeniser.
-      force: make it anew.
+      force: write all of it anew.
     """
-    began, split, temperatures = time.perf_counter(), collected.examples.split, collected.wanted.stored(source)
-    signal = dataclasses.replace(collected.wanted.signal, k=k)
-    schema = signal.fields(vocab_size, temperatures) | pipeline.DIGEST
+    start_time, split = time.perf_counter(), collected.split
+    temperatures = collected.required.rest_temperatures(source)
+    signal = dataclasses.replace(collected.required.signal, k=k)
+    schema = {**signal.fields(vocab_size, temperatures), **pipeline.DIGEST}
     inputs = config.flatten(signal, "signal") | dict(inputs)
     inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
     if not begin_store(folder, "records", inputs, force):
         return
-    make = _records(collected, k, source, vocab_size, temperatures)
+    make = _make_records(collected, k, source, vocab_size, temperatures)
     digest = store.write(folder.path, "records", schema, len(split), make, RECORDS_PER_SHARD)
-    figures = collected.audit.figures(FORMATS[source.format].normalised)
-    folder.finish(store_outputs(folder, digest, split) | figures, time.perf_counter() - began)
+    assert digest is not None  # this process is the only writer
+    figures = dataclasses.asdict(collected.audit.figures(FORMATS[source.format].normalised))
+    folder.finish(store_outputs(folder, digest, split) | figures, time.perf_counter() - start_time)
     progress.log(f"import-logprobs: {len(split)} records with the top {k}; {folder.path}")
 
 
-def _records(
-    collected: Collected, k: int, source: LogprobSource, vocab_size: int, temperatures: tuple[float, ...]
-) -> Callable[[int, int], Iterator[Record]]:
-    """(start, stop) -> the records of those examples, for store.write."""
-
+def _make_records(
+    collected: CollectedSplit, k: int, source: LogprobSource, vocab_size: int, temperatures: tuple[float, ...]
+) -> MakeRecords:
     def make(start: int, stop: int) -> Iterator[Record]:
         for i in range(start, stop):
-            encoded = collected.examples.split.read(i).encoded
-            fields = top_k(*collected.said(i), k, vocab_size, source, temperatures)
-            with np.errstate(over="ignore"):  # what float16 cannot hold has no mass
+            fields = top_k_fields(collected.load(i), k, vocab_size, source, temperatures)
+            with np.errstate(over="ignore"):  # logits below the range of float16 become -inf, without mass
                 fields["logits"] = fields["logits"].astype(np.float16)
-            yield fields | {"digest": pipeline.example_digest(encoded)}
+            yield fields | {"digest": pipeline.example_digest(collected.split.read(i).encoded)}
 
     return make

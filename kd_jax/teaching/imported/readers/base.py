@@ -1,9 +1,9 @@
-"""What every file of stored log-probabilities is read as, and what it must hold. Files are somebody else's."""
+"""Records of stored log-probabilities and their checks: files of other programs are not trusted."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,16 +13,17 @@ LONGEST_LINE = 2**28  # bytes
 LONGEST_SEQUENCE = 2**20  # tokens
 LARGEST_ID = 2**31 - 1
 NO_TOKEN = -1  # the id where a position names fewer tokens than others
-Entries = Sequence[tuple[int, float]]  # what one position names: (token id, log-probability)
+Entries = Sequence[tuple[int, float]]  # (token id, log-probability) of each token that a position names
+FieldT = TypeVar("FieldT")
 
 
 class LogprobRecord(NamedTuple):
-    """What one record says of one sequence: N positions, each naming at most K tokens.
+    """The log-probabilities of one sequence: N positions, each naming at most K tokens.
 
     Attributes:
       where: the file and the record's number, for messages.
       tokens_S: int64, the sequence's ids.
-      target_N: int64, which token each position predicts: t for tokens_S[t], S for the one behind the last.
+      target_N: int64, the token that each position predicts: t for tokens_S[t], S for the one behind the last.
       ids_NK: int64, NO_TOKEN where nothing is named.
       logp_NK: float64, log-probabilities or logits; -inf where nothing is named.
     """
@@ -34,12 +35,12 @@ class LogprobRecord(NamedTuple):
     logp_NK: np.ndarray
 
 
-def rectangular(where: str, tokens: Sequence[int], positions: Iterable[tuple[int, Entries]]) -> LogprobRecord:
-    """A LogprobRecord of (target, entries) pairs; entries of -inf name nothing.
+def make_record(where: str, tokens: Sequence[int], positions: Iterable[tuple[int, Entries]]) -> LogprobRecord:
+    """Return a record from (target, entries) pairs; entries of -inf name nothing.
 
     Examples:
-      >>> one = rectangular("f, record 1", [5, 6, 7], [(1, [(6, -0.1)]), (2, [(7, -0.2), (9, -2.0)])])
-      >>> one.ids_NK.tolist(), one.target_N.tolist()
+      >>> record = make_record("f, record 1", [5, 6, 7], [(1, [(6, -0.1)]), (2, [(7, -0.2), (9, -2.0)])])
+      >>> record.ids_NK.tolist(), record.target_N.tolist()
       ([[6, -1], [7, 9]], [1, 2])
     """
     positions = list(positions)
@@ -53,64 +54,75 @@ def rectangular(where: str, tokens: Sequence[int], positions: Iterable[tuple[int
     return LogprobRecord(where, np.asarray(tokens, np.int64), target_N, ids_NK, logp_NK)
 
 
-def check(stored: LogprobRecord, vocab_size: int, normalised: bool, sum_error: float) -> None:
-    """Refuses what cannot be a teacher's word on this vocabulary.
+def check_record(record: LogprobRecord, vocab_size: int, normalised: bool, sum_error: float) -> None:
+    """Check that a record holds a teacher's log-probabilities on this vocabulary.
 
     Args:
-      stored: one record.
+      record: one record.
       vocab_size: of the tokeniser.
       normalised: whether it holds log-probabilities (else logits, which may be any numbers).
-      sum_error: how much above one a position's probabilities may add up to.
+      sum_error: how much the sum of a position's probabilities may exceed one.
 
     Raises:
-      KdError: names the file, the record and the position, for an id outside the vocabulary or named twice, a
-        position said twice, a number that is no log-probability, and probabilities that add up to more.
+      KdError: names the file, the record and the position, for an id outside the vocabulary or named twice, two
+        positions for one token, a number that is no log-probability, and probabilities whose sum exceeds one.
 
     Examples:
-      >>> check(rectangular("f, record 3", [5, 6], [(1, [(6, -0.1), (6, -0.1)])]), 10, True, 1e-3)
+      >>> check_record(make_record("f, record 3", [5, 6], [(1, [(6, -0.1), (6, -0.1)])]), 10, True, 1e-3)
       Traceback (most recent call last):
-      kd_jax.errors.KdError: f, record 3, token 1: names the id 6 twice; write the file again
+      kd_jax.errors.KdError: f, record 3, token 1: expected different ids, got the id 6 twice. Write the file again.
     """
-    where, tokens_S, target_N, ids_NK, logp_NK = stored
+    where, tokens_S, target_N, ids_NK, logp_NK = record
     if not 0 < len(tokens_S) <= LONGEST_SEQUENCE:
-        raise KdError(f"{where}: {len(tokens_S)} tokens; wanted 1 to {LONGEST_SEQUENCE}")
-    strange = tokens_S[(tokens_S < 0) | (tokens_S >= vocab_size)]
-    if len(strange):
+        raise KdError(f"{where}: expected 1 to {LONGEST_SEQUENCE} tokens, got {len(tokens_S)}. Remove the record.")
+    outside = tokens_S[(tokens_S < 0) | (tokens_S >= vocab_size)]
+    if len(outside):
         raise KdError(
-            f"{where}: the token id {strange[0]}; this run's tokeniser has 0 to {vocab_size - 1}, wanted those"
+            f"{where}: expected token ids of this run's tokeniser, 0 to {vocab_size - 1}, got {outside[0]}. Use files "
+            "made with the same tokeniser."
         )
     if len(np.unique(target_N)) < len(target_N):
-        raise KdError(f"{where}: says two things of one token; write the file again")
+        raise KdError(f"{where}: expected one position for each token, got two. Write the file again.")
     named_NK = logp_NK > -np.inf
-    refusals = {
-        "a number that is not finite": (np.isnan(logp_NK) | (logp_NK == np.inf)).any(-1),
-        f"an id outside this run's vocabulary of {vocab_size}": (named_NK & (ids_NK >= vocab_size)).any(-1)
-        | (named_NK & (ids_NK < 0)).any(-1),
-    }
+    infinite_NK = np.isnan(logp_NK) | (logp_NK == np.inf)
+    _check_positions(record, infinite_NK.any(-1), "finite numbers", "a number that is not finite")
+    outside_NK = named_NK & ((ids_NK >= vocab_size) | (ids_NK < 0))
+    _check_positions(
+        record, outside_NK.any(-1), f"ids from 0 to {vocab_size - 1}", "an id outside this run's vocabulary"
+    )
     if normalised:
-        refusals["a log-probability above 0"] = (logp_NK > np.log1p(sum_error)).any(-1)
-    for what, refused_N in refusals.items():
-        if refused_N.any():
-            raise KdError(f"{where}, token {target_N[refused_N.argmax()]}: holds {what}; write the file again")
+        above_NK = logp_NK > np.log1p(sum_error)
+        _check_positions(record, above_NK.any(-1), "log-probabilities of at most 0", "one above 0")
     ordered_NK = np.sort(np.where(named_NK, ids_NK, NO_TOKEN), axis=-1)
     twice_NK = (ordered_NK[:, 1:] == ordered_NK[:, :-1]) & (ordered_NK[:, 1:] != NO_TOKEN)
     if twice_NK.any():
         n, k = np.argwhere(twice_NK)[0]
-        raise KdError(f"{where}, token {target_N[n]}: names the id {ordered_NK[n, k]} twice; write the file again")
+        raise KdError(
+            f"{where}, token {target_N[n]}: expected different ids, got the id {ordered_NK[n, k]} twice. Write the "
+            "file again."
+        )
     mass_N = np.exp(logp_NK).sum(-1) if normalised else np.zeros(len(target_N))
     if (mass_N > 1 + sum_error).any():
         n = mass_N.argmax()
         raise KdError(
-            f"{where}, token {target_N[n]}: its probabilities add up to {mass_N[n]:.6g}; wanted at most 1 and "
-            f"--sum-error {sum_error:g}: are they of log-probabilities, and of one temperature?"
+            f"{where}, token {target_N[n]}: expected probabilities whose sum is at most 1 and --sum-error "
+            f"{sum_error:g}, got {mass_N[n]:.6g}. Check that the file holds log-probabilities of one temperature."
+        )
+
+
+def _check_positions(record: LogprobRecord, bad_N: Any, expected: str, got: str) -> None:
+    if bad_N.any():
+        raise KdError(
+            f"{record.where}, token {record.target_N[bad_N.argmax()]}: expected {expected}, got {got}. Write the file "
+            "again."
         )
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """(file and record's number, value) of every line that is not empty.
+    """Yield (file and record's number, value) of every line that is not empty.
 
     Raises:
-      KdError: for a line that is no JSON, names an object's key twice, or is longer than LONGEST_LINE.
+      KdError: for a line that is not JSON, has a duplicate key, or is longer than LONGEST_LINE.
     """
     with open(path, "rb") as file:
         number = 0
@@ -118,53 +130,87 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             number += 1
             where = f"{path}, record {number}"
             if len(line) > LONGEST_LINE:
-                raise KdError(f"{where}: longer than {LONGEST_LINE >> 20} MiB; wanted JSON lines, a response on each")
+                raise KdError(
+                    f"{where}: expected JSON lines of at most {LONGEST_LINE >> 20} MiB, got a longer one. Write one "
+                    "response on each line."
+                )
             if line.strip():
-                yield where, _parsed(line, where)
+                yield where, _parse_line(line, where)
 
 
-def _parsed(line: bytes, where: str) -> Any:
+def _parse_line(line: bytes, where: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
-            raise KdError(f"{where}: an object names a key twice; write the file again")
+            raise KdError(f"{where}: expected different keys in an object, got a duplicate. Write the file again.")
         return dict(pairs)
 
     try:
         return json.loads(line.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
-        raise KdError(f"{where}: no JSON ({str(error)[:80]}); wanted JSON lines, a response on each") from error
+        raise KdError(
+            f"{where}: expected JSON, got an error ({str(error)[:80]}). Write one response on each line."
+        ) from error
 
 
-def present(where: str, holder: Any, name: str) -> Any:
-    """holder[name]; raises KdError where the holder is no object, or lacks it."""
+def shorten(error: Exception) -> str:
+    """Return an error's message on one line of at most 120 characters."""
+    return " ".join(str(error).split())[:120]
+
+
+def get_field(where: str, holder: Any, name: str) -> Any:
+    """Return holder[name].
+
+    Raises:
+      KdError: if the holder is not an object or lacks the field.
+    """
     if type(holder) is not dict or name not in holder:
-        raise KdError(f"{where}: no field {name}; is it of the --format that was given?")
+        raise KdError(f"{where}: expected a field {name}, got none. Check --format.")
     return holder[name]
 
 
-def member(where: str, holder: Any, name: str, kind: type) -> Any:
-    """As `present`; raises KdError for a value of another kind too."""
-    return of_kind(where, present(where, holder, name), kind, name)
+def get_typed(where: str, holder: Any, name: str, kind: type[FieldT]) -> FieldT:
+    """Return holder[name], which must be of the type `kind`.
+
+    Raises:
+      KdError: if the field is missing or of another type.
+    """
+    return check_type(where, get_field(where, holder, name), kind, name)
 
 
-def of_kind(where: str, value: Any, kind: type, name: str) -> Any:
-    """The value; raises KdError for one of another kind."""
+def check_type(where: str, value: Any, kind: type[FieldT], name: str) -> FieldT:
+    """Return the value, which must be of the type `kind`.
+
+    Raises:
+      KdError: if it is of another type.
+    """
     if type(value) is not kind:
-        raise KdError(f"{where}: {name} is a {type(value).__name__}; wanted a {kind.__name__}")
+        raise KdError(f"{where}: expected a {kind.__name__} as {name}, got a {type(value).__name__}. Check --format.")
     return value
 
 
-def token_id(where: str, value: Any) -> int:
-    """A whole number that can be a token's, or the same as text; raises KdError for others."""
+def parse_token_id(where: str, value: Any) -> int:
+    """Return a token id from an integer, or from its digits as text.
+
+    Raises:
+      KdError: for any other value.
+    """
     if type(value) is str and value.isascii() and value.isdigit() and len(value) < 11:
         value = int(value)
     if type(value) is not int or not 0 <= value <= LARGEST_ID:
-        raise KdError(f"{where}: {str(value)[:40]!r} as a token id; wanted whole numbers (not strings of tokens)")
+        raise KdError(
+            f"{where}: expected an integer as a token id, got {str(value)[:40]!r}. Store ids, not the tokens' texts."
+        )
     return value
 
 
-def number(where: str, value: Any) -> float:
-    """A float; raises KdError for what is no number, or nan."""
+def parse_number(where: str, value: Any) -> float:
+    """Return a log-probability as a float.
+
+    Raises:
+      KdError: for a value that is not a number, or nan.
+    """
     if type(value) not in (int, float) or value != value or abs(value) > 1e300 and value != -np.inf:
-        raise KdError(f"{where}: {str(value)[:40]!r} as a log-probability; wanted a number")
+        raise KdError(
+            f"{where}: expected a number as a log-probability, got {str(value)[:40]!r}. Write the file again."
+        )
     return float(value)

@@ -10,18 +10,25 @@ import numpy as np
 
 from kd_jax.config import is_count
 from kd_jax.errors import KdError
-from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord
+from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord, shorten
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
 COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
-TERMS = {"sqrt": np.sqrt, "exp": np.exp}  # beside whole powers
-MOST = 2**20  # of a size in the settings
-ROWS = 16  # read at once
+TERMS = {"sqrt": np.sqrt, "exp": np.exp}  # besides integer powers
+MAX_SIZE = 2**20  # of d, k and exact_k
+REMEDY = "Use the file that DistillKit wrote."
+NUM_READ = 16  # rows that are read at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """Residuals that share one scale: num_elements of element_bits each."""
+    """Residuals that share one scale.
+
+    Attributes:
+      scale_dtype: of the scale.
+      element_bits: bits of each residual.
+      num_elements: number of residuals.
+    """
 
     scale_dtype: str
     element_bits: int
@@ -35,9 +42,14 @@ class Compression:
     Attributes:
       d: ids are below it.
       k: values of a position: the first exact_k as they are, the others a polynomial of their rank and residuals.
-      delta_encoding: whether values are differences to the one before.
+      exact_k: see `k`.
+      residual_bins: the residuals, in the order of rank.
+      exact_dtype: of the first exact_k values.
+      polynomial_terms: powers of the rank, "sqrt" or "exp".
+      term_dtype: of the polynomial's coefficients.
+      delta_encoding: whether values are differences to the previous value.
+      error_diffusion: how residuals were rounded; it does not change reading.
       normalize_t: whether ranks go from 0 to 1.
-      error_diffusion: how residuals were rounded; reading is the same.
     """
 
     d: int
@@ -52,74 +64,100 @@ class Compression:
     normalize_t: bool = False
 
     def check(self, where: str) -> None:
-        """Raises KdError naming the field that is out of its range."""
+        """Check the fields.
+
+        Args:
+          where: the file, for messages.
+
+        Raises:
+          KdError: names the field that is out of its range.
+        """
         for field, value, least in (("d", self.d, 2), ("k", self.k, 1), ("exact_k", self.exact_k, 0)):
-            if not is_count(value, least) or value > MOST:
-                raise KdError(f"{where}: {field} is {value!r}; wanted a whole number from {least} to {MOST}")
+            if not is_count(value, least) or value > MAX_SIZE:
+                raise KdError(
+                    f"{where}: {field}: expected an integer from {least} to {MAX_SIZE}, got {value!r}. {REMEDY}"
+                )
         for dtype in (self.exact_dtype, self.term_dtype, *(one.scale_dtype for one in self.residual_bins)):
             if dtype not in DTYPES:
-                raise KdError(f"{where}: dtype {dtype!r}; wanted one of {', '.join(DTYPES)}")
+                raise KdError(f"{where}: dtypes: expected one of {', '.join(DTYPES)}, got {dtype!r}. {REMEDY}")
         for one in self.residual_bins:
             if not (is_count(one.element_bits, 1) and one.element_bits <= 64 and is_count(one.num_elements, 1)):
-                raise KdError(f"{where}: {one}; wanted element_bits from 1 to 64 and at least one element")
-        if any(term not in TERMS and not (is_count(term, 0) and term < 64) for term in self.polynomial_terms):
-            raise KdError(f"{where}: polynomial_terms {self.polynomial_terms}; wanted powers, sqrt or exp")
+                raise KdError(
+                    f"{where}: residual_bins: expected element_bits from 1 to 64 and num_elements of at least 1, got "
+                    f"{one}. {REMEDY}"
+                )
+        if not all(term in TERMS or is_count(term, 0) and int(term) < 64 for term in self.polynomial_terms):
+            raise KdError(
+                f"{where}: polynomial_terms: expected powers below 64, sqrt or exp, got {self.polynomial_terms}. "
+                f"{REMEDY}"
+            )
         if self.exact_k > self.k or sum(one.num_elements for one in self.residual_bins) > self.k - self.exact_k:
-            raise KdError(f"{where}: more values than k = {self.k}; wanted exact_k and the bins' elements within it")
+            raise KdError(
+                f"{where}: k: expected at least exact_k and the bins' elements together, got {self.k}. {REMEDY}"
+            )
         if not all(type(flag) is bool for flag in (self.delta_encoding, self.normalize_t)):
-            raise KdError(f"{where}: delta_encoding and normalize_t are no flags; wanted true or false")
+            raise KdError(
+                f"{where}: delta_encoding, normalize_t: expected true or false, got {self.delta_encoding!r} and "
+                f"{self.normalize_t!r}. {REMEDY}"
+            )
 
 
 def read(path: Path) -> Iterator[LogprobRecord]:
-    """The records of a file: row i of a sequence predicts token i + 1, so there is one row fewer than tokens.
+    """Yield the records of a file: row i of a sequence predicts token i + 1, so there is one row fewer than tokens.
 
     Raises:
-      KdError: names the file, the record and what is wrong with it; or that pyarrow is not installed.
+      KdError: names the file, the record and the error; or if pyarrow is not installed.
     """
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise KdError(
-            "--format distillkit: wants pyarrow, which is not installed; pip install 'kd_jax[import]'"
+            "--format distillkit: expected pyarrow, got no such package. Run `pip install 'kd_jax[import]'`."
         ) from error
     compression = read_compression(path.with_name("compression_config.yaml"))
     try:
         file = parquet.ParquetFile(path)
         if not set(COLUMNS) <= set(file.schema_arrow.names):
             raise KdError(
-                f"{path}: columns {', '.join(file.schema_arrow.names)[:200]}; wanted {', '.join(COLUMNS)} "
-                "(DistillKit's older form is not read: sample again with its present version)"
+                f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(file.schema_arrow.names)[:200]}. "
+                "Sample again with the present version of DistillKit; its older form is not read."
             )
         for name in COLUMNS:
             kind = file.schema_arrow.field(name).type
             while pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
                 kind = kind.value_type
             if not pyarrow.types.is_integer(kind):
-                raise KdError(f"{path}: {name} holds {kind}; wanted whole numbers, as DistillKit writes them")
+                raise KdError(f"{path}: {name}: expected integers, as DistillKit writes them, got {kind}. {REMEDY}")
         number = 0
-        for batch in file.iter_batches(ROWS, columns=list(COLUMNS)):
+        for batch in file.iter_batches(NUM_READ, columns=list(COLUMNS)):
             for row in batch.to_pylist():
                 number += 1
                 yield _record(f"{path}, record {number}", row, compression)
     except (pyarrow.ArrowException, OSError) as error:
-        raise KdError(f"{path}: no parquet that can be read ({' '.join(str(error).split())[:120]})") from error
+        raise KdError(f"{path}: expected a parquet file, got an error ({shorten(error)}). Check the file.") from error
 
 
 def read_compression(path: Path) -> Compression:
-    """The settings by which the files beside it were written; raises KdError for others than DistillKit's."""
+    """Return the settings of the parquet files in the same folder.
+
+    Raises:
+      KdError: if the file is missing, or not as DistillKit writes it.
+    """
     import yaml
 
     if not path.exists():
-        raise KdError(f"{path}: missing; DistillKit writes it beside the parquet files, keep it there")
+        raise KdError(
+            f"{path}: expected the file that DistillKit writes beside the parquet files, got none. Copy it there."
+        )
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        bins = tuple(Bin(**one) for one in given.pop("residual_bins"))
-        terms = tuple(given.pop("polynomial_terms", None) or ())
-        compression = Compression(residual_bins=bins, polynomial_terms=terms, **given)
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        bins = tuple(Bin(**one) for one in fields.pop("residual_bins"))
+        terms = tuple(fields.pop("polynomial_terms", None) or ())
+        compression = Compression(residual_bins=bins, polynomial_terms=terms, **fields)
         compression.check(str(path))
     except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise KdError(f"{path}: not as DistillKit writes it ({' '.join(str(error).split())[:120]})") from error
+        raise KdError(f"{path}: expected DistillKit's settings, got an error ({shorten(error)}). {REMEDY}") from error
     return compression
 
 
@@ -128,48 +166,53 @@ def _record(where: str, row: Mapping[str, Any], compression: Compression) -> Log
         tokens_S = np.asarray(row["input_ids"], np.uint64).astype(np.int64)
         logp_bytes_NX, ids_bytes_NX = (np.asarray(row[name], np.uint8) for name in COLUMNS[1:])
     except (TypeError, ValueError, OverflowError) as error:
-        raise KdError(f"{where}: lists of other numbers than DistillKit's, or of unlike lengths") from error
+        raise KdError(
+            f"{where}: expected lists of bytes, all of one length, got others. Write the file again."
+        ) from error
     if tokens_S.ndim != 1 or logp_bytes_NX.ndim != 2 or ids_bytes_NX.ndim != 2:
-        raise KdError(f"{where}: says nothing of any token; leave the record out")
+        raise KdError(f"{where}: expected rows for the tokens, got none. Remove the record.")
     if not len(tokens_S) - 1 == len(logp_bytes_NX) == len(ids_bytes_NX):
         raise KdError(
-            f"{where}: {len(logp_bytes_NX)} and {len(ids_bytes_NX)} rows for {len(tokens_S)} tokens; wanted one fewer"
+            f"{where}: expected {len(tokens_S) - 1} rows for {len(tokens_S)} tokens, got {len(logp_bytes_NX)} and "
+            f"{len(ids_bytes_NX)}. Write the file again."
         )
-    logp_NK, ids_NK = values(where, logp_bytes_NX, compression), indices(where, ids_bytes_NX, compression)
-    # Ranks that were missing are -inf, their ids anything; differences to -inf come out as nan.
+    logp_NK, ids_NK = decode_values(where, logp_bytes_NX, compression), decode_indices(where, ids_bytes_NX, compression)
+    # Missing ranks are -inf and have any id; sums behind them are nan.
     named_NK = ~np.logical_or.accumulate(logp_NK == -np.inf, axis=-1)
     ids_NK, logp_NK = np.where(named_NK, ids_NK, NO_TOKEN), np.where(named_NK, logp_NK, -np.inf)
     return LogprobRecord(where, tokens_S, np.arange(1, len(tokens_S)), ids_NK, logp_NK)
 
 
-def indices(where: str, bytes_NX: np.ndarray, compression: Compression) -> np.ndarray:
-    """int64 [N, k]: ceil(log2 d) bits each."""
+def decode_indices(where: str, bytes_NX: np.ndarray, compression: Compression) -> np.ndarray:
+    """Return the ids, int64 [N, k], of ceil(log2 d) bits each."""
     bits = int(np.ceil(np.log2(np.float32(compression.d))))
-    ids_NK, rest_NX = _unpacked(where, bytes_NX, bits, compression.k)
-    _refuse_more(where, rest_NX)
+    ids_NK, rest_NX = _unpack_bits(where, bytes_NX, bits, compression.k)
+    _check_no_bytes_left(where, rest_NX)
     return ids_NK.astype(np.int64)
 
 
-def values(where: str, bytes_NX: np.ndarray, compression: Compression) -> np.ndarray:
-    """float64 [N, k]: what the bytes say, in the order of rank.
+def decode_values(where: str, bytes_NX: np.ndarray, compression: Compression) -> np.ndarray:
+    r"""Return the log-probabilities, float64 [N, k], in the order of rank.
 
-    .. math:: v_r = \\sum_j c_j t_r^{e_j} + s_b (q_r - 2^{b-1})
+    .. math:: v_r = \sum_j c_j t_r^{e_j} + s_b (q_r - 2^{b-1})
 
-    behind the exact ones; with delta_encoding a cumulative sum of them, in float32.
+    for the ranks behind the exact ones. With delta_encoding the result is their cumulative sum, in float32.
     """
-    exact_NX, bytes_NX = _floats(where, bytes_NX, compression.exact_dtype, compression.exact_k)
+    exact_NX, bytes_NX = _split_floats(where, bytes_NX, compression.exact_dtype, compression.exact_k)
     others = compression.k - compression.exact_k
-    coefficients_NX, bytes_NX = _floats(where, bytes_NX, compression.term_dtype, len(compression.polynomial_terms))
+    coefficients_NX, bytes_NX = _split_floats(
+        where, bytes_NX, compression.term_dtype, len(compression.polynomial_terms)
+    )
     value_NX = np.zeros((len(bytes_NX), others), np.float32)
     start = 0
     for one in compression.residual_bins:
-        scale_N1, bytes_NX = _floats(where, bytes_NX, one.scale_dtype, 1)
-        steps_NX, bytes_NX = _unpacked(where, bytes_NX, one.element_bits, one.num_elements)
+        scale_N1, bytes_NX = _split_floats(where, bytes_NX, one.scale_dtype, 1)
+        steps_NX, bytes_NX = _unpack_bits(where, bytes_NX, one.element_bits, one.num_elements)
         steps_NX = steps_NX.astype(np.float32)
         level_NX = 2 * steps_NX - 1 if one.element_bits == 1 else steps_NX - np.float32(2.0 ** (one.element_bits - 1))
         value_NX[:, start : start + one.num_elements] = level_NX * scale_N1.astype(np.float32)
         start += one.num_elements
-    _refuse_more(where, bytes_NX)
+    _check_no_bytes_left(where, bytes_NX)
     with np.errstate(over="ignore", invalid="ignore"):
         if compression.polynomial_terms:
             value_NX = value_NX + coefficients_NX.astype(np.float64) @ _polynomial(compression, others).T
@@ -178,32 +221,38 @@ def values(where: str, bytes_NX: np.ndarray, compression: Compression) -> np.nda
 
 
 def _polynomial(compression: Compression, ranks: int) -> np.ndarray:
-    """[ranks, terms]: each term at each rank."""
+    """Return each term at each rank, [ranks, terms]."""
     t_X = np.linspace(0, 1, ranks) if compression.normalize_t else np.arange(ranks, dtype=np.float64)
     terms = compression.polynomial_terms
-    return np.stack([TERMS[term](t_X) if term in TERMS else t_X**term for term in terms], axis=-1)
+    return np.stack([TERMS[term](t_X) if term in TERMS else t_X ** int(term) for term in terms], axis=-1)
 
 
-def _floats(where: str, bytes_NX: np.ndarray, dtype: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(`count` numbers of each row, little-endian, and the bytes behind them)."""
+def _split_floats(where: str, bytes_NX: np.ndarray, dtype: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (the first `count` little-endian numbers of each row, the remaining bytes)."""
     kind = np.dtype(DTYPES[dtype])
     size = count * kind.itemsize
     if bytes_NX.shape[1] < size:
-        raise KdError(f"{where}: fewer bytes than compression_config.yaml asks for; is it of these files?")
+        raise KdError(
+            f"{where}: expected at least {size} bytes by compression_config.yaml, got {bytes_NX.shape[1]}. {REMEDY}"
+        )
     numbers_NX = np.ascontiguousarray(bytes_NX[:, :size]).view(kind).reshape(len(bytes_NX), count)
     return numbers_NX, bytes_NX[:, size:]
 
 
-def _unpacked(where: str, bytes_NX: np.ndarray, bits: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(`count` whole numbers of `bits` bits of each row, most significant first; the bytes behind them)."""
+def _unpack_bits(where: str, bytes_NX: np.ndarray, bits: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (the first `count` integers of `bits` bits of each row, most significant first, the remaining bytes)."""
     size = -(-bits * count // 8)
     if bytes_NX.shape[1] < size:
-        raise KdError(f"{where}: fewer bytes than compression_config.yaml asks for; is it of these files?")
+        raise KdError(
+            f"{where}: expected at least {size} bytes by compression_config.yaml, got {bytes_NX.shape[1]}. {REMEDY}"
+        )
     bits_NX = np.unpackbits(bytes_NX[:, :size], axis=-1, count=bits * count)
     weight_X = np.uint64(1) << np.arange(bits - 1, -1, -1, dtype=np.uint64)
     return bits_NX.reshape(len(bytes_NX), count, bits).astype(np.uint64) @ weight_X, bytes_NX[:, size:]
 
 
-def _refuse_more(where: str, bytes_NX: np.ndarray) -> None:
+def _check_no_bytes_left(where: str, bytes_NX: np.ndarray) -> None:
     if bytes_NX.shape[1]:
-        raise KdError(f"{where}: {bytes_NX.shape[1]} bytes more than compression_config.yaml asks for")
+        raise KdError(
+            f"{where}: expected no bytes beyond compression_config.yaml, got {bytes_NX.shape[1]} more. {REMEDY}"
+        )

@@ -1,4 +1,4 @@
-"""The formats of stored log-probabilities by their names."""
+"""The formats of stored log-probabilities, by name."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +9,12 @@ from kd_jax.teaching.imported.readers.base import LogprobRecord
 
 
 class Format(NamedTuple):
-    """How files are read, and whether they hold log-probabilities (else logits without their log Z)."""
+    """A format of files.
+
+    Attributes:
+      read: path -> records.
+      normalised: whether the files hold log-probabilities (else logits without their log Z).
+    """
 
     read: Callable[[Path], Iterator[LogprobRecord]]
     normalised: bool

@@ -8,26 +8,26 @@ from kd_jax.errors import KdError
 from kd_jax.teaching.imported.readers.base import (
     Entries,
     LogprobRecord,
+    check_type,
+    get_typed,
     json_lines,
-    member,
-    number,
-    of_kind,
-    rectangular,
-    token_id,
+    make_record,
+    parse_number,
+    parse_token_id,
 )
 
-ASK = "ask for return_logprob, top_logprobs_num and logprob_start_len=0"
+REMEDY = "Request return_logprob, top_logprobs_num and logprob_start_len=0"
 
 
 def read(path: Path) -> Iterator[LogprobRecord]:
-    """The records of a file.
+    """Yield the records of a file.
 
-    A line is a response, or a list of them. `meta_info.input_token_logprobs` has [log-probability, id, text] of every
-    input token from `logprob_start_len` on, `input_top_logprobs` beside it a list of such, or null at the first. Where
-    it does not begin at the first token, the request's `input_ids` must stand beside `meta_info`.
+    A line is a response or a list of responses. `meta_info.input_token_logprobs` has [log-probability, id, text] of
+    every input token from `logprob_start_len` on. `meta_info.input_top_logprobs` has a list of such triples for each,
+    or null for the first. If `logprob_start_len` is not 0, the request's `input_ids` must stand beside `meta_info`.
 
     Raises:
-      KdError: names the file, the record and what is wrong with it.
+      KdError: names the file, the record and the error.
     """
     for where, line in json_lines(path):
         for response in line if type(line) is list else [line]:
@@ -35,36 +35,41 @@ def read(path: Path) -> Iterator[LogprobRecord]:
 
 
 def _record(where: str, response: Any) -> LogprobRecord:
-    meta = member(where, response, "meta_info", dict)
+    meta = get_typed(where, response, "meta_info", dict)
     for name in ("input_token_logprobs", "input_top_logprobs"):
         if name not in meta or meta[name] is None:
-            raise KdError(f"{where}: no meta_info.{name}; {ASK}")
-    scored, top = (member(where, meta, name, list) for name in ("input_token_logprobs", "input_top_logprobs"))
+            raise KdError(f"{where}: expected meta_info.{name}, got none. {REMEDY}.")
+    scored, top = (get_typed(where, meta, name, list) for name in ("input_token_logprobs", "input_top_logprobs"))
     if len(scored) != len(top):
-        raise KdError(f"{where}: {len(top)} input_top_logprobs for {len(scored)} input tokens; wanted one for each")
-    tokens = [token_id(where, _triple(where, one)[1]) for one in scored]
-    if "input_ids" in response:
-        whole = [token_id(where, one) for one in member(where, response, "input_ids", list)]
-    else:
-        whole = tokens
-    begin, count = len(whole) - len(tokens), meta["prompt_tokens"] if "prompt_tokens" in meta else len(whole)
-    if begin < 0 or whole[begin:] != tokens or count != len(whole):
         raise KdError(
-            f"{where}: input_token_logprobs of {len(tokens)} of {str(count)[:20]} input tokens; {ASK}, or keep the "
-            "request's input_ids beside meta_info"
+            f"{where}: expected input_top_logprobs for each of {len(scored)} input tokens, got {len(top)}. Write the "
+            "file again."
         )
-    named = ((begin + t, _entries(f"{where}, token {begin + t}", one)) for t, one in enumerate(top))
-    return rectangular(where, whole, [(target, entries) for target, entries in named if entries])
+    tokens = [parse_token_id(where, _triple(where, one)[1]) for one in scored]
+    if "input_ids" in response:
+        input_ids = [parse_token_id(where, one) for one in get_typed(where, response, "input_ids", list)]
+    else:
+        input_ids = tokens
+    start, count = len(input_ids) - len(tokens), meta.get("prompt_tokens", len(input_ids))
+    if start < 0 or input_ids[start:] != tokens or count != len(input_ids):
+        raise KdError(
+            f"{where}: expected input_token_logprobs of all {str(count)[:20]} input tokens, got {len(tokens)}. "
+            f"{REMEDY}, or store the request's input_ids beside meta_info."
+        )
+    positions = ((start + t, _entries(f"{where}, token {start + t}", one)) for t, one in enumerate(top))
+    return make_record(where, input_ids, [(target, entries) for target, entries in positions if entries])
 
 
 def _entries(where: str, position: Any) -> Entries:
     if position is None:
         return []
-    triples = [_triple(where, one) for one in of_kind(where, position, list, "an entry of input_top_logprobs")]
-    return [(token_id(where, token), number(where, logp)) for logp, token, *_ in triples]
+    triples = [_triple(where, one) for one in check_type(where, position, list, "an entry of input_top_logprobs")]
+    return [(parse_token_id(where, token), parse_number(where, logp)) for logp, token, *_ in triples]
 
 
 def _triple(where: str, value: Any) -> list[Any]:
     if type(value) is not list or not 2 <= len(value) <= 3:
-        raise KdError(f"{where}: {str(value)[:40]!r}; wanted [log-probability, token id, text]")
+        raise KdError(
+            f"{where}: expected [log-probability, token id, text], got {str(value)[:40]!r}. Write the file again."
+        )
     return value

@@ -10,30 +10,29 @@ from kd_jax.errors import KdError
 from kd_jax.teaching.imported.readers.base import (
     Entries,
     LogprobRecord,
+    check_type,
+    get_field,
+    get_typed,
     json_lines,
-    member,
-    number,
-    of_kind,
-    present,
-    rectangular,
-    token_id,
+    make_record,
+    parse_number,
+    parse_token_id,
 )
 
-MINUS_INFINITY = -9999.0  # as the server writes it, since JSON has none
-ASK = "ask the server for prompt_logprobs and return_token_ids"
-Ranked = list[tuple[int, float, int | None]]  # (token id, log-probability, its rank from 1 where known)
+MINUS_INFINITY = -9999.0  # the server writes this, since JSON has no infinity
+REMEDY = "Request prompt_logprobs and return_token_ids from the server."
+Ranked = list[tuple[int, float, int | None]]  # (token id, log-probability, rank from 1 where known)
 
 
 def read(path: Path) -> Iterator[LogprobRecord]:
-    """The records of a file.
+    """Yield the records of a file.
 
-    A line is a server's response, with `choices` or for a chat, or an offline output: `prompt_token_ids`, and as
-    `prompt_logprobs` a list of null or {id: {"logprob", "rank"}}, or the fields of a FlatLogprobs. Entry t scores
-    token t. Where the scored token is not of the likeliest it stands beside them, by its rank, and is left out: what
-    remains are a position's likeliest.
+    A line is a server's response to a completion or a chat, or an offline output. It has `prompt_token_ids`, and
+    `prompt_logprobs`: a list of null or {id: {"logprob", "rank"}}, or the fields of a FlatLogprobs. Entry t scores
+    token t. A scored token whose rank is beyond the k most likely tokens is dropped.
 
     Raises:
-      KdError: names the file, the record and what is wrong with it.
+      KdError: names the file, the record and the error.
     """
     for where, response in json_lines(path):
         for holder in _holders(where, response):
@@ -41,64 +40,77 @@ def read(path: Path) -> Iterator[LogprobRecord]:
 
 
 def _holders(where: str, response: Any) -> list[Any]:
-    """The objects that hold `prompt_logprobs`: a completion's choices, or the response itself."""
+    """Return the objects that hold `prompt_logprobs`: a completion's choices, or the response itself."""
     if type(response) is dict and "choices" in response and "prompt_logprobs" not in response:
-        return member(where, response, "choices", list)
+        return get_typed(where, response, "choices", list)
     return [response]
 
 
 def _record(where: str, holder: Any) -> LogprobRecord:
-    tokens = [token_id(where, one) for one in member(where, holder, "prompt_token_ids", list)]
-    if holder["prompt_logprobs"] is None if "prompt_logprobs" in holder else "logprobs" in holder:
-        raise KdError(f"{where}: logprobs of generated tokens at most, whose keys are texts, not ids; {ASK}")
-    stored = present(where, holder, "prompt_logprobs")
-    if type(stored) is dict:
-        positions = _flat(where, stored)
+    tokens = [parse_token_id(where, one) for one in get_typed(where, holder, "prompt_token_ids", list)]
+    if holder.get("prompt_logprobs") is None and ("prompt_logprobs" in holder or "logprobs" in holder):
+        raise KdError(
+            f"{where}: expected prompt_logprobs, got logprobs of generated tokens at most, whose keys are texts. "
+            f"{REMEDY}"
+        )
+    logprobs = get_field(where, holder, "prompt_logprobs")
+    if type(logprobs) is dict:
+        positions = _parse_flat(where, logprobs)
     else:
-        listed = of_kind(where, stored, list, "prompt_logprobs")
-        positions = [_listed(f"{where}, token {t}", one) for t, one in enumerate(listed)]
+        entries = check_type(where, logprobs, list, "prompt_logprobs")
+        positions = [_parse_position(f"{where}, token {t}", one) for t, one in enumerate(entries)]
     if len(positions) != len(tokens):
-        raise KdError(f"{where}: {len(positions)} prompt_logprobs for {len(tokens)} tokens; wanted one for each")
-    return rectangular(where, tokens, [(t, _likeliest(ranked)) for t, ranked in enumerate(positions) if ranked])
+        raise KdError(
+            f"{where}: expected prompt_logprobs for each of {len(tokens)} tokens, got {len(positions)}. Write the file "
+            "again."
+        )
+    return make_record(where, tokens, [(t, _top_entries(ranked)) for t, ranked in enumerate(positions) if ranked])
 
 
-def _listed(where: str, position: Any) -> Ranked:
-    """Of a null, as the first token has, or an object."""
+def _parse_position(where: str, position: Any) -> Ranked:
+    """Return the entries of an object, or of null, which the first token has."""
     if position is None:
         return []
     entries = []
-    for token, one in of_kind(where, position, dict, "an entry of prompt_logprobs").items():
-        logp = number(where, present(where, one, "logprob"))
-        entries.append((token_id(where, token), logp, _rank(where, present(where, one, "rank"))))
+    for token, one in check_type(where, position, dict, "an entry of prompt_logprobs").items():
+        logp = parse_number(where, get_field(where, one, "logprob"))
+        entries.append((parse_token_id(where, token), logp, _parse_rank(where, get_field(where, one, "rank"))))
     return entries
 
 
-def _flat(where: str, flat: dict[str, Any]) -> list[Ranked]:
-    """Of a FlatLogprobs, whose positions may begin with the scored token and name it again."""
+def _parse_flat(where: str, flat: dict[str, Any]) -> list[Ranked]:
+    """Return the entries of a FlatLogprobs, whose positions may begin with the scored token and repeat it."""
     starts, ends, tokens, logps, ranks = (
-        member(where, flat, name, list) for name in ("start_indices", "end_indices", "token_ids", "logprobs", "ranks")
+        get_typed(where, flat, name, list)
+        for name in ("start_indices", "end_indices", "token_ids", "logprobs", "ranks")
     )
     if len(starts) != len(ends) or not len(tokens) == len(logps) == len(ranks):
-        raise KdError(f"{where}: lists of prompt_logprobs differ in length; write the file again")
+        raise KdError(f"{where}: expected lists of one length in prompt_logprobs, got others. Write the file again.")
     positions = []
     for t, (start, end) in enumerate(zip(starts, ends, strict=True)):
         if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(tokens):
-            raise KdError(f"{where}, token {t}: entries {str(start)[:20]} to {str(end)[:20]}; write the file again")
+            raise KdError(
+                f"{where}, token {t}: expected entries between 0 and {len(tokens)}, got {str(start)[:20]} to "
+                f"{str(end)[:20]}. Write the file again."
+            )
         at = f"{where}, token {t}"
-        entries = [(token_id(at, tokens[i]), number(at, logps[i]), _rank(at, ranks[i])) for i in range(start, end)]
-        again = entries and entries[0][:2] in [one[:2] for one in entries[1:]]
-        positions.append(entries[1:] if again else entries)
+        entries = [
+            (parse_token_id(at, tokens[i]), parse_number(at, logps[i]), _parse_rank(at, ranks[i]))
+            for i in range(start, end)
+        ]
+        repeated = entries and entries[0][:2] in [one[:2] for one in entries[1:]]
+        positions.append(entries[1:] if repeated else entries)
     return positions
 
 
-def _rank(where: str, value: Any) -> int | None:
+def _parse_rank(where: str, value: Any) -> int | None:
     if value is not None and type(value) is not int:
-        raise KdError(f"{where}: {str(value)[:40]!r} as a rank; wanted a whole number or null")
+        raise KdError(f"{where}: expected an integer or null as a rank, got {str(value)[:40]!r}. Write the file again.")
     return value
 
 
-def _likeliest(ranked: Ranked) -> Entries:
-    """Without a scored token that is not of the likeliest: its rank is beyond the number of entries."""
+def _top_entries(ranked: Ranked) -> Entries:
+    """Return the entries without a scored token whose rank is beyond the number of entries."""
     return [
         (token, -np.inf if logp <= MINUS_INFINITY else logp)
         for token, logp, rank in ranked

@@ -1,6 +1,6 @@
-"""Files as four programs write them, from log-probabilities [S, V]: row t is about token t + 1 of the sequence.
+"""Files as four programs write them, from log-probabilities [S, V]: row t predicts token t + 1 of the sequence.
 
-Written from the formats' descriptions, with nothing of the readers.
+Written from the formats' descriptions, without any code of the readers.
 """
 
 import json
@@ -12,18 +12,18 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from pyarrow import parquet
 
 
-def likeliest(logp_V, k):
+def most_likely(logp_V, k):
     return [int(i) for i in np.argsort(-logp_V, kind="stable")[:k]]
 
 
 def with_scored(logp_V, k, token):
-    """Ids as vLLM names them: the scored token first, then the k likeliest; each with its rank."""
-    ranks = {i: rank for rank, i in enumerate(likeliest(logp_V, len(logp_V)), 1)}
-    return [(token, ranks[token])] + [(i, ranks[i]) for i in likeliest(logp_V, k)]
+    """Return (id, rank) of the scored token and then of the k most likely, in vLLM's order."""
+    ranks = {i: rank for rank, i in enumerate(most_likely(logp_V, len(logp_V)), 1)}
+    return [(token, ranks[token])] + [(i, ranks[i]) for i in most_likely(logp_V, k)]
 
 
 def vllm_response(tokens, logp_SV, k):
-    """A server's response to a completion: entry t scores token t, the first is null."""
+    """Return a server's response to a completion: entry t scores token t, the first is null."""
     entries = [None]
     for token, logp_V in zip(tokens[1:], logp_SV, strict=False):
         named = with_scored(logp_V, k, token)
@@ -35,7 +35,7 @@ def vllm_response(tokens, logp_SV, k):
 
 
 def vllm_flat(tokens, logp_SV, k):
-    """An offline output whose prompt_logprobs is a FlatLogprobs."""
+    """Return an offline output whose prompt_logprobs is a FlatLogprobs."""
     names = ("start_indices", "end_indices", "token_ids", "logprobs", "ranks", "decoded_tokens")
     flat = {name: [] for name in names}
     flat["start_indices"].append(0)
@@ -55,7 +55,7 @@ def sglang_response(tokens, logp_SV, k):
     scored, top = [[None, tokens[0], None]], [None]
     for token, logp_V in zip(tokens[1:], logp_SV, strict=False):
         scored.append([float(logp_V[token]), token, None])
-        top.append([[float(logp_V[i]), i, None] for i in likeliest(logp_V, k)])
+        top.append([[float(logp_V[i]), i, None] for i in most_likely(logp_V, k)])
     meta = {"prompt_tokens": len(tokens), "input_token_logprobs": scored, "input_top_logprobs": top}
     return {"text": "", "meta_info": meta}
 
@@ -66,13 +66,13 @@ def lines(path, responses):
 
 
 def packed_bits(numbers, bits):
-    """Numbers of so many bits, most significant first, zeros behind to whole bytes."""
+    """Return bytes of numbers of so many bits, most significant first, padded with zeros."""
     text = "".join(format(number, f"0{bits}b") for number in numbers)
     text += "0" * (-len(text) % 8)
     return [int(text[i : i + 8], 2) for i in range(0, len(text), 8)]
 
 
-# 4 exact values, a polynomial of rank and its root for the others, residuals in 12 and in 4 bits; one is left out.
+# 4 exact values; for the others a polynomial of the rank and its root, residuals in 12 and in 4 bits, one rank without.
 COMPRESSION = """\
 d: 60
 k: 16
@@ -90,8 +90,8 @@ normalize_t: false
 
 
 def distillkit_row(logp_V):
-    """(bytes of the values, bytes of the indices) of one position, under COMPRESSION."""
-    ids = likeliest(logp_V, 16)
+    """Return (bytes of the values, bytes of the indices) of one position, by COMPRESSION."""
+    ids = most_likely(logp_V, 16)
     deltas = np.diff(logp_V[ids].astype(np.float32), prepend=np.float32(0))
     rank = np.arange(12, dtype=np.float32)
     terms = np.stack([rank**0, rank, np.sqrt(rank)], axis=-1)
@@ -106,7 +106,7 @@ def distillkit_row(logp_V):
 
 
 def distillkit(path, sequences):
-    """sequences: (tokens, logp_SV) each; one row fewer than tokens."""
+    """Write (tokens, logp_SV) of each sequence; one row fewer than tokens."""
     path.with_name("compression_config.yaml").write_text(COMPRESSION)
     rows = [[distillkit_row(logp_V) for logp_V in logp_SV[: len(tokens) - 1]] for tokens, logp_SV in sequences]
     of_bytes = pyarrow.list_(pyarrow.list_(pyarrow.uint8()))
@@ -128,12 +128,12 @@ def varint(number):
 
 
 def tagged(field, data):
-    """A length-delimited field of a protobuf message."""
+    """Return a length-delimited field of a protobuf message."""
     return varint(field << 3 | 2) + varint(len(data)) + data
 
 
 def example(**features):
-    """A tf.train.Example, by the wire: floats in field 2 of a Feature, whole numbers in field 3."""
+    """Return a serialised tf.train.Example: floats in field 2 of a Feature, integers in field 3."""
     entries = b""
     for name, values in features.items():
         if values and type(values[0]) is float:
@@ -145,11 +145,11 @@ def example(**features):
 
 
 def maxtext(path, sequences, k, shift=7.5):
-    """sequences: (tokens, logp_SV) each; a row for each token, logits rather than log-probabilities, zeros behind."""
+    """Write (tokens, logp_SV) of each sequence: a row of logits for each token, then padding."""
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for tokens, logp_SV in sequences:
         padded, rows = [*tokens, 0, 0], [*logp_SV[: len(tokens)], *[np.zeros(logp_SV.shape[1])] * 2]
-        ids = [likeliest(logp_V, k) for logp_V in rows]
+        ids = [most_likely(logp_V, k) for logp_V in rows]
         logits = [float(logp_V[i]) + shift for logp_V, row in zip(rows, ids, strict=True) for i in row]
         features = {"inputs": padded, "top_k_logits": logits, "top_k_indices": [i for row in ids for i in row]}
         writer.write(example(**features, sequence_hash=[-3]))
