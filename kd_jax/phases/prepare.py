@@ -17,8 +17,9 @@ from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.runtime import progress
+from kd_jax.sources.base import SPLITS, UNLABELLED, Splits
 from kd_jax.sources.rows import ConcatenatedRows, MappedRows, SelectFields, sample, subset, with_progress
-from kd_jax.sources.splits import SPLITS, UNLABELLED, Splits, describe_leaks, remove_leaks
+from kd_jax.sources.splits import describe_leaks, remove_leaks
 from kd_jax.tasks.base import Example, Task
 from kd_jax.tokenizers import base as tokenizers
 
@@ -94,7 +95,7 @@ def inputs(experiment: ResolvedExperiment) -> dict[str, Any]:
     """Return the fields and file digests that decide the prepared data."""
     parts = {"source": experiment.source, "task": experiment.task, "tokenizer": experiment.tokenizer}
     flat = {key: value for name, part in parts.items() for key, value in config.flatten(part, name).items()}
-    measuring = {("task", field) for field in experiment.task.measuring}  # read by `evaluate` alone
+    measuring = {("task", field) for field in experiment.task.evaluation_fields}  # read by `evaluate` alone
     flat = {key: value for key, value in flat.items() if tuple(key.split(".")[:2]) not in measuring}
     sources = (*experiment.source.files(), *experiment.tokenizer.input_files())
     return flat | {f"consumed.{path}": manifest.file_digest(path) for path in sources}

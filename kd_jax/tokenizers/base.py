@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeGuard
+from typing import ClassVar, Protocol, TypeGuard
 
 import numpy as np
 
@@ -81,7 +81,15 @@ class Tokenizer(Protocol):
 
 
 class TokenizerSettings(Protocol):
-    """An experiment's tokenizer settings: a frozen dataclass that prepares a tokenizer's files and loads them."""
+    """An experiment's tokenizer settings: a frozen dataclass that prepares a tokenizer's files and loads them.
+
+    Attributes:
+      pretrained: whether the tokenizer belongs to a pretrained model; see `is_pretrained`.
+      files: names of the files that `prepare` writes and `load` reads.
+    """
+
+    pretrained: ClassVar[bool]
+    files: ClassVar[tuple[str, ...]]
 
     @property
     def vocab_size(self) -> int:
@@ -89,18 +97,8 @@ class TokenizerSettings(Protocol):
         ...
 
     @property
-    def pretrained(self) -> bool:
-        """Whether the tokenizer belongs to a pretrained model; see `is_pretrained`."""
-        ...
-
-    @property
     def sample(self) -> int:
         """Maximum number of characters of training text for `prepare`; 0 for all."""
-        ...
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Names of the files that `prepare` writes and `load` reads."""
         ...
 
     def check(self) -> None:

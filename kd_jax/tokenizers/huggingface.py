@@ -81,8 +81,12 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
     target: str = ""
 
     pretrained: ClassVar[bool] = True
-    sample: ClassVar[int] = 0
     files: ClassVar[tuple[str, ...]] = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL, ROWS)
+
+    @property
+    def sample(self) -> int:
+        """0: all texts, whose tokens `cut` keeps."""
+        return 0
 
     @property
     def vocab_size(self) -> int:

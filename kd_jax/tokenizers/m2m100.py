@@ -49,14 +49,22 @@ folder.
     target: str = ""
 
     pretrained: ClassVar[bool] = True
-    sample: ClassVar[int] = 0
-    cut: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = (MODEL, VOCAB, TOKENIZER_CONFIG, SPECIAL, ROWS)
+
+    @property
+    def sample(self) -> int:
+        """0: the texts change nothing."""
+        return 0
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens of the folder's tokenizer."""
         return max(self._vocab().values()) + 1
+
+    @property
+    def cut(self) -> bool:
+        """False: a BPE SentencePiece model cannot be pruned."""
+        return False
 
     def with_folder(self, folder: str) -> "M2M100Tokenizer":
         """Return these settings for another folder."""

@@ -60,8 +60,12 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
     cut: bool = False
 
     pretrained: ClassVar[bool] = True
-    sample: ClassVar[int] = 0
     files: ClassVar[tuple[str, ...]] = (SOURCE, TARGET, VOCAB, TOKENIZER_CONFIG, SPECIAL, ROWS)
+
+    @property
+    def sample(self) -> int:
+        """0: all texts, whose tokens `cut` keeps."""
+        return 0
 
     @property
     def vocab_size(self) -> int:

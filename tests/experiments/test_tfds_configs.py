@@ -1,4 +1,4 @@
-"""The experiments on the TFDS catalogue, on made-up text in the catalogue's own features: nothing is downloaded."""
+"""The experiments on the TFDS catalogue, on made-up text with the catalogue's features; nothing is downloaded."""
 
 import dataclasses
 from pathlib import Path
@@ -11,13 +11,14 @@ from kd_jax import config
 from kd_jax.artifacts.manifest import read_lines
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.store import Store
-from kd_jax.phases.check import check
+from kd_jax.experiment import resolve
 from kd_jax.phases import prepare
+from kd_jax.phases.check import check
 from kd_jax.sources.tfds_reader import find_builder
 from kd_jax.tokenizers.sentencepiece import SentencePiece
 
 CONFIGS = sorted((Path(__file__).parents[2] / "experiments/configs/tfds").glob("*.py"))
-SPLITS = {  # as the catalogue says that the dataset has them
+SPLITS = {  # of the datasets, by the catalogue
     "c4_realnewslike": ("train", "validation"),
     "cnn_dailymail": ("train", "validation", "test"),
     "gsm8k": ("train", "test", "train_socratic", "test_socratic"),
@@ -28,7 +29,7 @@ SPLITS = {  # as the catalogue says that the dataset has them
     "wmt19_translate": ("train", "validation"),
     "xsum": ("train", "validation", "test"),
 }
-SIZE = 800  # of each split, so that a share of half a per cent is not empty
+SIZE = 800  # examples of each split, so that a share of 0.5% is not empty
 WORDS = (
     "the",
     "a",
@@ -48,44 +49,41 @@ WORDS = (
 )
 
 
-def text(rng):
-    """Two or three made-up sentences."""
+def make_text(rng):
+    """Return two or three made-up sentences."""
     sentences = (" ".join(rng.choice(WORDS, rng.integers(4, 12))) for _ in range(rng.integers(2, 4)))
     return " ".join(f"{sentence.capitalize()}." for sentence in sentences)
 
 
 def prepare_mock(dataset, splits, folder, monkeypatch):
-    """Leaves a prepared dataset of that name, of its own features, with made-up text in each."""
+    """Prepare a dataset of that name, with made-up text in each of its features."""
     builder = find_builder(dataset, str(folder))
     features = builder.info.features
     assert all(feature.np_dtype == np.object_ and feature.shape == () for feature in features.values())
     rng = np.random.default_rng(0)
 
     def examples():
-        return {split: ((i, {name: text(rng) for name in features}) for i in range(SIZE)) for split in splits}
+        return {split: ((i, {name: make_text(rng) for name in features}) for i in range(SIZE)) for split in splits}
 
     monkeypatch.setattr(builder, "_split_generators", lambda *_, **__: examples())
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
 
 
-def small(path, folder):
-    """The file's experiment, read from `folder`, with a tokeniser that trains in a moment."""
+def load_small(path, folder):
+    """Load the experiment with its dataset in `folder` and a small tokenizer."""
     experiment = config.load_experiment(path)
-    return dataclasses.replace(
-        experiment,
-        source=dataclasses.replace(experiment.source, data_dir=str(folder)),
-        tokenizer=SentencePiece(vocab_size=48),
-    )
+    source = dataclasses.replace(experiment.source, data_dir=str(folder))
+    return resolve(dataclasses.replace(experiment, source=source, tokenizer=SentencePiece(vocab_size=48)))
 
 
-def test_every_file_has_its_splits_here():
+def test_all_configs_are_tested():
     assert [path.stem for path in CONFIGS] == sorted(SPLITS)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_experiment_is_whole_and_its_data_are_encoded(path, tmp_path, monkeypatch):
+def test_data_of_the_experiment_are_encoded(path, tmp_path, monkeypatch):
     check(config.load_experiment(path))
-    experiment = small(path, tmp_path / "tfds")
+    experiment = load_small(path, tmp_path / "tfds")
     assert experiment.name == path.stem
     prepare_mock(experiment.source.dataset, SPLITS[path.stem], tmp_path / "tfds", monkeypatch)
     workdir = Workdir(tmp_path / "run")

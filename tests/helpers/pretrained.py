@@ -1,4 +1,4 @@
-"""Small folders in Hugging Face's layout, without transformers: random weights, a tokeniser trained on a few texts."""
+"""Small folders in Hugging Face's layout, without transformers: random parameters and a small tokenizer."""
 
 import json
 
@@ -20,8 +20,8 @@ CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eo
 CHAT += "{% if add_generation_prompt %}[assistant]{% endif %}"
 
 
-def bpe(texts=TEXTS):
-    """Byte-level BPE, as of GPT-2 and Llama 3."""
+def train_bpe(texts=TEXTS):
+    """Train a byte-level BPE tokenizer, as of GPT-2 and Llama 3."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -32,8 +32,8 @@ def bpe(texts=TEXTS):
     return tokenizer
 
 
-def unigram(texts=TEXTS):
-    """Unigram with blanks as pieces, as of T5, and the end of the text behind an encoder's."""
+def train_unigram(texts=TEXTS):
+    """Train a unigram tokenizer with spaces as pieces and </s> after an encoder's text, as of T5."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -48,11 +48,11 @@ def unigram(texts=TEXTS):
     return tokenizer
 
 
-TOKENIZERS = {"decoder_only": bpe, "encoder_decoder": unigram}
+TOKENIZERS = {"decoder_only": train_bpe, "encoder_decoder": train_unigram}
 
 
-def save(folder, family, *, rows=0, chat=""):
-    """The folder, with a model of `rows` rows in its embedding (0 for as many as there are tokens)."""
+def write_pretrained(folder, family, *, rows=0, chat=""):
+    """Write a model with `rows` rows in its embedding (0: one per token) to the folder; return the folder."""
     folder.mkdir(exist_ok=True)
     tokenizer, model = TOKENIZERS[family](), MODELS[family]
     tokenizer.save(str(folder / "tokenizer.json"))

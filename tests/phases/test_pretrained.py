@@ -23,7 +23,7 @@ from kd_jax.tasks.translation import Translation
 from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from kd_jax.tokenizers.sentencepiece import SentencePiece
 from kd_jax.training.model import initial_params, load_trained
-from tests.helpers.pretrained import save
+from tests.helpers.pretrained import write_pretrained
 from tests.helpers.runs import smoke
 
 LAYERS = {"decoder_only": {"layers": 1}, "encoder_decoder": {"decoder_layers": 1}}
@@ -51,7 +51,7 @@ def untrained(root, folder, family, other="", cut=False):
 def run(request, root, tmp_path_factory, lax_promotion):
     """(family, folder, experiment, workdir of a whole run)."""
     (family, cut), path = request.param, tmp_path_factory.mktemp("run")
-    folder = save(path / "model", family, rows=0 if cut else 136)
+    folder = write_pretrained(path / "model", family, rows=0 if cut else 136)
     experiment = resolve(untrained(root, folder, family, cut=cut))
     check(experiment)
     workdir = Workdir(path / "w")
@@ -177,19 +177,19 @@ def recipe_of(experiment, **changes):
     ],
 )
 def test_what_cannot_be_is_told_before_any_work(root, tmp_path, change, message):
-    folder = save(tmp_path / "model", "encoder_decoder")
+    folder = write_pretrained(tmp_path / "model", "encoder_decoder")
     with pytest.raises(KdError, match=message):
         check(resolve(change(untrained(root, folder, "encoder_decoder"))))
 
 
 def test_a_field_that_the_family_has_not_is_named(root, tmp_path):
-    folder = save(tmp_path / "model", "encoder_decoder")
+    folder = write_pretrained(tmp_path / "model", "encoder_decoder")
     with pytest.raises(KdError, match="model.layers: 1; the teacher is encoder_decoder and has no layers"):
         resolve(untrained(root, folder, "decoder_only"))
 
 
 def test_a_tokeniser_of_more_tokens_than_rows_is_refused(root, tmp_path):
-    folder, larger = save(tmp_path / "model", "encoder_decoder"), save(tmp_path / "other", "decoder_only")
+    folder, larger = write_pretrained(tmp_path / "model", "encoder_decoder"), write_pretrained(tmp_path / "other", "decoder_only")
     experiment = resolve(untrained(root, folder, "encoder_decoder", other=str(larger)))
     workdir = Workdir(tmp_path / "w")
     with pytest.raises(KdError, match="rows"):
@@ -198,7 +198,7 @@ def test_a_tokeniser_of_more_tokens_than_rows_is_refused(root, tmp_path):
 
 
 def test_a_student_can_start_from_a_small_base(root, tmp_path):
-    folder = save(tmp_path / "model", "decoder_only")
+    folder = write_pretrained(tmp_path / "model", "decoder_only")
     experiment = untrained(root, folder, "decoder_only")
     recipe = dataclasses.replace(experiment.students["student_kd"], model=None, init=FromHuggingFace(str(folder)))
     experiment = resolve(dataclasses.replace(experiment, students={"student_kd": recipe}))

@@ -22,15 +22,15 @@ from kd_jax.tasks.base import Decoding
 from kd_jax.tasks.translation import Translation
 from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from tests.helpers.runs import smoke
-from tests.helpers.translators import bart, m2m100, marian, nllb, with_network
+from tests.helpers.translators import write_bart, write_m2m100, write_marian, write_network, write_nllb
 
 hf = pytest.importorskip("transformers")
 
 CASES = {  # (how the folder is made, our settings, transformers', what generate is told besides)
-    "marian": (marian, {}, {}, None),
-    "m2m100": (m2m100, {"target": "__fr__"}, {"src_lang": "en"}, "__fr__"),
-    "nllb": (nllb, {"source": "deu_Latn", "target": "fra_Latn"}, {"src_lang": "deu_Latn"}, "fra_Latn"),
-    "bart": (bart, {}, {}, None),
+    "marian": (write_marian, {}, {}, None),
+    "m2m100": (write_m2m100, {"target": "__fr__"}, {"src_lang": "en"}, "__fr__"),
+    "nllb": (write_nllb, {"source": "deu_Latn", "target": "fra_Latn"}, {"src_lang": "deu_Latn"}, "fra_Latn"),
+    "bart": (write_bart, {}, {}, None),
 }
 LONGEST = 12
 STEPS = ["--students.student_kd.training.steps", "4", "--students.student_kd.training.eval-every", "4"]
@@ -43,7 +43,7 @@ def run(request, root, tmp_path_factory, lax_promotion):
     make, options, _, _ = CASES[request.param]
     path = tmp_path_factory.mktemp("run")
     folder = make(path)
-    folder = with_network(folder, len(hf.AutoTokenizer.from_pretrained(folder)))
+    folder = write_network(folder, len(hf.AutoTokenizer.from_pretrained(folder)))
     base = smoke(root, STEPS)
     evaluation = dataclasses.replace(base.evaluation, cached_k=0)
     given = dataclasses.replace(

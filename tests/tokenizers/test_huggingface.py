@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from kd_jax.errors import KdError
 from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
-from tests.helpers.pretrained import CHAT, TEXTS, TOKENIZERS, save
+from tests.helpers.pretrained import CHAT, TEXTS, TOKENIZERS, write_pretrained
 from tests.helpers.tokenizers import prepare_tokenizer
 
 FAMILIES = list(TOKENIZERS)
@@ -17,7 +17,7 @@ FAMILIES = list(TOKENIZERS)
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request, tmp_path_factory):
-    return save(tmp_path_factory.mktemp("model"), request.param, chat=CHAT)
+    return write_pretrained(tmp_path_factory.mktemp("model"), request.param, chat=CHAT)
 
 
 def prepare(folder, path, texts=TEXTS, **options):
@@ -103,7 +103,7 @@ def test_export_writes_the_folder_s_files(folder, tmp_path):
     ],
 )
 def test_check_raises(tmp_path, options, damage, message):
-    folder = save(tmp_path / "model", "decoder_only", chat=damage if isinstance(damage, str) else "")
+    folder = write_pretrained(tmp_path / "model", "decoder_only", chat=damage if isinstance(damage, str) else "")
     if callable(damage):
         damage(folder)
     with pytest.raises(KdError, match=message):

@@ -11,12 +11,12 @@ from kd_jax.errors import KdError
 from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from kd_jax.tokenizers.marian import MarianTokenizer
 from tests.helpers.tokenizers import prepare_tokenizer
-from tests.helpers.translators import ROWS, TEXTS, marian
+from tests.helpers.translators import ROWS, TEXTS, write_marian
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return marian(tmp_path_factory.mktemp("marian"))
+    return write_marian(tmp_path_factory.mktemp("marian"))
 
 
 def prepare(folder, path, texts=TEXTS, **options):
@@ -167,7 +167,7 @@ def change_vocabulary(change):
     ],
 )
 def test_check_raises(tmp_path, options, damage, message):
-    folder = marian(tmp_path)
+    folder = write_marian(tmp_path)
     if damage:
         damage(folder)
     with pytest.raises(KdError, match=message):
@@ -178,4 +178,4 @@ def test_prepare_raises(folder, tmp_path):
     with pytest.raises(KdError, match="task.directions: expected one direction .* got the tags <2fr>"):
         MarianTokenizer(str(folder)).prepare(TEXTS, tmp_path, ["<2fr>"])
     with pytest.raises(KdError, match="tokenizer.cut: expected a unigram model in source.spm"):
-        MarianTokenizer(str(marian(tmp_path, "bpe")), cut=True).prepare(TEXTS, tmp_path)
+        MarianTokenizer(str(write_marian(tmp_path, "bpe")), cut=True).prepare(TEXTS, tmp_path)

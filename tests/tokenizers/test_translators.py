@@ -7,20 +7,24 @@ import pytest
 from kd_jax.errors import KdError
 from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from tests.helpers.tokenizers import prepare_tokenizer
-from tests.helpers.translators import ROWS, TEXTS, bart, m2m100, marian, nllb
+from tests.helpers.translators import ROWS, TEXTS, write_bart, write_m2m100, write_marian, write_nllb
 
 hf = pytest.importorskip("transformers")
 
 CASES = {  # (function that makes the folder, our settings, transformers' settings)
-    "marian": (marian, {}, {}),
-    "nllb": (nllb, {"source": "deu_Latn", "target": "fra_Latn"}, {"src_lang": "deu_Latn", "tgt_lang": "fra_Latn"}),
+    "marian": (write_marian, {}, {}),
+    "nllb": (
+        write_nllb,
+        {"source": "deu_Latn", "target": "fra_Latn"},
+        {"src_lang": "deu_Latn", "tgt_lang": "fra_Latn"},
+    ),
     "nllb_legacy": (
-        lambda folder: nllb(folder, src_lang="eng_Latn", legacy_behaviour=True),
+        lambda folder: write_nllb(folder, src_lang="eng_Latn", legacy_behaviour=True),
         {"target": "fra_Latn"},
         {"tgt_lang": "fra_Latn"},
     ),
-    "m2m100": (m2m100, {"target": "__fr__"}, {"src_lang": "en", "tgt_lang": "fr"}),
-    "bart": (bart, {}, {}),
+    "m2m100": (write_m2m100, {"target": "__fr__"}, {"src_lang": "en", "tgt_lang": "fr"}),
+    "bart": (write_bart, {}, {}),
 }
 PARAMS = [
     (name, cut) for name in CASES for cut in (False, True) if (name, cut) != ("m2m100", True)
@@ -82,14 +86,14 @@ def test_forced_prefix(case):
 
 def nllb_without_source(folder):
     """Make a folder without a source language, as NLLB was published."""
-    path = nllb(folder) / "tokenizer_config.json"
+    path = write_nllb(folder) / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"src_lang": None}))
     return folder
 
 
 def test_special_tokens_from_ids_alone(tmp_path):
     """As BART was published."""
-    (bart(tmp_path) / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    (write_bart(tmp_path) / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
     tokenizer = prepare_tokenizer(HuggingFaceTokenizer(str(tmp_path)), tmp_path, TEXTS)
     assert (tokenizer.start, tokenizer.eos, tokenizer.pad, tokenizer.forced_prefix) == (2, 2, 1, (0,))
 
@@ -97,18 +101,30 @@ def test_special_tokens_from_ids_alone(tmp_path):
 @pytest.mark.parametrize(
     "make, options, message",
     [
-        (nllb, {"source": "eng_Latn"}, "tokenizer.target: expected a language token of the m2m_100 folder, got ''"),
+        (
+            write_nllb,
+            {"source": "eng_Latn"},
+            "tokenizer.target: expected a language token of the m2m_100 folder, got ''",
+        ),
         (
             nllb_without_source,
             {"target": "fra_Latn"},
             "tokenizer.source: expected a language token of the m2m_100 folder, got ''",
         ),
-        (nllb, {"source": "eng_Latn", "target": "fr"}, "tokenizer.target: .* got 'fr'. Name one, such as eng_Latn"),
-        (bart, {"target": "fra_Latn"}, "tokenizer.target: expected '' for a model of type bart, .* got 'fra_Latn'"),
-        (m2m100, {}, "tokenizer.target: expected a language token of .*, got ''"),
-        (m2m100, {"target": "__xx__"}, "tokenizer.target: expected a language token of .*, got '__xx__'"),
         (
-            m2m100,
+            write_nllb,
+            {"source": "eng_Latn", "target": "fr"},
+            "tokenizer.target: .* got 'fr'. Name one, such as eng_Latn",
+        ),
+        (
+            write_bart,
+            {"target": "fra_Latn"},
+            "tokenizer.target: expected '' for a model of type bart, .* got 'fra_Latn'",
+        ),
+        (write_m2m100, {}, "tokenizer.target: expected a language token of .*, got ''"),
+        (write_m2m100, {"target": "__xx__"}, "tokenizer.target: expected a language token of .*, got '__xx__'"),
+        (
+            write_m2m100,
             {"target": "__fr__", "cut": True},
             "tokenizer.cut: expected its default for an M2M100 model's folder .*, got True",
         ),

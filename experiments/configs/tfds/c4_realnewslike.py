@@ -1,9 +1,9 @@
-"""C4, its news: documents in rows of 1,024 tokens, with the models and students of lm1b.py.
+"""C4, news articles: documents in rows of 1,024 tokens, with the models and students of lm1b.py.
 
     python -m kd_jax run experiments/configs/tfds/c4_realnewslike.py --workdir runs/c4_realnewslike
 
-Preparing C4 takes Apache Beam and a cluster: prepare it there, with `tfds build --file_format=array_record`, and name
-the folder with `--source.data-dir`. `source.limit` keeps of its 13.8 million documents those that fit into memory.
+C4 must be prepared with Apache Beam on a cluster: `tfds build --file_format=array_record`. Name the folder with
+`--source.data-dir`. `source.limit` keeps 500,000 of the 13.8 million documents.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""GSM8K: word problems and their worked answers, a decoder-only teacher and a student with half of its layers.
+"""GSM8K: word problems with worked answers; a decoder-only teacher and a student with half of its layers.
 
     python -m kd_jax run experiments/configs/tfds/gsm8k.py --workdir runs/gsm8k
 
-Agarwal et al. 2024 (arXiv 2306.13649) distil on it. From nothing, models of this size learn its form and not its
-arithmetic; name a trained teacher with `FromCheckpoint`. Natural Questions has its answers in lists, which are no text.
+Agarwal et al. 2024 (arXiv 2306.13649) distil on it. Models of this size, trained from random parameters, learn the form
+of the answers but not arithmetic; use a trained teacher with `FromCheckpoint`.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
-"""One Billion Word: sentences, several packed into a row of 256 tokens; a student with half of the teacher's layers.
+"""One Billion Word: sentences packed into rows of 256 tokens; a student with half of the teacher's layers.
 
     python -m kd_jax run experiments/configs/tfds/lm1b.py --workdir runs/lm1b
 
-Sanh et al. 2019 (arXiv 1910.01108) start the student from every second layer of the teacher; DistilGPT2 is made in
-this way. Anshumann et al. 2025 (arXiv 2503.16870): tokens drawn from the teacher's distribution beat its likeliest
-ones (`student_sampled`). Of 30 million sentences, `source.limit` keeps those that fit into memory.
+Sanh et al. 2019 (arXiv 1910.01108) initialise the student from every second layer of the teacher, as for DistilGPT2.
+Anshumann et al. 2025 (arXiv 2503.16870): tokens sampled from the teacher's distribution beat its most probable ones
+(`student_sampled`). `source.limit` keeps 5 of the 30 million sentences.
 """
 
 import dataclasses

@@ -1,8 +1,9 @@
-"""SAMSum: a chat and its summary, with the models and students of cnn_dailymail.py at half the width.
+"""SAMSum: summaries of chats, with the models and students of cnn_dailymail.py at half the width.
 
     python -m kd_jax run experiments/configs/tfds/samsum.py --workdir runs/samsum
 
-14,732 examples to train on. Its file must be fetched by hand; TFDS says from where and to which folder.
+It has 14,732 training examples. Its file must be downloaded by hand; an error message says from where and to which
+folder.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ news = load_experiment(__file__.replace("samsum", "cnn_dailymail"))
 
 
 def narrow(recipe, steps):
-    """The same recipe at half the width, for fewer steps of smaller batches."""
+    """Return the recipe at half the width, with fewer steps and smaller batches."""
     training = dataclasses.replace(recipe.training, steps=steps, tokens_per_batch=2048, microbatches=1, eval_every=1000)
     model = dataclasses.replace(recipe.model, d_model=256, heads=4, d_ff=1024, dropout=0.2)
     return dataclasses.replace(recipe, model=model, training=training)

@@ -1,9 +1,9 @@
-"""The English Wikipedia: articles in rows of 1,024 tokens, with the models and students of lm1b.py.
+"""English Wikipedia: articles in rows of 1,024 tokens, with the models and students of lm1b.py.
 
     python -m kd_jax run experiments/configs/tfds/wikipedia.py --workdir runs/wikipedia
 
-Preparing it takes Apache Beam: prepare it where that is, with `tfds build --file_format=array_record`, and name the
-folder with `--source.data-dir`. It has one split; half a per cent of the articles is held out for each of the others.
+Wikipedia must be prepared with Apache Beam: `tfds build --file_format=array_record`. Name the folder with
+`--source.data-dir`. It has one split; 0.5% of the articles are held out for validation and for test each.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""WMT 2014 English-German: the Transformer of Vaswani et al. and a student with one decoder layer, by three ways.
+"""WMT 2014 English-German: the Transformer of Vaswani et al. and three students with one decoder layer.
 
     python -m kd_jax run experiments/configs/tfds/wmt14_translate.py --workdir runs/wmt14_translate
 
-Kim and Rush 2016 (arXiv 1606.07947) for word-level and sequence-level distillation, Kasai et al. 2020
-(arXiv 2006.10369) for the shallow decoder. Of 4.5 million pairs, `source.limit` keeps those that fit into memory.
+Word-level and sequence-level distillation: Kim and Rush 2016 (arXiv 1606.07947). Shallow decoder: Kasai et al. 2020
+(arXiv 2006.10369). `source.limit` keeps 2 of the 4.5 million pairs.
 """
 
 import dataclasses

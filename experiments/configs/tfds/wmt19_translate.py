@@ -1,8 +1,8 @@
-"""WMT 2019 German-English, with the models and the students of wmt14_translate.py.
+"""WMT 2019 German-English, with the models and students of wmt14_translate.py.
 
     python -m kd_jax run experiments/configs/tfds/wmt19_translate.py --workdir runs/wmt19_translate
 
-The dataset has no test split; half of its validation split (newstest2018) is kept for it.
+The dataset has no test split; half of its validation split (newstest2018) is used for it.
 """
 
 import dataclasses

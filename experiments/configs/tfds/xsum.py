@@ -1,8 +1,8 @@
-"""XSum: a BBC article of up to 500 tokens and its one sentence, with the models and students of cnn_dailymail.py.
+"""XSum: one-sentence summaries of BBC articles of up to 500 tokens, with the models and students of cnn_dailymail.py.
 
     python -m kd_jax run experiments/configs/tfds/xsum.py --workdir runs/xsum
 
-The files must be fetched by hand; TFDS says from where and to which folder.
+The files must be downloaded by hand; an error message says from where and to which folder.
 """
 
 import dataclasses
