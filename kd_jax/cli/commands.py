@@ -76,7 +76,7 @@ class WorkerOptions:
     beam_runner: Annotated[str, arg(metavar="NAME")] = ""
     """Apache Beam runner to use instead, such as DirectRunner or DataflowRunner."""
     beam_options: Annotated[str, arg(metavar="OPTIONS")] = ""
-    """The runner's own options, as one word: --beam-options="--region=europe-west1"."""
+    """The runner's own options in one word: --beam-options="--region=europe-west1"."""
 
     def __post_init__(self) -> None:
         """Raise KdError for options out of their range, or that do not fit together."""

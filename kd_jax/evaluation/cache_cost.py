@@ -12,7 +12,7 @@ import numpy as np
 
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches import pipeline, store
-from kd_jax.batches.buckets import place
+from kd_jax.batches.buckets import assign_buckets
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import map_head
@@ -98,11 +98,11 @@ def _sample(teacher: Teacher, whole: pipeline.Split, folder: Folder) -> pipeline
     count = int(np.clip(SAMPLE_TOKENS // max(1, whole.lengths.sum(-1).mean()), pipeline.INFERENCE_BATCH_SIZE, SAMPLE))
     places = np.linspace(0, len(whole) - 1, min(count, len(whole))).astype(int)
     shapes = teacher.experiment.shapes
-    fitting = places[place(whole.lengths[places], shapes, teacher.layout) < len(shapes)]
+    fitting = places[assign_buckets(whole.lengths[places], shapes, teacher.layout) < len(shapes)]
     examples = [whole.examples[int(i)] for i in fitting]
     folder.begin({})
     store.write(folder.path, "train", whole.examples.schema, len(examples), lambda start, stop: examples[start:stop])
-    np.save(folder.path / "train.lengths.npy", pipeline.lengths_of(examples))
+    np.save(folder.path / "train.lengths.npy", pipeline.example_lengths(examples))
     folder.finish({}, 0.0)
     return pipeline.Split(folder, "train")
 

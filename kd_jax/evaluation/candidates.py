@@ -49,7 +49,7 @@ def load_candidates(experiment: ResolvedExperiment, workdir: Workdir) -> list[Ca
     for source in in_int8.values():
         if source not in names:
             raise KdError(
-                f"evaluation.int8: expected models trained in this workdir, got {source!r}, an imported model. Remove it."
+                f"evaluation.int8: expected models trained in this workdir, got {source!r}. Remove imported models."
             )
     models = {
         name: Candidate(name, name, experiment.recipes[name].model, load_trained(experiment, workdir, name)[1])

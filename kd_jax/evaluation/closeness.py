@@ -124,6 +124,7 @@ def compare_cached(signal: TopK, payload: Payload, student_logits_NV: Array, tar
       As `compare`, and "kl_error", "acceptance_error".
     """
     aligned = signal.align(student_logits_NV, payload, 1.0)
+    assert aligned.log_z_N is not None  # the tail "bucket" has it
     teacher_NX, student_NX = aligned.teacher_logp_NK, aligned.student_logp_NK
     p_N, q_N = (jnp.exp(logp[:, -1]) for logp in (teacher_NX, student_NX))
     min_logq_N = student_logits_NV.astype(jnp.float32).min(-1) - aligned.log_z_N

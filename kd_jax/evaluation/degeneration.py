@@ -69,7 +69,7 @@ def warnings(texts: Sequence[str], references: Sequence[str]) -> list[str]:
 
     Examples:
       >>> warnings(["", "a cat"], ["a dog", "a cat"])
-      ['length is 0.50 of the references (0.67 to 1.5 is usual)', '1 of 2 texts are empty']
+      ["length is 0.50 times the references' (0.67 to 1.5 is usual)", '1 of 2 texts are empty']
     """
     share, reference_share = repetition(texts), repetition(references)
     ratio, (low, high) = length_ratio(texts, references), LENGTH_RATIO
@@ -80,7 +80,7 @@ def warnings(texts: Sequence[str], references: Sequence[str]) -> list[str]:
             f"repetitive: {share:.0%} of {NGRAM}-character strings recur within a text ({reference_share:.0%} is usual)"
         )
     if not low <= ratio <= high:
-        lines.append(f"length is {ratio:.2f} of the references ({low} to {high} is usual)")
+        lines.append(f"length is {ratio:.2f} times the references' ({low} to {high} is usual)")
     if empty:
         lines.append(f"{empty:,} of {len(texts):,} texts are empty")
     return lines

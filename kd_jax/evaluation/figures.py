@@ -26,6 +26,11 @@ class MetricFigure:
     interval: tuple[float, float] | None = None
     beam: float | None = None
 
+    def of_model(self) -> float:
+        """Return the value of a model's metric, which is never None."""
+        assert self.value is not None
+        return self.value
+
 
 @dataclasses.dataclass(frozen=True)
 class Closeness:
@@ -148,10 +153,12 @@ class ModelFigures:
     warnings: tuple[str, ...] = ()
 
     def value(self, metric: str) -> float:
-        """Return a task metric's value, which every model has."""
-        value = self.metrics[metric].value
-        assert value is not None
-        return value
+        """Return a task metric's value."""
+        return self.metrics[metric].of_model()
+
+    def with_warnings(self, warnings: Iterable[str]) -> "ModelFigures":
+        """Return the same figures with warnings."""
+        return dataclasses.replace(self, warnings=tuple(warnings))
 
     def to_json(self) -> dict[str, Any]:
         """Return the flat object of evaluation/MODEL.json; `warnings` are left out."""

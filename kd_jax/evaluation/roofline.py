@@ -74,7 +74,7 @@ def model_flops(experiment: ResolvedExperiment, name: str, vocab_size: int, port
         passes.append((1, experiment.teacher.model))
     models = [(times, architecture.build(vocab_size)) for times, architecture in passes]
     shapes = lambda model: jax.eval_shape(model.init, jax.random.key(0))  # noqa: E731
-    return sum(times * flops_per_unit(model, shapes(model)).times(whole) for times, model in models)
+    return sum(times * flops_per_unit(model, shapes(model)).dot(whole) for times, model in models)
 
 
 def step_figures(

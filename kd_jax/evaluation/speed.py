@@ -69,7 +69,7 @@ def decoding_speeds(
     """
     indices = _most_common_width(prompts, widths)
 
-    def timings(title: str, devices: Devices, batch_size: int, chosen: np.ndarray) -> dict[str, Timing]:
+    def timings(title: str, devices: Devices, batch_size: int, chosen: Sequence[int]) -> dict[str, Timing]:
         calls = {}
         for candidate in candidates:
             layout = candidate.architecture.layout(tokenizer.start, tokenizer.forced_prefix)
@@ -157,11 +157,11 @@ def drafting_speed(
     )
 
 
-def _most_common_width(prompts: Sequence[np.ndarray], widths: Sequence[int]) -> np.ndarray:
+def _most_common_width(prompts: Sequence[np.ndarray], widths: Sequence[int]) -> list[int]:
     """Return the indices of the prompts whose padded length is the most common one."""
     places = np.searchsorted(widths, [len(prompt) for prompt in prompts])
     most_common = np.bincount(places, minlength=len(widths))[: len(widths)].argmax()
-    return np.flatnonzero(places == most_common)
+    return np.flatnonzero(places == most_common).tolist()
 
 
 def _median_timings(calls: Mapping[str, Callable[[], Timing]], title: str) -> dict[str, Timing]:

@@ -1,11 +1,10 @@
-"""One experiment with several seeds, and students held against their controls: what does distillation add?"""
+"""Run one experiment with several seeds, and compare students with their controls."""
 
 import dataclasses
 import itertools
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -14,39 +13,43 @@ from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import IMPORT_PHASE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
+from kd_jax.evaluation.figures import MetricFigure
 from kd_jax.evaluation.quality import EvalSet, read_outcome
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
-from kd_jax.reporting import ablation, page, paired, plots
-from kd_jax.reporting import verdict as words
-from kd_jax.reporting.paired import Scores
+from kd_jax.reporting import ablation, page, paired, plots, verdict
+from kd_jax.reporting.ablation import Ablation
+from kd_jax.reporting.paired import Difference, Scores
+from kd_jax.reporting.report import MetricInfo, read_report
 from kd_jax.runtime import progress
 from kd_jax.tasks.metrics import Metric
 
-SHOWN = ("name", "label", "higher_is_better", "digits", "signature")
-
 
 def run(
-    experiment: ResolvedExperiment, workdir: Workdir, seeds: Sequence[int], metrics: Sequence[Metric], force: bool = False
+    experiment: ResolvedExperiment,
+    workdir: Workdir,
+    seeds: Sequence[int],
+    metrics: Sequence[Metric],
+    force: bool = False,
 ) -> None:
-    """Runs what is missing of workdir/seedN for each seed, then writes workdir/ablation.
+    """Run the missing phases of workdir/seedN for each seed, then write workdir/ablation.
 
     Args:
       experiment: with controls (kd_jax.reporting.controls.with_controls).
       workdir: of the ablation.
-      seeds: each decides parameters, order and dropout of a run; the data are the same.
-      metrics: that the models are compared by; the first decides.
-      force: measure afresh, as after a student was added; what is trained stays.
+      seeds: of parameters, order and dropout of each run; the data are the same.
+      metrics: that models are compared by; the first decides.
+      force: evaluate again, as after a student was added; trained models stay.
 
     Raises:
-      KdError: as the phases do, naming the seed; or for a seed whose teacher is elsewhere.
+      KdError: as the phases do, naming the seed; or if a seed's teacher was imported.
     """
     began = time.perf_counter()
     for seed in seeds:
         if workdir.seed(seed).teacher_is_imported:
             raise KdError(
-                f"seed {seed}: the teacher is elsewhere (`{IMPORT_PHASE}`), and an ablation compares with it; run the "
-                "students of each seed with `student`, `evaluate` and `report` instead"
+                f"seed {seed}: expected a teacher to compare with, got one of `{IMPORT_PHASE}`. Run `student`, "
+                "`evaluate` and `report` for each seed instead."
             )
     for place, seed in enumerate(seeds, 1):
         progress.log(f"seed {seed} ({place} of {len(seeds)}): {workdir.seed(seed).path}")
@@ -54,141 +57,148 @@ def run(
             run_seed(dataclasses.replace(experiment, seed=seed), workdir.seed(seed), force)
         except KdError as error:
             raise KdError(f"seed {seed}: {error}") from error
-    result = read(experiment, [workdir.seed(seed) for seed in seeds], seeds, metrics)
+    result = build_ablation(experiment, [workdir.seed(seed) for seed in seeds], seeds, metrics)
     folder = workdir.ablation
     folder.begin({}, force=folder.finished())
-    manifest.write_json(folder.path / "ablation.json", result)
-    told = document(result, config.to_text(experiment))
-    manifest.write_text(folder.path / "report.md", page.markdown(told))
-    manifest.write_text(folder.path / "report.html", page.html(told))
+    document = build_document(result, config.to_text(experiment))
+    manifest.write_json(folder.path / "ablation.json", result.to_json())
+    manifest.write_text(folder.path / "report.md", page.markdown(document))
+    manifest.write_text(folder.path / "report.html", page.html(document))
     folder.finish({"seeds": list(seeds)}, time.perf_counter() - began)
-    progress.print_result(closing(result))
+    progress.print_result(closing_text(result))
     progress.print_result(f"\nablation: {folder.path / 'report.html'} (and report.md, ablation.json)")
 
 
 def run_seed(experiment: ResolvedExperiment, workdir: Workdir, force: bool) -> None:
-    """All phases, each skipped where it is done.
-
-    In this process: the compiled programs on disk serve the next seed too, and those in memory are let go.
-    """
+    """Run all phases in this process; finished ones are skipped."""
     for phase in (prepare, teacher, cache, student):
         phase.run(experiment, workdir)
     evaluate.run(experiment, workdir, force)
     report.run(experiment, workdir)
-    jax.clear_caches()
+    jax.clear_caches()  # frees memory; the next seed reads the compiled programs from disk
 
 
-def read(
+def build_ablation(
     experiment: ResolvedExperiment, workdirs: Sequence[Workdir], seeds: Sequence[int], metrics: Sequence[Metric]
-) -> dict[str, Any]:
-    """Figures, and differences from the controls, from what the runs left."""
-    reports = [manifest.read_json(workdir.report.file("report.json")) for workdir in workdirs]
-    task, compared = experiment.task, experiment.comparison
-    shown = {m.name: {key: value for key, value in m._asdict().items() if key in SHOWN} for m in task.metrics}
+) -> Ablation:
+    """Compute figures and differences from the runs' files.
+
+    Args:
+      experiment: with controls.
+      workdirs: of the runs.
+      seeds: one for each run.
+      metrics: that models are compared by.
+    """
+    task, comparison = experiment.task, experiment.comparison
+    assert comparison is not None  # with_controls adds one
+    reports = [read_report(workdir.report.file("report.json")) for workdir in workdirs]
+    by_seed = list(zip(seeds, reports, strict=True))
     scores = all_scores(experiment, workdirs, metrics)
-    first = scores[metrics[0].name][TEACHER]
-    return {
-        "name": experiment.name,
-        "task": task.name,
-        "dataset": reports[0]["dataset"],
-        "split": experiment.evaluation.split,
-        "examples": first.examples,
-        "resamples": experiment.evaluation.bootstrap,
-        "seeds": list(seeds),
-        "metrics": [shown[metric.name] for metric in metrics],
-        "all_metrics": list(shown.values()),
-        "distilled": compared.distilled,
-        "controls": list(compared.controls),
-        "models": {name: by_seed(reports, "models", name, [*shown, "kl_to_teacher"]) for name in experiment.recipes},
-        "baselines": {name: by_seed(reports, "baselines", name, shown) for name in task.baselines},
-        "differences": {m.name: against_controls(experiment, scores[m.name], m) for m in metrics},
-        "warnings": [
-            f"seed {seed}, {w}" for seed, one in zip(seeds, reports, strict=True) for w in words.warnings(one)
-        ],
-        "wall_seconds": {str(seed): one["wall_seconds"] for seed, one in zip(seeds, reports, strict=True)},
-        "versions": reports[-1]["versions"],
-    }
+    models = {}
+    for name in experiment.recipes:
+        kl = [one.models[name].closeness.kl_to_teacher for one in reports]
+        models[name] = _values_by_metric([one.models[name].metrics for one in reports]) | {"kl_to_teacher": kl}
+    return Ablation(
+        name=experiment.name,
+        task=task.name,
+        dataset=reports[0].dataset,
+        split=experiment.evaluation.split,
+        examples=scores[metrics[0].name][TEACHER].examples,
+        resamples=experiment.evaluation.bootstrap,
+        seeds=tuple(seeds),
+        metrics=tuple(map(MetricInfo.of, metrics)),
+        all_metrics=tuple(map(MetricInfo.of, task.metrics)),
+        distilled=comparison.distilled,
+        controls=comparison.controls,
+        models=models,
+        baselines={name: _values_by_metric([one.baselines[name] for one in reports]) for name in task.baselines},
+        differences={
+            metric.name: control_differences(experiment, comparison.controls, scores[metric.name], metric)
+            for metric in metrics
+        },
+        warnings=tuple(f"seed {seed}, {warning}" for seed, one in by_seed for warning in verdict.warnings(one)),
+        wall_seconds={str(seed): one.wall_seconds for seed, one in by_seed},
+        versions=reports[-1].versions,
+    )
 
 
-def by_seed(reports: Sequence[Mapping[str, Any]], kind: str, name: str, keys: Iterable[str]) -> dict[str, list[Any]]:
-    """A model's or a baseline's figures: key -> one of each seed."""
-    return {key: [report[kind][name][key] for report in reports] for key in keys}
+def _values_by_metric(figures_S: Sequence[Mapping[str, MetricFigure]]) -> dict[str, list[float | None]]:
+    """Return metric -> value of each seed."""
+    return {name: [figures[name].value for figures in figures_S] for name in figures_S[0]}
 
 
 def all_scores(
     experiment: ResolvedExperiment, workdirs: Sequence[Workdir], metrics: Sequence[Metric]
 ) -> dict[str, dict[str, Scores]]:
-    """Metric -> model -> its scores, from the texts and the likelihoods that the evaluations left."""
+    """Compute metric -> model -> scores from the evaluations' texts and likelihoods."""
     task, evaluation = experiment.task, experiment.evaluation
-    splits = [EvalSet.load(workdir.data, evaluation.split, evaluation.texts) for workdir in workdirs]
+    eval_sets = [EvalSet.load(workdir.data, evaluation.split, evaluation.texts) for workdir in workdirs]
     scores: dict[str, dict[str, Scores]] = {metric.name: {} for metric in metrics}
     with progress.bar("compare", len(metrics) * len(experiment.recipes)) as bar:
         for metric, name in itertools.product(metrics, experiment.recipes):
             outcomes = [
-                read_outcome(task, split, workdir.evaluation, name, metric.reads)
-                for split, workdir in zip(splits, workdirs, strict=True)
+                read_outcome(task, eval_set, workdir.evaluation, name, metric.reads)
+                for eval_set, workdir in zip(eval_sets, workdirs, strict=True)
             ]
             scores[metric.name][name] = paired.scores(metric, outcomes, evaluation.bootstrap)
             bar.advance(1)
     return scores
 
 
-def against_controls(experiment: ResolvedExperiment, scores: Mapping[str, Scores], metric: Metric) -> dict[str, dict[str, Any]]:
-    """Control -> every other student that is its equal in network and training -> the difference from it."""
-    equals = {
-        control: [
-            name
-            for name, recipe in experiment.students.items()
-            if name != control and (recipe.model, recipe.training) == (of_control.model, of_control.training)
-        ]
-        for control, of_control in experiment.students.items()
-        if control in experiment.comparison.controls
-    }
-    return {
-        control: {
-            name: paired.difference(scores[name], scores[control], metric.higher_is_better)._asdict() for name in names
+def control_differences(
+    experiment: ResolvedExperiment, controls: Iterable[str], scores: Mapping[str, Scores], metric: Metric
+) -> dict[str, dict[str, Difference]]:
+    """Return control -> other student with its network and training -> student minus control."""
+    students, differences = experiment.students, {}
+    for control in students:
+        if control not in controls:
+            continue
+        differences[control] = {
+            name: paired.difference(scores[name], scores[control], metric.higher_is_better)
+            for name, recipe in students.items()
+            if name != control
+            and (recipe.model, recipe.training) == (students[control].model, students[control].training)
         }
-        for control, names in equals.items()
-    }
+    return differences
 
 
-def document(result: ablation.Result, resolved: str) -> page.Document:
-    """The result in words, tables and plots.
+def build_document(result: Ablation, resolved: str) -> page.Document:
+    """Return the result in words, tables and plots.
 
     Args:
-      result: as `read`.
-      resolved: the experiment's text.
+      result: of all seeds.
+      resolved: the experiment as text.
     """
     sections: dict[str, list[page.Block]] = {}
-    for metric, control in itertools.product(result["metrics"], result["controls"]):
-        title, differences = f"{metric['label']} against {control}", result["differences"][metric["name"]][control]
-        figure = plots.forest(differences, f"{metric['label']}, difference from {control}")
-        svg = plots.to_svg(figure, f"{metric['name']}-{control}")
-        sections[title] = [
-            page.Table(ablation.paired(result, metric, control)),
+    for metric, control in itertools.product(result.metrics, result.controls):
+        differences = result.differences[metric.name][control]
+        figure = plots.forest(differences, f"{metric.label}, difference from {control}")
+        svg = plots.to_svg(figure, f"{metric.name}-{control}")
+        sections[f"{metric.label} against {control}"] = [
+            page.Table(ablation.paired_table(result, metric, control)),
             page.Plots({"95% intervals, and a stroke for each seed": svg}),
         ]
-    sections |= {
-        "How it was measured": [page.Notes(ablation.notes(result))],
-        "All figures, the mean of the seeds and each": [page.Table(ablation.figures(result))],
-        "Time": [page.Table(ablation.times(result))],
-    }
     return page.Document(
-        title=f"Ablation of {result['name']}: {result['task']}, {result['dataset']}",
+        title=f"Ablation of {result.name}: {result.task}, {result.dataset}",
         lead=ablation.lead(result),
-        warnings=result["warnings"],
-        sections=sections,
-        versions=result["versions"],
+        warnings=result.warnings,
+        sections={
+            **sections,
+            "Method": [page.Notes(ablation.notes(result))],
+            "All figures: mean of the seeds, and each": [page.Table(ablation.figures_table(result))],
+            "Time": [page.Table(ablation.times_table(result))],
+        },
+        versions=result.versions,
         resolved=resolved,
     )
 
 
-def closing(result: ablation.Result) -> str:
-    """What a terminal shows at the end, 80 columns wide: without each seed's differences, which the pages have."""
+def closing_text(result: Ablation) -> str:
+    """Return the terminal's last lines, 80 columns wide, without the differences of each seed."""
     lines = ["", textwrap.fill(ablation.lead(result), 80)]
-    if result["warnings"]:
-        lines.append(f"Warnings of single seeds: {len(result['warnings'])}; they stand in the report.")
-    for metric, control in itertools.product(result["metrics"], result["controls"]):
-        head, *rows = [row[:-1] for row in ablation.paired(result, metric, control)]
+    if result.warnings:
+        lines.append(f"Warnings of single seeds: {len(result.warnings)}; see the report.")
+    for metric, control in itertools.product(result.metrics, result.controls):
+        head, *rows = [row[:-1] for row in ablation.paired_table(result, metric, control)]
         lines += ["", progress.format_table([f"against {control}", *head[1:]], rows, width=80)]
     return "\n".join(lines)

@@ -102,10 +102,8 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
         return
     began = time.perf_counter()
     candidates = load_candidates(experiment, workdir)
-    context = _load_context(experiment, workdir)
-    params = {
-        candidate.name: context.programs.replicate_params(candidate, context.devices) for candidate in candidates
-    }
+    context = load_context(experiment, workdir)
+    params = {candidate.name: context.programs.replicate_params(candidate, context.devices) for candidate in candidates}
     metrics: dict[str, MetricFigures] = {}
     closeness: dict[str, Closeness] = {}
     offline: dict[str, CachedCloseness | None] = {}
@@ -113,11 +111,11 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
         name = candidate.name
         metrics[name] = _score(context, candidate, params[name])
         if workdir.teacher_is_imported:
-            closeness[name] = _student_closeness(context, candidate, params[name])
+            closeness[name] = measure_student(context, candidate, params[name])
         else:
-            closeness[name] = _closeness(context, candidate, params[TEACHER], params[name])
+            closeness[name] = compare_with_teacher(context, candidate, params[TEACHER], params[name])
         use_cache = evaluation.cached_k and name != TEACHER
-        offline[name] = _cached_closeness(context, candidate, params[name]) if use_cache else None
+        offline[name] = compare_with_cache(context, candidate, params[name]) if use_cache else None
         shown = [f"{metric.label} {metrics[name][metric.name].value:.{metric.digits}f}" for metric in task.metrics]
         progress.log(f"{name}: {', '.join(shown)}")
     speeds = _decoding_speeds(context, candidates)
@@ -143,7 +141,8 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
     folder.finish({"models": [candidate.name for candidate in candidates]}, time.perf_counter() - began)
 
 
-def _load_context(experiment: ResolvedExperiment, workdir: Workdir) -> Context:
+def load_context(experiment: ResolvedExperiment, workdir: Workdir) -> Context:
+    """Load what all models are evaluated with."""
     data, evaluation, task = workdir.data, experiment.evaluation, experiment.task
     tokenizer = tokenizers.load(experiment.tokenizer, data)
     eval_set = EvalSet.load(data, evaluation.split, evaluation.texts)
@@ -169,7 +168,9 @@ def _manifest_inputs(experiment: ResolvedExperiment, workdir: Workdir) -> dict[s
     if evaluation.cached_k:
         cache = workdir.validation_cache.manifest()
         if cache["inputs"]["consumed.teacher"] != digests[TEACHER]:
-            raise KdError("cache validation_topk: expected one of this run's teacher, got another. Run `cache --force`.")
+            raise KdError(
+                "cache validation_topk: expected one of this run's teacher, got another. Run `cache --force`."
+            )
         consumed["validation_topk"] = cache["outputs"]["digest"]
     inputs = config.flatten(evaluation, "evaluation") | config.flatten(experiment.task, "task")
     inputs |= {"buckets": [list(bucket) for bucket in experiment.shapes], "prompts": list(experiment.prompt_widths)}
@@ -184,9 +185,7 @@ def _score(context: Context, candidate: Candidate, params: Params) -> MetricFigu
     batches = PromptBatches(
         context.prompts, layout, experiment.prompt_widths, experiment.evaluation.batch_size, devices.count
     )
-    texts = generate_texts(
-        candidate, params, context.programs, batches, task.decoding.ways, context.tokenizer, devices
-    )
+    texts = generate_texts(candidate, params, context.programs, batches, task.decoding.ways, context.tokenizer, devices)
     if hosts.is_main_process():
         manifest.write_lines(path / f"{candidate.name}.jsonl", text_rows(task, context.eval_set, texts))
     outcomes = {way: context.eval_set.text_outcome(task, generated) for way, generated in texts.items()}
@@ -212,7 +211,7 @@ def _baselines(context: Context) -> dict[str, MetricFigures]:
     return figures
 
 
-def _closeness(context: Context, candidate: Candidate, teacher_params: Params, params: Params) -> Closeness:
+def compare_with_teacher(context: Context, candidate: Candidate, teacher_params: Params, params: Params) -> Closeness:
     """Compare a model with the teacher on the evaluated split."""
     architecture = candidate.architecture
     layouts = context.layout(context.experiment.teacher.model), context.layout(architecture)
@@ -221,14 +220,14 @@ def _closeness(context: Context, candidate: Candidate, teacher_params: Params, p
     return Closeness(**_mean_metrics(step, batches, context.devices, f"compare {candidate.name}"))
 
 
-def _student_closeness(context: Context, candidate: Candidate, params: Params) -> Closeness:
+def measure_student(context: Context, candidate: Candidate, params: Params) -> Closeness:
     """Compute a student's own metrics, for an imported teacher that cannot run."""
     step = functools.partial(context.programs.student_metrics(candidate.architecture, context.devices), params)
     batches = context.batches(context.split, context.layout(candidate.architecture))
     return Closeness(**_mean_metrics(step, batches, context.devices, f"measure {candidate.name}"))
 
 
-def _cached_closeness(context: Context, candidate: Candidate, params: Params) -> CachedCloseness:
+def compare_with_cache(context: Context, candidate: Candidate, params: Params) -> CachedCloseness:
     """Compare a student with the teacher's cache of the validation split."""
     cache = Store(context.workdir.validation_cache.path, "records")
     signal = TopK(k=cache.schema["ids"].shape[0])
@@ -239,16 +238,18 @@ def _cached_closeness(context: Context, candidate: Candidate, params: Params) ->
     return CachedCloseness(**_mean_metrics(functools.partial(program, params), batches, context.devices, title))
 
 
-def _mean_metrics(
-    step: Callable[[Batch], Any], batches: EvalBatches, devices: Devices, title: str
-) -> dict[str, float]:
+def _mean_metrics(step: Callable[[Batch], Any], batches: EvalBatches, devices: Devices, title: str) -> dict[str, float]:
     """Return the means of a step's Sums over all batches."""
 
     def to_json(_: np.ndarray, batch: Any) -> dict[str, Any]:
         return jax.tree.map(lambda x: x.tolist(), jax.device_get(devices.unreplicate(step(devices.shard(batch)))))
 
     def from_json(part: dict[str, Any]) -> Sums:
-        return {name: Sum(np.asarray(value, np.float32), np.asarray(n, np.int32)) for name, (value, n) in part.items()}
+        return {
+            # numpy arrays, which Sum allows on the host
+            name: Sum(np.asarray(value, np.float32), np.asarray(n, np.int32))  # pyright: ignore[reportArgumentType]
+            for name, (value, n) in part.items()
+        }
 
     parts = map(from_json, map_batches(title, batches, to_json))
     return mean_metrics(jax.tree.map(lambda *each: sum(each), *parts))
@@ -257,7 +258,7 @@ def _mean_metrics(
 def _over_long(context: Context, candidate: Candidate) -> int:
     """Count the examples longer than the last bucket; they are evaluated in longer rows."""
     shapes = context.experiment.shapes
-    buckets = assign_buckets(context.split.lengths, shapes, candidate.architecture.layout)
+    buckets = assign_buckets(context.split.lengths, shapes, context.layout(candidate.architecture))
     over_long = int((buckets == len(shapes)).sum())
     if over_long:
         progress.log(f"{candidate.name}: {over_long} examples longer than the last bucket, evaluated uncut")
@@ -310,7 +311,7 @@ def _drafting(
     """Return the leading student's figures as the teacher's draft, by its name; {} if it cannot draft."""
     experiment, by_name = context.experiment, {candidate.name: candidate for candidate in candidates}
     headline = experiment.task.metrics[0]
-    values = {name: metrics[name][headline.name].value for name in experiment.recipes if name in metrics}
+    values = {name: metrics[name][headline.name].of_model() for name in experiment.recipes if name in metrics}
     name = leading_student(values, experiment.comparison, headline.higher_is_better)
     if not experiment.evaluation.draft or name is None or TEACHER not in by_name:
         return {}

@@ -1,4 +1,4 @@
-"""Write report.json, report.md and report.html: what distillation gained."""
+"""Report what distillation gained: report.json, report.md and report.html."""
 
 import textwrap
 import time
@@ -11,161 +11,174 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.evaluation import degeneration
 from kd_jax.evaluation.candidates import trained_models
+from kd_jax.evaluation.figures import ModelFigures, read_baselines, read_model_figures
 from kd_jax.evaluation.quality import EvalSet, read_outcome
 from kd_jax.experiment import ResolvedExperiment, required_signals, targets_name
 from kd_jax.reporting import page, paired, plots, tables, verdict
 from kd_jax.reporting.paired import Scores
+from kd_jax.reporting.report import CacheFigures, Int8Comparison, MetricInfo, Report
 from kd_jax.runtime import progress
 
+TextRow = Mapping[str, Any]  # a line of evaluation/MODEL.jsonl: "source", "reference", and the text of each way
+Manifest = Mapping[str, Any]
 
-def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -> None:
-    """Reads what the phases left and writes workdir/report; always anew, since it costs nothing, whatever `force` is.
+
+def run(experiment: ResolvedExperiment, workdir: Workdir) -> None:
+    """Write the report of a run; an earlier one is always replaced.
+
+    Args:
+      experiment: of the run.
+      workdir: of the run.
 
     Raises:
-      KdError: if a phase has not finished, or what it left is not as it was written.
+      KdError: if a phase is not finished, or one of its files is modified.
     """
     began = time.perf_counter()
     folder, trained = workdir.report, trained_models(experiment, workdir)
     names = [*trained, *experiment.evaluation.in_int8]
     texts = {name: manifest.read_lines(workdir.evaluation.file(f"{name}.jsonl")) for name in names}
-    report = read(experiment, workdir, finished_phases(experiment, workdir), texts)
+    report = build_report(experiment, workdir, read_manifests(experiment, workdir), texts)
     curves = {name: metrics_log.read(workdir.model(name).file("metrics.jsonl")) for name in trained}
-    shown = samples(texts, experiment.task.decoding.ways[0], experiment.evaluation.samples)
+    samples = select_samples(texts, experiment.task.decoding.ways[0], experiment.evaluation.samples)
     folder.begin({}, force=folder.finished())
-    write(folder, report, document(report, shown, curves, config.to_text(experiment)))
+    write(folder, report, build_document(report, samples, curves, config.to_text(experiment)))
     folder.finish({"models": names}, time.perf_counter() - began)
-    progress.print_result(closing(report))
+    progress.print_result(closing_text(report))
     progress.print_result(f"\nreport: {folder.path / 'report.html'} (and report.md, report.json)")
 
 
-def read(
+def build_report(
     experiment: ResolvedExperiment,
     workdir: Workdir,
-    phases: Mapping[str, Mapping[str, Any]],
-    texts: Mapping[str, Sequence[Mapping[str, str]]],
-) -> dict[str, Any]:
-    """The report's figures from what the phases left.
+    manifests: Mapping[str, Manifest],
+    texts: Mapping[str, Sequence[TextRow]],
+) -> Report:
+    """Compute the report from the files of all phases.
 
     Args:
-      phases: as `finished_phases`.
-      texts: model -> its rows of "reference" and what was written.
+      experiment: of the run.
+      workdir: of the run.
+      manifests: as `read_manifests`.
+      texts: model -> its rows.
     """
-    models, way = {}, experiment.task.decoding.ways[0]
+    task, way, in_int8 = experiment.task, experiment.task.decoding.ways[0], experiment.evaluation.in_int8
+    metrics, headline = [metric.name for metric in task.metrics], task.metrics[0]
+    models: dict[str, ModelFigures] = {}
     for name, rows in texts.items():
-        written, references = [row[way] for row in rows], [row["reference"] for row in rows]
-        figures = manifest.read_json(workdir.evaluation.file(f"{name}.json"))
-        models[name] = figures | {"warnings": degeneration.warnings(written, references)}
-    shown = ("name", "label", "higher_is_better", "digits", "signature")
-    metrics = [{key: value for key, value in m._asdict().items() if key in shown} for m in experiment.task.metrics]
-    comparison = experiment.comparison and vars(experiment.comparison)
-    data, in_int8 = phases["prepare"]["outputs"], experiment.evaluation.in_int8
-    trained = {name: one for name, one in models.items() if name not in in_int8}
-    leading, scores = verdict.leading(trained, comparison, metrics[0]), headline_scores(experiment, workdir, models)
-    return {
-        "name": experiment.name,
-        "task": experiment.task.name,
-        "dataset": data["dataset"],
-        "seed": experiment.seed,
-        "headline": metrics[0],
-        "metrics": metrics,
-        "comparison": comparison,
-        "models": models,
-        "baselines": manifest.read_json(workdir.evaluation.file("baselines.json")),
-        "differences": {
-            other: difference(experiment, scores[leading], scores[other])
-            for other in trained
-            if leading and other != leading
-        },
-        "int8": {
-            name: {"of": of, "difference": difference(experiment, scores[name], scores[of])}
-            for name, of in in_int8.items()
-        },
-        "gap_recovered": verdict.gap_recovered(trained, comparison, metrics[0]),
-        "caches": {
-            name.removeprefix("cache."): phase["outputs"] | {"seconds": phase["seconds"]}
-            for name, phase in phases.items()
+        warnings = degeneration.warnings([row[way] for row in rows], [row["reference"] for row in rows])
+        figures = read_model_figures(workdir.evaluation.file(f"{name}.json"), metrics)
+        models[name] = figures.with_warnings(warnings)
+    values = {name: model.value(headline.name) for name, model in models.items() if name not in in_int8}
+    leading = verdict.leading_student(values, experiment.comparison, headline.higher_is_better)
+    scores = headline_scores(experiment, workdir, models)
+
+    def difference(ours: str, theirs: str) -> paired.Difference:
+        return paired.difference(scores[ours], scores[theirs], headline.higher_is_better)
+
+    data = manifests["prepare"]["outputs"]
+    return Report(
+        name=experiment.name,
+        task=task.name,
+        dataset=data["dataset"],
+        seed=experiment.seed,
+        metrics=tuple(map(MetricInfo.of, task.metrics)),
+        comparison=experiment.comparison,
+        models=models,
+        baselines=read_baselines(workdir.evaluation.file("baselines.json"), metrics),
+        differences={other: difference(leading, other) for other in values if leading and other != leading},
+        int8={name: Int8Comparison(of, difference(name, of)) for name, of in in_int8.items()},
+        gap_recovered=verdict.gap_recovered(values, experiment.comparison, headline.higher_is_better),
+        caches={
+            name.removeprefix("cache."): CacheFigures.from_json(phase["outputs"] | {"seconds": phase["seconds"]})
+            for name, phase in manifests.items()
             if name.startswith("cache.")
         },
-        "wall_seconds": wall_seconds(phases),
-        "counts": data["counts"],
-        "dropped_as_seen_in_training": data["dropped_as_seen_in_training"],
-        "versions": phases["evaluate"]["versions"],
-    }
+        wall_seconds=wall_seconds(manifests),
+        counts=data["counts"],
+        dropped_as_seen_in_training=data["dropped_as_seen_in_training"],
+        versions=manifests["evaluate"]["versions"],
+    )
 
 
 def headline_scores(experiment: ResolvedExperiment, workdir: Workdir, names: Iterable[str]) -> dict[str, Scores]:
-    """What each model has of the headline metric, on the same examples."""
+    """Compute each model's headline metric on the same examples and resamples."""
     metric, evaluation = experiment.task.metrics[0], experiment.evaluation
-    measured = EvalSet.load(workdir.data, evaluation.split, evaluation.texts)
-    return {
-        name: paired.scores(
-            metric,
-            [read_outcome(experiment.task, measured, workdir.evaluation, name, metric.reads)],
-            evaluation.bootstrap,
-        )
-        for name in names
-    }
+    eval_set = EvalSet.load(workdir.data, evaluation.split, evaluation.texts)
+    scores = {}
+    for name in names:
+        outcome = read_outcome(experiment.task, eval_set, workdir.evaluation, name, metric.reads)
+        scores[name] = paired.scores(metric, [outcome], evaluation.bootstrap)
+    return scores
 
 
-def difference(experiment: ResolvedExperiment, ours: Scores, theirs: Scores) -> dict[str, Any]:
-    """How much more of the headline metric one model has than another, paired by example."""
-    return paired.difference(ours, theirs, experiment.task.metrics[0].higher_is_better)._asdict()
+def select_samples(texts: Mapping[str, Sequence[TextRow]], way: str, count: int) -> list[dict[str, str]]:
+    """Return at most `count` evenly spaced examples with each model's text.
 
+    Args:
+      texts: model -> its rows.
+      way: of decoding.
+      count: maximum number of examples.
 
-def samples(texts: Mapping[str, Sequence[Mapping[str, str]]], way: str, count: int) -> list[dict[str, str]]:
-    """At most `count` examples, evenly spread: "source", "reference", and what each model wrote that way."""
+    Returns:
+      "source", "reference" and each model's name -> text, for each example.
+    """
     rows = next(iter(texts.values()))
     return [
-        {key: rows[i][key] for key in ("source", "reference")} | {name: one[i][way] for name, one in texts.items()}
+        {key: rows[i][key] for key in ("source", "reference")}
+        | {name: of_model[i][way] for name, of_model in texts.items()}
         for i in range(0, len(rows), max(1, len(rows) // count))[:count]
     ]
 
 
-def document(
-    report: Mapping[str, Any],
+def build_document(
+    report: Report,
     samples: Sequence[Mapping[str, str]],
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
     resolved: str,
 ) -> page.Document:
-    """The report in words, tables and plots.
+    """Return the report in words, tables and plots.
 
     Args:
-      report: as `read`.
-      samples: as `samples`.
+      report: of a run.
+      samples: as `select_samples`.
       curves: model -> rows of its metrics log.
-      resolved: the experiment's text.
+      resolved: the experiment as text.
     """
     return page.Document(
-        title=f"{report['name']}: {report['task']}, {report['dataset']}",
+        title=f"{report.name}: {report.task}, {report.dataset}",
         lead=verdict.lead(report),
         warnings=verdict.warnings(report),
         sections={
             "": [page.Table(tables.summary(report)), page.Notes(tables.notes(report))],
-            "Plots": [page.Plots(plots.figures(report, curves))],
-            "The other figures": [page.Table(tables.details(report))],
-            "Samples": [page.Samples(samples, list(report["models"]))],
+            "Plots": [page.Plots(plots.report_plots(report, curves))],
+            "Other figures": [page.Table(tables.details(report))],
+            "Samples": [page.Samples(samples, list(report.models))],
             "Time": [page.Table(tables.times(report))],
         },
-        versions=report["versions"],
+        versions=report.versions,
         resolved=resolved,
     )
 
 
-def write(folder: Folder, report: Mapping[str, Any], document: page.Document) -> None:
-    """Leaves report.json, report.md and report.html."""
-    manifest.write_json(folder.path / "report.json", report)
+def write(folder: Folder, report: Report, document: page.Document) -> None:
+    """Write report.json, report.md and report.html."""
+    manifest.write_json(folder.path / "report.json", report.to_json())
     manifest.write_text(folder.path / "report.md", page.markdown(document))
     manifest.write_text(folder.path / "report.html", page.html(document))
 
 
-def closing(report: Mapping[str, Any]) -> str:
-    """What a terminal shows at the end, 80 columns wide."""
+def closing_text(report: Report) -> str:
+    """Return the terminal's last lines, 80 columns wide."""
     warnings = [textwrap.fill(f"warning: {warning}", 80) for warning in verdict.warnings(report)]
     return "\n".join(["", textwrap.fill(verdict.lead(report), 80), *warnings, "", tables.text_table(report)])
 
 
-def finished_phases(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, dict[str, Any]]:
-    """Phase (with the model's or the signal's name) -> manifest, in the order of a run."""
+def read_manifests(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, dict[str, Any]]:
+    """Return phase, with the model's or the signal's name -> manifest, in the order of a run.
+
+    Raises:
+      KdError: if a phase is not finished.
+    """
     teacher = workdir.model(TEACHER)
     folders = {"prepare": workdir.data, teacher.manifest()["phase"]: teacher}
     for targets, signals in required_signals(experiment).items():
@@ -177,10 +190,10 @@ def finished_phases(experiment: ResolvedExperiment, workdir: Workdir) -> dict[st
     return {name: folder.manifest() for name, folder in folders.items()}
 
 
-def wall_seconds(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Phase -> seconds, students and caches added up."""
+def wall_seconds(manifests: Mapping[str, Manifest]) -> dict[str, float]:
+    """Return phase -> seconds; students and caches are added up."""
     seconds: dict[str, float] = {}
-    for name, phase in phases.items():
+    for name, phase in manifests.items():
         key = name.split(".")[0]
-        seconds[key] = (seconds[key] if key in seconds else 0.0) + phase["seconds"]
+        seconds[key] = seconds.get(key, 0.0) + phase["seconds"]
     return seconds

@@ -1,0 +1,1 @@
+"""Compare measured models, and report the result in words, tables and plots."""

@@ -1,133 +1,189 @@
-"""What an ablation says: students against their controls, in words and tables."""
+"""The result of an ablation: students against their controls over several seeds, in words and tables."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from kd_jax.errors import KdError
-from kd_jax.reporting.paired import BETTER, SAME, UNDIRECTED, WORSE
+from kd_jax.reporting.paired import BETTER, SAME, UNDIRECTED, WORSE, Difference
+from kd_jax.reporting.report import MetricInfo
 from kd_jax.runtime import progress
 from kd_jax.tasks.base import Task
 from kd_jax.tasks.metrics import Metric
 
-Result = Mapping[str, Any]  # as phases/ablate.py leaves it in ablation.json
 Table = list[list[str]]
+KL = MetricInfo("kl_to_teacher", "KL to teacher", False, 3)
 RELATIONS = {
     BETTER: "better than",
     WORSE: "worse than",
-    SAME: "not seen to differ from",
-    UNDIRECTED: "to be read beside",
+    SAME: "not detectably different from",
+    UNDIRECTED: "without verdict against",
 }
 
 
-def chosen_metrics(task: Task, name: str) -> tuple[Metric, ...]:
-    """The task's metric of that name; "" for its headline, "all" for all of them.
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """The figures of ablation.json.
+
+    Attributes:
+      name: of the experiment.
+      task: its name.
+      dataset: its name.
+      split: evaluated.
+      examples: number of examples that the first metric is computed on.
+      resamples: draws of the examples for the intervals.
+      seeds: of the runs.
+      metrics: that models are compared by, the deciding one first.
+      all_metrics: of the task.
+      distilled: name of the distilled student.
+      controls: names of the students that the others are compared with.
+      models: model -> metric or "kl_to_teacher" -> value of each seed.
+      baselines: baseline -> metric -> value of each seed; None where a metric does not apply.
+      differences: metric -> control -> model -> model minus control.
+      warnings: of single runs.
+      wall_seconds: seed -> phase -> seconds.
+      versions: library -> version.
+    """
+
+    name: str
+    task: str
+    dataset: str
+    split: str
+    examples: int
+    resamples: int
+    seeds: tuple[int, ...]
+    metrics: tuple[MetricInfo, ...]
+    all_metrics: tuple[MetricInfo, ...]
+    distilled: str
+    controls: tuple[str, ...]
+    models: Mapping[str, Mapping[str, Sequence[float]]]
+    baselines: Mapping[str, Mapping[str, Sequence[float | None]]]
+    differences: Mapping[str, Mapping[str, Mapping[str, Difference]]]
+    warnings: tuple[str, ...]
+    wall_seconds: Mapping[str, Mapping[str, float]]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return ablation.json as a dictionary."""
+        return dataclasses.asdict(self)
+
+
+def select_metrics(task: Task, name: str) -> tuple[Metric, ...]:
+    """Return the task's metric of that name; "" for its headline, "all" for all of them.
 
     Raises:
-      KdError: if it has no such metric; names those there are.
+      KdError: if the task has no such metric; lists those it has.
     """
     metrics = {metric.name: metric for metric in task.metrics}
     if name == "all":
         return tuple(metrics.values())
     if name and name not in metrics:
-        raise KdError(f"--metric {name}: {task.name} has {', '.join(metrics)}; wanted one of them, or all")
+        raise KdError(f"--metric: expected one of {', '.join(metrics)} ({task.name}) or all, got {name}.")
     return (metrics[name or next(iter(metrics))],)
 
 
-def lead(result: Result) -> str:
-    """The distilled student against each control, in words."""
-    metric, name, seeds = result["metrics"][0], result["distilled"], result["seeds"]
-    against = {c: by_name[name] for c, by_name in result["differences"][metric["name"]].items() if name in by_name}
-    clauses = [f"{RELATIONS[one['verdict']]} {c} ({shown(one, metric)})" for c, one in against.items()]
-    mean = np.mean(result["models"][name][metric["name"]])
-    direction = {True: "", False: ", less is better", None: ", neither more nor less is better"}
-    sentences = [
-        f"Over {_count(seeds, 'seed')}, {name} has {metric['label']} {mean:.{metric['digits']}f} on average"
-        f"{direction[metric['higher_is_better']]}. Paired by example and seed it is {'; '.join(clauses)}."
+def lead(result: Ablation) -> str:
+    """Return the first paragraph: the distilled student against each control."""
+    metric, name = result.metrics[0], result.distilled
+    against = {control: models[name] for control, models in result.differences[metric.name].items() if name in models}
+    clauses = [
+        f"{RELATIONS[one.verdict]} {control} ({show_difference(one, metric)})" for control, one in against.items()
     ]
-    level, behind = ([c for c, one in against.items() if one["verdict"] == v] for v in (SAME, WORSE))
-    if level:
-        sentences.append(f"Distillation added nothing that this test can see over {', '.join(level)}.")
-    if behind:
-        sentences.append(f"Beside {', '.join(behind)}, distillation cost quality.")
-    if len(seeds) == 1:
-        sentences.append("One seed says nothing about other trainings: take three or more.")
+    mean = np.mean(result.models[name][metric.name])
+    direction = {True: "", False: ", where less is better", None: ", a metric without direction"}
+    sentences = [
+        f"Over {_count(len(result.seeds), 'seed')}, {name} has {metric.label} {mean:.{metric.digits}f} on average"
+        f"{direction[metric.higher_is_better]}. Paired by example and seed it is {'; '.join(clauses)}."
+    ]
+    same = [control for control, one in against.items() if one.verdict == SAME]
+    worse = [control for control, one in against.items() if one.verdict == WORSE]
+    if same:
+        sentences.append(f"This test detects no gain from distillation over {', '.join(same)}.")
+    if worse:
+        sentences.append(f"Distillation reduced quality relative to {', '.join(worse)}.")
+    if len(result.seeds) == 1:
+        sentences.append("One seed gives no variance between trainings: run three or more.")
     return " ".join(sentences)
 
 
-def shown(one: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    """A difference and its interval, such as "+0.52, 95% +0.10 to +0.94"."""
-    mean, low, high = (f"{x:+.{metric['digits']}f}" for x in (one["mean"], *one["interval"]))
+def show_difference(one: Difference, metric: MetricInfo) -> str:
+    """Return a difference and its interval, such as "+0.52, 95% +0.10 to +0.94"."""
+    mean, low, high = (f"{value:+.{metric.digits}f}" for value in (one.mean, *one.interval))
     return f"{mean}, 95% {low} to {high}"
 
 
-def paired(result: Result, metric: Mapping[str, Any], control: str) -> Table:
-    """The students that a control is compared with, heading row first."""
-    digits, rows = metric["digits"], []
-    for name, one in result["differences"][metric["name"]][control].items():
-        low, high = one["interval"]
-        each = " / ".join(f"{x:+.{digits}f}" for x in one["seeds"])
-        mean = f"{np.mean(result['models'][name][metric['name']]):.{digits}f}"
-        rows.append([name, mean, f"{one['mean']:+.{digits}f}", f"{low:+.{digits}f} to {high:+.{digits}f}"])
-        rows[-1] += [one["verdict"], each]
-    seeds = " / ".join(map(str, result["seeds"]))
-    return [["model", metric["label"], "difference", "95% interval", "verdict", f"of seeds {seeds}"], *rows]
+def paired_table(result: Ablation, metric: MetricInfo, control: str) -> Table:
+    """Return a row for each model that a control is compared with, heading row first."""
+    digits, rows = metric.digits, []
+    for name, one in result.differences[metric.name][control].items():
+        low, high = one.interval
+        rows.append(
+            [
+                name,
+                f"{np.mean(result.models[name][metric.name]):.{digits}f}",
+                f"{one.mean:+.{digits}f}",
+                f"{low:+.{digits}f} to {high:+.{digits}f}",
+                one.verdict,
+                " / ".join(f"{value:+.{digits}f}" for value in one.seeds),
+            ]
+        )
+    seeds = " / ".join(map(str, result.seeds))
+    return [["model", metric.label, "difference", "95% interval", "verdict", f"of seeds {seeds}"], *rows]
 
 
-def figures(result: Result) -> Table:
-    """All metrics of all models and baselines, heading row first: the mean, and each seed's."""
-    metrics = [*result["all_metrics"], {"name": "kl_to_teacher", "label": "KL to teacher", "digits": 3}]
+def figures_table(result: Ablation) -> Table:
+    """Return all metrics of all models and baselines, mean and each seed's value, heading row first."""
+    metrics = [*result.all_metrics, KL]
 
-    def cell(value_S: Sequence[float | None], digits: int) -> str:
-        if None in value_S:
+    def cell(values_S: Sequence[float | None], digits: int) -> str:
+        values = [value for value in values_S if value is not None]
+        if len(values) < len(values_S) or not values:
             return UNDIRECTED
-        each = " / ".join(f"{x:.{digits}f}" for x in value_S)
-        return f"{np.mean(value_S):.{digits}f} ({each})" if len(value_S) > 1 else each
+        each = " / ".join(f"{value:.{digits}f}" for value in values)
+        return f"{np.mean(values):.{digits}f} ({each})" if len(values) > 1 else each
 
     rows = [
-        [name, *(cell(by_metric[m["name"]] if m["name"] in by_metric else [None], m["digits"]) for m in metrics)]
-        for name, by_metric in (result["models"] | result["baselines"]).items()
+        [name, *(cell(figures.get(metric.name, ()), metric.digits) for metric in metrics)]
+        for name, figures in {**result.models, **result.baselines}.items()
     ]
-    return [["model", *(metric["label"] for metric in metrics)], *rows]
+    return [["model", *(metric.label for metric in metrics)], *rows]
 
 
-def times(result: Result) -> Table:
-    """Phase and time of each seed."""
-    seconds = result["wall_seconds"]
+def times_table(result: Ablation) -> Table:
+    """Return phase and time of each seed, heading row first."""
+    seconds = result.wall_seconds
     phases = list(dict.fromkeys(phase for of_seed in seconds.values() for phase in of_seed))
     rows = [[phase, *(progress.format_seconds(of_seed[phase]) for of_seed in seconds.values())] for phase in phases]
     total = ["all", *(progress.format_seconds(sum(of_seed.values())) for of_seed in seconds.values())]
     return [["phase", *(f"seed {seed}" for seed in seconds)], *rows, total]
 
 
-def notes(result: Result) -> list[str]:
-    """How the differences were made, and how far they carry."""
-    one_seed = len(result["seeds"]) == 1
-    spread = (
-        "With one seed that is all: how much another training would differ is not in them."
-        if one_seed
-        else f"To it the variance between the {len(result['seeds'])} seeds is added, divided by their number: with so "
-        "few of them a two-level bootstrap would be too sure of itself, so the intervals are Student's t "
-        "(Welch-Satterthwaite), and wide where the seeds disagree."
-    )
-    tests = sum(len(by_name) for controls in result["differences"].values() for by_name in controls.values())
-    signatures = [f"{m['label']}: {m['signature']}" for m in result["metrics"] if m["signature"]]
+def notes(result: Ablation) -> list[str]:
+    """Return paragraphs on how the differences and their intervals are computed."""
+    if len(result.seeds) == 1:
+        seeds = "With one seed the variance between trainings is not included."
+    else:
+        seeds = (
+            f"The variance between the {len(result.seeds)} seeds, divided by their number, is added. The intervals are "
+            "Student's t (Welch-Satterthwaite), since a two-level bootstrap of so few seeds would be too narrow."
+        )
+    tests = sum(len(models) for controls in result.differences.values() for models in controls.values())
+    signatures = "".join(f"; {metric.label}: {metric.signature}" for metric in result.metrics if metric.signature)
     return [
-        "A control is compared with the students that have its network and its training. Differences are student minus "
+        "A control is compared with the models that have its network and its training. Differences are model minus "
         "control in the metric's own sign, on the same examples with the same seed. "
-        f"Intervals: the variance over {result['resamples']:,} resamples of the examples, drawn alike for all models "
-        f"and seeds. {spread}",
-        "Better or worse: the interval lies beyond 0 and every seed agrees. Where nothing differs, one in forty is "
-        f"called better all the same, and as many worse; here are {_count(range(tests), 'comparison')}.",
-        "Controls that ablate adds where they are missing: the distilled student's model, start, steps and data with "
+        f"Intervals: the variance over {result.resamples:,} resamples of the examples, the same for all models "
+        f"and seeds. {seeds}",
+        "Better or worse: the interval excludes 0 and every seed agrees. Without any true difference, one comparison "
+        f"in forty is called better, and one in forty worse; this report has {_count(tests, 'comparison')}.",
+        "Controls that ablate adds if they are missing: the distilled student's model, start, steps and data with "
         "cross-entropy alone, plain (control_ce) and with label smoothing 0.1 (control_smoothed).",
-        f"Measured on {_count(range(result['examples']), 'example')} of the {result['split']} split"
-        + "".join(f"; {signature}" for signature in signatures)
-        + ".",
+        f"Evaluated on {_count(result.examples, 'example')} of the {result.split} split{signatures}.",
     ]
 
 
-def _count(things: Sequence[Any], noun: str) -> str:
-    """Such as "1 seed" or "3 seeds"."""
-    return f"{len(things):,} {noun}{'s' * (len(things) != 1)}"
+def _count(number: int, noun: str) -> str:
+    """Return a count, such as "1 seed" or "3 seeds"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -1,23 +1,22 @@
-"""The controls that papers forget: the distilled student without its teacher, plain and smoothed."""
+"""Controls of a distilled student: the same student without its teacher, plain and with label smoothing."""
 
 import dataclasses
-from collections.abc import Mapping
 
 from kd_jax.errors import KdError
 from kd_jax.experiment import Comparison, ResolvedExperiment, ResolvedRecipe
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.objective.terms import Term
 
-# Smoothing alone does part of what soft targets do (Yuan et al. 2020, arXiv 1909.11723).
-CONTROLS = {"control_ce": {}, "control_smoothed": {"label_smoothing": 0.1}}
+# Label smoothing alone has part of the effect of soft targets (Yuan et al. 2020, arXiv 1909.11723).
+CONTROLS: dict[str, dict[str, float]] = {"control_ce": {}, "control_smoothed": {"label_smoothing": 0.1}}
 
 
 def with_controls(experiment: ResolvedExperiment) -> ResolvedExperiment:
-    """The experiment with what distillation must be held against, and a comparison that names it.
+    """Return the experiment with both controls of the distilled student, and a comparison that names them.
 
-    Both controls are the distilled student with the same start, steps and data, but cross-entropy alone and the data's
-    own targets: plain ("shrink and fine-tune", arXiv 2010.13002) and with label smoothing 0.1. Each is added where no
-    student is that already, whatever it is called. The distilled student is the comparison's, else the last one.
+    Both controls have the distilled student's model, start, steps and data, with cross-entropy on the data's own
+    targets: plain ("shrink and fine-tune", arXiv 2010.13002) and with label smoothing 0.1. A control is added unless
+    a student equals it under another name. The distilled student is the comparison's, or the last one.
 
     Raises:
       KdError: if there are no students, or another student has a control's name.
@@ -31,31 +30,31 @@ def with_controls(experiment: ResolvedExperiment) -> ResolvedExperiment:
       ('student_init', 'control_smoothed')
     """
     if not experiment.students:
-        raise KdError("students: none; ablate compares them, wanted at least the distilled one")
-    students, compared = dict(experiment.students), experiment.comparison
-    distilled = compared.distilled if compared else list(students)[-1]
-    equals = [_add(students, name, _undistilled(students[distilled], options)) for name, options in CONTROLS.items()]
-    controls = tuple(dict.fromkeys([*(compared.controls if compared else ()), *equals]))
-    baseline = compared.baseline if compared else equals[0]
+        raise KdError("students: expected at least the distilled student, got none. Add one to the config.")
+    students, comparison = dict(experiment.students), experiment.comparison
+    distilled = comparison.distilled if comparison else list(students)[-1]
+    names = []
+    for name, options in CONTROLS.items():
+        terms = {"ce": Term(cross_entropy, options=options)}
+        names.append(_add(students, name, dataclasses.replace(students[distilled], terms=terms, targets=None)))
+    controls = tuple(dict.fromkeys([*(comparison.controls if comparison else ()), *names]))
+    baseline = comparison.baseline if comparison else names[0]
     return dataclasses.replace(experiment, students=students, comparison=Comparison(baseline, distilled, controls))
 
 
-def _undistilled(recipe: ResolvedRecipe, options: Mapping[str, float]) -> ResolvedRecipe:
-    """The same model, start and training on the data's targets, with cross-entropy alone."""
-    return dataclasses.replace(recipe, terms={"ce": Term(cross_entropy, options=options)}, targets=None)
-
-
 def _add(students: dict[str, ResolvedRecipe], name: str, control: ResolvedRecipe) -> str:
-    """The name of the student that is this control; added to `students` where there is none."""
-    for known, recipe in students.items():
-        if _shape(recipe) == _shape(control):
-            return known
+    """Return the name of the student that equals this control; add it to `students` if there is none."""
+    for student, recipe in students.items():
+        if _identity(recipe) == _identity(control):
+            return student
     if name in students:
-        raise KdError(f"students: {name} is not the control that ablate adds by this name; call it something else")
+        raise KdError(
+            f"students: expected {name} to be the control that ablate adds, got another recipe. Rename that student."
+        )
     students[name] = control
     return name
 
 
-def _shape(recipe: ResolvedRecipe) -> tuple[ResolvedRecipe, list[Term]]:
-    """What makes two recipes the same student: all but the names of its terms."""
+def _identity(recipe: ResolvedRecipe) -> tuple[ResolvedRecipe, list[Term]]:
+    """Return all fields of a recipe but the names of its terms."""
     return dataclasses.replace(recipe, terms={}), list(recipe.terms.values())

@@ -1,10 +1,11 @@
-"""One model against another, paired by example and by seed: differences, intervals, verdicts.
+"""Compare two models, paired by example and by seed: differences, intervals, verdicts.
 
 S in names: seeds; R: resamples.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -19,8 +20,8 @@ class Scores(NamedTuple):
 
     Attributes:
       value_S: float64, over all examples.
-      resampled_SR: float64, over examples drawn with replacement: the same draws for every model and seed.
-      examples: how many there are.
+      resampled_SR: float64, over examples drawn with replacement; the draws are the same for every model and seed.
+      examples: number of examples.
     """
 
     value_S: np.ndarray
@@ -28,14 +29,15 @@ class Scores(NamedTuple):
     examples: int
 
 
-class Difference(NamedTuple):
-    """What one model has more of a metric than another.
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A metric of one model minus that of another.
 
     Attributes:
       mean: over the seeds.
       interval: (low, high), 95%.
-      seeds: of each seed.
-      verdict: "better", "worse", "no difference seen", or "–" where a metric has no direction.
+      seeds: difference of each seed.
+      verdict: "better", "worse", "no difference seen", or "–" for a metric without direction.
     """
 
     mean: float
@@ -43,14 +45,20 @@ class Difference(NamedTuple):
     seeds: tuple[float, ...]
     verdict: str
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Difference":
+        """Return the inverse of `dataclasses.asdict`, from JSON; raises KeyError for a missing field."""
+        low, high = data["interval"]
+        return cls(data["mean"], (low, high), tuple(data["seeds"]), data["verdict"])
+
 
 def scores(metric: Metric, outcomes: Sequence[Outcome], resamples: int) -> Scores:
-    """A metric of what a model did with each seed, on the same examples.
+    """Compute a metric of one model for every seed, and on resampled examples.
 
     Args:
       metric: of the task.
-      outcomes: one for each seed.
-      resamples: of the examples.
+      outcomes: of the same examples, one for each seed.
+      resamples: number of draws of the examples.
     """
     statistics = [np.asarray(metric.statistics(outcome), np.float64) for outcome in outcomes]
     value_S = np.asarray([metric.value(rows.sum(0)) for rows in statistics], np.float64)
@@ -59,11 +67,12 @@ def scores(metric: Metric, outcomes: Sequence[Outcome], resamples: int) -> Score
 
 
 def difference(ours: Scores, theirs: Scores, higher_is_better: bool | None) -> Difference:
-    """How much more of a metric one model has than another.
+    """Compute `ours` minus `theirs` with its 95% interval and verdict.
 
     Args:
-      ours, theirs: on the same examples, with the same seeds.
-      higher_is_better: the metric's.
+      ours: scores of one model.
+      theirs: scores of the other, on the same examples and with the same seeds.
+      higher_is_better: direction of the metric.
 
     Examples:
       >>> rng = np.random.default_rng(0)
@@ -75,22 +84,25 @@ def difference(ours: Scores, theirs: Scores, higher_is_better: bool | None) -> D
     over_examples = (ours.resampled_SR - theirs.resampled_SR).mean(0).var(ddof=1)
     low, high = interval(each_S, float(over_examples), ours.examples)
     return Difference(
-        float(each_S.mean()), (low, high), tuple(each_S.tolist()), verdict(each_S, low, high, higher_is_better)
+        mean=float(each_S.mean()),
+        interval=(low, high),
+        seeds=tuple(each_S.tolist()),
+        verdict=verdict(each_S, low, high, higher_is_better),
     )
 
 
 def interval(each_S: np.ndarray, over_examples: float, examples: int) -> tuple[float, float]:
-    """95% interval of a mean difference, for other examples and other seeds than these.
+    r"""Return the 95% interval of a mean difference over examples and seeds.
 
-    .. math:: \\bar d \\pm t_\\nu \\sqrt{v + s^2 / S}, \\quad
-        \\nu = \\frac{(v + s^2 / S)^2}{v^2 / (N - 1) + (s^2 / S)^2 / (S - 1)}
+    .. math:: \bar d \pm t_\nu \sqrt{v + s^2 / S}, \quad
+        \nu = \frac{(v + s^2 / S)^2}{v^2 / (N - 1) + (s^2 / S)^2 / (S - 1)}
 
-    v is the variance over examples, s^2 that between seeds, and nu Welch's and Satterthwaite's degrees of freedom.
-    Student's t, and not a bootstrap of the seeds: drawn again from three, they miss the truth in one case of four.
-    What examples and seeds vary together is in both summands, so the interval is rather too wide than too narrow.
+    v is the variance over examples, s^2 the variance between seeds, nu the Welch-Satterthwaite degrees of freedom.
+    Student's t replaces a bootstrap of the seeds, which misses the true value in one case of four with three seeds.
+    The interaction of examples and seeds is in both summands, so the interval tends to be too wide.
 
     Args:
-      each_S: float [seeds], differences; of one seed the interval is for other examples alone.
+      each_S: float [seeds], differences; with one seed the interval covers other examples only.
       over_examples: v, variance of the mean difference over resampled examples.
       examples: N.
 
@@ -114,7 +126,7 @@ def interval(each_S: np.ndarray, over_examples: float, examples: int) -> tuple[f
 
 
 def verdict(each_S: np.ndarray, low: float, high: float, higher_is_better: bool | None) -> str:
-    """ "better" or "worse" where the interval lies beyond 0 and every seed agrees.
+    """Return "better" or "worse" if the interval excludes 0 and every seed agrees.
 
     Examples:
       >>> verdict(np.array([0.5, 1.5]), 0.2, 1.8, True), verdict(np.array([0.5, 1.5]), -0.2, 2.2, True)

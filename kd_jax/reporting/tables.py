@@ -1,123 +1,165 @@
-"""The report's figures as rows of text: a table to read first, a table of the rest, one for a terminal."""
+"""A report's figures as rows of text: a summary, the details, and a table for a terminal."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.ticker import EngFormatter
 
+from kd_jax.evaluation.figures import MetricFigure, ModelFigures
+from kd_jax.reporting.report import MetricInfo, Report
 from kd_jax.runtime import progress
 
-Report = Mapping[str, Any]
-Model = Mapping[str, Any]
 Table = list[list[str]]
 ABSENT = "–"
-INT8 = (
-    "{} with int8 weights: each matrix in 8 bits with a scale for every output channel, made float again where it is "
-    "used; nothing else differs, and its size is that of its parameters."
+INT8_NOTE = (
+    "{} with int8 weights: each matrix has 8 bits a weight and a float scale for each output channel, and is converted "
+    "to float where it is used. Size: bytes of the parameters."
 )
 
 
+class Row(NamedTuple):
+    """One model or baseline.
+
+    Attributes:
+      metrics: of the task.
+      model: all figures; None for a baseline.
+    """
+
+    metrics: Mapping[str, MetricFigure]
+    model: ModelFigures | None
+
+
 class Column(NamedTuple):
-    """A heading, its short form for a terminal, the figure's key, and how it is shown beside all of a model's."""
+    """One column.
+
+    Attributes:
+      heading: of pages.
+      short: heading for a terminal.
+      cell: row -> text.
+    """
 
     heading: str
     short: str
-    key: str
-    show: Callable[[Model], str]
-
-    def cell(self, figures: Model) -> str:
-        """A baseline has few figures, and no model has all."""
-        return ABSENT if figures[self.key] is None else self.show(figures)
+    cell: Callable[[Row], str]
 
 
-def plain(key: str, pattern: str | Callable[[Any], str], heading: str, short: str = "") -> Column:
-    """A figure through a format pattern, or a function."""
-    show = pattern if callable(pattern) else lambda value: format(value, pattern)
-    return Column(heading, short, key, lambda figures: show(figures[key]))
+def model_column(
+    heading: str, get: Callable[[ModelFigures], float | None], show: str | Callable[[float], str], short: str = ""
+) -> Column:
+    """Return a column of a model's figure; a dash stands for a baseline and for a missing figure.
+
+    Args:
+      heading: of the column.
+      get: model -> figure.
+      show: a format specification, or figure -> text.
+      short: heading for a terminal.
+    """
+
+    def cell(row: Row) -> str:
+        figure = None if row.model is None else get(row.model)
+        if figure is None:
+            return ABSENT
+        return format(figure, show) if isinstance(show, str) else show(figure)
+
+    return Column(heading, short, cell)
 
 
-def scored(metric: Mapping[str, Any]) -> Column:
-    """A metric with its interval, where it has one."""
-    name, digits, coarse = metric["name"], metric["digits"], max(0, metric["digits"] - 1)
+def metric_column(metric: MetricInfo) -> Column:
+    """Return a column of a metric with its interval."""
+    coarse = max(0, metric.digits - 1)
 
-    def show(figures: Model) -> str:
-        interval = figures[f"{name}_ci"]
-        shown = "" if interval is None else f" [{interval[0]:.{coarse}f}, {interval[1]:.{coarse}f}]"
-        return f"{figures[name]:.{digits}f}{shown}"
+    def cell(row: Row) -> str:
+        figure = row.metrics[metric.name]
+        if figure.value is None:
+            return ABSENT
+        if figure.interval is None:
+            return f"{figure.value:.{metric.digits}f}"
+        low, high = figure.interval
+        return f"{figure.value:.{metric.digits}f} [{low:.{coarse}f}, {high:.{coarse}f}]"
 
-    return Column(f"{metric['label']} [95%]", f"{metric['label']} [95%]", name, show)
+    return Column(f"{metric.label} [95%]", f"{metric.label} [95%]", cell)
+
+
+def value_column(metric: MetricInfo, beam: bool = False) -> Column:
+    """Return a column of a metric without its interval; `beam` for the texts of the beam search."""
+
+    def cell(row: Row) -> str:
+        figure = row.metrics[metric.name]
+        value = figure.beam if beam else figure.value
+        return ABSENT if value is None else f"{value:.{metric.digits}f}"
+
+    return Column(f"{metric.label} beam" if beam else metric.label, metric.label, cell)
 
 
 def summary_columns(report: Report) -> list[Column]:
-    """What a reader compares first."""
-    first, *others = report["metrics"]
+    """Return the columns that a reader compares first."""
+    first, *others = report.metrics
     count = EngFormatter(places=1)
     return [
-        plain("parameters_outside_embeddings", count, "parameters outside embeddings", "params"),
-        scored(first),
-        *(plain(m["name"], f".{m['digits']}f", m["label"], m["label"]) for m in others[:1]),
-        plain("kl_to_teacher", ".3f", "KL to teacher", "KL"),
-        plain("decode_tokens_per_second", ",.0f", "decode tok/s", "tok/s"),
-        plain("decode_tokens_per_second_single", ",.0f", "tok/s at batch 1", "batch 1"),
-        plain("seconds", progress.format_seconds, "training time", "training"),
+        model_column(
+            "parameters outside embeddings", lambda m: m.training.parameters_outside_embeddings, count, "params"
+        ),
+        metric_column(first),
+        *(value_column(metric) for metric in others[:1]),
+        model_column("KL to teacher", lambda m: m.closeness.kl_to_teacher, ".3f", "KL"),
+        model_column("decode tok/s", lambda m: m.speed.decode_tokens_per_second, ",.0f", "tok/s"),
+        model_column("tok/s at batch 1", lambda m: m.speed.decode_tokens_per_second_single, ",.0f", "batch 1"),
+        model_column("training time", lambda m: m.training.seconds, progress.format_seconds, "training"),
     ]
 
 
 def detail_columns(report: Report) -> list[Column]:
-    """The rest."""
-    first, *others = report["metrics"]
-    count, size = EngFormatter(places=1), EngFormatter(unit="B", places=1)
-    beam = f"{first['name']}_beam"
-    beams = any(beam in model for model in report["models"].values())  # not every task has one
-    return [
-        plain("parameters", count, "parameters"),
-        plain("bytes", size, "on disk"),
-        *([plain(beam, f".{first['digits']}f", f"{first['label']} beam")] if beams else []),
-        *map(scored, others),
-        plain("cross_entropy", ".3f", "cross-entropy"),
-        plain("agreement", ".1%", "agreement"),
-        plain("acceptance", ".1%", "acceptance"),
-        plain("calibration_error", ".3f", "calibration error"),
-        plain("decode_texts_per_second", ",.0f", "texts/s"),
-        plain("decode_texts_per_second_single", ",.0f", "texts/s at batch 1"),
-        *_drafting_columns(report),
-        plain("train_tokens_per_second", ",.0f", "train tok/s"),
-        plain("loss_before_first_step", ".3f", "loss before first step"),
+    """Return all other columns."""
+    first, *others = report.metrics
+    models = report.models.values()
+    columns = [
+        model_column("parameters", lambda m: m.training.parameters, EngFormatter(places=1)),
+        model_column("on disk", lambda m: m.training.bytes, EngFormatter(unit="B", places=1)),
     ]
-
-
-def _drafting_columns(report: Report) -> list[Column]:
-    """The student's figures as the teacher's draft, where they were measured."""
-    if not any("draft_speedup" in model for model in report["models"].values()):
-        return []
+    if any(model.metrics[first.name].beam is not None for model in models):
+        columns.append(value_column(first, beam=True))
+    columns += [
+        *map(metric_column, others),
+        model_column("cross-entropy", lambda m: m.closeness.cross_entropy, ".3f"),
+        model_column("agreement", lambda m: m.closeness.agreement, ".1%"),
+        model_column("acceptance", lambda m: m.closeness.acceptance, ".1%"),
+        model_column("calibration error", lambda m: m.closeness.calibration_error, ".3f"),
+        model_column("texts/s", lambda m: m.speed.decode_texts_per_second, ",.0f"),
+        model_column("texts/s at batch 1", lambda m: m.speed.decode_texts_per_second_single, ",.0f"),
+    ]
+    if any(model.drafting for model in models):
+        columns += [
+            model_column("accepted drafts", lambda m: m.drafting and m.drafting.draft_acceptance, ".1%"),
+            model_column("teacher's speed with its drafts", lambda m: m.drafting and m.drafting.draft_speedup, ".2f"),
+        ]
     return [
-        plain("draft_acceptance", ".1%", "accepted drafts"),
-        plain("draft_speedup", ".2f", "teacher's speed with its drafts"),
+        *columns,
+        model_column("train tok/s", lambda m: m.training.train_tokens_per_second, ",.0f"),
+        model_column("loss before first step", lambda m: m.training.loss_before_first_step, ".3f"),
     ]
 
 
 def summary(report: Report) -> Table:
-    """A heading row, then one row per model: what is compared first."""
+    """Return a heading row, then one row per model and baseline."""
     return _table(report, summary_columns(report))
 
 
 def details(report: Report) -> Table:
-    """The rest of the figures, turned: a heading row of models, then one row per figure, so that any number fits."""
+    """Return the other figures transposed: a heading row of models, then one row per figure."""
     return [list(row) for row in zip(*_table(report, detail_columns(report)), strict=True)]
 
 
 def times(report: Report) -> Table:
-    """Phase and time, and all together."""
-    seconds = report["wall_seconds"]
-    body = [[phase, progress.format_seconds(one)] for phase, one in (seconds | {"all": sum(seconds.values())}).items()]
-    return [["phase", "time"], *body]
+    """Return the time of each phase and the total, heading row first."""
+    seconds = {**report.wall_seconds, "all": sum(report.wall_seconds.values())}
+    return [["phase", "time"], *([phase, progress.format_seconds(value)] for phase, value in seconds.items())]
 
 
 def text_table(report: Report, width: int = 80) -> str:
-    """The summary for a terminal: as many of its columns, from the left, as fit the width.
+    """Return the summary for a terminal, with as many columns from the left as fit.
 
     Args:
-      report: as phases/report.py builds it.
+      report: of a run.
       width: in characters.
     """
     columns = summary_columns(report)
@@ -125,53 +167,48 @@ def text_table(report: Report, width: int = 80) -> str:
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     while sum(widths) + 2 * (len(widths) - 1) > width and len(widths) > 1:
         widths.pop()
-    lines = [_line(row[: len(widths)], widths) for row in table]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    head, *rows = [row[: len(widths)] for row in table]
+    return progress.format_table(head, rows)
 
 
 def notes(report: Report) -> list[str]:
-    """What the figures were measured on, and what the headings mean."""
-    teacher = next(iter(report["models"].values()))
-    counts, dropped = report["counts"], report["dropped_as_seen_in_training"]
-    splits = [
-        f"{name} {count:,}"
-        + (f" ({dropped[name]:,} more were left out: their sources were seen in training)" if dropped[name] else "")
-        for name, count in counts.items()
+    """Return paragraphs on the data, the intervals and the headings."""
+    teacher = next(iter(report.models.values()))
+    splits = []
+    for name, count in report.counts.items():
+        dropped = report.dropped_as_seen_in_training[name]
+        removed = f" ({dropped:,} more were removed: their sources are in the training split)" if dropped else ""
+        splits.append(f"{name} {count:,}{removed}")
+    signature = f", {report.headline.signature}" if report.headline.signature else ""
+    paragraphs = [
+        f"Examples: {', '.join(splits)}. Evaluated on {teacher.examples:,} "
+        f"({teacher.over_long:,} longer than the last bucket){signature}; seed {report.seed}.",
+        "The text compares the student with another model by the 95% interval of their difference, paired by example; "
+        "the table has each model's own interval. Neither covers the variance between trainings: see `ablate`.",
+        "KL: nats a token. Agreement: share of target positions where student and teacher have the same most likely "
+        "token. Acceptance: 1 - total variation, the rate at which the teacher accepts draft tokens of the student. "
+        "Calibration error: expected, 15 bins. Speeds: medians; models take turns on the same prompts.",
     ]
-    caches = [
-        f"cache {name}: {one['target_tokens']:,} target tokens at {one['bytes_per_target_token']:.0f} bytes"
-        for name, one in report["caches"].items()
-    ]
-    in_int8 = [f"{name} is {one['of']}" for name, one in report["int8"].items()]
-    signature = f", {report['headline']['signature']}" if report["headline"]["signature"] else ""
-    return [
-        f"Examples: {', '.join(splits)}. Measured on {teacher['examples']:,} "
-        f"({teacher['over_long']:,} beyond the longest bucket){signature}; seed {report['seed']}.",
-        "In words, the student is held against another model by the 95% interval of their difference, paired by "
-        "example; the table's intervals are each model's own. Another training would differ too: see `ablate`.",
-        "KL in nats a token; agreement: share of target positions where student and teacher hold the same token for "
-        "the likeliest; acceptance: 1 - total variation, the share of the student's draft tokens that the teacher "
-        "would take; calibration error: expected, 15 bins; speeds: models in turn on the same prompts, medians.",
-        *(
-            f"Accepted drafts: of the tokens that {name} wrote for the teacher, {model['draft_tokens']} a round, those "
-            "that the teacher would have written itself (speculative decoding: the text is the teacher's greedy one); "
-            "speed against the teacher's greedy decoding alone, at batch 1."
-            for name, model in report["models"].items()
-            if "draft_speedup" in model
-        ),
-        *([f"{'; '.join(caches)}."] if caches else []),
-        *([INT8.format("; ".join(in_int8))] if in_int8 else []),
-    ]
+    for name, model in report.models.items():
+        if model.drafting:
+            paragraphs.append(
+                f"Accepted drafts: {name} drafts {model.drafting.draft_tokens} tokens a round; the teacher accepts "
+                "those that it would have written itself (speculative decoding: the text is its greedy text). "
+                "Speed: relative to the teacher's greedy decoding without drafts, at batch 1."
+            )
+    if report.caches:
+        caches = (
+            f"cache {name}: {cache.target_tokens:,} target tokens at {cache.bytes_per_target_token:.0f} bytes"
+            for name, cache in report.caches.items()
+        )
+        paragraphs.append(f"{'; '.join(caches)}.")
+    if report.int8:
+        paragraphs.append(INT8_NOTE.format("; ".join(f"{name} is {one.of}" for name, one in report.int8.items())))
+    return paragraphs
 
 
 def _table(report: Report, columns: Sequence[Column]) -> Table:
+    rows = {name: Row(model.metrics, model) for name, model in report.models.items()}
+    rows |= {name: Row(metrics, None) for name, metrics in report.baselines.items()}
     head = ["model", *(column.heading for column in columns)]
-    models = report["models"]
-    nothing = dict.fromkeys(key for figures in models.values() for key in figures)
-    rows = {name: nothing | figures for name, figures in (models | report["baselines"]).items()}
-    return [head, *([name, *(column.cell(figures) for column in columns)] for name, figures in rows.items())]
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    name, *figures = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-    return "  ".join([name.strip().ljust(widths[0]), *figures])
+    return [head, *([name, *(column.cell(row) for column in columns)] for name, row in rows.items())]

@@ -1,82 +1,85 @@
-"""What distillation gained and what it cost, in one paragraph; it says so too where nothing was gained."""
+"""A report in one paragraph: what distillation gained and what it cost, or that nothing was gained."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.ticker import EngFormatter
 
 from kd_jax.artifacts.workdir import TEACHER
+from kd_jax.evaluation.figures import ModelFigures
+from kd_jax.experiment import Comparison
 from kd_jax.reporting.paired import BETTER, SAME, WORSE
+from kd_jax.reporting.report import MetricInfo, Report
 
-Report = Mapping[str, Any]
-Model = Mapping[str, Any]
-Metric = Mapping[str, Any]
-
-PASSES, BEHIND, LEVEL = "passes", "falls behind", "cannot be told from"
-NO_TEACHER = "The teacher is elsewhere: what it said was imported, so it has no row, and no gap to it is known."
-RELATIONS = {BETTER: PASSES, WORSE: BEHIND, SAME: LEVEL}
+NO_TEACHER = "The teacher was imported as log-probabilities, so it has no row, and the gap to it is unknown."
+RELATIONS = {BETTER: "is better than", WORSE: "is worse than", SAME: "does not differ detectably from"}
 
 
-def leading(models: Mapping[str, Model], comparison: Mapping[str, Any] | None, headline: Metric) -> str | None:
-    """The student that a report is about: the comparison's, else the best by the headline; None without students.
+def leading_student(
+    values: Mapping[str, float], comparison: Comparison | None, higher_is_better: bool | None
+) -> str | None:
+    """Return the student that a report is about: the distilled one, or the best without a comparison.
+
+    Args:
+      values: model -> its headline metric.
+      comparison: of the experiment.
+      higher_is_better: direction of the headline metric.
+
+    Returns:
+      A student's name; None without students.
 
     Examples:
-      >>> models = {"teacher": {"nll": 2.0}, "small": {"nll": 3.0}, "smaller": {"nll": 4.0}}
-      >>> leading(models, None, {"name": "nll", "higher_is_better": False})
+      >>> leading_student({"teacher": 2.0, "small": 3.0, "smaller": 4.0}, None, higher_is_better=False)
       'small'
     """
     if comparison is not None:
-        return comparison["distilled"]
-    students = [name for name in models if name != TEACHER]
-    best = max if headline["higher_is_better"] else min
-    return best(students, key=lambda name: models[name][headline["name"]]) if students else None
+        return comparison.distilled
+    students = [name for name in values if name != TEACHER]
+    best = max if higher_is_better else min
+    return best(students, key=lambda name: values[name]) if students else None
 
 
-def gap_recovered(models: Mapping[str, Model], comparison: Mapping[str, str] | None, headline: Metric) -> float | None:
-    """The share of the gap between baseline and teacher that the distilled student closes.
+def gap_recovered(
+    values: Mapping[str, float], comparison: Comparison | None, higher_is_better: bool | None
+) -> float | None:
+    r"""Return the share of the gap between baseline and teacher that the distilled student closes.
 
-    .. math:: \\frac{distilled - baseline}{teacher - baseline}
+    .. math:: \frac{distilled - baseline}{teacher - baseline}
 
     Args:
-      models: name -> figures.
-      comparison: {"baseline", "distilled"}, names of models, or None.
-      headline: "name", "higher_is_better".
+      values: model -> its headline metric.
+      comparison: names of baseline and distilled student, or None.
+      higher_is_better: direction of the headline metric.
 
     Returns:
-      None without a comparison, where the teacher is elsewhere, and where the teacher is no better than the baseline.
+      None without a comparison, with an imported teacher, or if the teacher is no better than the baseline.
 
     Examples:
-      >>> scores = {"teacher": {"nll": 2.0}, "alone": {"nll": 3.0}, "kd": {"nll": 2.5}}
-      >>> gap_recovered(scores, {"baseline": "alone", "distilled": "kd"}, {"name": "nll", "higher_is_better": False})
+      >>> values = {"teacher": 2.0, "scratch": 3.0, "kd": 2.5}
+      >>> gap_recovered(values, Comparison(baseline="scratch", distilled="kd"), higher_is_better=False)
       0.5
     """
-    if comparison is None or TEACHER not in models:
+    if comparison is None or TEACHER not in values:
         return None
-    names = TEACHER, comparison["baseline"], comparison["distilled"]
-    teacher, baseline, distilled = (models[name][headline["name"]] for name in names)
-    gap = teacher - baseline
-    return (distilled - baseline) / gap if (gap > 0 if headline["higher_is_better"] else gap < 0) else None
+    baseline = values[comparison.baseline]
+    gap = values[TEACHER] - baseline
+    return (values[comparison.distilled] - baseline) / gap if (gap > 0 if higher_is_better else gap < 0) else None
 
 
 def lead(report: Report) -> str:
-    """The report's first paragraph: the student against every control, against the teacher, and its price.
+    """Return the first paragraph: the student against every control and the teacher, and its cost.
 
-    Args:
-      report: as phases/report.py builds it; its first metric decides. Models with int8 weights have a sentence of
-        their own each, and no part in the others.
+    Models with int8 weights have a sentence each and no part in the others.
     """
-    models = {name: model for name, model in report["models"].items() if name not in report["int8"]}
-    quantized = [_in_int8(report, name) for name in report["int8"]]
-    return " ".join([*_of_trained({**report, "models": models}), *quantized])
+    return " ".join([*_trained_models(report), *(_int8(report, name) for name in report.int8)])
 
 
 def warnings(report: Report) -> list[str]:
-    """Every model's warnings, each with the model's name before it."""
-    return [f"{name}: {warning}" for name, model in report["models"].items() for warning in model["warnings"]]
+    """Return every model's warnings, prefixed by the model's name."""
+    return [f"{name}: {warning}" for name, model in report.models.items() for warning in model.warnings]
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words.
+    """Format seconds as text.
 
     Examples:
       >>> duration(116)
@@ -89,7 +92,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in words.
+    """Format bytes as text.
 
     Examples:
       >>> size(29_622_272)
@@ -98,124 +101,130 @@ def size(count: float) -> str:
     return EngFormatter(unit="B", places=1)(count)
 
 
-def _of_trained(report: Report) -> list[str]:
-    models, metric, comparison = report["models"], report["metrics"][0], report["comparison"]
-    name = leading(models, comparison, metric)
+def _trained_models(report: Report) -> list[str]:
+    metric, models = report.headline, report.trained
+    name = leading_student(report.headline_values, report.comparison, metric.higher_is_better)
     if name is None:
-        return [f"The teacher alone was trained: {_score(models[TEACHER], metric)}."]
-    opening = [f"The best student is {name}: {_score(models[name], metric)}."]
-    if comparison is not None:
-        opening = [_against_controls(report), *_gap(report)]
-    against = _against_teacher(report, name) if TEACHER in models else NO_TEACHER
-    return [*opening, against, _cost(report, name)]
+        return [f"Only the teacher was trained: {_score(models[TEACHER], metric)}."]
+    sentences = [f"The best student is {name}: {_score(models[name], metric)}."]
+    if report.comparison is not None:
+        sentences = [_against_controls(report, report.comparison), *_gap(report, report.comparison)]
+    against_teacher = _against_teacher(report, name) if TEACHER in models else NO_TEACHER
+    return [*sentences, against_teacher, _cost(report, name)]
 
 
-def _in_int8(report: Report, name: str) -> str:
-    """What int8 weights cost and gained, against the same model with float ones."""
-    metric, of, difference = report["metrics"][0], report["int8"][name]["of"], report["int8"][name]["difference"]
-    model, trained = report["models"][name], report["models"][of]
-    batched, single = (
-        model[key] / trained[key] for key in ("decode_tokens_per_second", "decode_tokens_per_second_single")
-    )
-    # Two digits that count, not the metric's: an interval may lie beyond 0 by far less than the table shows.
-    mean, low, high = (f"{value:+.2g}" for value in (difference["mean"], *difference["interval"]))
+def _int8(report: Report, name: str) -> str:
+    """Return what int8 weights cost and gained, relative to the same model with float weights."""
+    metric, comparison = report.headline, report.int8[name]
+    model, of = report.models[name], report.models[comparison.of]
+    batched, single = _speed_ratios(model, of)
+    # Two significant digits, not the metric's: an interval may exclude 0 by far less than the table shows.
+    difference = comparison.difference
+    mean, low, high = (f"{value:+.2g}" for value in (difference.mean, *difference.interval))
     return (
-        f"With int8 weights {of} ({name}: {_figure(model, metric)}) takes {size(model['bytes'])} instead of "
-        f"{size(trained['bytes'])}, writes {batched:.2f} times the tokens a second ({single:.2f} times at batch 1), "
-        f"and {RELATIONS[difference['verdict']]} itself with float ones ({mean} {metric['label']}, "
+        f"With int8 weights {comparison.of} ({name}: {_figure(model, metric)}) has {size(model.training.bytes)} "
+        f"instead of {size(of.training.bytes)}, writes {batched:.2f} times the tokens a second ({single:.2f} times at "
+        f"batch 1), and {RELATIONS[difference.verdict]} itself with float weights ({mean} {metric.label}, "
         f"95% interval {low} to {high})."
     )
 
 
-def _against_controls(report: Report) -> str:
-    models, metric, name = report["models"], report["metrics"][0], report["comparison"]["distilled"]
-    controls = [control for control in models if control not in (TEACHER, name)]
-    standing = {control: _relation(report, control) for control in controls}
-    clauses = []
-    for verb in (PASSES, BEHIND, LEVEL):
-        members = [f"{c} ({_figure(models[c], metric)})" for c in controls if standing[c] == verb]
-        clauses += [f"{verb} {_listing(members)}"] if members else []
-    sentence = f"The distilled student, {name} ({_score(models[name], metric)}), {_listing(clauses)}."
-    level = [control for control in controls if standing[control] == LEVEL]
-    behind = [control for control in controls if standing[control] == BEHIND]
-    if level:
-        sentence += f" Distillation added nothing that this test can see over {_listing(level)}."
-    if behind:
-        sentence += f" Beside {_listing(behind)}, distillation cost quality."
+def _against_controls(report: Report, comparison: Comparison) -> str:
+    models, metric, name = report.trained, report.headline, comparison.distilled
+    verdicts = {control: report.differences[control].verdict for control in models if control not in (TEACHER, name)}
+    by_verdict = {kind: [control for control, verdict in verdicts.items() if verdict == kind] for kind in RELATIONS}
+    clauses = [
+        f"{RELATIONS[kind]} {_join([f'{control} ({_figure(models[control], metric)})' for control in controls])}"
+        for kind, controls in by_verdict.items()
+        if controls
+    ]
+    sentence = f"The distilled student, {name} ({_score(models[name], metric)}), {_join(clauses)}."
+    if by_verdict[SAME]:
+        sentence += f" This test detects no gain from distillation over {_join(by_verdict[SAME])}."
+    if by_verdict[WORSE]:
+        sentence += f" Distillation reduced quality relative to {_join(by_verdict[WORSE])}."
     return sentence
 
 
-def _gap(report: Report) -> list[str]:
-    """The distilled student's share of the gap, and beside it what every other control closes without it."""
-    gap, models, comparison, metric = (report[key] for key in ("gap_recovered", "models", "comparison", "headline"))
-    if gap is None:
+def _gap(report: Report, comparison: Comparison) -> list[str]:
+    """Return the distilled student's share of the gap to the teacher, and that of every other student."""
+    if report.gap_recovered is None:
         return []
-    baseline, distilled = comparison["baseline"], comparison["distilled"]
-    others = [name for name in models if name not in (TEACHER, baseline, distilled)]
-    closed = [f"{n}: {gap_recovered(models, {**comparison, 'distilled': n}, metric):.0%}" for n in others]
-    beside = f" ({', '.join(closed)})" if closed else ""
-    return [f"Of the gap from {baseline} to the teacher it closes {gap:.0%}{beside}."]
+    values, metric = report.headline_values, report.headline
+    shares = []
+    for name in values:
+        if name not in (TEACHER, comparison.baseline, comparison.distilled):
+            other = Comparison(comparison.baseline, distilled=name)
+            shares.append(f"{name}: {gap_recovered(values, other, metric.higher_is_better):.0%}")
+    others = f" ({', '.join(shares)})" if shares else ""
+    return [f"It closes {report.gap_recovered:.0%} of the gap from {comparison.baseline} to the teacher{others}."]
 
 
 def _against_teacher(report: Report, name: str) -> str:
-    models, metric = report["models"], report["metrics"][0]
-    model, teacher = models[name], models[TEACHER]
-    share = model["parameters_outside_embeddings"] / teacher["parameters_outside_embeddings"]
-    batched, single = (
-        model[key] / teacher[key] for key in ("decode_tokens_per_second", "decode_tokens_per_second_single")
-    )
-    difference = model[metric["name"]] - teacher[metric["name"]]
-    side = "above" if difference > 0 else "below"
+    metric, model, teacher = report.headline, report.models[name], report.models[TEACHER]
+    share = model.training.parameters_outside_embeddings / teacher.training.parameters_outside_embeddings
+    batched, single = _speed_ratios(model, teacher)
+    difference = model.value(metric.name) - teacher.value(metric.name)
+    relation, side = RELATIONS[report.differences[TEACHER].verdict], "above" if difference > 0 else "below"
     return (
-        f"Against the {TEACHER} ({_figure(teacher, metric)}), {name} has {share:.0%} of the parameters outside "
+        f"Against the teacher ({_figure(teacher, metric)}), {name} has {share:.0%} of the parameters outside "
         f"the embeddings, writes {batched:.1f} times the tokens a second ({single:.1f} times at batch 1), and "
-        f"{_relation(report, TEACHER)} it ({abs(difference):.{metric['digits']}f} {metric['label']} {side})."
-        + _drafting(model)
+        f"{relation} it ({abs(difference):.{metric.digits}f} {metric.label} {side})." + _drafting(model)
     )
 
 
-def _drafting(model: Model) -> str:
-    """What the student is worth where the teacher stays; "" where that was not measured."""
-    if "draft_speedup" not in model:
+def _drafting(model: ModelFigures) -> str:
+    """Return what the student is worth as the teacher's draft; "" if that was not measured."""
+    if model.drafting is None:
         return ""
     return (
-        f" Where the {TEACHER} stays, the student can draft for it: {model['draft_acceptance']:.0%} of its tokens are "
-        f"accepted, and the {TEACHER}'s own greedy texts come {model['draft_speedup']:.2f} times as fast at batch 1."
+        f" As the teacher's draft in speculative decoding, the student has {model.drafting.draft_acceptance:.0%} of "
+        f"its tokens accepted, and the teacher writes its greedy texts {model.drafting.draft_speedup:.2f} times as "
+        "fast at batch 1."
     )
 
 
 def _cost(report: Report, name: str) -> str:
-    models, caches = report["models"], report["caches"]
-    others = [student for student in models if student not in (TEACHER, name)]
-    training = [f"{student} {duration(models[student]['seconds'])}" for student in (name, *others)]
-    cached = [
-        f"the cache {cache} took {duration(one['seconds'])} and {size(one['bytes'])}" for cache, one in caches.items()
+    models = report.trained
+    students = [name, *(student for student in models if student not in (TEACHER, name))]
+    training = [f"{student} {_training_time(models[student])}" for student in students]
+    caches = [
+        f"the cache {cache} took {duration(figures.seconds)} and {size(figures.bytes)}"
+        for cache, figures in report.caches.items()
     ]
-    after, beside = "", ""
+    teacher_time = teacher_size = ""
     if TEACHER in models:
-        after = f", after {duration(models[TEACHER]['seconds'])} for the teacher"
-        beside = f", the teacher {size(models[TEACHER]['bytes'])}"
+        teacher_time = f", after {_training_time(models[TEACHER])} for the teacher"
+        teacher_size = f", the teacher {size(models[TEACHER].training.bytes)}"
     return (
-        f"The cost: training took {_listing(training)}{after}"
-        + (f"; {_listing(cached)}" if cached else "")
-        + f". On disk {name} is {size(models[name]['bytes'])}{beside}."
+        f"Cost: training took {_join(training)}{teacher_time}"
+        + (f"; {_join(caches)}" if caches else "")
+        + f". On disk {name} has {size(models[name].training.bytes)}{teacher_size}."
     )
 
 
-def _relation(report: Report, other: str) -> str:
-    """How the leading student stands to another model, paired by example."""
-    return RELATIONS[report["differences"][other]["verdict"]]
+def _training_time(model: ModelFigures) -> str:
+    assert model.training.seconds is not None  # all but int8 models have one
+    return duration(model.training.seconds)
 
 
-def _figure(model: Model, metric: Metric) -> str:
-    return f"{model[metric['name']]:.{metric['digits']}f}"
+def _speed_ratios(model: ModelFigures, other: ModelFigures) -> tuple[float, float]:
+    """Return (tokens a second in batches, at batch 1), each over the other model's."""
+    return (
+        model.speed.decode_tokens_per_second / other.speed.decode_tokens_per_second,
+        model.speed.decode_tokens_per_second_single / other.speed.decode_tokens_per_second_single,
+    )
 
 
-def _score(model: Model, metric: Metric) -> str:
-    interval, digits = model[f"{metric['name']}_ci"], max(0, metric["digits"] - 1)
-    shown = "" if interval is None else f", 95% interval {interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
-    return f"{metric['label']} {_figure(model, metric)}{shown}"
+def _figure(model: ModelFigures, metric: MetricInfo) -> str:
+    return f"{model.value(metric.name):.{metric.digits}f}"
 
 
-def _listing(items: Sequence[str]) -> str:
+def _score(model: ModelFigures, metric: MetricInfo) -> str:
+    interval, digits = model.metrics[metric.name].interval, max(0, metric.digits - 1)
+    shown = f", 95% interval {interval[0]:.{digits}f} to {interval[1]:.{digits}f}" if interval else ""
+    return f"{metric.label} {_figure(model, metric)}{shown}"
+
+
+def _join(items: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))

@@ -1,4 +1,4 @@
-"""`kd_jax ablate` from the command line: runs of all seeds, then what they say together."""
+"""The command `ablate`: runs of all seeds, and their common result."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from sacrebleu.metrics import CHRF
 from kd_jax.cli.main import main
 from kd_jax.phases import ablate
 from kd_jax.reporting import page
-from tests.reporting.ablations import result
+from tests.reporting.ablations import ablation
 
 CONFIG = """
 import dataclasses
@@ -41,7 +41,7 @@ def finished(words, tmp_path_factory, lax_promotion):
     return tmp_path_factory.getbasetemp() / words[3]
 
 
-def test_every_seed_is_a_run_of_its_own_with_the_controls(finished):
+def test_every_seed_has_a_run_with_the_controls(finished):
     for seed in (0, 1):
         folder = finished / f"seed{seed}"
         assert json.loads((folder / "experiment.json").read_text())["fields"]["seed"] == seed
@@ -49,10 +49,10 @@ def test_every_seed_is_a_run_of_its_own_with_the_controls(finished):
         assert (folder / "report/report.html").exists()
 
 
-def test_differences_are_those_of_the_texts(finished):
-    """The mean over the seeds of chrF's difference, from the texts that lie there and sacreBLEU alone."""
-    told = json.loads((finished / "ablation/ablation.json").read_text())
-    assert told["distilled"] == "kd" and told["controls"] == ["control_ce", "control_smoothed"]
+def test_differences_equal_those_computed_from_the_texts(finished):
+    """The mean over the seeds of chrF's difference, from the files of texts by sacreBLEU."""
+    result = json.loads((finished / "ablation/ablation.json").read_text())
+    assert result["distilled"] == "kd" and result["controls"] == ["control_ce", "control_smoothed"]
 
     def chrf(seed, name):
         rows = [json.loads(row) for row in (finished / f"seed{seed}/evaluation/{name}.jsonl").open()]
@@ -60,12 +60,12 @@ def test_differences_are_those_of_the_texts(finished):
 
     for name in ("kd", "control_ce"):
         expected = np.mean([chrf(seed, name) - chrf(seed, "control_smoothed") for seed in (0, 1)])
-        assert told["differences"]["chrf"]["control_smoothed"][name]["mean"] == pytest.approx(expected)
-    assert told["models"]["kd"]["chrf"] == pytest.approx([chrf(seed, "kd") for seed in (0, 1)])
-    assert "copy" in told["baselines"] and told["examples"] == 10
+        assert result["differences"]["chrf"]["control_smoothed"][name]["mean"] == pytest.approx(expected)
+    assert result["models"]["kd"]["chrf"] == pytest.approx([chrf(seed, "kd") for seed in (0, 1)])
+    assert "copy" in result["baselines"] and result["examples"] == 10
 
 
-def test_a_finished_one_is_only_read(finished, words, capsys):
+def test_finished_ablation_is_only_read(finished, words, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.glob("seed*/**/checkpoints/**/*")}
     assert before and main([*words, "--seeds", "1", "0", *SHORT.split()]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -74,7 +74,7 @@ def test_a_finished_one_is_only_read(finished, words, capsys):
     assert "ablation/report.html" in said.out.splitlines()[-1]
 
 
-def test_the_seed_that_fails_is_named(finished, words, capsys):
+def test_failing_seed_is_named(finished, words, capsys):
     shutil.rmtree(finished / "seed1/evaluation")
     path = finished / "seed1/students/kd/manifest.json"
     whole = path.read_text()
@@ -85,7 +85,7 @@ def test_the_seed_that_fails_is_named(finished, words, capsys):
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "options, message",
     [
         ([], "--seeds: missing"),
         (["--seeds"], "--seeds: missing"),
@@ -98,13 +98,13 @@ def test_the_seed_that_fails_is_named(finished, words, capsys):
         (["--seeds", "0", "--only", "kd"], "--only: goes with the commands student and plan --devices alone"),
     ],
 )
-def test_bad_words_are_one_line_and_leave_nothing(words, given, message, tmp_path, capsys):
-    assert main([*words[:2], "--workdir", str(tmp_path / "w"), *given]) == 2
+def test_invalid_options_are_one_line_and_leave_nothing(words, options, message, tmp_path, capsys):
+    assert main([*words[:2], "--workdir", str(tmp_path / "w"), *options]) == 2
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert last.startswith("error: ") and message in last and not (tmp_path / "w").exists()
 
 
-def test_a_config_without_students_is_refused(root, tmp_path, capsys):
+def test_config_without_students_is_refused(root, tmp_path, capsys):
     lines = [
         "import dataclasses",
         "from kd_jax import load_experiment",
@@ -113,12 +113,12 @@ def test_a_config_without_students_is_refused(root, tmp_path, capsys):
     lines.append("experiment = dataclasses.replace(smoke, students={}, comparison=None)")
     (tmp_path / "config.py").write_text("\n".join(lines))
     assert main(["ablate", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "w"), "--seeds", "0"]) == 2
-    assert "students: none" in capsys.readouterr().err
+    assert "students: expected at least the distilled student" in capsys.readouterr().err
 
 
-def test_the_page_holds_words_tables_and_a_plot_for_each_control():
-    told = ablate.document(result(), "seed = 0")
-    html, markdown = page.html(told), page.markdown(told)
+def test_page_has_a_table_and_a_plot_for_each_control():
+    document = ablate.build_document(ablation(), "seed = 0")
+    html, markdown = page.html(document), page.markdown(document)
     for text in (html, markdown.replace("\\_", "_")):
         assert "BLEU against control_ce" in text and "+0.30 to +1.50" in text and "Over 3 seeds" in text
     assert html.count("<svg") == 4 and "<script" not in html and "seed = 0" in html  # two metrics, two controls
@@ -129,6 +129,6 @@ def test_the_page_holds_words_tables_and_a_plot_for_each_control():
     assert sum(map(len, identifiers)) == len(set().union(*identifiers))
 
 
-def test_the_closing_lines_fit_a_terminal():
-    lines = ablate.closing(result(warnings=["seed 0, kd: repeats itself"] * 3)).split("\n")
+def test_closing_text_fits_a_terminal():
+    lines = ablate.closing_text(ablation(warnings=("seed 0, kd: repetitive",) * 3)).split("\n")
     assert max(map(len, lines)) <= 80 and any("Warnings of single seeds: 3" in line for line in lines)

@@ -1,4 +1,4 @@
-"""What used to end evaluation after all training was done: odd characters, a field called id, one very long line."""
+"""The phase `evaluate` with odd characters, a field called id, and one very long line."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_odd_texts_and_a_long_one_are_evaluated_and_reported(config, tmp_path, m
     rows = (tmp_path / "w/evaluation/it.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     sources = [json.loads(row)["source"] for row in rows]
     assert [text + " test" for text in ODD[::-1]] == sources[10:14] and len(sources) == 15
-    assert "beyond the longest bucket are taken whole" in capsys.readouterr().err
+    assert "longer than the last bucket, evaluated uncut" in capsys.readouterr().err
     for file in ("report.html", "report.md"):
         assert "<script>" not in (tmp_path / "w/report" / file).read_text(encoding="utf-8")
 

@@ -42,7 +42,7 @@ from kd_jax.tokenizers import base as tokenizers
 from kd_jax.tokenizers.sentencepiece import EOS, START
 from kd_jax.training.model import initial_params, load_trained
 from kd_jax.training.step import eval_step
-from tests.helpers.runs import beside, smoke, taught
+from tests.helpers.runs import linked_run, run_until_cache, smoke
 
 SIZES = {"d_model": 32, "heads": 2, "d_ff": 64, "dropout": 0.0}
 MODELS = {  # of teacher and student
@@ -102,7 +102,7 @@ def experiment(root, family, lax_promotion):
 def run(experiment, tmp_path_factory):
     """A run of all phases."""
     check(experiment)
-    workdir = taught(experiment, tmp_path_factory.mktemp("run"))
+    workdir = run_until_cache(experiment, tmp_path_factory.mktemp("run"))
     for phase in (student, evaluate, report):
         phase.run(experiment, workdir)
     write_experiment(workdir, experiment)
@@ -136,8 +136,8 @@ def test_a_model_drafts_for_the_teacher(experiment, run, drafting, least):
     texts = experiment.prompt_widths, tokenizer, Decoding(length_ratio=0.0, length=12)
     models = by_name[TEACHER], by_name[drafting]
     figures = drafting_speed(dataclasses.replace(experiment.evaluation, draft=3), *models, prompts, *texts)
-    assert least <= figures["draft_acceptance"] <= 1 and figures["draft_tokens"] == 3
-    assert figures["draft_speedup"] > 0 and figures["draft_tokens_per_second"] > 0
+    assert least <= figures.draft_acceptance <= 1 and figures.draft_tokens == 3
+    assert figures.draft_speedup > 0 and figures.draft_tokens_per_second > 0
 
 
 @pytest.mark.parametrize("name", ["inside", "packed", "other", "best", "unlabelled"])
@@ -231,7 +231,7 @@ def test_the_prompt_may_count_too_in_a_decoder_only_model(experiment, run, famil
         return
     wanted = dataclasses.replace(wanted, students={"packed": experiment.students["packed"]})
     check(wanted)
-    workdir = beside(run, tmp_path)
+    workdir = linked_run(run, tmp_path)
     prepare.run(wanted, workdir)
     batch = Split(workdir.data, "train").batch(MODELS[family][0].layout(START), [[0, 1], [2]], 2, Bucket(80, 80))
     np.testing.assert_array_equal(batch.mask_BT, batch.inputs.decoder.segment_BT > 0)

@@ -12,7 +12,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.errors import KdError
 from kd_jax.evaluation.candidates import load_candidates
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
-from tests.helpers.runs import beside, smoke
+from tests.helpers.runs import linked_run, smoke
 
 SHORT = """
 --teacher.training.steps 60 --students.student_scratch.training.steps 30 --buckets 32
@@ -39,7 +39,7 @@ def runs(root, tmp_path_factory, lax_promotion):
     workdir = Workdir(tmp_path_factory.mktemp("int8"))
     for phase in (prepare, teacher, cache, student, evaluate, report):
         phase.run(experiment, workdir)
-    plain = beside(workdir, tmp_path_factory.mktemp("plain") / "run", "data", "teacher", "cache", "students")
+    plain = linked_run(workdir, tmp_path_factory.mktemp("plain") / "run", "data", "teacher", "cache", "students")
     evaluate.run(base, plain)
     return experiment, workdir, plain
 
@@ -98,5 +98,5 @@ def test_weights_that_are_elsewhere_are_refused(runs, monkeypatch):
         experiment, evaluation=dataclasses.replace(experiment.evaluation, int8=("teacher",))
     )
     monkeypatch.setattr(Workdir, "teacher_is_imported", True)
-    with pytest.raises(KdError, match="evaluation.int8: the weights of 'teacher' are elsewhere; leave it out"):
+    with pytest.raises(KdError, match="evaluation.int8: expected models trained in this workdir, got 'teacher'"):
         load_candidates(experiment, workdir)

@@ -1,5 +1,6 @@
-"""From what a run left to the three files and the closing lines."""
+"""The phase `report`: from the files of a run to report.json, report.md, report.html and the terminal."""
 
+import dataclasses
 import json
 import types
 
@@ -8,6 +9,7 @@ import pytest
 from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.evaluation.figures import MetricFigure, metrics_to_json
 from kd_jax.experiment import Evaluation
 from kd_jax.phases import report as phase
 from kd_jax.tasks.translation import Translation
@@ -16,12 +18,13 @@ from tests.reporting.reports import model, report
 EXAMPLES = [{"en": f"s{i}", "fr": "un chat noir dort"} for i in range(7)]
 TEXTS = {
     name: [
-        {"number": i, "source": example["en"], "reference": example["fr"], "greedy": written}
+        {"number": i, "source": example["en"], "reference": example["fr"], "greedy": text}
         for i, example in enumerate(EXAMPLES)
     ]
-    for name, written in (("teacher", "un chat noir dort"), ("student", ""))
+    for name, text in (("teacher", "un chat noir dort"), ("student", ""))
 }
-PHASES = {
+CACHE = {"digest": "d", "target_tokens": 2, "bytes": 8, "bytes_per_target_token": 4.0}
+MANIFESTS = {
     "prepare": {
         "outputs": {
             "dataset": "d",
@@ -31,14 +34,15 @@ PHASES = {
         "seconds": 1.0,
     },
     "teacher": {"outputs": {}, "seconds": 5.0},
-    "cache.topk": {"outputs": {"target_tokens": 2, "bytes": 8, "bytes_per_target_token": 4.0}, "seconds": 3.0},
+    "cache.topk": {"outputs": CACHE, "seconds": 3.0},
     "student.student": {"outputs": {}, "seconds": 2.0},
     "evaluate": {"outputs": {}, "seconds": 4.0, "versions": {"jax": "1"}},
 }
 
 
 @pytest.fixture
-def figures(tmp_path):
+def built(tmp_path):
+    """The report of a run whose teacher writes the references and whose student writes nothing."""
     workdir = Workdir(tmp_path)
     workdir.data.begin({})
     manifest.write_lines(workdir.data.path / "test.jsonl", EXAMPLES)
@@ -46,50 +50,53 @@ def figures(tmp_path):
     workdir.evaluation.begin({})
     for name, rows in TEXTS.items():
         manifest.write_lines(workdir.evaluation.path / f"{name}.jsonl", rows)
-        manifest.write_json(workdir.evaluation.path / f"{name}.json", model(20.0, seconds=2.0))
-    manifest.write_json(workdir.evaluation.path / "baselines.json", {"copy": {"bleu": 1.5, "bleu_ci": [1.0, 2.0]}})
+        figures = model(20.0, training={"seconds": 2.0})
+        manifest.write_json(workdir.evaluation.path / f"{name}.json", figures.to_json())
+    copy = metrics_to_json({"bleu": MetricFigure(1.5, (1.0, 2.0)), "chrf": MetricFigure(9.0, (8.0, 10.0))})
+    manifest.write_json(workdir.evaluation.path / "baselines.json", {"copy": copy})
     workdir.evaluation.finish({}, 4.0)
     parts = {"task": Translation(), "evaluation": Evaluation(bootstrap=20), "recipes": TEXTS}
     experiment = types.SimpleNamespace(name="mine", seed=3, comparison=None, **parts)
-    return phase.read(experiment, workdir, PHASES, TEXTS)
+    return phase.build_report(experiment, workdir, MANIFESTS, TEXTS)
 
 
-def test_costs_are_read_from_the_phases(figures):
-    assert figures["models"]["teacher"]["bytes"] == 4_400_000 and figures["models"]["student"]["seconds"] == 2.0
-    assert figures["caches"]["topk"] == PHASES["cache.topk"]["outputs"] | {"seconds": 3.0}
-    assert figures["wall_seconds"] == {"prepare": 1, "teacher": 5, "cache": 3, "student": 2, "evaluate": 4}
-    assert figures["comparison"] is None and figures["gap_recovered"] is None
-    headline = figures["headline"]
-    assert headline.pop("signature").startswith("nrefs:1|case:mixed")
-    assert headline == {"name": "bleu", "label": "BLEU", "higher_is_better": True, "digits": 2}
-    assert figures["baselines"]["copy"]["bleu"] == 1.5
-    assert list(figures["differences"]) == ["teacher"]  # of the only student
-    assert figures["differences"]["teacher"]["mean"] == pytest.approx(-100)  # nothing against the reference itself
+def test_figures_come_from_the_phases(built):
+    assert built.models["teacher"].training.bytes == 4_400_000 and built.models["student"].training.seconds == 2.0
+    assert built.caches["topk"].to_json() == CACHE | {"seconds": 3.0}
+    assert built.wall_seconds == {"prepare": 1, "teacher": 5, "cache": 3, "student": 2, "evaluate": 4}
+    assert built.comparison is None and built.gap_recovered is None
+    headline = built.headline
+    assert headline.signature.startswith("nrefs:1|case:mixed")
+    assert (headline.name, headline.label, headline.higher_is_better, headline.digits) == ("bleu", "BLEU", True, 2)
+    assert built.baselines["copy"]["bleu"].value == 1.5
+    assert list(built.differences) == ["teacher"]  # from the only student
+    assert built.differences["teacher"].mean == pytest.approx(-100)  # empty texts against the references
 
 
-def test_rubbish_is_warned_of_in_files_and_terminal(figures, tmp_path):
-    document = phase.document(figures, phase.samples(TEXTS, "greedy", 2), {}, "seed = 3")
-    phase.write(Folder(tmp_path, "report"), figures, document)
-    for text in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text(), phase.closing(figures)):
+def test_degenerate_texts_are_warned_of_in_files_and_terminal(built, tmp_path):
+    document = phase.build_document(built, phase.select_samples(TEXTS, "greedy", 2), {}, "seed = 3")
+    phase.write(Folder(tmp_path, "report"), built, document)
+    html, markdown = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
+    for text in (html, markdown, phase.closing_text(built)):
         assert "student: 7 of 7 texts are empty" in text
     assert json.loads((tmp_path / "report.json").read_text())["models"]["teacher"]["warnings"] == []
 
 
-def test_a_shrunken_test_split_is_told_in_both_pages(figures, tmp_path):
-    phase.write(Folder(tmp_path, "report"), figures, phase.document(figures, [], {}, ""))
+def test_removed_test_examples_are_counted_in_both_pages(built, tmp_path):
+    phase.write(Folder(tmp_path, "report"), built, phase.build_document(built, [], {}, ""))
     for file in ("report.html", "report.md"):
-        assert "7 (2 more were left out" in (tmp_path / file).read_text()
+        assert "7 (2 more were removed" in (tmp_path / file).read_text()
 
 
 @pytest.mark.parametrize("count, rows", [(2, [0, 3]), (7, range(7)), (20, range(7))])
-def test_samples_are_spread_over_the_split(count, rows):
-    chosen = phase.samples(TEXTS, "greedy", count)
-    assert [sample["source"] for sample in chosen] == [f"s{i}" for i in rows]
-    assert list(chosen[0]) == ["source", "reference", "teacher", "student"]
+def test_samples_are_evenly_spaced(count, rows):
+    samples = phase.select_samples(TEXTS, "greedy", count)
+    assert [sample["source"] for sample in samples] == [f"s{i}" for i in rows]
+    assert list(samples[0]) == ["source", "reference", "teacher", "student"]
 
 
-def test_the_closing_lines_fit_a_terminal():
-    figures = report()
-    figures["models"]["student_kd"]["warnings"] = ["repeats itself " + "and again " * 12]
-    lines = phase.closing(figures).split("\n")
+def test_closing_text_fits_a_terminal():
+    student = report().models["student_kd"].with_warnings(["repetitive " + "and again " * 12])
+    warned = dataclasses.replace(report(), models={**report().models, "student_kd": student})
+    lines = phase.closing_text(warned).split("\n")
     assert max(map(len, lines)) <= 80 and any(line.startswith("warning: student_kd") for line in lines)

@@ -1,52 +1,56 @@
-"""An ablation in words and tables: what is said follows from the figures."""
+"""An ablation's result in words and tables."""
+
+import json
 
 import pytest
 
 from kd_jax.errors import KdError
-from kd_jax.reporting import ablation
+from kd_jax.reporting.ablation import figures_table, lead, notes, paired_table, select_metrics, times_table
 from kd_jax.tasks.summarization import Summarization
 from kd_jax.tasks.translation import Translation
-from tests.reporting.ablations import BLEU, LENGTH, one, result
+from tests.reporting.ablations import BLEU, LENGTH, ablation, difference
 
 
-def against(**verdicts):
+def with_verdicts(**verdicts):
     """A result whose distilled student has these verdicts on BLEU."""
-    differences = {control: {"student_kd": one(0.3, 0.1, verdict)} for control, verdict in verdicts.items()}
-    return result(metrics=[BLEU], differences={"bleu": differences})
+    bleu = {control: {"student_kd": difference(0.3, 0.1, verdict)} for control, verdict in verdicts.items()}
+    return ablation(metrics=(BLEU,), differences={"bleu": bleu})
 
 
-def test_the_lead_says_by_how_much_and_over_how_many_seeds():
-    said = ablation.lead(result())
-    assert "Over 3 seeds, student_kd has BLEU 23.00 on average." in said
-    assert "better than control_ce (+0.90, 95% +0.30 to +1.50); not seen to differ from control_smoothed (+0.20" in said
-    assert "added nothing that this test can see over control_smoothed." in said and "cost quality" not in said
+def test_lead_names_differences_and_number_of_seeds():
+    text = lead(ablation())
+    assert "Over 3 seeds, student_kd has BLEU 23.00 on average." in text
+    assert "better than control_ce (+0.90, 95% +0.30 to +1.50); not detectably different from control_smoothed" in text
+    assert "no gain from distillation over control_smoothed." in text and "reduced quality" not in text
 
 
-@pytest.mark.parametrize("verdict, words", [("worse", "Beside control_ce, distillation cost quality"), ("better", "")])
-def test_the_lead_says_what_distillation_cost(verdict, words):
-    said = ablation.lead(against(control_ce=verdict))
-    assert words in said and "added nothing" not in said
+@pytest.mark.parametrize(
+    "verdict, words", [("worse", "Distillation reduced quality relative to control_ce"), ("better", "better than")]
+)
+def test_lead_names_a_loss(verdict, words):
+    text = lead(with_verdicts(control_ce=verdict))
+    assert words in text and "no gain" not in text
 
 
-def test_the_lead_warns_of_a_single_seed():
-    assert "One seed says nothing about other trainings" in ablation.lead(result(seeds=[4]))
-    assert "Over 1 seed," in ablation.lead(result(seeds=[4]))
+def test_lead_warns_of_a_single_seed():
+    assert "One seed gives no variance between trainings" in lead(ablation(seeds=(4,)))
+    assert "Over 1 seed," in lead(ablation(seeds=(4,)))
 
 
-def test_a_metric_without_direction_has_no_better_side():
-    said = ablation.lead(result(metrics=[LENGTH]))
-    assert "neither more nor less is better" in said and "to be read beside control_ce" in said
+def test_metric_without_direction_has_no_verdict():
+    text = lead(ablation(metrics=(LENGTH,)))
+    assert "a metric without direction" in text and "it is without verdict against control_ce" in text
 
 
-def test_the_paired_table_has_a_row_for_each_other_model():
-    head, teacher, student = ablation.paired(result(), BLEU, "control_ce")
+def test_paired_table_has_a_row_for_each_other_model():
+    head, teacher, student = paired_table(ablation(), BLEU, "control_ce")
     assert head == ["model", "BLEU", "difference", "95% interval", "verdict", "of seeds 0 / 1 / 2"]
     assert student == ["student_kd", "23.00", "+0.90", "+0.30 to +1.50", "better", "+0.90 / +1.00 / +0.80"]
     assert teacher[0] == "teacher"
 
 
-def test_figures_and_times_are_those_of_every_seed():
-    head, *rows = ablation.figures(result())
+def test_tables_of_figures_and_times_show_every_seed():
+    head, *rows = figures_table(ablation())
     assert head == ["model", "BLEU", "length ratio", "KL to teacher"]
     assert rows[0] == [
         "teacher",
@@ -55,18 +59,31 @@ def test_figures_and_times_are_those_of_every_seed():
         "0.300 (0.300 / 0.300 / 0.300)",
     ]
     assert rows[-1] == ["copy", "3.00 (3.00 / 3.00 / 3.00)", "–", "–"]
-    assert ablation.times(result())[-1] == ["all", "1:30", "1:30", "1:30"]
+    assert times_table(ablation())[-1] == ["all", "1:30", "1:30", "1:30"]
 
 
-def test_notes_say_what_the_intervals_are():
-    several, single = (" ".join(ablation.notes(result(seeds=seeds))) for seeds in ([0, 1, 2], [0]))
-    assert "variance between the 3 seeds is added" in several and "8 comparisons" in several
-    assert "how much another training would differ is not in them" in single and "Student" not in single
+def test_notes_explain_the_intervals():
+    several, single = (" ".join(notes(ablation(seeds=seeds))) for seeds in ((0, 1, 2), (0,)))
+    assert "variance between the 3 seeds" in several and "8 comparisons" in several
+    assert "variance between trainings is not included" in single and "Student" not in single
 
 
-def test_metrics_are_chosen_by_name():
-    assert [metric.name for metric in ablation.chosen_metrics(Translation(), "")] == ["bleu"]
-    assert [metric.name for metric in ablation.chosen_metrics(Summarization(), "rouge_2")] == ["rouge_2"]
-    assert [metric.name for metric in ablation.chosen_metrics(Translation(), "all")] == ["bleu", "chrf"]
-    with pytest.raises(KdError, match="--metric bleu: summarization has rouge_l, rouge_1, rouge_2, length_ratio;"):
-        ablation.chosen_metrics(Summarization(), "bleu")
+def test_json_has_differences_as_objects():
+    data = json.loads(json.dumps(ablation().to_json()))
+    assert data["metrics"][0] == {
+        "name": "bleu",
+        "label": "BLEU",
+        "higher_is_better": True,
+        "digits": 2,
+        "signature": "tok:13a",
+    }
+    one = data["differences"]["bleu"]["control_ce"]["student_kd"]
+    assert one.keys() == {"mean", "interval", "seeds", "verdict"} and one["interval"] == pytest.approx([0.3, 1.5])
+
+
+def test_select_metrics_by_name():
+    assert [metric.name for metric in select_metrics(Translation(), "")] == ["bleu"]
+    assert [metric.name for metric in select_metrics(Summarization(), "rouge_2")] == ["rouge_2"]
+    assert [metric.name for metric in select_metrics(Translation(), "all")] == ["bleu", "chrf"]
+    with pytest.raises(KdError, match="--metric: expected one of rouge_l, rouge_1, rouge_2, length_ratio"):
+        select_metrics(Summarization(), "bleu")

@@ -1,4 +1,4 @@
-"""Markdown and HTML: what the data says stays text, and students' departures from the teacher are marked."""
+"""Markdown and HTML: data is escaped, and students' departures from the teacher are marked."""
 
 from html.parser import HTMLParser
 
@@ -56,8 +56,8 @@ def nasty(text=NASTY):
     return document(title=text, lead=text, warnings=[text], sections=sections, resolved=text, versions={text: text})
 
 
-def test_markdown_shows_nasty_texts_literally():
-    """Read by a CommonMark parser: the same tags as of harmless texts, and the very characters."""
+def test_markdown_escapes_everything():
+    """A CommonMark parser finds the same tags as in harmless texts, and the same characters."""
     nasty_html, plain_html = (RENDER.render(page.markdown(nasty(text))) for text in (NASTY, "harmless"))
     assert "<script" not in page.markdown(nasty()) and "<script" not in nasty_html
     assert Reader(nasty_html).tags == Reader(plain_html).tags
@@ -66,26 +66,26 @@ def test_markdown_shows_nasty_texts_literally():
     assert Reader(nasty_html).texts["ul"].count(FLAT) == 4
 
 
-def test_html_shows_nasty_texts_literally_and_runs_nothing():
+def test_html_escapes_everything():
     written, plain = (Reader(page.html(nasty(text))) for text in (NASTY, "harmless"))
     assert written.tags == plain.tags and "script" not in written.tags and "<script" not in page.html(nasty())
     assert written.texts["h1"] == NASTY and written.texts["pre"] == NASTY and not written.open
 
 
-def test_html_needs_nothing_else():
+def test_html_is_self_contained():
     text = page.html(document())
     assert not any(word in text for word in ("src=", "href=", "@import", "url(", "onload"))
 
 
-@pytest.mark.parametrize("braces", ["{0}", "{title}", "{{"])
-def test_braces_in_texts_are_texts(braces):
+@pytest.mark.parametrize("braces", ["{0}", "{{ document.title }}", "{{", "{% if %}"])
+def test_braces_are_not_evaluated(braces):
     assert Reader(page.html(document(lead=braces))).texts["body"].count(braces) == 1
 
 
 SAMPLE = {"source": "s", "reference": "r", "teacher": "a black cat sat", "kd": "a red|<b> cat sat"}
 
 
-def test_departures_from_the_teacher_are_marked_word_by_word():
+def test_words_unlike_the_teachers_are_marked():
     assert "a <mark>red|&lt;b&gt;</mark> cat sat" in page.html(document(samples=[SAMPLE]))
     written = page.markdown(document(samples=[SAMPLE]))
     assert "a **red\\|&lt;b&gt;** cat sat" in written
@@ -93,12 +93,12 @@ def test_departures_from_the_teacher_are_marked_word_by_word():
 
 
 @pytest.mark.parametrize("word", ["(en)", "*", "«a»", "c++", "_x_", "**", "a."])
-def test_any_word_can_be_bold(word):
+def test_any_word_can_be_marked_in_markdown(word):
     sample = SAMPLE | {"kd": f"a {word} cat sat"}
     assert Reader(RENDER.render(page.markdown(document(samples=[sample])))).texts["strong"] == word
 
 
-def test_the_teacher_and_the_reference_are_never_marked():
+def test_equal_texts_are_not_marked():
     html = page.html(document(samples=[SAMPLE | {"kd": SAMPLE["teacher"]}]))
     assert "<mark>" not in html
 
@@ -109,24 +109,24 @@ def test_runs_join_to_the_text():
     assert page.runs_beside("", other) == [] and page.runs_beside(text, "") == [(text, True)]
 
 
-def test_an_empty_text_is_a_dash():
+def test_empty_text_is_a_dash():
     sample = SAMPLE | {"kd": ""}
     assert "<dt>kd</dt><dd>–</dd>" in page.html(document(samples=[sample]))
     assert "- kd: –" in page.markdown(document(samples=[sample]))
 
 
-def test_warnings_stand_between_lead_and_table():
-    told = document(lead="LEAD", warnings=["WARN"])
-    for text in (page.html(told), page.markdown(told)):
+def test_warnings_are_between_lead_and_table():
+    warned = document(lead="LEAD", warnings=["WARN"])
+    for text in (page.html(warned), page.markdown(warned)):
         assert text.index("LEAD") < text.index("WARN") < text.index("model")
 
 
-def test_a_section_that_markdown_cannot_show_has_no_heading_there():
+def test_markdown_has_no_heading_for_a_section_of_plots():
     assert "## Plots" not in page.markdown(document()) and "<h2>Plots</h2>" in page.html(document())
     assert "## \n" not in page.markdown(document()) and "<h2></h2>" not in page.html(document())
 
 
-def test_tables_scroll_inside_their_own_box():
+def test_html_table_scrolls_in_its_own_box():
     text = page.html(document())
     assert text.count('<div class="scroll"><table>') == text.count("<table>") == 1
     assert ".scroll { overflow-x: auto;" in text

@@ -1,4 +1,4 @@
-"""Paired differences: the metric's own values, intervals that hold what they say, verdicts that seeds must share."""
+"""Paired differences: values of the metric, coverage of the intervals, verdicts that all seeds share."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 from scipy import stats
 
-from kd_jax.reporting.paired import Scores, difference, interval, scores, verdict
+from kd_jax.reporting.paired import Difference, Scores, difference, interval, scores, verdict
 from kd_jax.tasks.metrics import Metric, Outcome
 from kd_jax.tasks.translation import Translation
 
@@ -17,18 +17,18 @@ MEAN = Metric(
     True,
     2,
     "tokens",
-    lambda one: np.stack([one.nll_N, one.tokens_N], 1),
+    lambda outcome: np.stack([outcome.nll_N, outcome.tokens_N], 1),
     lambda sums: sums[0] / sums[1],
 )
 floats = st.lists(st.floats(-5, 5), min_size=2, max_size=5).map(np.asarray)
 
 
-def of_values(values_N):
-    """An outcome whose metric is the mean of these."""
+def outcome_of(values_N):
+    """An outcome whose metric is the mean of the values."""
     return Outcome([{}] * len(values_N), [], [], values_N, np.ones(len(values_N), np.int64))
 
 
-def test_values_are_the_metrics_own():
+def test_scores_equal_the_metric():
     hypotheses = ["the cat sat on the mat today", "a small library for reading images", "one two"]
     references = ["the cat sat on a mat today", "small library for reading of images", "two one"]
     outcome = Outcome([{}] * 3, hypotheses, [[reference] for reference in references])
@@ -38,29 +38,29 @@ def test_values_are_the_metrics_own():
 
 
 @given(floats)
-def test_without_variance_over_examples_it_is_the_t_interval_of_the_seeds(each_S):
-    spread = stats.sem(each_S)
-    if spread > 1e-6:
-        expected = stats.t.interval(0.95, len(each_S) - 1, each_S.mean(), spread)
+def test_interval_without_variance_over_examples_is_the_seeds_t_interval(each_S):
+    error = stats.sem(each_S)
+    if error > 1e-6:
+        expected = stats.t.interval(0.95, len(each_S) - 1, each_S.mean(), error)
         np.testing.assert_allclose(interval(each_S, 0.0, 100), expected, atol=1e-9)
 
 
 @given(floats, st.floats(0, 4), st.integers(2, 1000))
-def test_it_turns_with_the_sign_and_widens_with_the_examples_variance(each_S, variance, examples):
+def test_interval_mirrors_the_sign_and_is_wider_than_the_normal(each_S, variance, examples):
     low, high = interval(each_S, variance, examples)
     np.testing.assert_allclose(interval(-each_S, variance, examples), (-high, -low), atol=1e-9)
     half = stats.norm.ppf(0.975) * (variance + each_S.var(ddof=1) / len(each_S)) ** 0.5
-    assert high - low >= 2 * half - 1e-9  # Student's t is never surer than the normal
+    assert high - low >= 2 * half - 1e-9
 
 
-def test_one_seed_has_the_examples_variance_alone():
+def test_interval_of_one_seed_has_only_the_examples_variance():
     low, high = interval(np.array([3.0]), 4.0, 11)
     np.testing.assert_allclose((low, high), stats.t.interval(0.95, 10, 3.0, 2.0))
     assert interval(np.array([3.0]), 0.0, 1) == (3.0, 3.0)
 
 
-def test_three_seeds_and_their_examples_are_covered():
-    """Differences of known parts: seed + example + both. The interval is for other seeds and other examples."""
+def test_interval_covers_other_seeds_and_other_examples():
+    """Differences are sums of known effects: seed, example, and their interaction."""
     rng, trials, inside = np.random.default_rng(0), 1500, 0
     for _ in range(trials):
         parts = 0.1 * rng.normal(size=(3, 1)) + rng.normal(size=(1, 100)) + rng.normal(size=(3, 100))
@@ -69,11 +69,11 @@ def test_three_seeds_and_their_examples_are_covered():
     assert 0.94 <= inside / trials <= 0.985
 
 
-def test_pairs_cancel_what_examples_have_in_common():
-    """Hard examples are hard for both: only what differs is uncertain."""
+def test_pairing_cancels_the_difficulty_of_examples():
+    """Hard examples are hard for both models."""
     rng = np.random.default_rng(1)
     common, own = 10 * rng.normal(size=400), 0.1 * rng.normal(size=400)
-    ours, theirs = (scores(MEAN, [of_values(values)], 400) for values in (common + own + 0.1, common))
+    ours, theirs = (scores(MEAN, [outcome_of(values)], 400) for values in (common + own + 0.1, common))
     one = difference(ours, theirs, True)
     assert one.mean == pytest.approx(own.mean() + 0.1) and one.verdict == "better"
     half = stats.t.ppf(0.975, 399) * own.std() / 20  # the bootstrap's variance of a mean is that of the population
@@ -82,21 +82,20 @@ def test_pairs_cancel_what_examples_have_in_common():
 
 @settings(max_examples=30)
 @given(floats, floats)
-def test_a_difference_turned_is_the_opposite_verdict(a, b):
+def test_exchanged_models_have_the_opposite_verdict(a, b):
     size = min(len(a), len(b))
     ours, theirs = (Scores(x[:size], np.tile(x[:size, None], 3), examples=9) for x in (a, b))
     one, other = difference(ours, theirs, True), difference(theirs, ours, True)
     opposite = {"better": "worse", "worse": "better"}
-    assert other.verdict == (opposite[one.verdict] if one.verdict in opposite else one.verdict)
+    assert other.verdict == opposite.get(one.verdict, one.verdict)
     assert one.verdict == difference(theirs, ours, False).verdict
     assert one.seeds == tuple(-x for x in other.seeds)
 
 
-def test_the_same_model_is_not_seen_to_differ():
+def test_model_does_not_differ_from_itself():
     same = Scores(np.array([1.0, 2.0]), np.zeros((2, 4)), examples=5)
-    assert difference(same, same, True)[:3] == (0.0, (0.0, 0.0), (0.0, 0.0))
-    assert difference(same, same, True).verdict == "no difference seen"
+    assert difference(same, same, True) == Difference(0.0, (0.0, 0.0), (0.0, 0.0), "no difference seen")
 
 
-def test_no_direction_no_verdict():
+def test_metric_without_direction_has_no_verdict():
     assert verdict(np.array([5.0]), 4.0, 6.0, None) == "–"

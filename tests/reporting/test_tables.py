@@ -1,12 +1,16 @@
-"""The tables: any task's metrics, a terminal's width, a held-out set that shrank."""
+"""Tables of a report: any task's metrics, a terminal's width, missing figures."""
 
+import dataclasses
 import re
 
+from kd_jax.evaluation.figures import MetricFigure
 from kd_jax.reporting import tables
-from tests.reporting.reports import model, report, students
+from kd_jax.reporting.paired import SAME, Difference
+from kd_jax.reporting.report import Int8Comparison, MetricInfo
+from tests.reporting.reports import DRAFTING, int8_model, model, report, students
 
 
-def test_the_summary_holds_what_is_compared_first():
+def test_summary_columns():
     head, teacher, *others = tables.summary(report())
     assert head == [
         "model",
@@ -23,73 +27,83 @@ def test_the_summary_holds_what_is_compared_first():
     assert others[-1] == ["copy", "–", "3.21 [2.6, 3.8]", "17.05", "–", "–", "–", "–"]
 
 
-def test_summary_and_details_show_every_figure():
-    figures = report()
-    shown = {row[0] for row in tables.details(figures)} | set(tables.summary(figures)[0])
-    assert {"parameters", "on disk", "BLEU beam", "chrF [95%]", "cross-entropy", "acceptance", "train tok/s"} <= shown
-    assert ["train tok/s", *"–––––"] in tables.details(figures)
+def test_details_have_the_other_figures():
+    rows = {name: cells for name, *cells in tables.details(report())}
+    assert list(rows) == [
+        "model",
+        "parameters",
+        "on disk",
+        "BLEU beam",
+        "chrF [95%]",
+        "cross-entropy",
+        "agreement",
+        "acceptance",
+        "calibration error",
+        "texts/s",
+        "texts/s at batch 1",
+        "train tok/s",
+        "loss before first step",
+    ]
+    assert rows["BLEU beam"] == ["23.09", "9.86", "24.45", "23.90", "–"]
+    assert rows["train tok/s"] == ["–"] * 5 and rows["acceptance"] == ["75.1%"] * 4 + ["–"]
 
 
-def test_int8_stands_beside_the_float_one_and_had_no_training():
-    figures = report(int8={"student_kd_int8": {"of": "student_kd", "difference": {}}})
-    figures["models"]["student_kd_int8"] = model(22.5, seconds=None, loss_before_first_step=None, bytes=1_200_000)
-    *_, row, copy = tables.summary(figures)
+def test_int8_model_has_a_row_and_no_training():
+    difference = Difference(0.0, (0.0, 0.0), (0.0,), SAME)
+    models = report().models | {"student_kd_int8": int8_model(22.5)}
+    with_int8 = report(int8={"student_kd_int8": Int8Comparison("student_kd", difference)}, models=models)
+    *_, row, copy = tables.summary(with_int8)
     assert copy[0] == "copy" and row[0] == "student_kd_int8" and row[2] == "22.50 [21.0, 24.0]" and row[-1] == "–"
-    columns = {row[0]: row[-2] for row in tables.details(figures)}
-    assert columns["on disk"] == "1.2 MB" and columns["train tok/s"] == columns["loss before first step"] == "–"
-    assert tables.notes(figures)[-1].startswith("student_kd_int8 is student_kd with int8 weights: ")
+    details = {row[0]: row[-2] for row in tables.details(with_int8)}
+    assert details["on disk"] == "1.2 MB" and details["train tok/s"] == details["loss before first step"] == "–"
+    assert tables.notes(with_int8)[-1].startswith("student_kd_int8 is student_kd with int8 weights: ")
     assert not any("int8" in note for note in tables.notes(report()))
 
 
-def test_another_task_brings_its_own_metric():
-    nll = {"name": "nll", "label": "bits a byte", "higher_is_better": False, "digits": 3, "signature": ""}
-    figures = {"nll": 1.25, "nll_ci": None}
-    models = {name: one | figures for name, one in students(small=1).items()}
-    for one in models.values():
-        del one["bleu"], one["bleu_ci"], one["bleu_beam"], one["chrf"], one["chrf_ci"]
-    figures = report(models=models, metrics=[nll], headline=nll, comparison=None, baselines={})
-    assert tables.summary(figures)[1][2] == "1.250" and tables.summary(figures)[0][2] == "bits a byte [95%]"
-    assert not re.search("BLEU|chrF", str([tables.summary(figures), tables.details(figures), tables.notes(figures)]))
+def test_metrics_come_from_the_task():
+    nll = MetricInfo("nll", "bits a byte", False, 3)
+    models = {
+        name: dataclasses.replace(figures, metrics={"nll": MetricFigure(1.25)})
+        for name, figures in students(small=1).items()
+    }
+    other_task = report(models=models, metrics=(nll,), comparison=None, baselines={})
+    assert tables.summary(other_task)[1][2] == "1.250" and tables.summary(other_task)[0][2] == "bits a byte [95%]"
+    shown = [tables.summary(other_task), tables.details(other_task), tables.notes(other_task)]
+    assert not re.search("BLEU|chrF", str(shown))
 
 
-def test_the_terminal_is_eighty_columns_wide():
-    figures = report()
-    figures["models"]["teacher"] |= {"bleu": 100.0, "bleu_ci": [100.0, 100.0], "decode_tokens_per_second": 148_757.0}
-    lines = tables.text_table(figures).split("\n")
+def test_text_table_fits_eighty_columns():
+    wide = model(100.0, width=0, speed={"decode_tokens_per_second": 148_757.0})
+    models = report().models | {"teacher": wide}
+    lines = tables.text_table(report(models=models)).split("\n")
     assert max(map(len, lines)) <= 80 and len(set(map(len, lines))) == 1
     assert all(word in lines[0] for word in ("params", "BLEU", "chrF", "KL", "tok/s"))
-    assert [line.split()[0] for line in lines[2:]] == [*figures["models"], "copy"]
+    assert [line.split()[0] for line in lines[2:]] == [*models, "copy"]
 
 
-def test_long_names_push_columns_out_not_lines_over():
+def test_text_table_drops_columns_for_long_names():
     table = tables.text_table(report(models=students(**{"student_of_many_layers_and_a_long_story": 3})))
     assert max(map(len, table.split("\n"))) <= 80 and "BLEU" in table
 
 
-def test_a_held_out_set_that_shrank_is_said_with_its_count():
-    quiet, told = (
+def test_notes_count_removed_held_out_examples():
+    without, with_removed = (
         tables.notes(report(dropped_as_seen_in_training={"train": 0, "validation": 0, "test": count}))[0]
         for count in (0, 1412)
     )
-    assert "test 1,068 (1,412 more were left out: their sources were seen in training)" in told
-    assert "left out" not in quiet and "validation 530," in told
+    assert "test 1,068 (1,412 more were removed: their sources are in the training split)" in with_removed
+    assert "removed" not in without and "validation 530," in without
 
 
 def test_times_add_up():
     assert tables.times(report())[1:] == [["teacher", "5:36"], ["student", "5:11"], ["all", "10:47"]]
 
 
-def test_a_figure_that_was_not_taken_is_a_dash():
-    assert tables.plain("kl_to_teacher", ".3f", "KL").cell(model(1, kl_to_teacher=None)) == tables.ABSENT
-
-
-def test_a_student_that_drafts_has_its_figures_beside_dashes():
-    drafting = {"draft_tokens": 4, "draft_acceptance": 0.714, "draft_tokens_per_second": 900.0, "draft_speedup": 1.45}
-    models = report()["models"] | {"student_kd": model(22.90, **drafting)}
-    figures = report(models=models)
-    assert ["accepted drafts", "–", "–", "–", "71.4%", "–"] in tables.details(figures)
-    assert ["teacher's speed with its drafts", "–", "–", "–", "1.45", "–"] in tables.details(figures)
-    assert "that student_kd wrote for the teacher, 4 a round" in " ".join(tables.notes(figures))
-    assert "Accepted drafts" not in " ".join(tables.notes(report())) and len(tables.details(report())) + 2 == len(
-        tables.details(figures)
-    )
+def test_drafting_student_has_rows_and_a_note():
+    drafting = report(models=report().models | {"student_kd": model(22.90, drafting=DRAFTING)})
+    details = tables.details(drafting)
+    assert ["accepted drafts", "–", "–", "–", "71.4%", "–"] in details
+    assert ["teacher's speed with its drafts", "–", "–", "–", "1.45", "–"] in details
+    assert "student_kd drafts 4 tokens a round" in " ".join(tables.notes(drafting))
+    assert "Accepted drafts" not in " ".join(tables.notes(report()))
+    assert len(tables.details(report())) + 2 == len(details)

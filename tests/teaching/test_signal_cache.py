@@ -1,4 +1,4 @@
-"""What a teacher leaves, and a teacher in the step, frozen."""
+"""Signal caches, and students with the teacher in the step."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ from kd_jax.tasks.translation import Translation
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.meter import Meter
 from kd_jax.training.model import load_trained
-from tests.helpers.runs import beside
+from tests.helpers.runs import linked_run
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def small_shards(monkeypatch):
 
 
 def with_student(experiment, **fields):
-    """The experiment with one student, `it`."""
+    """Return the experiment with one student, `it`."""
     it = dataclasses.replace(experiment.students["student_kd"], **fields)
     return dataclasses.replace(experiment, students={"it": it})
 
@@ -50,16 +50,16 @@ def records(folder):
 
 @dataclasses.dataclass(frozen=True)
 class Continued(Translation):
-    """A translation whose first two tokens are given: they exist and do not count."""
+    """A translation whose first two target tokens do not count."""
 
     def encode(self, example, tokenizer):
         (encoded,) = super().encode(example, tokenizer)
         yield encoded._replace(counts=np.arange(len(encoded.counts)) >= len(encoded.prompt) + 2)
 
 
-def test_a_record_has_one_entry_per_target_that_counts(experiment, workdir, tmp_path):
-    """And the batch holds what the teacher says of that target in that target's place."""
-    continued, run = dataclasses.replace(experiment, task=Continued()), beside(workdir, tmp_path, TEACHER)
+def test_record_has_one_entry_per_target_that_counts(experiment, workdir, tmp_path):
+    """The batch holds the teacher's signal of a target at the target's position."""
+    continued, run = dataclasses.replace(experiment, task=Continued()), linked_run(workdir, tmp_path, TEACHER)
     prepare.run(continued, run)
     cache.run(continued, run)
     store = Store(run.cache("", "topk").path, "records")
@@ -77,18 +77,18 @@ def test_a_record_has_one_entry_per_target_that_counts(experiment, workdir, tmp_
     np.testing.assert_allclose(*np.exp(both), atol=2e-3)
 
 
-def test_any_number_of_writers_leaves_the_same_records(experiment, workdir, tmp_path, small_shards):
-    """One of two writers is killed with a shard half-way; three others finish: nothing is lost or doubled."""
+def test_records_do_not_depend_on_the_number_of_writers(experiment, workdir, tmp_path, small_shards):
+    """One of two writers is killed in a shard; three others finish without loss or repetition."""
     both = {"topk": Term(forward_kl, signal=TopK(k=8)), "sampled": Term(forward_kl, signal=Sampled(draws=9))}
-    wanted = with_student(experiment, terms=both)
-    one, many = (beside(workdir, tmp_path / name, "data", TEACHER) for name in ("one", "many"))
-    cache.run(wanted, one)
-    cache.run(wanted, many, writer=(0, 2))
+    changed = with_student(experiment, terms=both)
+    one, many = (linked_run(workdir, tmp_path / name, "data", TEACHER) for name in ("one", "many"))
+    cache.run(changed, one)
+    cache.run(changed, many, writer=(0, 2))
     folder = many.cache("", "topk")
     assert not folder.finished() and not shard_path(folder.path, "records", 1).exists()
     (folder.path / "records-00001.arrayrecord.77.part").write_bytes(b"half a shard")
     for writer in range(3):
-        cache.run(wanted, many, writer=(writer, 3))
+        cache.run(changed, many, writer=(writer, 3))
     assert not list(folder.path.glob("*.part"))
     for signal in ("topk", "sampled_9_t1_s0"):
         folders = [run.cache("", signal) for run in (one, many)]
@@ -96,15 +96,15 @@ def test_any_number_of_writers_leaves_the_same_records(experiment, workdir, tmp_
         assert len({folder.outputs()["digest"] for folder in folders}) == 1
 
 
-def test_a_flipped_byte_is_named_and_only_its_shard_made_anew(experiment, workdir, tmp_path, small_shards, capsys):
-    run = beside(workdir, tmp_path, "data", TEACHER)
+def test_flipped_byte_is_named_and_only_its_shard_is_rewritten(experiment, workdir, tmp_path, small_shards, capsys):
+    run = linked_run(workdir, tmp_path, "data", TEACHER)
     cache.run(experiment, run)
     folder = run.cache("", "topk")
     before, path = folder.outputs()["digest"], shard_path(folder.path, "records", 2)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(KdError, match=r"records-00002.*not those that were written"):
+    with pytest.raises(KdError, match=r"records-00002.*expected the bytes that were written"):
         records(folder)
     times = {shard: shard.stat().st_mtime_ns for shard in folder.path.glob("*.arrayrecord") if shard != path}
     cache.run(experiment, run)
@@ -114,8 +114,8 @@ def test_a_flipped_byte_is_named_and_only_its_shard_made_anew(experiment, workdi
     assert len(records(folder)) == 120
 
 
-def test_a_larger_cache_serves_a_smaller_k_and_lacks_a_temperature(experiment, workdir, tmp_path):
-    run = beside(workdir, tmp_path, "data", TEACHER, "cache")
+def test_larger_cache_serves_smaller_k_but_not_another_temperature(experiment, workdir, tmp_path):
+    run = linked_run(workdir, tmp_path, "data", TEACHER, "cache")
     with_signal = lambda signal: with_student(experiment, terms={"kd": Term(forward_kl, signal=signal)})  # noqa: E731
     cache.run(with_signal(TopK(k=3, tail="zero")), run)
     with pytest.raises(KdError, match="signal.temperature"):
@@ -126,9 +126,9 @@ def test_a_larger_cache_serves_a_smaller_k_and_lacks_a_temperature(experiment, w
         student.run(with_signal(TopK(k=9)), run)
 
 
-def test_the_tail_is_chosen_when_a_cache_is_read(experiment, workdir, tmp_path):
-    """A cache that was made for one tail is found done, for it and for others; both of a student's terms are read."""
-    run = beside(workdir, tmp_path, "data", TEACHER)
+def test_tail_is_chosen_when_a_cache_is_read(experiment, workdir, tmp_path):
+    """A cache written for one tail serves all tails, and both terms of a student read it."""
+    run = linked_run(workdir, tmp_path, "data", TEACHER)
     with_signals = lambda *signals: with_student(  # noqa: E731
         experiment, terms={f"kd{i}": Term(forward_kl, signal=signal) for i, signal in enumerate(signals)}
     )
@@ -140,8 +140,8 @@ def test_the_tail_is_chosen_when_a_cache_is_read(experiment, workdir, tmp_path):
     student.run(with_signals(TopK(k=3), dataclasses.replace(warm, tail="renormalise")), run)
 
 
-def test_a_cache_of_another_teacher_is_refused(experiment, workdir, tmp_path):
-    run = beside(workdir, tmp_path, "data", "cache")
+def test_cache_of_another_teacher_is_rejected(experiment, workdir, tmp_path):
+    run = linked_run(workdir, tmp_path, "data", "cache")
     teacher.run(dataclasses.replace(experiment, seed=5), run)
     with pytest.raises(KdError, match="cache topk: made with teacher .* this run's is"):
         student.run(experiment, run)
@@ -151,10 +151,10 @@ def test_a_cache_of_another_teacher_is_refused(experiment, workdir, tmp_path):
 
 def test_two_temperatures_share_a_cache(experiment, workdir, tmp_path):
     terms = {f"t{t:g}": Term(forward_kl, signal=TopK(k=6, temperature=t)) for t in (1.0, 2.0)}
-    wanted, run = with_student(experiment, terms=terms), beside(workdir, tmp_path, "data", TEACHER)
-    cache.run(wanted, run)
+    changed, run = with_student(experiment, terms=terms), linked_run(workdir, tmp_path, "data", TEACHER)
+    cache.run(changed, run)
     assert {"rest_t1", "rest_t2"} <= Store(run.cache("", "topk").path, "records").schema.keys()
-    student.run(wanted, run)
+    student.run(changed, run)
 
 
 ONLINE = {
@@ -166,51 +166,53 @@ ONLINE = {
 
 
 @pytest.mark.parametrize("backend", ["jit", "pmap"])
-def test_a_teacher_in_the_step_never_moves_and_projections_are_not_exported(experiment, workdir, tmp_path, backend):
-    """Widths differ; killed and gone on with, projections and all; the student's tree is that of its network."""
+def test_teacher_in_the_step_is_frozen_and_projections_are_not_exported(experiment, workdir, tmp_path, backend):
+    """Widths differ; a killed run resumes with its projections; the student's tree is its network's."""
     before = workdir.model(TEACHER).outputs()["digest"]
     narrow = dataclasses.replace(experiment.students["student_scratch"].model, d_model=16, d_ff=32, decoder_layers=1)
-    wanted = dataclasses.replace(with_student(experiment, terms=ONLINE, model=narrow, init=Random()), backend=backend)
-    whole, cut = (beside(workdir, tmp_path / name, "data", TEACHER) for name in ("whole", "cut"))
-    student.run(wanted, whole)
+    changed = dataclasses.replace(with_student(experiment, terms=ONLINE, model=narrow, init=Random()), backend=backend)
+    uninterrupted, killed_run = (
+        linked_run(workdir, tmp_path / name, "data", TEACHER) for name in ("uninterrupted", "killed")
+    )
+    student.run(changed, uninterrupted)
     with pytest.MonkeyPatch.context() as patch:
         read = Meter._read
 
-        def killed(self, step, *measured):
+        def kill_at_step_5(self, step, *values):
             if step == 5:
                 raise KeyboardInterrupt
-            read(self, step, *measured)
+            read(self, step, *values)
 
-        patch.setattr(Meter, "_read", killed)
+        patch.setattr(Meter, "_read", kill_at_step_5)
         with pytest.raises(KeyboardInterrupt):
-            student.run(wanted, cut)
-    student.run(wanted, cut)
-    (model, params), (_, resumed) = (load_trained(wanted, run, "it") for run in (whole, cut))
+            student.run(changed, killed_run)
+    student.run(changed, killed_run)
+    (model, params), (_, resumed) = (load_trained(changed, run, "it") for run in (uninterrupted, killed_run))
     chex.assert_trees_all_equal(params, resumed)
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0)))
-    assert params_digest(load_trained(wanted, whole, TEACHER)[1]) == before
-    assert ONLINE.keys() <= log_of(whole)[1].keys()
+    assert params_digest(load_trained(changed, uninterrupted, TEACHER)[1]) == before
+    assert ONLINE.keys() <= log_of(uninterrupted)[1].keys()
 
 
 def log_of(workdir):
     return metrics_log.read(workdir.model("it").path / "metrics.jsonl")
 
 
-def test_the_teacher_as_student_has_no_loss_beside_itself(experiment, workdir, tmp_path):
-    """Trap 10: at the start every term with the teacher in the step is 0; the teacher is far better than chance."""
+def test_teacher_as_its_own_student_has_no_loss(experiment, workdir, tmp_path):
+    """At the start every term with the teacher in the step is 0; the teacher is far better than chance."""
     terms = {k: dataclasses.replace(v, weight=1.0) for k, v in ONLINE.items() if k != "ce"}
     terms["hidden"] = Term(mse, signal=HiddenStates(layers=((0, 0), (1, 1))))
     training = dataclasses.replace(experiment.students["student_kd"].training, eval_every=1)
     fields = {"training": training, "terms": terms, "model": experiment.teacher.model, "init": FromTeacher()}
-    run = beside(workdir, tmp_path, "data", TEACHER)
+    run = linked_run(workdir, tmp_path, "data", TEACHER)
     student.run(with_student(experiment, **fields), run)
     first = log_of(run)[1]
     assert max(abs(first[name]) for name in terms) < 1e-5
     assert run.model(TEACHER).outputs()["valid_cross_entropy"] < 0.9 * np.log(60)
 
 
-def test_closeness_from_the_cache_equals_that_beside_the_teacher_within_its_error(experiment, workdir, tmp_path):
-    run, only = beside(workdir, tmp_path, "data", TEACHER, "cache"), with_student(experiment)
+def test_closeness_from_cache_equals_closeness_to_teacher_within_its_error(experiment, workdir, tmp_path):
+    run, only = linked_run(workdir, tmp_path, "data", TEACHER, "cache"), with_student(experiment)
     only = dataclasses.replace(only, evaluation=dataclasses.replace(only.evaluation, split="validation"))
     student.run(only, run)
     first, second = load_candidates(only, run)

@@ -1,0 +1,205 @@
+"""The figures of a run, typed: report.json as Python."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kd_jax.artifacts import manifest
+from kd_jax.evaluation.figures import (
+    Json,
+    MetricFigure,
+    ModelFigures,
+    expect_figures,
+    metrics_from_json,
+    metrics_to_json,
+)
+from kd_jax.experiment import Comparison
+from kd_jax.reporting.paired import Difference
+from kd_jax.tasks.metrics import Metric
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricInfo:
+    """How a task's metric is shown.
+
+    Attributes:
+      name: its key.
+      label: its heading.
+      higher_is_better: its direction; None where it has none.
+      digits: after the point.
+      signature: how it is computed, in the metric's own notation.
+    """
+
+    name: str
+    label: str
+    higher_is_better: bool | None
+    digits: int
+    signature: str = ""
+
+    @classmethod
+    def of(cls, metric: Metric) -> "MetricInfo":
+        """Return the part of a task's metric that reports show."""
+        return cls(metric.name, metric.label, metric.higher_is_better, metric.digits, metric.signature)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheFigures:
+    """Size and cost of a signal's cache.
+
+    Attributes:
+      target_tokens: number of records' targets.
+      bytes: on disk.
+      bytes_per_target_token: their ratio.
+      seconds: to write it.
+      other: further outputs of the phase.
+    """
+
+    target_tokens: int
+    bytes: int
+    bytes_per_target_token: float
+    seconds: float
+    other: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the phase's outputs and its seconds as one object."""
+        figures = dataclasses.asdict(self)
+        return figures.pop("other") | figures
+
+    @classmethod
+    def from_json(cls, data: Json) -> "CacheFigures":
+        """Return the inverse of `to_json`; raises KeyError for a missing figure."""
+        own = {name: data[name] for name in ("target_tokens", "bytes", "bytes_per_target_token", "seconds")}
+        return cls(**own, other={name: value for name, value in data.items() if name not in own})
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Comparison:
+    """A model with int8 weights against the same model with float weights.
+
+    Attributes:
+      of: name of the model with float weights.
+      difference: int8 minus float, of the headline metric.
+    """
+
+    of: str
+    difference: Difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All figures of a run.
+
+    Attributes:
+      name: of the experiment.
+      task: its name.
+      dataset: its name.
+      seed: of the run.
+      metrics: of the task, the headline first.
+      comparison: the students that the headline is about; None for the best student.
+      models: name -> figures, the teacher first; int8 models last. Without an imported teacher.
+      baselines: name -> metric -> figure of a text that needs no model.
+      differences: other trained model -> leading student minus that model, of the headline metric.
+      int8: name of a model with int8 weights -> its comparison.
+      gap_recovered: share of the gap between baseline and teacher that the distilled student closes, or None.
+      caches: name -> figures.
+      wall_seconds: phase -> seconds.
+      counts: split -> number of examples.
+      dropped_as_seen_in_training: split -> number of held-out examples removed because training has their source.
+      versions: library -> version.
+    """
+
+    name: str
+    task: str
+    dataset: str
+    seed: int
+    metrics: tuple[MetricInfo, ...]
+    comparison: Comparison | None
+    models: Mapping[str, ModelFigures]
+    baselines: Mapping[str, Mapping[str, MetricFigure]]
+    differences: Mapping[str, Difference]
+    int8: Mapping[str, Int8Comparison]
+    gap_recovered: float | None
+    caches: Mapping[str, CacheFigures]
+    wall_seconds: Mapping[str, float]
+    counts: Mapping[str, int]
+    dropped_as_seen_in_training: Mapping[str, int]
+    versions: Mapping[str, str]
+
+    @property
+    def headline(self) -> MetricInfo:
+        """The metric that decides."""
+        return self.metrics[0]
+
+    @property
+    def trained(self) -> dict[str, ModelFigures]:
+        """The models without those with int8 weights."""
+        return {name: model for name, model in self.models.items() if name not in self.int8}
+
+    @property
+    def headline_values(self) -> dict[str, float]:
+        """Trained model -> its headline metric."""
+        return {name: model.value(self.headline.name) for name, model in self.trained.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return report.json as a dictionary."""
+        metrics = [dataclasses.asdict(metric) for metric in self.metrics]
+        return {
+            "name": self.name,
+            "task": self.task,
+            "dataset": self.dataset,
+            "seed": self.seed,
+            "headline": metrics[0],
+            "metrics": metrics,
+            "comparison": self.comparison and dataclasses.asdict(self.comparison),
+            "models": {
+                name: model.to_json() | {"warnings": list(model.warnings)} for name, model in self.models.items()
+            },
+            "baselines": {name: metrics_to_json(figures) for name, figures in self.baselines.items()},
+            "differences": {name: dataclasses.asdict(difference) for name, difference in self.differences.items()},
+            "int8": {name: dataclasses.asdict(comparison) for name, comparison in self.int8.items()},
+            "gap_recovered": self.gap_recovered,
+            "caches": {name: cache.to_json() for name, cache in self.caches.items()},
+            "wall_seconds": dict(self.wall_seconds),
+            "counts": dict(self.counts),
+            "dropped_as_seen_in_training": dict(self.dropped_as_seen_in_training),
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_json(cls, data: Json) -> "Report":
+        """Return the inverse of `to_json`; raises KeyError for a missing figure."""
+        names, comparison = [metric["name"] for metric in data["metrics"]], data["comparison"]
+        return cls(
+            name=data["name"],
+            task=data["task"],
+            dataset=data["dataset"],
+            seed=data["seed"],
+            metrics=tuple(MetricInfo(**metric) for metric in data["metrics"]),
+            comparison=comparison and Comparison(**comparison | {"controls": tuple(comparison["controls"])}),
+            models={
+                name: ModelFigures.from_json(model, names, model["warnings"]) for name, model in data["models"].items()
+            },
+            baselines={name: metrics_from_json(figures, names) for name, figures in data["baselines"].items()},
+            differences={name: Difference.from_json(one) for name, one in data["differences"].items()},
+            int8={
+                name: Int8Comparison(one["of"], Difference.from_json(one["difference"]))
+                for name, one in data["int8"].items()
+            },
+            gap_recovered=data["gap_recovered"],
+            caches={name: CacheFigures.from_json(cache) for name, cache in data["caches"].items()},
+            wall_seconds=data["wall_seconds"],
+            counts=data["counts"],
+            dropped_as_seen_in_training=data["dropped_as_seen_in_training"],
+            versions=data["versions"],
+        )
+
+
+def read_report(path: Path) -> Report:
+    """Read report.json.
+
+    Raises:
+      KdError: if the file is missing, is not JSON, or lacks a figure.
+    """
+    with expect_figures(path, "report"):
+        return Report.from_json(manifest.read_json(path))
