@@ -14,7 +14,7 @@ from kd_jax.errors import KdError
 from kd_jax.phases.workdirs import read_experiment, write_experiment
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.model import load_trained
-from tests.helpers.runs import smoke, taught
+from tests.helpers.runs import run_until_cache, smoke
 
 TRAINING = "--teacher.training"
 SHORT = f"{TRAINING}.steps 4 {TRAINING}.eval-every 4 {TRAINING}.optimizer.warmup 2".split()
@@ -23,7 +23,7 @@ SHORT = f"{TRAINING}.steps 4 {TRAINING}.eval-every 4 {TRAINING}.optimizer.warmup
 @pytest.fixture(scope="module")
 def workdir(root, lax_promotion, tmp_path_factory):
     experiment = smoke(root, SHORT)
-    made = taught(experiment, tmp_path_factory.mktemp("handed"))
+    made = run_until_cache(experiment, tmp_path_factory.mktemp("handed"))
     write_experiment(made, experiment)
     return made
 

@@ -9,7 +9,7 @@ from kd_jax.batches import encode
 from kd_jax.batches.encode import EncodeJob, encode_split
 from kd_jax.batches.store import Store
 from kd_jax.tasks.base import Encoded
-from tests.helpers.runs import digests
+from tests.helpers.runs import file_digests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,4 +85,4 @@ def test_stopped_encoding_resumes_with_the_missing_shards(tmp_path, monkeypatch)
         encode_split(stopped, "train")
     monkeypatch.setattr(encode, "encode_shard", count)
     encode_split(stopped, "train")
-    assert numbers == [2, 3] and digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert numbers == [2, 3] and file_digests(tmp_path / "a") == file_digests(tmp_path / "b")

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from tests.faults.pipeline import start
-from tests.helpers.runs import corpus, digests
+from tests.helpers.runs import file_digests, write_corpus
 
 CONFIG = """
 import dataclasses
@@ -37,7 +37,7 @@ def writers_to(log):
 
 def test_killed_and_asked_to_stop(root, tmp_path):
     train, config, log = tmp_path / "train.jsonl", tmp_path / "config.py", tmp_path / "log"
-    corpus(train, 40_000)  # ten shards
+    write_corpus(train, 40_000)  # ten shards
     config.write_text(CONFIG.format(train=str(train), smoke=str(root / "experiments/configs/smoke.py")))
     command, data = ["prepare", str(config), "--workdir"], tmp_path / "stopped/data"
     for wanted, number in ((1, signal.SIGKILL), (4, signal.SIGTERM)):
@@ -53,4 +53,4 @@ def test_killed_and_asked_to_stop(root, tmp_path):
         process = start([*command, str(tmp_path / name), *options], log)
         process.join(PATIENCE)
         assert process.exitcode == 0, log.read_text()
-    assert digests(data) == digests(tmp_path / "whole/data")
+    assert file_digests(data) == file_digests(tmp_path / "whole/data")

@@ -1,4 +1,4 @@
-"""Batches of random examples, built by the layout that training uses."""
+"""Batches of random examples, built by the layouts that training uses."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,12 +11,12 @@ from kd_jax.tasks.base import Encoded
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.types import Batch
 
-FIRST_WORD = 4  # ids below it are the tokeniser's own
+FIRST_WORD = 4  # smaller ids are special tokens
 ENCODER_DECODER = EncoderDecoderLayout(START)
 
 
 def random_examples(seed: int, lengths: Sequence[tuple[int, int]], vocab_size: int) -> list[Encoded]:
-    """One example for each (prompt length, completion length); all of the completion counts."""
+    """Return one example for each (prompt length, completion length); the whole completion counts."""
     rng = np.random.default_rng(seed)
     draw = lambda length: rng.integers(FIRST_WORD, vocab_size, length).astype(np.int32)  # noqa: E731
     pairs = [(draw(prompt), draw(completion)) for prompt, completion in lengths]
@@ -26,16 +26,18 @@ def random_examples(seed: int, lengths: Sequence[tuple[int, int]], vocab_size: i
 def to_batch(
     examples: Sequence[Encoded], bucket: tuple[int, int] | None = None, layout: Layout = ENCODER_DECODER
 ) -> Batch:
-    """One row per example, without a teacher's payload; padded to the bucket, or to the longest of each side."""
+    """Return one example per row, without a payload, padded to the bucket or to the longest of each side."""
     longest = [max(map(len, side)) for side in list(zip(*examples, strict=True))[:2]]
     rows = [[Segment(i, encoded, 1.0, {})] for i, encoded in enumerate(examples)]
     return layout.batch(rows, len(rows), Bucket(*(bucket or longest)), {})
 
 
-def taught_segments(seed: int, longest: tuple[int, int], count: int, signal: TopK, vocab_size: int) -> list[Segment]:
-    """Uneven examples beside a random teacher's words.
+def segments_with_signal(
+    seed: int, longest: tuple[int, int], count: int, signal: TopK, vocab_size: int
+) -> list[Segment]:
+    """Return examples of different lengths with the signal of a random teacher.
 
-    The first targets of two in three completions do not count, and none of one; weights go from 0.5 to 1.5.
+    The first targets of two in three completions do not count, and no target of example 3; weights are 0.5 to 1.5.
     """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, np.add(longest, 1), (count, 2)).tolist()
@@ -48,6 +50,6 @@ def taught_segments(seed: int, longest: tuple[int, int], count: int, signal: Top
 
 
 def rows_of(segments: Sequence[Segment], sizes: Iterable[int]) -> list[list[Segment]]:
-    """So many segments in each row, in their order."""
+    """Return rows with so many segments each, in their order."""
     remaining = iter(segments)
     return [[next(remaining) for _ in range(size)] for size in sizes]

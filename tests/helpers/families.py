@@ -1,4 +1,4 @@
-"""One small architecture of each family over one vocabulary, and an objective of every kind of term."""
+"""One small architecture of each family over one vocabulary, and an objective with every kind of term."""
 
 import functools
 
@@ -27,14 +27,14 @@ each_family = pytest.mark.parametrize("architecture", FAMILIES.values(), ids=FAM
 
 @functools.cache
 def network(architecture: Architecture):
-    """(model, its parameters, a teacher's)."""
+    """Return (model, its parameters, a teacher's parameters)."""
     model = architecture.build(V)
     init = jax.jit(model.init)
     return model, init(jax.random.key(0)), init(jax.random.key(9))
 
 
 def every_term(architecture: Architecture) -> Terms:
-    """From the data, from a cache, from the teacher beside the student, and from the insides of every stack."""
+    """Return terms on the data, a cache, the teacher in the step, and the layers of every stack."""
     terms = {
         "ce": Term(cross_entropy, weight=0.3),
         "kd": Term(forward_kl, weight=0.7, signal=SIGNAL),

@@ -15,29 +15,29 @@ from kd_jax.phases import cache, prepare, teacher
 
 
 def smoke(root: Path, overrides: Sequence[str]) -> Experiment:
-    """The smoke experiment on 120 examples, 60 tokens, two buckets and one device."""
+    """Return the smoke experiment on 120 examples, 60 tokens, two buckets and one device."""
     small = ["--source.examples", "120", "--tokenizer.vocab-size", "60", "--buckets", "12", "32", "--backend", "jit"]
     return apply_overrides(str(root / "experiments/configs/smoke.py"), [*small, *overrides])
 
 
-def taught(experiment: Experiment, path: Path) -> Workdir:
-    """A run as far as the teacher's cache."""
+def run_until_cache(experiment: Experiment, path: Path) -> Workdir:
+    """Run the phases up to the teacher's cache; return the workdir."""
     workdir = Workdir(path)
     for phase in (prepare, teacher, cache):
         phase.run(experiment, workdir)
     return workdir
 
 
-def beside(workdir: Workdir, path: Path, *names: str) -> Workdir:
-    """A run of its own on some of another's folders."""
+def linked_run(workdir: Workdir, path: Path, *names: str) -> Workdir:
+    """Return a new workdir with links to some folders of another one."""
     path.mkdir(exist_ok=True)
     for name in names:
         (path / name).symlink_to(workdir.path / name)
     return Workdir(path)
 
 
-def corpus(path: Path, count: int) -> Files:
-    """That many pairs in a file of JSON lines."""
+def write_corpus(path: Path, count: int) -> Files:
+    """Write so many pairs as JSON lines; return the source."""
     words = np.random.default_rng(0).integers(0, 1000, (count, 8))
     with open(path, "w") as file:
         for i, row in enumerate(words.tolist()):
@@ -47,7 +47,7 @@ def corpus(path: Path, count: int) -> Files:
     return Files(train=(str(path),))
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Of every file but those that say when and how fast."""
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the digest of every file but the manifest, which holds times."""
     names = {path.name for path in folder.iterdir()} - {"manifest.json"}
     return {name: hashlib.blake2b((folder / name).read_bytes()).hexdigest() for name in names}

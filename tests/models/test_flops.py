@@ -9,7 +9,7 @@ from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.flops import flops_per_unit, count_workload, count_full_workload
 from kd_jax.runtime.program import analyze_program
 from kd_jax.tokenizers.sentencepiece import START
-from tests.helpers.batches import random_examples, rows_of, taught_segments, to_batch
+from tests.helpers.batches import random_examples, rows_of, segments_with_signal, to_batch
 from tests.helpers.families import SIGNAL
 
 V = 24
@@ -31,12 +31,12 @@ def test_a_forward_pass_has_as_many_as_its_program(architecture):
     rows, length = batch.targets_BT.shape
     each, computed = flops_per_unit(model, params), count_full_workload(batch)._replace(own=rows * length**2)
     hidden = analyze_program(jax.jit(model.apply).lower(params, batch.inputs).compile()).flops
-    assert hidden == each.times(computed._replace(targets=0))
+    assert hidden == each.dot(computed._replace(targets=0))
 
     def logits(params):
         return model.head(params).logits(model.apply(params, batch.inputs))
 
-    assert analyze_program(jax.jit(logits).lower(params).compile()).flops == each.times(computed)
+    assert analyze_program(jax.jit(logits).lower(params).compile()).flops == each.dot(computed)
 
 
 def test_the_formula_of_the_docstring():
@@ -46,14 +46,14 @@ def test_the_formula_of_the_docstring():
     params = jax.eval_shape(model.init, jax.random.key(0))
     matrices = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2) - V * 16
     batch, length = to_batch(random_examples(0, [(0, 9)], V), (0, 9), architecture.layout(START)), 9
-    token = 3 * flops_per_unit(model, params).times(count_full_workload(batch)) / length
+    token = 3 * flops_per_unit(model, params).dot(count_full_workload(batch)) / length
     assert token == 6 * matrices + 6 * 16 * V + 12 * 3 * 24 * (length + 1) / 2
 
 
 @pytest.mark.parametrize("architecture", FAMILIES[1:3], ids=lambda one: one.family)
 @pytest.mark.parametrize("sizes", [[1] * 6, [2, 1, 3]], ids=["a row each", "packed"])
 def test_what_is_read_is_what_is_there(architecture, sizes):
-    segments = taught_segments(0, (4, 5), 6, SIGNAL, V)
+    segments = segments_with_signal(0, (4, 5), 6, SIGNAL, V)
     batch = architecture.layout(START).batch(
         rows_of(segments, sizes), 7, Bucket(14, 16), {SIGNAL.name: SIGNAL.schema(V)}
     )

@@ -29,7 +29,7 @@ from kd_jax.tasks.translation import Translation
 from kd_jax.teaching.imported.base import LogprobSource
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.model import load_trained
-from tests.helpers.runs import beside, smoke, taught
+from tests.helpers.runs import linked_run, run_until_cache, smoke
 from tests.teaching.imported.readers import writers
 
 K, V = 8, 60
@@ -57,7 +57,7 @@ def experiment(root, lax_promotion):
 @pytest.fixture(scope="module")
 def there(experiment, tmp_path_factory):
     """The run where the teacher was trained."""
-    return taught(experiment, tmp_path_factory.mktemp("there") / "run")
+    return run_until_cache(experiment, tmp_path_factory.mktemp("there") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def assert_same_order(got, want):
 def test_a_teachers_word_is_the_same_through_its_files(experiment, there, said, tmp_path, form, tail):
     """Ids, logits and, where it is known, the rest of every target, and a student that is trained from them."""
     wanted = experiment if tail else with_tail(experiment, "renormalise", cached_k=0)
-    run, source = beside(there, tmp_path / "run", "data"), RAW["vllm" if form == "flat" else form]
+    run, source = linked_run(there, tmp_path / "run", "data"), RAW["vllm" if form == "flat" else form]
     sequences = said["train"] + (said["validation"] if tail else [])
     import_logprobs.run(wanted, run, [write(form, tmp_path / "files", sequences, 16)], source)
     # Residuals in 4 bits, for DistillKit's last ranks; float16 for the others.
@@ -149,7 +149,7 @@ def test_a_teachers_word_is_the_same_through_its_files(experiment, there, said, 
 
 def test_a_decoders_ids_alone_are_found_by_the_completion(experiment, there, said, tmp_path):
     """As where an encoder read the prompt: the start token, the completion, and what was said of that."""
-    run, split = beside(there, tmp_path / "run", "data"), Split(there.data, "train")
+    run, split = linked_run(there, tmp_path / "run", "data"), Split(there.data, "train")
     after = [len(split.read(i).encoded.prompt) for i in range(len(split))]
     decoded = [([START, *tokens[1 + p :]], logp[p:]) for p, (tokens, logp) in zip(after, said["train"], strict=True)]
     source = dataclasses.replace(RAW["sglang"], sequence="completion")
@@ -164,7 +164,7 @@ def test_a_decoders_ids_alone_are_found_by_the_completion(experiment, there, sai
 def imported(experiment, there, said, tmp_path_factory):
     """A run through the command line, with the teacher's word from a vLLM server, and the file."""
     folder = tmp_path_factory.mktemp("here")
-    run = beside(there, folder / "run", "data")
+    run = linked_run(there, folder / "run", "data")
     write_experiment(run, experiment)
     file = write("vllm", folder, said["train"] + said["validation"], 16)
     stated = ["--format", "vllm", "--temperature", "1", "--mode", "raw"]
@@ -204,26 +204,26 @@ def test_a_damaged_shard_is_made_anew(experiment, imported, capsys):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     import_logprobs.run(experiment, run, [file], RAW["vllm"])
-    assert "damaged, made anew" in capsys.readouterr().err and path.read_bytes() == whole
+    assert "damaged files, to be written again" in capsys.readouterr().err and path.read_bytes() == whole
 
 
 def test_what_is_missing_is_counted_refused_or_teaches_nothing(experiment, there, said, tmp_path, capsys):
-    run = beside(there, tmp_path / "run", "data")
+    run = linked_run(there, tmp_path / "run", "data")
     file = write("vllm", tmp_path, said["train"][1:] + said["validation"], 16)
-    with pytest.raises(KdError, match=r"train: \d+ of \d+ targets .* are missing, of example 0 first.*--missing"):
+    with pytest.raises(KdError, match=r"train: expected .* all \d+ targets, got \d+ .* are missing, first of example 0.*--missing"):
         import_logprobs.run(experiment, run, [file], RAW["vllm"])
     assert "79 of 80 examples" in capsys.readouterr().out and not run.cache("", "topk").path.exists()
     import_logprobs.run(experiment, run, [file], dataclasses.replace(RAW["vllm"], missing=0.1), force=True)
     first, second, *_ = records(run)
     assert np.isneginf(first["logits"]).all() and (first["rest_t1"] == 0).all() and np.isfinite(second["logits"]).all()
-    with pytest.raises(KdError, match="evaluation.cached_k: wants all of the validation split"):
+    with pytest.raises(KdError, match="evaluation.cached_k: expected all .* targets of the validation split"):
         import_logprobs.run(experiment, run, [write("vllm", tmp_path, said["train"], 16)], RAW["vllm"], force=True)
 
 
 def test_a_rest_that_is_unknown_is_refused_by_what_needs_it(experiment, there, said, tmp_path):
-    run = beside(there, tmp_path / "run", "data")
+    run = linked_run(there, tmp_path / "run", "data")
     file = write("maxtext", tmp_path, said["train"], 16)
-    with pytest.raises(KdError, match=r"record 1: names 16 of 60 tokens \(logits.*students.student_kd.terms.kd.signal"):
+    with pytest.raises(KdError, match="record 1: expected .*students.student_kd.terms.kd.signal.*got logits without log Z of 16 of 60 tokens"):
         import_logprobs.run(with_tail(experiment, "bucket", cached_k=0), run, [file], RAW["maxtext"])
     whole = write("maxtext", tmp_path, said["train"], V)
     import_logprobs.run(with_tail(experiment, "bucket", cached_k=0), run, [whole], RAW["maxtext"], force=True)
@@ -233,25 +233,25 @@ def test_a_rest_that_is_unknown_is_refused_by_what_needs_it(experiment, there, s
 
 
 def test_what_an_import_cannot_serve_is_refused_before_it_reads(experiment, there, said, tmp_path):
-    run = beside(there, tmp_path / "run", "data")
+    run = linked_run(there, tmp_path / "run", "data")
     file, kd = write("sglang", tmp_path, said["train"] + said["validation"], 4), experiment.students["student_kd"]
     online = {"kd": Term(forward_kl, signal=Online())}
     for changes, reason in (
-        ({"init": FromTeacher()}, "students.it.init: FromTeacher, but the teacher's parameters are elsewhere"),
-        ({"terms": online}, "students.it.terms.kd.signal: stored log-probabilities say TopK alone"),
-        ({"terms": {"ce": Term(cross_entropy)}}, "no term reads TopK"),
+        ({"init": FromTeacher()}, "students.it.init: expected a start without the teacher's parameters"),
+        ({"terms": online}, "students.it.terms.kd.signal: expected TopK"),
+        ({"terms": {"ce": Term(cross_entropy)}}, "students: expected a term that reads TopK"),
     ):
         other = dataclasses.replace(experiment, students={"it": dataclasses.replace(kd, **changes)}, comparison=None)
         with pytest.raises(KdError, match=reason):
             import_logprobs.run(other, run, [file], RAW["sglang"])
-    with pytest.raises(KdError, match="signal.k: 8, and the files name at most 4 tokens"):
+    with pytest.raises(KdError, match="signal.k: expected at most 4, .* got 8"):
         import_logprobs.run(experiment, run, [file], RAW["sglang"])
-    with pytest.raises(KdError, match="none of 95 records is an example's"):
+    with pytest.raises(KdError, match="none of 95 records belongs to an example"):
         import_logprobs.run(
             experiment, run, [file], dataclasses.replace(RAW["sglang"], sequence="completion"), force=True
         )
     with pytest.raises(KdError, match="`teacher` made what is there, and `import-logprobs` does not replace it"):
-        import_logprobs.run(experiment, beside(there, tmp_path / "other", "data", TEACHER), [file], RAW["sglang"], True)
+        import_logprobs.run(experiment, linked_run(there, tmp_path / "other", "data", TEACHER), [file], RAW["sglang"], True)
     assert there.model(TEACHER).finished()
 
 
@@ -259,14 +259,14 @@ def test_what_an_import_cannot_serve_is_refused_before_it_reads(experiment, ther
     "words, reason",
     [
         ("--format vllm --mode raw", "--temperature: missing, and the files do not say it"),
-        ("--format vllm --mode raw --temperature 0.7", "--temperature 0.7: raw log-probabilities are those"),
-        ("--format megatron --mode raw --temperature 1", "--format megatron: unknown; wanted vllm"),
-        ("--format vllm --mode raw --temperature 1 --sum-error 2", "--sum-error 2.0: wanted a number from 0 to 1"),
+        ("--format vllm --mode raw --temperature 0.7", "--temperature: expected 1 for raw log-probabilities, got 0.7"),
+        ("--format megatron --mode raw --temperature 1", "--format: expected one of vllm"),
+        ("--format vllm --mode raw --temperature 1 --sum-error 2", "--sum-error: expected a number from 0 to 1, got 2.0"),
         ("--format vllm --mode raw --temperature 1 --seed 3", "import-logprobs: unknown option --seed"),
     ],
 )
 def test_a_bad_line_is_answered_in_one(experiment, there, tmp_path, capsys, words, reason):
-    run = beside(there, tmp_path / "run", "data")
+    run = linked_run(there, tmp_path / "run", "data")
     write_experiment(run, experiment)
     file = tmp_path / "file"
     file.write_text("{}")

@@ -18,7 +18,7 @@ from kd_jax.batches.workers import Processes
 from kd_jax.errors import KdError
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.phases import prepare
-from tests.helpers.runs import corpus, digests, smoke
+from tests.helpers.runs import file_digests, smoke, write_corpus
 
 
 def test_a_held_out_example_longer_than_a_models_context(root, tmp_path):
@@ -43,7 +43,7 @@ def test_targets_of_unlabelled_text_that_the_source_lacks(root, tmp_path, of):
 def large(request, root, tmp_path, monkeypatch):
     """An experiment on three shards; of generation's long texts each is cut, so that shards differ in size."""
     monkeypatch.setattr(encode, "MIN_SHARD_EXAMPLES", 200)
-    source = corpus(tmp_path / "train.jsonl", 600)
+    source = write_corpus(tmp_path / "train.jsonl", 600)
     tokenizer = SentencePiece(100, sample=5000)
     experiment = dataclasses.replace(smoke(root, []), source=source, tokenizer=tokenizer, students={})
     if request.param == "translation":
@@ -59,8 +59,8 @@ def test_many_workers_write_the_bytes_of_one(large, tmp_path, who):
     prepare.run(large, Workdir(tmp_path / "one"))
     prepare.run(large, Workdir(tmp_path / "many"), workers=several)
     one, two = tmp_path / "one/data", tmp_path / "many/data"
-    assert digests(one) == digests(two)
-    assert {"train-00002.arrayrecord", "validation.jsonl"} <= digests(one).keys()
+    assert file_digests(one) == file_digests(two)
+    assert {"train-00002.arrayrecord", "validation.jsonl"} <= file_digests(one).keys()
     assert not list(one.glob("*.part*"))
     outputs = [{**Workdir(one.parent).data.manifest(), "seconds": 0, "created": 0} for one in (one, two)]
     assert outputs[0] == outputs[1]
@@ -104,7 +104,7 @@ def test_a_stopped_prepare_goes_on_with_the_shards_that_are_whole(large, tmp_pat
     monkeypatch.setattr(encode, "encode_shard", encode_shard)
     prepare.run(large, stopped)
     assert all(path.stat().st_mtime_ns == time for path, time in times.items()) and len(times) == 2
-    assert digests(stopped.data.path) == digests(whole.data.path)
+    assert file_digests(stopped.data.path) == file_digests(whole.data.path)
 
 
 PREPARE = """
@@ -126,7 +126,7 @@ def test_memory_does_not_grow_with_the_corpus(root, tmp_path, monkeypatch):
     largest = {}
     for count in (20_000, 100_000):
         path = tmp_path / f"{count}.jsonl"
-        corpus(path, count)
+        write_corpus(path, count)
         words = [sys.executable, "-c", PREPARE, str(path), str(tmp_path / str(count))]
         pid = os.spawnv(os.P_NOWAIT, sys.executable, words)
         _, status, usage = os.wait4(pid, 0)

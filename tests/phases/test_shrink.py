@@ -11,7 +11,7 @@ from kd_jax.phases import shrink, student
 from kd_jax.phases.shrink import choices
 from kd_jax.students.init import FromTeacher, Random
 from kd_jax.training.model import initial_params
-from tests.helpers.runs import smoke, taught
+from tests.helpers.runs import run_until_cache, smoke
 
 SHORT = """
 --evaluation.cached-k 0 --buckets 36
@@ -28,7 +28,7 @@ def base(root, lax_promotion):
 
 @pytest.fixture(scope="module")
 def workdir(base, tmp_path_factory):
-    return taught(base, tmp_path_factory.mktemp("run"))
+    return run_until_cache(base, tmp_path_factory.mktemp("run"))
 
 
 def with_students(base, **students):

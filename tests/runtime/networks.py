@@ -14,7 +14,7 @@ from kd_jax.runtime.devices import Devices
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.step import init_state, state_axes, train_step
 from kd_jax.types import Batch
-from tests.helpers.batches import rows_of, taught_segments
+from tests.helpers.batches import rows_of, segments_with_signal
 from tests.helpers.families import SIGNAL
 
 B, S, T, V = 16, 5, 6, 48
@@ -27,7 +27,7 @@ FAMILIES = {
 
 def make_batch(architecture: Architecture) -> Batch:
     """Return 13 uneven examples with a random teacher's signal, and 3 rows of padding."""
-    segments = taught_segments(0, (S, T), B - 3, SIGNAL, V)
+    segments = segments_with_signal(0, (S, T), B - 3, SIGNAL, V)
     schemas = {SIGNAL.name: SIGNAL.schema(V)}
     return architecture.layout(START).batch(rows_of(segments, [1] * (B - 3)), B, Bucket(S, T), schemas)
 

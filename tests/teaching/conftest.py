@@ -1,8 +1,8 @@
-"""One trained teacher for each file of tests."""
+"""One trained teacher for each test file."""
 
 import pytest
 
-from tests.helpers.runs import smoke, taught
+from tests.helpers.runs import run_until_cache, smoke
 
 SHORT = """
 --evaluation.cached-k 12 --buckets 36
@@ -14,11 +14,11 @@ SHORT = """
 
 @pytest.fixture(scope="module")
 def experiment(root, lax_promotion):
-    """The smoke experiment, shortened."""
+    """Return the smoke experiment with fewer steps."""
     return smoke(root, SHORT.split())
 
 
 @pytest.fixture(scope="module")
 def workdir(experiment, tmp_path_factory):
-    """Its run, as far as the cache."""
-    return taught(experiment, tmp_path_factory.mktemp("run"))
+    """Return its workdir, up to the cache."""
+    return run_until_cache(experiment, tmp_path_factory.mktemp("run"))

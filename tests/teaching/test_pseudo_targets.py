@@ -14,7 +14,7 @@ from kd_jax.objective.terms import Term
 from kd_jax.phases import cache, student
 from kd_jax.signals.topk import TopK
 from kd_jax.tokenizers.sentencepiece import START
-from tests.helpers.runs import beside
+from tests.helpers.runs import linked_run
 
 
 @pytest.mark.parametrize("rule", ["best", "nbest", "interpolated"])
@@ -24,7 +24,7 @@ def test_pseudo_targets_with_signals_train_a_student(experiment, workdir, tmp_pa
     recipe = dataclasses.replace(experiment.students["student_kd"], targets=targets, terms=terms)
     changed, run = (
         dataclasses.replace(experiment, students={"it": recipe}),
-        beside(workdir, tmp_path, "data", "teacher"),
+        linked_run(workdir, tmp_path, "data", "teacher"),
     )
     cache.run(changed, run)
     split = Split(run.split(targets.name), "train", {"topk": Store(run.cache(targets.name, "topk").path, "records")})

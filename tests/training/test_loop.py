@@ -23,7 +23,7 @@ from kd_jax.students.init import FromCheckpoint
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.meter import Meter
 from kd_jax.training.model import TrainingInputs, load_trained, train_model
-from tests.helpers.runs import beside, smoke, taught
+from tests.helpers.runs import linked_run, run_until_cache, smoke
 
 SHORT = """
 --teacher.model.dropout 0.1 --teacher.training.steps 12 --teacher.training.eval-every 4
@@ -41,7 +41,7 @@ def experiment(root, lax_promotion):
 
 @pytest.fixture(scope="module")
 def workdir(experiment, tmp_path_factory):
-    return taught(experiment, tmp_path_factory.mktemp("run"))
+    return run_until_cache(experiment, tmp_path_factory.mktemp("run"))
 
 
 def params_of(workdir, experiment, name=TEACHER):
@@ -55,7 +55,7 @@ def recipe_with(recipe, **training):
 
 @pytest.mark.parametrize("killed_at", [2, 6])
 def test_resume_after_kill_equals_uninterrupted(experiment, workdir, tmp_path, monkeypatch, killed_at):
-    interrupted, read = beside(workdir, tmp_path, "data"), Meter._read
+    interrupted, read = linked_run(workdir, tmp_path, "data"), Meter._read
 
     def kill(self, step, *metrics):
         if step == killed_at:
@@ -84,7 +84,7 @@ def test_resume_after_stop_equals_uninterrupted(
     experiment, workdir, tmp_path, monkeypatch, capsys, stop_at, resumes_from
 ):
     """Validation is at every fourth step. A stop at step 8 comes before its validation, which the resumed run makes."""
-    interrupted, after_step = beside(workdir, tmp_path, "data"), Meter.after_step
+    interrupted, after_step = linked_run(workdir, tmp_path, "data"), Meter.after_step
 
     def ask(self, step, *metrics):
         after_step(self, step, *metrics)
@@ -107,7 +107,7 @@ def test_resume_after_stop_equals_uninterrupted(
 
 @pytest.mark.parametrize("damaged", [{8}, {4, 8}])
 def test_resume_uses_the_last_undamaged_checkpoint(experiment, workdir, tmp_path, monkeypatch, capsys, damaged):
-    interrupted, read = beside(workdir, tmp_path, "data"), Meter._read
+    interrupted, read = linked_run(workdir, tmp_path, "data"), Meter._read
 
     def kill(self, step, *metrics):
         if step == 11:
@@ -130,7 +130,7 @@ def test_resume_uses_the_last_undamaged_checkpoint(experiment, workdir, tmp_path
 
 
 def test_profile_of_steps_outside_the_run_writes_no_trace(experiment, workdir, tmp_path, capsys):
-    run = beside(workdir, tmp_path, "data")
+    run = linked_run(workdir, tmp_path, "data")
     teacher.run(experiment, run, profile=(13, 20))
     assert "profile: no trace, since this run did not make step 13" in capsys.readouterr().err
     assert not run.profile(TEACHER).exists()
@@ -138,7 +138,7 @@ def test_profile_of_steps_outside_the_run_writes_no_trace(experiment, workdir, t
 
 @pytest.mark.parametrize("steps", [(2, 4), (10, 40)])
 def test_profile_writes_a_trace_and_changes_no_bit(experiment, workdir, tmp_path, capsys, steps):
-    run = beside(workdir, tmp_path, "data")
+    run = linked_run(workdir, tmp_path, "data")
     teacher.run(experiment, run, profile=steps)
     assert list(run.profile(TEACHER).rglob("*.xplane.pb"))
     assert f"profile: steps {steps[0]} to {steps[1]} in {run.profile(TEACHER)}" in capsys.readouterr().err
@@ -162,7 +162,7 @@ def test_log_weights_losses_by_tokens(experiment, workdir, tmp_path):
     several = dataclasses.replace(experiment, teacher=recipe_with(experiment.teacher, steps=4, eval_every=4))
     logs = []
     for name, changed in (("single", single), ("several", several)):
-        run = beside(workdir, tmp_path / name, "data")
+        run = linked_run(workdir, tmp_path / name, "data")
         teacher.run(changed, run)
         logs.append([row for row in log_of(run, TEACHER) if "loss" in row])
     split, recipe = Split(workdir.data, "train"), experiment.teacher
@@ -177,7 +177,7 @@ def test_backends_train_to_the_same_loss(experiment, workdir, tmp_path):
     """The number of rows is a multiple of eight, so all backends have the same batches."""
     recipe, losses = recipe_with(experiment.teacher, tokens_per_batch=768, steps=4), []
     for backend, mesh in (("jit", Mesh()), ("pmap", Mesh()), ("mesh", Mesh(fsdp=4, tensor=2))):
-        run = beside(workdir, tmp_path / backend, "data")
+        run = linked_run(workdir, tmp_path / backend, "data")
         changes = {"teacher": recipe, "backend": backend, "mesh": mesh, "buckets": (32,)}
         teacher.run(dataclasses.replace(experiment, **changes), run)
         losses.append(run.model(TEACHER).outputs()["valid_cross_entropy"])
@@ -195,7 +195,7 @@ def test_scan_layers_trains_to_the_same_loss_after_a_stop(experiment, workdir, t
         os.kill(os.getpid(), signal.SIGTERM)
 
     for scan_layers in (False, True):
-        run = beside(workdir, tmp_path / str(scan_layers), "data")
+        run = linked_run(workdir, tmp_path / str(scan_layers), "data")
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, scan_layers=scan_layers))
         changed = dataclasses.replace(experiment, teacher=recipe, backend=backend, mesh=mesh, buckets=(32,))
         with monkeypatch.context() as patch, preemption.handle_sigterm():
@@ -232,13 +232,13 @@ def test_finished_phase_is_skipped_and_changed_one_refused(experiment, workdir):
 def test_non_finite_validation_loss_stops_the_run(experiment, workdir, tmp_path):
     optimizer = dataclasses.replace(experiment.teacher.training.optimizer, learning_rate=1e30, clip_norm=1e30)
     diverging = dataclasses.replace(experiment, teacher=recipe_with(experiment.teacher, optimizer=optimizer))
-    run = beside(workdir, tmp_path, "data")
+    run = linked_run(workdir, tmp_path, "data")
     with pytest.raises(KdError, match="expected a finite validation cross-entropy, got nan.*lower learning rate"):
         train_model(diverging, run, TEACHER, TrainingInputs({}, {}), force=False)
 
 
 def test_damaged_checkpoint_is_refused(experiment, workdir, tmp_path):
-    run = beside(workdir, tmp_path, "data")
+    run = linked_run(workdir, tmp_path, "data")
     shutil.copytree(workdir.path / TEACHER, tmp_path / TEACHER)
     for path in (tmp_path / TEACHER / "checkpoints").glob("*/params/**/d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -247,7 +247,7 @@ def test_damaged_checkpoint_is_refused(experiment, workdir, tmp_path):
 
 
 def test_student_without_teacher_names_the_phase_to_run(experiment, workdir, tmp_path):
-    run = beside(workdir, tmp_path, "data")
+    run = linked_run(workdir, tmp_path, "data")
     with pytest.raises(KdError, match="run the phase `teacher` first"):
         student.run(experiment, run, only="student_init")
     with pytest.raises(KdError, match="did you mean student_kd"):
@@ -275,7 +275,7 @@ def test_cache_has_the_distribution_of_the_trained_teacher(experiment, workdir):
 
 
 def test_damaged_cache_is_refused_and_rebuilt(experiment, workdir, tmp_path):
-    run = beside(workdir, tmp_path, "data", TEACHER)
+    run = linked_run(workdir, tmp_path, "data", TEACHER)
     cache.run(experiment, run)
     shard = next(run.cache("", "topk").path.glob("*.arrayrecord"))
     whole = shard.read_bytes()
@@ -287,7 +287,7 @@ def test_damaged_cache_is_refused_and_rebuilt(experiment, workdir, tmp_path):
 
 
 def test_student_starts_from_a_checkpoint_of_another_run(experiment, workdir, tmp_path):
-    run = beside(workdir, tmp_path, "data", TEACHER)
+    run = linked_run(workdir, tmp_path, "data", TEACHER)
     own = dataclasses.replace(
         experiment.students["student_kd"],
         model=experiment.teacher.model,

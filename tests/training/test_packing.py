@@ -13,7 +13,7 @@ from kd_jax.models.base import Architecture
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.step import count_tokens, loss_fn
 from kd_jax.types import Batch
-from tests.helpers.batches import rows_of, taught_segments
+from tests.helpers.batches import rows_of, segments_with_signal
 from tests.helpers.families import SIGNAL, V, each_family, every_term, network
 
 S, T, EXAMPLES = 5, 6, 9
@@ -22,7 +22,7 @@ SEPARATE, PACKED = (1,) * EXAMPLES, (3, 1, 3, 2)  # number of examples in each r
 
 def batch_of(architecture: Architecture, sizes: tuple[int, ...], more: int = 0) -> Batch:
     """Return the same examples with `sizes` of them in each row; `more` adds padding to rows and empty rows."""
-    segments = taught_segments(0, (S, T), EXAMPLES, SIGNAL, V)
+    segments = segments_with_signal(0, (S, T), EXAMPLES, SIGNAL, V)
     bucket, count = Bucket(max(sizes) * S + more, max(sizes) * T + more), len(sizes) + more
     return architecture.layout(START).batch(rows_of(segments, sizes), count, bucket, {SIGNAL.name: SIGNAL.schema(V)})
 

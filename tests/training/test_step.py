@@ -21,7 +21,7 @@ from kd_jax.signals.topk import TopK
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.step import count_tokens, eval_step, init_state, loss_fn, train_step
 from kd_jax.types import Batch
-from tests.helpers.batches import rows_of, taught_segments
+from tests.helpers.batches import rows_of, segments_with_signal
 from tests.helpers.families import FAMILIES, SIGNAL, V, each_family, every_term, network
 
 B, S, T = 16, 5, 6
@@ -30,7 +30,7 @@ TX = optax.sgd(1.0)
 
 def make_batch(architecture: Architecture, per_row: int = 1) -> Batch:
     """Return rows of `per_row` examples of uneven length, with a random teacher's signal."""
-    segments = taught_segments(0, (S, T), per_row * B, SIGNAL, V)
+    segments = segments_with_signal(0, (S, T), per_row * B, SIGNAL, V)
     bucket, schemas = Bucket(per_row * S, per_row * T), {SIGNAL.name: SIGNAL.schema(V)}
     return architecture.layout(START).batch(rows_of(segments, [per_row] * B), B, bucket, schemas)
 

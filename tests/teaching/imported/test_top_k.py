@@ -65,9 +65,7 @@ def test_missing_entries_are_filled_with_other_ids_without_mass(k, count):
     fields = top_k_fields(named(count), k, V, LogprobSource("vllm", 1.0, "raw"), (1.0,))
     assert all(len(set(row)) == k and set(row) <= set(range(V)) for row in fields["ids"].tolist())
     assert (np.isneginf(fields["logits"]).sum(-1) == max(0, k - count)).all()
-    aligned = TopK(k=k).align(
-        LOGITS, {"ids": fields["ids"], "logits": fields["logits"], "rest_t1": fields["rest_t1"]}, 1.0
-    )
+    aligned = TopK(k=k).align(LOGITS, fields, 1.0)
     np.testing.assert_allclose(np.exp(aligned.teacher_logp_NK).sum(-1), 1.0, rtol=1e-5)
     if count > 0:
         np.testing.assert_allclose(aligned.teacher_logp_NK, aligned.student_logp_NK, atol=2e-4)
