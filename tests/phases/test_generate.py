@@ -46,8 +46,8 @@ def test_options_out_of_their_range(workdir, capsys, options, message):
 
 def test_what_differs_takes_the_place_of_the_tasks_own():
     decoding = Decoding(beam=4, length_ratio=1.5, length=8, sampling=Sampling(top_p=0.9))
-    assert changed(decoding, {}).ways == ("greedy",) and changed(decoding, {}).most(100) == 158
+    assert changed(decoding, {}).ways == ("greedy",) and changed(decoding, {}).max_length(100) == 158
     drawn = changed(decoding, {"temperature": 0.5, "seed": 7})
     assert drawn.ways == ("sampled",) and drawn.sampling == Sampling(temperature=0.5, top_p=0.9, seed=7)
     assert changed(decoding, {"beam": 2}).ways == ("greedy", "beam")
-    assert changed(decoding, {"beam": 2, "length": 12}).most(100) == 12
+    assert changed(decoding, {"beam": 2, "length": 12}).max_length(100) == 12
