@@ -1,4 +1,4 @@
-"""From prompts to text: what evaluation, generation and pseudo-targets share."""
+"""From prompts to texts: shared by evaluation, generation and pseudo-targets."""
 
 import numpy as np
 
@@ -13,13 +13,20 @@ from kd_jax.types import Array, Inputs, Params
 
 
 def output_length(decoding: Decoding, architecture: Architecture, inputs: Inputs) -> int:
-    """The most tokens written for prompts of this padded length: what decoding allows, and the model's positions."""
-    before = inputs.decoder.ids_BT.shape[1] - 1
-    most = decoding.most(before if inputs.encoder is None else inputs.encoder.ids_BT.shape[1])
-    return min(most, architecture.context - before) if architecture.context else most
+    """Return the maximum number of tokens written for prompts of this padded length.
+
+    Args:
+      decoding: settings, with the maximum for a length of the prompt.
+      architecture: the network, with the maximum number of positions.
+      inputs: prompts.
+    """
+    positions = inputs.decoder.ids_BT.shape[1] - 1
+    prompt_length = positions if inputs.encoder is None else inputs.encoder.ids_BT.shape[1]
+    length = decoding.max_length(prompt_length)
+    return min(length, architecture.context - positions) if architecture.context else length
 
 
-def write(
+def generate(
     params: Params,
     inputs: Inputs,
     *,
@@ -30,27 +37,40 @@ def write(
     eos: int,
     suppress_tokens: tuple[int, ...] = (),
 ) -> Array:
-    """What a model writes, int32 [B, T].
+    """Write a text for each prompt.
 
     Args:
-      params, inputs: the model's parameters, and prompts.
-      model, architecture: the network.
-      way: "beam" for the best hypothesis of the beam search; else token by token.
-      decoding: the settings.
-      eos: id that ends a text.
+      params: the model's parameters.
+      inputs: prompts, as from a layout's `prompts`.
+      model: the network.
+      architecture: its architecture.
+      way: "beam" for the best hypothesis of beam search; else token by token.
+      decoding: settings.
+      eos: id of the end token.
       suppress_tokens: ids that are never written.
+
+    Returns:
+      int32 [B, T], the end token included, NO_TOKEN (-1) after it.
     """
-    model = suppress(model, suppress_tokens)
-    ends = {"eos": eos, "length": output_length(decoding, architecture, inputs)}
+    model, length = suppress(model, suppress_tokens), output_length(decoding, architecture, inputs)
     if way == "beam":
-        search = {"beam": decoding.beam, "alpha": decoding.length_penalty, "best": 1}
-        return beam_search(model, params, inputs, **search, **ends).ids_BKT[:, 0]
+        output = beam_search(
+            model,
+            params,
+            inputs,
+            eos=eos,
+            length=length,
+            beam=decoding.beam,
+            alpha=decoding.length_penalty,
+            best=1,
+        )
+        return output.ids_BKT[:, 0]
     if not decoding.sampling.temperature and decoding.sampling.repetition_penalty == 1:
-        return greedy(model, params, inputs, **ends)
-    return sample(model, params, inputs, sampling=decoding.sampling, **ends)
+        return greedy(model, params, inputs, eos=eos, length=length)
+    return sample(model, params, inputs, eos=eos, length=length, sampling=decoding.sampling)
 
 
 def to_text(ids_T: np.ndarray, tokenizer: Tokenizer) -> str:
-    """The text before the end id."""
+    """Return the text before the end token."""
     ids = ids_T.tolist()
     return tokenizer.decode(ids[: ids.index(tokenizer.eos)] if tokenizer.eos in ids else ids)

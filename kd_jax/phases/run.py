@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.workers import IN_PROCESS, Workers
-from kd_jax.experiment import Experiment
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
 from kd_jax.runtime import hosts
 
 
 def run(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     workdir: Workdir,
     force: bool = False,
     workers: Workers = IN_PROCESS,

@@ -1,0 +1,1 @@
+"""Tasks: text to token ids, settings of generation, and metrics."""

@@ -1,8 +1,8 @@
-"""What a task is: from text to tokens and back, how texts are written, and how they are measured."""
+"""The protocol of a task: text to token ids, decoding, and metrics; and what tasks share."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -11,16 +11,19 @@ from kd_jax.errors import KdError
 from kd_jax.tasks.metrics import Metric
 from kd_jax.types import Example, Field
 
+if TYPE_CHECKING:
+    from kd_jax.tokenizers.base import Tokenizer
+
 Counted = Literal["completion", "all"]
 
 
 class Encoded(NamedTuple):
-    """One example as token ids. A layout makes rows of it.
+    """One example as token ids.
 
     Attributes:
-      prompt: int32 [P], what is given, its end included; it may be empty.
-      completion: int32 [C], what is to be written, its end included, behind what the tokeniser gives (its forced_prefix).
-      counts: bool [P + C], which tokens count in the loss. Said here and nowhere else.
+      prompt: int32 [P], with its end token; may be empty.
+      completion: int32 [C], with its end token, and with the tokenizer's forced prefix at the front.
+      counts: bool [P + C], whether a token counts in the loss.
     """
 
     prompt: np.ndarray
@@ -31,61 +34,73 @@ class Encoded(NamedTuple):
 ENCODED = {"prompt": Field((), "int32"), "completion": Field((), "int32"), "counts": Field((), "bool")}
 
 
-def encode_pair(prompt: str, completion: str, tokenizer: Any, counted: Counted, most: int = 0) -> Encoded:
-    """A prompt, as the tokeniser words it, and what follows it: what the tokeniser gives, the text, and its end.
+def encode_pair(
+    prompt: str, completion: str, tokenizer: "Tokenizer", counted: Counted, max_prompt_tokens: int = 0
+) -> Encoded:
+    """Encode a prompt and its completion, each with its end token.
 
     Args:
-      prompt, completion: texts.
-      tokenizer: a kd_jax.tokenizers.base.Tokenizer.
-      counted: whether the loss is on the completion alone, or on the prompt too.
-      most: tokens of the prompt's text at most, from its beginning; 0 for all.
+      prompt: text.
+      completion: text.
+      tokenizer: the tokenizer; it may add a format or a chat template to the prompt.
+      counted: "completion" for a loss on the completion, "all" for a loss on the prompt too.
+      max_prompt_tokens: truncate the prompt's text to its first tokens; 0 for all.
     """
-    given = encode_prompt(prompt, tokenizer, most)
-    written = encode_text(completion, tokenizer)
-    return append_completion(given, np.full(len(given), counted == "all"), tokenizer.forced_prefix, written)
+    prompt_P = encode_prompt(prompt, tokenizer, max_prompt_tokens)
+    completion_C = encode_text(completion, tokenizer)
+    return append_completion(prompt_P, np.full(len(prompt_P), counted == "all"), tokenizer.forced_prefix, completion_C)
 
 
-def append_completion(prompt: np.ndarray, counts_P: np.ndarray, forced_prefix: Sequence[int], written: np.ndarray) -> Encoded:
-    """A prompt and what is written behind it; what opens every completion is given, so it does not count.
+def append_completion(
+    prompt: np.ndarray, counts_P: np.ndarray, forced_prefix: Sequence[int], completion: np.ndarray
+) -> Encoded:
+    """Return an encoded example; the forced prefix stands before the completion and does not count.
+
+    Args:
+      prompt: int32 [P].
+      counts_P: bool, whether a token of the prompt counts.
+      forced_prefix: ids before every completion.
+      completion: int32 [C].
 
     Examples:
       >>> encoded = append_completion(np.array([5, 2]), np.zeros(2, bool), (9,), np.array([7, 2]))
       >>> encoded.completion.tolist(), encoded.counts.astype(int).tolist()
       ([9, 7, 2], [0, 0, 0, 1, 1])
     """
-    completion = np.asarray([*forced_prefix, *written], np.int32)
-    counts = np.concatenate([counts_P, np.zeros(len(forced_prefix), bool), np.ones(len(written), bool)])
-    return Encoded(prompt, completion, counts)
+    ids = np.asarray([*forced_prefix, *completion], np.int32)
+    counts = np.concatenate([counts_P, np.zeros(len(forced_prefix), bool), np.ones(len(completion), bool)])
+    return Encoded(prompt, ids, counts)
 
 
-def encode_text(text: str, tokenizer: Any) -> np.ndarray:
-    """Token ids and the end of the text, int32."""
+def encode_text(text: str, tokenizer: "Tokenizer") -> np.ndarray:
+    """Return the token ids of a text and the end token, int32."""
     return np.asarray([*tokenizer.encode(text), tokenizer.eos], np.int32)
 
 
-def encode_prompt(text: str, tokenizer: Any, most: int = 0) -> np.ndarray:
-    """What is given, as the tokeniser words it, int32; of the text's tokens the first `most`, where `most` is not 0."""
-    return np.asarray(tokenizer.encode_prompt(text, most), np.int32)
+def encode_prompt(text: str, tokenizer: "Tokenizer", max_tokens: int = 0) -> np.ndarray:
+    """Return the token ids of a prompt, int32; its text is truncated to `max_tokens` tokens, 0 for all."""
+    return np.asarray(tokenizer.encode_prompt(text, max_tokens), np.int32)
 
 
 def check_counted(counted: str) -> None:
-    """Raises KdError for another word than "completion" or "all"."""
+    """Raise KdError if `counted` is not "completion" or "all"."""
     if counted not in ("completion", "all"):
-        raise KdError(f"task.counted: {counted!r}; wanted completion or all")
+        raise KdError(f"task.counted: expected completion or all, got {counted!r}. Set `--task.counted`.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen from the logits.
+    """Choice of the next token from the logits.
 
     Attributes:
-      temperature: 0 for the likeliest token; else one is drawn from softmax(logits / temperature).
-      top_k: draw from the k likeliest alone; 0 for all.
-      top_p: draw from the fewest likeliest tokens whose probability reaches it (nucleus sampling); 1 for all.
-      min_p: leave out tokens less likely than min_p times the likeliest; 0 for none.
-      repetition_penalty: logits of tokens that stand in the prompt or were written are divided by it where positive,
-        multiplied where negative; 1 for none.
-      seed: decides the draws, together with the example's number.
+      temperature: 0 for the most probable token; above 0 a token is drawn from softmax(logits / temperature).
+      top_k: draw from the k most probable tokens; 0 for all.
+      top_p: draw from the smallest set of most probable tokens whose probability reaches it (nucleus sampling);
+        1 for all.
+      min_p: exclude tokens whose probability is below min_p times the highest one; 0 for none.
+      repetition_penalty: divides positive logits, and multiplies negative logits, of tokens that are in the prompt or
+        were generated; 1 for none.
+      seed: decides the draws, together with the number of the example.
 
     References:
       Holtzman et al. 2020, arXiv 1904.09751 (top_p); Nguyen et al. 2024, arXiv 2407.01082 (min_p);
@@ -95,7 +110,7 @@ class Sampling:
       >>> Sampling(temperature=0.8, top_p=0.95).check("task.decoding.sampling")
       >>> Sampling(top_p=1.5).check("task.decoding.sampling")
       Traceback (most recent call last):
-      kd_jax.errors.KdError: task.decoding.sampling.top_p: 1.5; wanted more than 0 and at most 1
+      kd_jax.errors.KdError: task.decoding.sampling.top_p: expected a number above 0 and at most 1, got 1.5.
     """
 
     temperature: float = 0.0
@@ -105,37 +120,38 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
 
-    def check(self, where: str) -> None:
-        """Raises KdError naming the field below `where` that is out of its range."""
+    def check(self, path: str) -> None:
+        """Raise KdError if a field is out of its range; `path` is the field of this object."""
         ranges = {
-            "temperature": (lambda x: 0 <= x <= 100, "0 (the likeliest) to 100"),
-            "top_p": (lambda x: 0 < x <= 1, "more than 0 and at most 1"),
-            "min_p": (lambda x: 0 <= x < 1, "at least 0 and less than 1"),
-            "repetition_penalty": (lambda x: 0 < x <= 100, "more than 0 and at most 100"),
+            "temperature": (lambda x: 0 <= x <= 100, "from 0 to 100"),
+            "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+            "min_p": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+            "repetition_penalty": (lambda x: 0 < x <= 100, "above 0 and at most 100"),
         }
-        for field, (within, wanted) in ranges.items():
-            value = vars(self)[field]
-            if not (is_number(value) and within(value)):
-                raise KdError(f"{where}.{field}: {value}; wanted {wanted}")
+        for field, (in_range, expected) in ranges.items():
+            value = getattr(self, field)
+            if not (is_number(value) and in_range(value)):
+                raise KdError(f"{path}.{field}: expected a number {expected}, got {value}.")
         for field in ("top_k", "seed"):
-            if not is_count(vars(self)[field], 0):
-                raise KdError(f"{where}.{field}: {vars(self)[field]}; wanted a whole number of at least 0")
+            value = getattr(self, field)
+            if not is_count(value, 0):
+                raise KdError(f"{path}.{field}: expected an integer of at least 0, got {value}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How a model writes what follows a prompt.
+    """Generation of a completion from a prompt.
 
     Attributes:
-      beam: width of the beam search, whose texts stand beside those written token by token; 1 for none.
-      length_penalty: exponent of GNMT's length normalisation (arXiv 1609.08144, eq. 14).
-      length_ratio: tokens written at most for each of the prompt's (padded) tokens, on top of `length`.
-      length: see `length_ratio`.
-      sampling: how each token is chosen where there is no beam.
+      beam: width of beam search, whose texts are reported beside those generated token by token; 1 for none.
+      length_penalty: exponent of GNMT's length normalization (arXiv 1609.08144, eq. 14).
+      length_ratio: maximum number of generated tokens for each (padded) token of the prompt, added to `length`.
+      length: constant part of the maximum number of generated tokens.
+      sampling: choice of each token without beam search.
 
     Examples:
       >>> decoding = Decoding(length_ratio=1.5, length=8)
-      >>> decoding.max_length(20)  # tokens written for a prompt padded to 20
+      >>> decoding.max_length(20)  # of a prompt padded to 20 tokens
       38
       >>> decoding.ways
       ('greedy', 'beam')
@@ -149,98 +165,162 @@ class Decoding:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """What is written of every prompt; the first is what the metrics are about."""
+        """Return the ways of decoding to evaluate; the metrics of the first one are the headline."""
         first = "sampled" if self.sampling.temperature else "greedy"
         return (first, "beam") if self.beam > 1 else (first,)
 
-    def most(self, prompt_length: int) -> int:
-        """The most tokens written for prompts of this padded length."""
+    def max_length(self, prompt_length: int) -> int:
+        """Return the maximum number of generated tokens for prompts of this padded length."""
         return int(self.length_ratio * prompt_length) + self.length
 
+    def replace(
+        self,
+        beam: int = 1,
+        length: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> "Decoding":
+        """Return these settings with changes; None keeps a value.
+
+        Args:
+          beam: width of beam search; 1 for none, whatever it is here.
+          length: maximum number of generated tokens, in place of `length` and `length_ratio`.
+          temperature: as Sampling.temperature.
+          top_k: as Sampling.top_k.
+          top_p: as Sampling.top_p.
+          min_p: as Sampling.min_p.
+          repetition_penalty: as Sampling.repetition_penalty.
+          seed: as Sampling.seed.
+
+        Raises:
+          KdError: if a value is out of its range, or beam search is combined with sampling.
+
+        Examples:
+          >>> Decoding().replace(length=64, temperature=0.7).ways
+          ('sampled',)
+        """
+        options = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        }
+        changes: dict[str, Any] = {field: value for field, value in options.items() if value is not None}
+        changed = dataclasses.replace(self, beam=beam, sampling=dataclasses.replace(self.sampling, **changes))
+        if length is not None:
+            changed = dataclasses.replace(changed, length=length, length_ratio=0.0)
+        changed.check()
+        if beam > 1 and changes:
+            field = next(iter(changes))
+            raise KdError(
+                f"task.decoding.beam: expected 1 with the sampling option {field}, got {beam}. Remove one of them."
+            )
+        return changed
+
     def check(self) -> None:
-        """Raises KdError naming the field that is out of its range."""
-        for field, least in (("beam", 1), ("length", 0)):
-            value = vars(self)[field]
-            if not is_count(value, least):
-                raise KdError(f"task.decoding.{field}: {value}; wanted a whole number of at least {least}")
+        """Raise KdError if a field is out of its range."""
+        for field, minimum in (("beam", 1), ("length", 0)):
+            value = getattr(self, field)
+            if not is_count(value, minimum):
+                raise KdError(f"task.decoding.{field}: expected an integer of at least {minimum}, got {value}.")
         for field, (low, high) in {"length_penalty": (0.0, 5.0), "length_ratio": (0.0, 100.0)}.items():
-            value = vars(self)[field]
+            value = getattr(self, field)
             if not (is_number(value) and low <= value <= high):
-                raise KdError(f"task.decoding.{field}: {value}; wanted {low:g} to {high:g}")
+                raise KdError(f"task.decoding.{field}: expected a number from {low:g} to {high:g}, got {value}.")
         if not self.length_ratio and not self.length:
-            raise KdError("task.decoding.length: 0, and length_ratio too; wanted room for at least one token")
+            raise KdError("task.decoding.length: expected at least 1 if length_ratio is 0, got 0.")
         self.sampling.check("task.decoding.sampling")
 
 
 class Task(Protocol):
-    """A frozen dataclass; pure functions, no I/O.
+    """A task. Implementations are frozen dataclasses with pure functions, without I/O."""
 
-    Attributes:
-      name: of the task.
-      families: of the architectures that can serve it (models/base.py's Architecture.family).
-      prompted: whether examples have a prompt; else a text stands for itself.
-      counted: whether the loss is on completions alone or on prompts too.
-      measuring: names of its fields that decide nothing before the evaluation.
-      decoding: how texts are written.
-    """
+    @property
+    def name(self) -> str:
+        """Return the task's name."""
+        ...
 
-    name: str
-    families: tuple[str, ...]
-    prompted: bool
-    counted: Counted
-    measuring: tuple[str, ...]
-    decoding: Decoding
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Return the families of architectures that can do the task (Architecture.family)."""
+        ...
+
+    @property
+    def prompted(self) -> bool:
+        """Return whether examples have a prompt and a completion; else each is one text."""
+        ...
+
+    @property
+    def counted(self) -> Counted:
+        """Return whether the loss is on completions or on prompts too."""
+        ...
+
+    @property
+    def evaluation_fields(self) -> tuple[str, ...]:
+        """Return the names of the task's fields that only the phase `evaluate` reads."""
+        ...
+
+    @property
+    def decoding(self) -> Decoding:
+        """Return the settings of generation."""
+        ...
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """The first is the headline."""
+        """Return the metrics; the first is the headline."""
         ...
 
     @property
     def baselines(self) -> Mapping[str, Callable[[Example], str]]:
-        """Name -> the text that needs no model, such as a document's lead; measured beside the models."""
+        """Return name -> function of an example: a text without a model, evaluated beside the models."""
         ...
 
     def check(self) -> None:
-        """Raises KdError naming the field that is out of its range."""
+        """Raise KdError if a field is out of its range."""
         ...
 
     def fields(self) -> tuple[str, ...]:
-        """The fields that every example must have, those of the prompt first; all are text."""
+        """Return the fields of every example, those of the prompt first; all are text."""
         ...
 
     def text_fields(self) -> tuple[str, ...]:
-        """Those of `fields` that are text to be tokenised."""
+        """Return those of `fields` that are tokenized."""
         ...
 
     def held_out_fields(self) -> tuple[str, ...]:
-        """Further ones of validation and test examples, such as other references."""
+        """Return further fields of validation and test examples, such as more references."""
         ...
 
     def prompt_fields(self) -> tuple[str, ...]:
-        """Those of `fields` that an example without a reference must have; () where there are none such."""
+        """Return those of `fields` that an example without a reference has; () if there are no such examples."""
         ...
 
     def symbols(self) -> tuple[str, ...]:
-        """Texts that the tokeniser must keep as one token each, such as language tags."""
+        """Return texts that the tokenizer must keep as single tokens, such as language tags."""
         ...
 
-    def encode(self, example: Example, tokenizer: Any) -> Iterable[Encoded]:
-        """An example as token ids; several where a long text is cut."""
+    def encode(self, example: Example, tokenizer: "Tokenizer") -> Iterable[Encoded]:
+        """Return an example as token ids; several parts if a long text is split."""
         ...
 
-    def encode_prompt(self, text: str, tokenizer: Any) -> np.ndarray:
-        """What is given alone, int32 [P]."""
+    def encode_prompt(self, text: str, tokenizer: "Tokenizer") -> np.ndarray:
+        """Return the token ids of a prompt, int32 [P]."""
         ...
 
     def prompt(self, example: Example) -> str:
-        """What is given, as text."""
+        """Return the prompt of an example."""
         ...
 
     def references_of(self, example: Example) -> list[str]:
-        """What is to be written, as text: one or more; the first is the one to train on."""
+        """Return the references of an example; the first one is the target in training."""
         ...
 
     def similarity(self, hypothesis: str, reference: str) -> float:
-        """How near one text is to another, for the choice among hypotheses."""
+        """Return the similarity of two texts, by which PseudoTargets selects hypotheses."""
         ...

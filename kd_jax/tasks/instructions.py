@@ -1,26 +1,30 @@
-"""Instructions: what was asked and what is answered; scored by ROUGE-L and by the bits of the true answers."""
+"""Instruction following: a response to an instruction, scored by ROUGE-L and bits per byte."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kd_jax.errors import KdError
-from kd_jax.tasks.base import Counted, Decoding, Encoded, Example, check_counted, encode_pair, encode_prompt
+from kd_jax.tasks.base import Counted, Decoding, Encoded, check_counted, encode_pair, encode_prompt
 from kd_jax.tasks.metrics import Metric, bits_per_byte, rouge, rouge_f
+from kd_jax.types import Example
+
+if TYPE_CHECKING:
+    from kd_jax.tokenizers.base import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Instructions:
-    """From the field `instruction` into the field `response`.
+    """Generate the field `response` from the field `instruction`.
 
     Attributes:
-      instruction: name of the text that is given, what it is about included.
-      response: name of the text to write.
-      language: of the responses, for ROUGE's words: "en" or another (kd_jax.tasks.metrics.rouge_f).
-      counted: whether the loss is on the response alone or on the prompt too (decoder-only models).
-      decoding: how responses are written.
+      instruction: name of the field with the instruction and its input.
+      response: name of the field with the response.
+      language: of the responses, for ROUGE's tokenizer: "en" or another (kd_jax.tasks.metrics.rouge_f).
+      counted: "completion" for a loss on the response, "all" for a loss on the prompt too (decoder-only models).
+      decoding: settings of generation.
 
     Examples:
       >>> task = Instructions()
@@ -38,63 +42,65 @@ class Instructions:
     name = "instructions"
     families = ("encoder_decoder", "decoder_only")
     prompted = True
-    measuring = ("language", "decoding")
+    evaluation_fields = ("language", "decoding")
 
     def check(self) -> None:
-        """Raises KdError naming the field that does not fit."""
+        """Raise KdError if a field is invalid."""
         if self.instruction == self.response:
-            raise KdError(f"task.response: {self.response!r}, as task.instruction; wanted two fields")
+            raise KdError(
+                f"task.response: expected another field than task.instruction, got {self.response!r} for both."
+            )
         check_counted(self.counted)
         self.decoding.check()
 
     def fields(self) -> tuple[str, ...]:
-        """The fields that an example must have."""
+        """Return the fields of every example."""
         return (self.instruction, self.response)
 
     def text_fields(self) -> tuple[str, ...]:
-        """All of them."""
+        """Return all fields."""
         return self.fields()
 
     def held_out_fields(self) -> tuple[str, ...]:
-        """None."""
+        """Return no fields."""
         return ()
 
     def prompt_fields(self) -> tuple[str, ...]:
-        """What an example without a response must have."""
+        """Return the field of an example without a response."""
         return (self.instruction,)
 
     def symbols(self) -> tuple[str, ...]:
-        """None."""
+        """Return no fields."""
         return ()
 
-    def encode(self, example: Example, tokenizer: Any) -> Iterator[Encoded]:
-        """The prompt's tokens and the response's; each with the end of the text, which parts them."""
+    def encode(self, example: Example, tokenizer: "Tokenizer") -> Iterator[Encoded]:
+        """Yield the token ids of instruction and response, each with an end token."""
         yield encode_pair(self.prompt(example), example[self.response], tokenizer, self.counted)
 
-    def encode_prompt(self, text: str, tokenizer: Any) -> np.ndarray:
-        """The prompt's tokens and the end of the text, int32 [P]."""
+    def encode_prompt(self, text: str, tokenizer: "Tokenizer") -> np.ndarray:
+        """Return the token ids of an instruction with its end token, int32 [P]."""
         return encode_prompt(text, tokenizer)
 
     def prompt(self, example: Example) -> str:
-        """What is asked."""
+        """Return the instruction."""
         return example[self.instruction]
 
     def references_of(self, example: Example) -> list[str]:
-        """The response."""
+        """Return the response."""
         return [example[self.response]]
 
-    def closeness(self, hypothesis: str, reference: str) -> float:
-        """ROUGE-L's F, 0 to 100."""
+    def similarity(self, hypothesis: str, reference: str) -> float:
+        """Return the F-measure of ROUGE-L, 0 to 100."""
         return rouge_f("L", self.language, hypothesis, [reference])
 
     @property
     def baselines(self) -> Mapping[str, Callable[[Example], str]]:
-        """The prompt said again: what words in common are worth without an answer."""
+        """Return the instruction itself, which shows the score of shared words alone."""
         return {"echo": self.prompt}
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """ROUGE-L by rouge-score, 0 to 100, and the bits per byte of what counts."""
+        """Return ROUGE-L (rouge-score, 0 to 100), and the bits per byte of the text that counts."""
         return rouge("L", self.language), bits_per_byte(self._counted_text)
 
     def _counted_text(self, example: Example) -> str:

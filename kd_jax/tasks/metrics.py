@@ -1,4 +1,4 @@
-"""Metrics as sums of statistics over examples: one definition gives values, intervals, and paired differences."""
+"""Metrics as functions of statistics summed over examples, so that values, intervals and differences agree."""
 
 import functools
 import importlib.metadata
@@ -15,14 +15,14 @@ RougeKind = Literal["L", "1", "2"]
 
 
 class Outcome(NamedTuple):
-    """What a model wrote for a split's examples, and how likely it held the true texts: all that a metric may see.
+    """A model's results on the examples of a split: the input of metrics.
 
     Attributes:
-      examples: N of them.
-      texts: what was written of each.
-      references: what was to be written, one text or more of each.
-      nll_N: float64, nats of all tokens that count, of each example; None for what has no probabilities, as a baseline.
-      tokens_N: int64, how many tokens those are; None with nll_N.
+      examples: the N examples.
+      texts: the generated text of each example.
+      references: one or more references of each example.
+      nll_N: float64, negative log-likelihood in nats of each example's tokens that count; None for a baseline.
+      tokens_N: int64, number of those tokens; None for a baseline.
     """
 
     examples: Sequence[Mapping[str, str]]
@@ -33,19 +33,19 @@ class Outcome(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One measure over a split: a function of statistics that are added up over examples.
+    """A metric of a split: a function of statistics that are summed over examples.
 
-    So a value, its bootstrap interval, and a paired difference between two models come from the same numbers.
+    A value, its bootstrap interval, and a paired difference between two models come from the same statistics.
 
     Attributes:
-      name: its key in reports, such as "bleu"; the interval is "bleu_ci".
-      label: its heading for people.
-      higher_is_better: its direction; None where it has none, such as a length ratio.
-      digits: shown after the point.
-      reads: "texts" that were written, or "tokens": the probabilities of the true ones.
+      name: key in reports, such as "bleu"; the interval has the key "bleu_ci".
+      label: heading in tables.
+      higher_is_better: its direction; None for a metric without one, such as a length ratio.
+      digits: digits after the decimal point.
+      reads: "texts" for generated texts, "tokens" for probabilities of the references' tokens.
       statistics: Outcome -> float64 [examples, S].
-      value: their sum [S] -> the metric.
-      signature: how it is computed, in the metric's own notation.
+      value: sum of the statistics [S] -> the metric.
+      signature: how it is computed, such as sacreBLEU's signature.
 
     Examples:
       >>> lengths = lambda outcome: np.array([[len(text), 1.0] for text in outcome.texts])
@@ -64,7 +64,7 @@ class Metric(NamedTuple):
     signature: str = ""
 
     def score(self, outcome: Outcome, resamples: int) -> "Score":
-        """The value over all examples, and its 95% interval from that many resamples; 0 for none."""
+        """Return the value over all examples and its 95% interval from `resamples` resamples; 0 for no interval."""
         statistics_NS = np.asarray(self.statistics(outcome), np.float64)
         value = float(self.value(statistics_NS.sum(0)))
         if not resamples:
@@ -78,7 +78,7 @@ class Score(NamedTuple):
 
     Attributes:
       value: the metric.
-      interval: (low, high), 95% by bootstrap over examples; None if it was not asked for.
+      interval: (low, high), 95% by bootstrap over examples; None if not computed.
     """
 
     value: float
@@ -86,9 +86,9 @@ class Score(NamedTuple):
 
 
 def resampled_sums(statistics_NS: np.ndarray, resamples: int) -> np.ndarray:
-    """Sums over examples drawn with replacement, float64 [resamples, S]; for one N always the same draws.
+    """Return sums over examples drawn with replacement, float64 [resamples, S].
 
-    So the resamples of two models are paired, example by example.
+    The draws depend on N alone, so the resamples of two models are paired by example.
 
     References:
       Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation.
@@ -98,12 +98,12 @@ def resampled_sums(statistics_NS: np.ndarray, resamples: int) -> np.ndarray:
       [5.0, 5.0, 5.0]
     """
     rng, examples = np.random.default_rng(BOOTSTRAP_SEED), len(statistics_NS)
-    times_RN = rng.multinomial(examples, np.full(examples, 1 / examples), resamples)
-    return times_RN @ statistics_NS
+    counts_RN = rng.multinomial(examples, np.full(examples, 1 / examples), resamples)
+    return counts_RN @ statistics_NS
 
 
 def ratio(sums_S: np.ndarray) -> float:
-    """The first sum over the second, such as a mean; 0 where nothing was counted.
+    """Return the first sum / the second; 0 if the second is 0.
 
     Examples:
       >>> ratio(np.array([3.0, 4.0])), ratio(np.zeros(2))
@@ -113,12 +113,12 @@ def ratio(sums_S: np.ndarray) -> float:
 
 
 def bits_per_byte(text_of: Callable[[Mapping[str, str]], str]) -> Metric:
-    """Bits that the model needs for each UTF-8 byte of the true texts; comparable across tokenisers.
+    r"""Return the metric of bits per UTF-8 byte of the references, which is comparable between tokenizers.
 
-    .. math:: -\\frac{\\sum \\log_2 p(\\mathrm{token})}{\\mathrm{bytes}}
+    .. math:: -\frac{\sum \log_2 p(\mathrm{token})}{\mathrm{bytes}}
 
-    The end of a text is paid for and has no byte. An unknown token pays less than the characters that it stands for: a
-    tokeniser that lacks some needs byte_fallback.
+    The end token has bits and no byte. An unknown token has fewer bits than its characters would need, so a tokenizer
+    that lacks characters needs byte_fallback.
 
     Args:
       text_of: example -> the text whose tokens count.
@@ -127,7 +127,7 @@ def bits_per_byte(text_of: Callable[[Mapping[str, str]], str]) -> Metric:
       Gao et al. 2020, The Pile, arXiv 2101.00027, section 3.1.
 
     Examples:
-      >>> metric = bits_per_byte(lambda example: example["text"])  # two tokens, each one of 16, for eight bytes
+      >>> metric = bits_per_byte(lambda example: example["text"])  # two tokens of probability 1/16 for eight bytes
       >>> outcome = Outcome([{"text": "un étui"}], [""], [[""]], np.array([2 * math.log(16)]), np.array([2]))
       >>> metric.score(outcome, resamples=0).value
       1.0
@@ -141,11 +141,11 @@ def bits_per_byte(text_of: Callable[[Mapping[str, str]], str]) -> Metric:
 
 
 def rouge(kind: RougeKind, language: str) -> Metric:
-    """The mean over examples of ROUGE's F, 0 to 100; of several references the nearest.
+    """Return the metric of mean ROUGE F-measure, 0 to 100, with the best of several references.
 
     Args:
-      kind: "L" for the longest common subsequence of words, the text taken as one sentence; "1" and "2" for n-grams.
-      language: as for `rouge_f`.
+      kind: "L" for the longest common subsequence of words of the whole text; "1" and "2" for n-grams.
+      language: as in `rouge_f`.
 
     References:
       Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries.
@@ -166,13 +166,13 @@ def rouge(kind: RougeKind, language: str) -> Metric:
 
 
 def rouge_f(kind: RougeKind, language: str, text: str, references: Sequence[str]) -> float:
-    """ROUGE's F-measure of a text and the nearest reference, 0 to 100 (rouge-score).
+    """Return ROUGE's F-measure of a text and its best reference, 0 to 100 (rouge-score).
 
     Args:
-      kind: see `rouge`.
-      language: "en" for rouge-score's own words, which are a-z and 0-9, stemmed; any other for `Words`, unstemmed.
-      text: what was written.
-      references: what was to be written.
+      kind: as in `rouge`.
+      language: "en" for rouge-score's tokenizer (a-z and 0-9, stemmed); any other for `WordTokenizer`, without stems.
+      text: the generated text.
+      references: one or more references.
 
     Examples:
       >>> rouge_f("1", "en", "two houses", ["one house"]), rouge_f("1", "ru", "два дома", ["два дома"])
@@ -182,21 +182,21 @@ def rouge_f(kind: RougeKind, language: str, text: str, references: Sequence[str]
     return 100 * _rouge_scorer(name, language).score_multi(references, text)[name].fmeasure
 
 
-class Words:
-    """A tokeniser for rouge-score: words of every script, in lower case; characters where no blanks part words.
+class WordTokenizer:
+    """A tokenizer for rouge-score: lower-case words of every script; characters in scripts without spaces.
 
     Examples:
-      >>> Words().tokenize("Déjà vu, हिन्दी: 我愛你!")
+      >>> WordTokenizer().tokenize("Déjà vu, हिन्दी: 我愛你!")
       ['déjà', 'vu', 'हिन्दी', '我', '愛', '你']
     """
 
     def tokenize(self, text: str) -> list[str]:
-        """The words."""
+        """Return the words."""
         return regex.findall(rf"[{UNSPACED}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]+", text.lower(), regex.V1)
 
 
 @functools.cache
 def _rouge_scorer(name: str, language: str) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # which imports nltk: a second that other tasks need not wait
+    from rouge_score.rouge_scorer import RougeScorer  # it imports nltk, which takes a second
 
-    return RougeScorer([name], use_stemmer=True, tokenizer=None if language == "en" else Words())
+    return RougeScorer([name], use_stemmer=True, tokenizer=None if language == "en" else WordTokenizer())

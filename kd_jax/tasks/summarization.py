@@ -1,39 +1,43 @@
-"""Summarization: a document and the few sentences that say it; scored by ROUGE."""
+"""Summarization of documents, scored by ROUGE."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import regex
 
 from kd_jax.config import is_count
 from kd_jax.errors import KdError
-from kd_jax.tasks.base import Counted, Decoding, Encoded, Example, check_counted, encode_pair, encode_prompt
+from kd_jax.tasks.base import Counted, Decoding, Encoded, check_counted, encode_pair, encode_prompt
 from kd_jax.tasks.metrics import Metric, Outcome, ratio, rouge, rouge_f
+from kd_jax.types import Example
 
-# A full stop ends no sentence behind an initial or one of these, nor where a small letter follows.
+if TYPE_CHECKING:
+    from kd_jax.tokenizers.base import Tokenizer
+
+# A full stop after an initial or one of these, or before a lower-case letter, does not end a sentence.
 ABBREVIATIONS = r"\b(?:\p{Lu}|Mr|Mrs|Ms|Dr|Prof|St|Gen|Sen|Rep|Gov|Lt|Col|Jr|Sr|vs|No|e\.g|i\.e)"
 BETWEEN_SENTENCES = regex.compile(
-    rf"(?<=((?<!{ABBREVIATIONS})\.|[!?…])[\"'”’)\]]*)\s+(?![\s\p{{Ll}}])"  # blanks behind a stop
-    r"|(?<=[。！？][”」』]*)(?![”」』]|\Z)\s*"  # where no blanks are written
+    rf"(?<=((?<!{ABBREVIATIONS})\.|[!?…])[\"'”’)\]]*)\s+(?![\s\p{{Ll}}])"  # whitespace after a stop
+    r"|(?<=[。！？][”」』]*)(?![”」』]|\Z)\s*"  # scripts without spaces
     r"|\s*\n\s*\n\s*"  # an empty line
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Summarization:
-    """From the field `document` into the field `summary`.
+    """Generate the field `summary` from the field `document`.
 
     Attributes:
-      document: name of the text to read.
-      summary: name of the text to write.
-      document_tokens: the document's first tokens, which alone are read; 0 for all.
-      references: further summaries of validation and test examples.
-      language: of the summaries, for ROUGE's words: "en" or another (kd_jax.tasks.metrics.rouge_f).
-      lead_sentences: of the baseline; 3 is the custom for news.
-      counted: whether the loss is on the summary alone or on the document too (decoder-only models).
-      decoding: how summaries are written.
+      document: name of the field with the document.
+      summary: name of the field with the summary.
+      document_tokens: truncate documents to their first tokens; 0 for all.
+      references: names of further summaries of validation and test examples.
+      language: of the summaries, for ROUGE's tokenizer: "en" or another (kd_jax.tasks.metrics.rouge_f).
+      lead_sentences: sentences of the baseline `lead`; 3 is usual for news.
+      counted: "completion" for a loss on the summary, "all" for a loss on the document too (decoder-only models).
+      decoding: settings of generation.
 
     Examples:
       >>> task = Summarization()
@@ -54,74 +58,77 @@ class Summarization:
     name = "summarization"
     families = ("encoder_decoder", "decoder_only")
     prompted = True
-    measuring = ("language", "lead_sentences", "decoding")
+    evaluation_fields = ("language", "lead_sentences", "decoding")
 
     def check(self) -> None:
-        """Raises KdError naming the field that does not fit."""
+        """Raise KdError if a field is invalid."""
         names = (self.document, self.summary, *self.references)
         if len(set(names)) < len(names):
-            raise KdError(f"task: document, summary and references are {', '.join(names)}; wanted different fields")
-        for field, least in (("document_tokens", 0), ("lead_sentences", 1)):
-            if not is_count(vars(self)[field], least):
-                raise KdError(f"task.{field}: {vars(self)[field]}; wanted a whole number of at least {least}")
+            raise KdError(
+                f"task: expected different fields for document, summary and references, got {', '.join(names)}."
+            )
+        for field, minimum in (("document_tokens", 0), ("lead_sentences", 1)):
+            value = getattr(self, field)
+            if not is_count(value, minimum):
+                raise KdError(f"task.{field}: expected an integer of at least {minimum}, got {value}.")
         check_counted(self.counted)
         self.decoding.check()
 
     def fields(self) -> tuple[str, ...]:
-        """The fields that an example must have."""
+        """Return the fields of every example."""
         return (self.document, self.summary)
 
     def text_fields(self) -> tuple[str, ...]:
-        """All of them."""
+        """Return all fields."""
         return self.fields()
 
     def held_out_fields(self) -> tuple[str, ...]:
-        """The further summaries."""
+        """Return the fields of further summaries."""
         return self.references
 
     def prompt_fields(self) -> tuple[str, ...]:
-        """What an example without a summary must have."""
+        """Return the field of an example without a summary."""
         return (self.document,)
 
     def symbols(self) -> tuple[str, ...]:
-        """None."""
+        """Return no fields."""
         return ()
 
-    def encode(self, example: Example, tokenizer: Any) -> Iterator[Encoded]:
-        """The document's tokens, as many as are read, and the summary's; each with the end of the text."""
+    def encode(self, example: Example, tokenizer: "Tokenizer") -> Iterator[Encoded]:
+        """Yield the token ids of the (truncated) document and the summary, each with an end token."""
         prompt, summary = self.prompt(example), example[self.summary]
         yield encode_pair(prompt, summary, tokenizer, self.counted, self.document_tokens)
 
-    def encode_prompt(self, text: str, tokenizer: Any) -> np.ndarray:
-        """The document's tokens, as many as are read, and the end of the text, int32 [P]."""
+    def encode_prompt(self, text: str, tokenizer: "Tokenizer") -> np.ndarray:
+        """Return the token ids of a (truncated) document with its end token, int32 [P]."""
         return encode_prompt(text, tokenizer, self.document_tokens)
 
     def prompt(self, example: Example) -> str:
-        """The document."""
+        """Return the document."""
         return example[self.document]
 
     def references_of(self, example: Example) -> list[str]:
-        """The summaries."""
+        """Return the summaries."""
         return [example[field] for field in (self.summary, *self.references)]
 
-    def closeness(self, hypothesis: str, reference: str) -> float:
-        """ROUGE-L's F, 0 to 100."""
+    def similarity(self, hypothesis: str, reference: str) -> float:
+        """Return the F-measure of ROUGE-L, 0 to 100."""
         return rouge_f("L", self.language, hypothesis, [reference])
 
     @property
     def baselines(self) -> Mapping[str, Callable[[Example], str]]:
-        """The document's first sentences."""
+        """Return the first sentences of the document."""
         return {"lead": lambda example: lead(example[self.document], self.lead_sentences)}
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """ROUGE-L, ROUGE-1 and ROUGE-2 by rouge-score, 0 to 100, and the length."""
+        """Return ROUGE-L, ROUGE-1 and ROUGE-2 (rouge-score, 0 to 100), and the length ratio."""
         length = Metric("length_ratio", "length ratio", None, 2, "texts", characters, ratio)
         return *(rouge(kind, self.language) for kind in ("L", "1", "2")), length
 
 
 def characters(outcome: Outcome) -> np.ndarray:
-    """Characters written, and the mean of the references', of each example, float64 [N, 2].
+    """Return (characters of the text, mean characters of its references) of each example, float64 [N, 2].
 
     Examples:
       >>> characters(Outcome([{}], ["ab"], [["abcd", "ef"]])).tolist()
@@ -134,11 +141,13 @@ def characters(outcome: Outcome) -> np.ndarray:
 
 
 def lead(document: str, sentences: int) -> str:
-    """The first sentences of a document, cut by rule: at stops, not at abbreviations, and at empty lines.
+    """Return the first sentences of a document.
+
+    Sentences end at stops that do not belong to an abbreviation, and at empty lines.
 
     Args:
       document: a text.
-      sentences: how many; all, where there are fewer.
+      sentences: number of sentences; all if there are fewer.
 
     Examples:
       >>> lead("At 3.5 km Dr. A. Fox said: “No!” Then he left. It rained.", 2)

@@ -1,34 +1,39 @@
-"""Machine translation, one way or several at once: scored by BLEU and chrF."""
+"""Machine translation in one or several directions, scored by BLEU and chrF."""
 
 import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from kd_jax.errors import KdError
-from kd_jax.tasks.base import Counted, Decoding, Encoded, Example, check_counted, encode_pair, encode_prompt
+from kd_jax.tasks.base import Counted, Decoding, Encoded, check_counted, encode_pair, encode_prompt
 from kd_jax.tasks.metrics import Metric, Outcome
+from kd_jax.types import Example
 
-UNSPACED = ("bo", "dz", "km", "lo", "my", "th")  # scripts without blanks that sacreBLEU chooses no tokeniser for
+if TYPE_CHECKING:
+    from kd_jax.tokenizers.base import Tokenizer
+
+UNSPACED = ("bo", "dz", "km", "lo", "my", "th")  # scripts without spaces for which sacreBLEU has no default tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
-    """From the field `source` into the field `target`; multi-way, where each example names its direction.
+    """Generate the field `target` from the field `source`, in one direction or in the direction of each example.
 
     Attributes:
-      source: name of the source text in an example.
-      target: name of the text to write; in a one-way task also its language, for BLEU's tokeniser.
-      direction: name of the field that says from what into what, such as "en-fr"; "" for one way.
-      directions: those there are; each source gets the tag of the language to write, such as "<2fr>".
-      references: further references of validation and test examples.
-      tokenize: BLEU's tokeniser; "" for the one of the target language.
-      counted: whether the loss is on the completion alone or on the prompt too (decoder-only models).
-      decoding: how translations are written.
+      source: name of the field with the source text.
+      target: name of the field with the translation. With one direction it is also the language, for BLEU's tokenizer.
+      direction: name of the field with the direction of an example, such as "en-fr"; "" for one direction.
+      directions: all directions. The tag of the target language, such as "<2fr>", stands before each source text.
+      references: names of further references of validation and test examples.
+      tokenize: tokenizer of BLEU; "" for that of the target language.
+      counted: "completion" for a loss on the translation, "all" for a loss on the prompt too (decoder-only models).
+      decoding: settings of generation.
 
     Examples:
       >>> task = Translation(source="en", target="fr")
@@ -51,22 +56,25 @@ class Translation:
     name = "translation"
     families = ("encoder_decoder", "decoder_only")
     prompted = True
-    measuring = ("decoding", "tokenize")
+    evaluation_fields = ("decoding", "tokenize")
 
     def check(self) -> None:
-        """Raises KdError naming the field that does not fit, or the tokeniser that is not installed."""
+        """Raise KdError if a field is invalid, or BLEU's tokenizer is not installed."""
         names = (*self.fields(), *self.references)
         if len(set(names)) < len(names):
             raise KdError(
-                f"task: source, target, direction and references are {', '.join(names)}; wanted no name twice"
+                f"task: expected different fields for source, target, direction and references, got {', '.join(names)}."
             )
         if bool(self.direction) != bool(self.directions):
-            raise KdError("task.directions: wanted beside task.direction, such as ('en-fr', 'fr-en'); or neither")
+            raise KdError(
+                "task.directions: expected it to be set together with task.direction, got only one of them. Set both, "
+                "for example directions=('en-fr', 'fr-en'), or neither."
+            )
         for direction in self.directions:
             if not re.fullmatch(r"[^\s-]+-[^\s-]+", direction):
-                raise KdError(f"task.directions: {direction!r}; wanted two languages, such as 'en-fr'")
+                raise KdError(f"task.directions: expected two languages such as 'en-fr', got {direction!r}.")
         if len(set(self.directions)) < len(self.directions):
-            raise KdError(f"task.directions: {', '.join(self.directions)}; wanted each once")
+            raise KdError(f"task.directions: expected each direction once, got {', '.join(self.directions)}.")
         check_counted(self.counted)
         self.decoding.check()
         for language in self.languages:
@@ -74,67 +82,69 @@ class Translation:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Those that are written, each once."""
+        """Return the target languages, each once."""
         return tuple(sorted({direction.split("-")[1] for direction in self.directions})) or (self.target,)
 
     def fields(self) -> tuple[str, ...]:
-        """The fields that an example must have."""
+        """Return the fields of every example."""
         return (self.source, self.target, self.direction) if self.direction else (self.source, self.target)
 
     def text_fields(self) -> tuple[str, ...]:
-        """Source and target."""
+        """Return source and target."""
         return self.source, self.target
 
     def held_out_fields(self) -> tuple[str, ...]:
-        """The further references."""
+        """Return the fields of further references."""
         return self.references
 
     def prompt_fields(self) -> tuple[str, ...]:
-        """What an example without a translation must have."""
+        """Return the fields of an example without a translation."""
         return (self.source, self.direction) if self.direction else (self.source,)
 
     def symbols(self) -> tuple[str, ...]:
-        """The tags."""
+        """Return the tags of the target languages."""
         return tuple(f"<2{language}>" for language in self.languages) if self.directions else ()
 
-    def encode(self, example: Example, tokenizer: Any) -> Iterator[Encoded]:
-        """Token ids that end with the end of the sentence."""
+    def encode(self, example: Example, tokenizer: "Tokenizer") -> Iterator[Encoded]:
+        """Yield the token ids of source and translation, each with an end token."""
         yield encode_pair(self.prompt(example), example[self.target], tokenizer, self.counted)
 
-    def encode_prompt(self, text: str, tokenizer: Any) -> np.ndarray:
-        """The source's token ids and the end of the sentence, int32 [P]; raises KdError if the tag is missing."""
+    def encode_prompt(self, text: str, tokenizer: "Tokenizer") -> np.ndarray:
+        """Return the token ids of a source text with its end token, int32 [P]; raise KdError without its tag."""
         if self.directions and not text.startswith(self.symbols()):
-            raise KdError(f"{text[:30]!r}: no language tag; wanted one in front: {' '.join(self.symbols())}")
+            raise KdError(
+                f"prompt: expected a language tag at its start, one of {' '.join(self.symbols())}, got {text[:30]!r}."
+            )
         return encode_prompt(text, tokenizer)
 
     def prompt(self, example: Example) -> str:
-        """The source text, behind its tag where there are several directions."""
+        """Return the source text, after its tag if there are several directions."""
         if not self.directions:
             return example[self.source]
         if example[self.direction] not in self.directions:
             raise KdError(
-                f"source: an example's {self.direction} is {example[self.direction]!r}; task.directions has "
-                f"{', '.join(self.directions)}: name it there"
+                f"source: expected one of task.directions ({', '.join(self.directions)}) in the field "
+                f"{self.direction}, got {example[self.direction]!r}. Add it to task.directions."
             )
         return f"<2{example[self.direction].split('-')[1]}> {example[self.source]}"
 
     def references_of(self, example: Example) -> list[str]:
-        """The reference translations."""
+        """Return the reference translations."""
         return [example[field] for field in (self.target, *self.references)]
 
-    def closeness(self, hypothesis: str, reference: str) -> float:
-        """Sentence BLEU with exponential smoothing (sacreBLEU), 0 to 100; of several languages' tokenisers 13a."""
+    def similarity(self, hypothesis: str, reference: str) -> float:
+        """Return sentence BLEU with exponential smoothing, 0 to 100; tokenizer 13a if there are several languages."""
         language = self.languages[0] if len(self.languages) == 1 else ""
         return sentence_bleu(language, self.tokenize).sentence_score(hypothesis, [reference]).score
 
     @property
     def baselines(self) -> Mapping[str, Callable[[Example], str]]:
-        """The source as it is: what a translation that leaves words alone is worth."""
+        """Return the source text itself, which shows the score of words that stay the same."""
         return {"copy": lambda example: example[self.source]}
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Corpus BLEU (cased) and chrF2 by sacreBLEU, 0 to 100; of several directions BLEU's mean, then each."""
+        """Return corpus BLEU (cased) and chrF2 (sacreBLEU, 0 to 100); for several directions mean BLEU, then each."""
         references = 1 + len(self.references)
         chrf = sacrebleu_metric("chrf", "chrF", CHRF(), references)
         if not self.directions:
@@ -146,34 +156,36 @@ class Translation:
 
         def mean(sums_S: np.ndarray) -> float:
             parts = zip(each, np.split(sums_S, len(each)), strict=True)
-            scores = [metric.value(part) for metric, part in parts if part.any()]  # those that have examples
+            scores = [
+                metric.value(part) for metric, part in parts if part.any()
+            ]  # directions without examples do not count
             return float(np.mean(scores)) if scores else 0.0
 
         return Metric("bleu", "mean BLEU", True, 2, "texts", statistics, mean, each[0].signature), *each, chrf
 
     def _of_direction(self, direction: str) -> Metric:
-        """BLEU over the examples of one direction."""
+        """Return BLEU over the examples of one direction."""
         source, target = direction.split("-")
         scorer = bleu(target, self.tokenize)
         metric = sacrebleu_metric(f"bleu_{source}_{target}", f"BLEU {direction}", scorer, 1 + len(self.references))
 
         def statistics(outcome: Outcome) -> np.ndarray:
-            here_N = np.asarray([example[self.direction] == direction for example in outcome.examples])
-            return metric.statistics(outcome) * here_N[:, None]
+            mask_N = np.asarray([example[self.direction] == direction for example in outcome.examples])
+            return metric.statistics(outcome) * mask_N[:, None]
 
         return metric._replace(statistics=statistics)
 
 
 def bleu(language: str, tokenize: str, **options: Any) -> BLEU:
-    """sacreBLEU with a language's tokeniser.
+    """Return sacreBLEU's BLEU with the tokenizer of a language.
 
     Args:
-      language: such as "zh" or "zh_Hant"; what sacreBLEU has no tokeniser for gets 13a, and without blanks flores200.
-      tokenize: one of sacreBLEU's instead; "" for the language's.
-      **options: BLEU's.
+      language: such as "zh" or "zh_Hant". Languages unknown to sacreBLEU get 13a; those without spaces get flores200.
+      tokenize: name of another tokenizer of sacreBLEU; "" for the language's.
+      **options: further arguments of BLEU.
 
     Raises:
-      KdError: if there is no such tokeniser, or its library or model is lacking.
+      KdError: if there is no such tokenizer, or its library or model is missing.
 
     Examples:
       >>> bleu("zh_Hant", "").tokenizer_signature, bleu("fr", "").tokenizer_signature
@@ -182,29 +194,33 @@ def bleu(language: str, tokenize: str, **options: Any) -> BLEU:
     language = language.partition("_")[0].lower()
     name = tokenize or ("flores200" if language in UNSPACED else None)
     if name not in (None, *BLEU.TOKENIZERS):
-        raise KdError(f"task.tokenize: {name!r}; wanted one of {', '.join(BLEU.TOKENIZERS)}, or '' for the language's")
+        raise KdError(
+            f"task.tokenize: expected one of {', '.join(BLEU.TOKENIZERS)}, or '' for the language's, got {name!r}."
+        )
     try:
         return BLEU(tokenize=name, trg_lang=language, **options)
-    except (RuntimeError, OSError, ImportError) as error:  # mecab's or sentencepiece's part of it is lacking
+    except (RuntimeError, OSError, ImportError) as error:  # mecab or sentencepiece is missing
         reason = " ".join(str(error).split())
         raise KdError(
-            f"task.tokenize: BLEU's tokeniser for {language!r} cannot be had: {reason}; or --task.tokenize char"
+            f"task.tokenize: expected BLEU's tokenizer for {language!r} to be installed, got: {reason}. Install it, or "
+            "set --task.tokenize char."
         ) from error
 
 
 @functools.cache
 def sentence_bleu(language: str, tokenize: str) -> BLEU:
-    """As `bleu`, for single sentences: orders of n-grams that are longer than the sentence are left out."""
+    """Return `bleu` for single sentences: n-grams longer than the sentence are excluded."""
     return bleu(language, tokenize, effective_order=True)
 
 
 def sacrebleu_metric(name: str, label: str, metric: BLEU | CHRF, references: int = 1) -> Metric:
-    """sacreBLEU's corpus score, 0 to 100: BLEU, or chrF2.
+    """Return a corpus score of sacreBLEU, 0 to 100, as a Metric.
 
     Args:
-      name, label: the metric's.
-      metric: sacreBLEU's, with its tokeniser.
-      references: of each example, for the signature.
+      name: key of the metric.
+      label: heading of the metric.
+      metric: BLEU or CHRF of sacreBLEU, with its tokenizer.
+      references: number of references of each example, for the signature.
 
     References:
       Post 2018, arXiv 1804.08771; Papineni et al. 2002; Popović 2015.
@@ -215,7 +231,7 @@ def sacrebleu_metric(name: str, label: str, metric: BLEU | CHRF, references: int
       100.0...
     """
 
-    # sacreBLEU keeps statistics that can be added for its own bootstrap; they have no public name.
+    # sacreBLEU's additive statistics, which it uses for its own bootstrap, have no public name.
     def statistics(outcome: Outcome) -> np.ndarray:
         references = list(zip(*outcome.references, strict=True))
         return np.asarray(metric._extract_corpus_statistics(outcome.texts, references), np.float64)
@@ -223,5 +239,5 @@ def sacrebleu_metric(name: str, label: str, metric: BLEU | CHRF, references: int
     def value(sums_S: np.ndarray) -> float:
         return float(metric._compute_score_from_stats([int(x) for x in sums_S]).score)
 
-    metric.corpus_score(["one"], [["one"]] * references)  # which tells its signature the number of references
+    metric.corpus_score(["one"], [["one"]] * references)  # sets the number of references in the signature
     return Metric(name, label, True, 2, "texts", statistics, value, str(metric.get_signature()))

@@ -40,6 +40,6 @@ def _seconds_on(
 
     def seconds(batch: Batch) -> float:
         workload = count_workload(batch)
-        return sum(factor * flops.times(workload) for factor, flops in passes) / flops_per_second
+        return sum(factor * flops.dot(workload) for factor, flops in passes) / flops_per_second
 
     return seconds

@@ -1,8 +1,8 @@
-"""A tokeniser for tests."""
+"""A tokenizer for tests."""
 
 
 class Letters:
-    """A token for every letter."""
+    """A tokenizer with one token for each letter."""
 
     eos = 2
 
@@ -12,6 +12,6 @@ class Letters:
     def encode(self, text):
         return [ord(letter) for letter in text]
 
-    def encode_prompt(self, text, most=0):
+    def encode_prompt(self, text, max_tokens=0):
         ids = self.encode(text)
-        return [*(ids[:most] if most else ids), self.eos]
+        return [*(ids[:max_tokens] if max_tokens else ids), self.eos]

@@ -1,4 +1,4 @@
-"""The task: the loss is on the response; bits per byte are of what counts."""
+"""Instructions: tokens that count, their bits per byte, the baseline, and invalid fields."""
 
 import math
 
@@ -15,7 +15,7 @@ EXAMPLE = {"prompt": "Name it.", "response": "Été"}
 
 
 @pytest.mark.parametrize("counted, prompt_counts, size", [("completion", False, 5), ("all", True, 13)])
-def test_what_counts_is_paid_for_by_its_own_bytes(counted, prompt_counts, size):
+def test_bits_per_byte_has_the_bytes_of_the_tokens_that_count(counted, prompt_counts, size):
     task = Instructions(counted=counted)
     (encoded,) = task.encode(EXAMPLE, Letters())
     assert encoded.counts.tolist() == [prompt_counts] * 9 + [True] * 4
@@ -25,28 +25,31 @@ def test_what_counts_is_paid_for_by_its_own_bytes(counted, prompt_counts, size):
     assert bits.score(outcome, 0).value == pytest.approx(10 / size)
 
 
-def test_a_prompt_alone_is_encoded_as_with_its_response():
-    """Trap 14: an end parts the two, so no token reaches across."""
+def test_prompt_alone_has_the_ids_of_prompt_with_response():
+    """Trap 14: an end token separates the two, so no token spans both."""
     task = Instructions()
     alone = task.encode_prompt(task.prompt(EXAMPLE), Letters())
     assert alone.tolist() == next(task.encode(EXAMPLE, Letters())).prompt.tolist()
     assert alone[-1] == Letters.eos
 
 
-def test_the_echo_is_a_baseline():
+def test_baseline_is_the_instruction():
     echo = Instructions().baselines["echo"](EXAMPLE)
     assert echo == "Name it."
-    assert Instructions().closeness(echo, "name it now") == pytest.approx(100 * 2 * 2 / 5)
+    assert Instructions().similarity(echo, "name it now") == pytest.approx(100 * 2 * 2 / 5)
 
 
 @pytest.mark.parametrize(
     "task, message",
     [
-        (Instructions(response="prompt"), r"task\.response: 'prompt', as task\.instruction; wanted two fields"),
-        (Instructions(counted=""), r"task\.counted: ''; wanted completion or all"),
+        (
+            Instructions(response="prompt"),
+            r"task\.response: expected another field .*, got 'prompt'",
+        ),
+        (Instructions(counted=""), r"task\.counted: expected completion or all, got ''"),
     ],
 )
-def test_what_does_not_fit_is_told(task, message):
+def test_invalid_fields_are_refused(task, message):
     with pytest.raises(KdError, match=message):
         task.check()
     assert Instructions().decoding.sampling == Sampling(temperature=0.0)

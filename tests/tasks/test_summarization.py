@@ -1,4 +1,4 @@
-"""The task: how much of a document is read, what counts, and the lead that needs no model."""
+"""Summarization: truncated documents, tokens that count, ROUGE, and the baseline of first sentences."""
 
 import numpy as np
 import pytest
@@ -14,16 +14,16 @@ from tests.tasks.letters import Letters
 EXAMPLE = {"document": "abcdef", "summary": "ab", "second": "ef"}
 
 
-@pytest.mark.parametrize("document_tokens, read", [(0, "abcdef"), (4, "abcd"), (9, "abcdef")])
-def test_a_document_is_read_as_far_as_it_says_with_its_end(document_tokens, read):
+@pytest.mark.parametrize("document_tokens, truncated", [(0, "abcdef"), (4, "abcd"), (9, "abcdef")])
+def test_document_is_truncated_and_has_its_end_token(document_tokens, truncated):
     task = Summarization(document_tokens=document_tokens)
     (encoded,) = task.encode(EXAMPLE, Letters())
-    assert encoded.prompt.tolist() == [*map(ord, read), Letters.eos]
+    assert encoded.prompt.tolist() == [*map(ord, truncated), Letters.eos]
     assert task.encode_prompt(task.prompt(EXAMPLE), Letters()).tolist() == encoded.prompt.tolist()  # trap 14
     assert encoded.completion.tolist() == [*map(ord, "ab"), Letters.eos]
 
 
-def test_the_summary_counts_its_end_included():
+def test_summary_counts_with_its_end_token():
     (encoded,) = Summarization().encode(EXAMPLE, Letters())
     assert encoded.counts.tolist() == [False] * 7 + [True] * 3
     (encoded,) = Summarization(counted="all").encode(EXAMPLE, Letters())
@@ -33,20 +33,23 @@ def test_the_summary_counts_its_end_included():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"summary": "document"}, r"task: document, summary .* are document, document; wanted different fields"),
-        ({"references": ("a", "a")}, r"task: .* are document, summary, a, a; wanted different fields"),
-        ({"document_tokens": -1}, r"task\.document_tokens: -1; wanted a whole number of at least 0"),
-        ({"lead_sentences": 0}, r"task\.lead_sentences: 0; wanted a whole number of at least 1"),
-        ({"counted": "summary"}, r"task\.counted: 'summary'; wanted completion or all"),
-        ({"decoding": Decoding(length_ratio=-1)}, r"task\.decoding\.length_ratio: -1; wanted 0 to 100"),
+        ({"summary": "document"}, r"task: expected different fields for document, summary .*, got document, document"),
+        ({"references": ("a", "a")}, r"task: expected different fields .*, got document, summary, a, a"),
+        ({"document_tokens": -1}, r"task\.document_tokens: expected an integer of at least 0, got -1"),
+        ({"lead_sentences": 0}, r"task\.lead_sentences: expected an integer of at least 1, got 0"),
+        ({"counted": "summary"}, r"task\.counted: expected completion or all, got 'summary'"),
+        (
+            {"decoding": Decoding(length_ratio=-1)},
+            r"decoding\.length_ratio: expected a number from 0 to 100, got -1",
+        ),
     ],
 )
-def test_what_does_not_fit_is_told(fields, message):
+def test_invalid_fields_are_refused(fields, message):
     with pytest.raises(KdError, match=message):
         Summarization(**fields).check()
 
 
-def test_rouge_l_is_the_headline_and_the_length_has_no_direction():
+def test_rouge_l_is_the_headline():
     task = Summarization(references=("second",))
     outcome = Outcome([EXAMPLE], ["a big cat sat"], [["the cat sat", "a big dog sat down"]])
     assert task.references_of(EXAMPLE) == ["ab", "ef"]
@@ -60,7 +63,7 @@ def test_rouge_l_is_the_headline_and_the_length_has_no_direction():
     }
     assert scores == pytest.approx(expected) and next(iter(scores)) == "rouge_l"
     assert [metric.higher_is_better for metric in task.metrics] == [True, True, True, None]
-    assert task.closeness("a big cat sat", "the cat sat") == pytest.approx(100 * 2 * 2 / 7)
+    assert task.similarity("a big cat sat", "the cat sat") == pytest.approx(100 * 2 * 2 / 7)
 
 
 @pytest.mark.parametrize(
@@ -79,25 +82,25 @@ def test_rouge_l_is_the_headline_and_the_length_has_no_direction():
         ("Été. Écrit.", "Été.", "Écrit."),
     ],
 )
-def test_a_sentence_ends_where_a_reader_would_end_it(document, first, rest):
+def test_lead_is_the_first_sentence(document, first, rest):
     assert lead(document, 1) == first
     assert lead(document, 9) == document
     assert document.removeprefix(first).strip() == rest
 
 
 @given(st.text("ab .A\n。", max_size=30), st.integers(1, 4))
-def test_a_lead_begins_the_document_and_grows(document, sentences):
+def test_lead_is_a_prefix_that_grows_with_sentences(document, sentences):
     one, more = lead(document, sentences), lead(document, sentences + 1)
     assert document.strip().startswith(more) and more.startswith(one)
     assert bool(one) == bool(document.strip())
     assert lead(document, len(document) + 1) == document.strip()
 
 
-def test_the_lead_is_a_baseline():
+def test_baseline_is_the_lead():
     baselines = Summarization(lead_sentences=2).baselines
     assert baselines["lead"]({"document": "One. Two. Three."}) == "One. Two."
 
 
-def test_both_families_serve_it():
+def test_both_families_can_summarize():
     assert set(Summarization.families) == {"encoder_decoder", "decoder_only"}
-    assert np.isclose(Summarization().decoding.most(400), 116)
+    assert np.isclose(Summarization().decoding.max_length(400), 116)
