@@ -46,7 +46,7 @@ Rows = Sequence[Sequence[Segment]]  # one segment a row, or several: packed
 
 
 class RowLayout(Protocol[BatchT]):
-    """How examples become rows of what a training or evaluation step reads."""
+    """How examples become rows of a training or evaluation batch."""
 
     def sizes(self, lengths: np.ndarray) -> np.ndarray:
         """Return the room that lengths take in a row, for examples and for buckets alike.

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import grain
 import numpy as np
@@ -42,6 +42,18 @@ def example_lengths(examples: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
     """Return the number of tokens of each example's prompt and completion, int32 [examples, 2]."""
     lengths = [(len(example["prompt"]), len(example["completion"])) for example in examples]
     return np.asarray(lengths, np.int32).reshape(-1, 2)
+
+
+class Examples(Protocol):
+    """Encoded examples by number; a `Split` is one."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def read(self, i: int) -> Segment:
+        """Return example i."""
+        ...
 
 
 class Split:

@@ -20,16 +20,17 @@ HEADS, NEURONS, NORM = "heads", "neurons", "out"
 
 
 def importance(
-    model: Model, params: Params, batches: pipeline.EvalBatches, devices: Devices, head_width: int
+    model: Model, params: Params, batches: pipeline.EvalBatches[Batch], devices: Devices, head_width: int
 ) -> Scores:
-    """Return the importance of each head, neuron and channel on a sample, float64.
+    r"""Return the importance of each head, neuron and channel on a sample, float64.
 
     With |x| the size of an activation, the mean over an example's tokens, the sum over examples:
 
-    .. math:: F = \\sqrt{ \\sum_b ( \\frac{1}{T_b} \\sum_t |x_{bt}| )^2 }
+    .. math:: F = \sqrt{ \sum_b ( \frac{1}{T_b} \sum_t |x_{bt}| )^2 }
 
     For a head |x| is the L2 norm of its output, before the output matrix. For a neuron it is the absolute value of its
-    activation after the gate. For a channel it is the absolute value of a norm's output, and F is summed over all norms.
+    activation after the gate. For a channel it is the absolute value of a norm's output, and F is summed over all
+    norms.
 
     Args:
       model: the teacher's network.

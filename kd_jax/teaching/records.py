@@ -80,7 +80,7 @@ def write_records(
 
 
 def infer_records(
-    split: pipeline.Split,
+    examples: pipeline.Examples,
     indices: Iterable[int],
     batches: PlannedBatches[BatchT],
     infer: Callable[[BatchT], Record],
@@ -90,7 +90,7 @@ def infer_records(
     """Yield one record for each of these examples, in their order.
 
     Args:
-      split: the examples.
+      examples: the split.
       indices: numbers of some of them.
       batches: these examples in any order.
       infer: batch -> the teacher's outputs for its rows, host arrays [B, ...].
@@ -102,7 +102,7 @@ def infer_records(
         with bar.compiling_once(length):
             outputs = infer(batch)
         for b, i in enumerate(members):
-            example = split.read(i)
+            example = examples.read(i)
             digest = {"digest": pipeline.example_digest(example.encoded)}
             by_index[example.index] = to_record(example, b, outputs) | digest
         bar.advance(len(members))

@@ -36,7 +36,7 @@ def write_signal(
     Args:
       teacher: the trained teacher.
       folder: of the cache.
-      signal: what is stored.
+      signal: its fields are stored.
       targets: the pseudo-targets that the split holds, or None for references.
       split_name: "train" or "validation".
       force: write all of it anew.

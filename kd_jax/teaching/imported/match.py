@@ -1,27 +1,15 @@
 """Match stored sequences to examples by their token ids, and stored positions to targets."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
-from kd_jax.batches.layouts import Segment
+from kd_jax.batches.pipeline import Examples
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import Encoded
 from kd_jax.teaching.imported.base import SequenceKind
 from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord
-
-
-class Examples(Protocol):
-    """Encoded examples by number, as a `Split` has them."""
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        ...
-
-    def read(self, i: int) -> Segment:
-        """Return example i."""
-        ...
 
 
 class SpecialIds(NamedTuple):
