@@ -27,7 +27,7 @@ def test_run_refuses_another_experiment_a_locked_workdir_and_a_file(smoke_copy, 
     with pytest.raises(kd_jax.KdError, match="seed"):
         kd_jax.run(dataclasses.replace(experiment, seed=1), smoke_copy)
     assert read_experiment(Workdir(smoke_copy)).seed == 0
-    with Workdir(smoke_copy).lock(), pytest.raises(kd_jax.KdError, match="another kd_jax"):
+    with Workdir(smoke_copy).lock(), pytest.raises(kd_jax.KdError, match="expected a folder that no other process uses"):
         kd_jax.run(experiment, smoke_copy)
     (tmp_path / "file").write_text("")
     with pytest.raises(kd_jax.KdError, match="expected a folder, got the file"):

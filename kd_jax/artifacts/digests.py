@@ -1,4 +1,4 @@
-"""What says of parameters that they are the same: a digest on the host, sums on the devices."""
+"""Digests and checksums of parameters: digests on the host, checksums on the devices."""
 
 import hashlib
 from typing import Any
@@ -11,7 +11,7 @@ from kd_jax.types import Params
 
 
 def params_digest(params: Params) -> str:
-    """A digest of every parameter's name, shape, dtype and bytes."""
+    """Return a digest of every parameter's name, shape, dtype and bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.asarray(jax.device_get(leaf))
@@ -22,15 +22,17 @@ def params_digest(params: Params) -> str:
 
 @jax.jit
 def checksums(tree: Any) -> list[jax.Array]:
-    """Of every leaf the sum of bits * (2 position + 1) over its elements, modulo 2^32: uint32 scalars.
+    """Return the checksum of every leaf, a uint32 scalar.
 
-    One flipped bit always shows (an odd number times 2^b is not 0), and how a leaf is spread over devices does not.
+    It is the sum of bits * (2 position + 1) over the elements, modulo 2^32. One flipped bit always changes it (an odd
+    number times 2^b is not 0). It does not depend on the sharding of a leaf.
 
     Args:
       tree: arrays whose elements have one, two or four bytes.
 
     Examples:
-      >>> [int(one) for one in checksums([jnp.arange(3), jnp.float32(1)])]  # 0 * 1 + 1 * 3 + 2 * 5; 0x3f800000
+      >>> # 0 * 1 + 1 * 3 + 2 * 5, and 0x3f800000
+      >>> [int(checksum) for checksum in checksums([jnp.arange(3), jnp.float32(1)])]
       [13, 1065353216]
     """
 

@@ -1,178 +1,201 @@
-"""Files of a workdir, on a disk or in a bucket (gs://, s3://): each is whole or not there.
+"""Files of a workdir, on a disk or in a bucket (gs://, s3://); each file is whole or missing.
 
-On a disk a file is written beside and renamed. A bucket knows no rename, no file to add to and no lock; but what is
-uploaded is seen when all of it is there. So a file of a bucket is made on this machine's disk and uploaded at once, and
-read from a copy there, since most libraries read what lies on a disk alone.
+On a disk a file is written under another name and renamed. A bucket has no rename, no append and no lock, but an object
+appears only when its upload is complete. So a file for a bucket is written to this machine's disk and uploaded, and
+read from a copy there, since most libraries read local files alone.
+
+Each function writes on whatever host calls it. Where several hosts share a file, the caller checks
+`hosts.is_main_process`.
 """
 
 import contextlib
 import functools
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from etils import epath
 
 from kd_jax.errors import KdError
-from kd_jax.runtime import hosts
 
-BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs"}  # what a path begins with -> the package that reads and writes there
+BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs"}  # start of a path -> the package that reads and writes there
 
 
-def as_path(given: str | os.PathLike) -> Path:
-    """A path on a disk, or in a bucket (an epath.Path then, which does what a pathlib.Path does).
+def as_path(path: str | os.PathLike) -> Path:
+    """Return a path on a disk, or an `epath.Path` in a bucket, which has the methods of a `pathlib.Path`.
 
     Raises:
-      KdError: if what reads and writes a bucket is not installed.
+      KdError: if the package for the bucket is not installed.
 
     Examples:
       >>> as_path("runs/mine").as_posix(), in_bucket(as_path("runs/mine"))
       ('runs/mine', False)
     """
-    given = os.fspath(given)
-    for start, package in BUCKETS.items():
-        if given.startswith(start):
-            _require(given, package)
-            return epath.Path(given)
-    return Path(given)
+    text = os.fspath(path)
+    if not in_bucket(text):
+        return Path(text)
+    _require_client(text)
+    return cast(Path, epath.Path(text))
 
 
-def absolute(where: Path) -> Path:
-    """From the root, or from the bucket."""
-    return where if in_bucket(where) else where.absolute()
+def absolute(path: Path) -> Path:
+    """Return a path from the root, or from the bucket."""
+    return path if in_bucket(path) else path.absolute()
 
 
-def in_bucket(where: Path) -> bool:
-    """Whether a path is one of a bucket."""
-    return os.fspath(where).startswith(tuple(BUCKETS))
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Return whether a path is in a bucket.
+
+    Raises:
+      KdError: for a bucket's address inside a `pathlib.Path`, which makes "gs:/bucket", a folder here, of it.
+    """
+    text = os.fspath(path)
+    if match := re.match(r"(gs|s3):/(?!/)", text):
+        raise KdError(f"{text}: expected {match[1]}://BUCKET/... as a string, got a pathlib.Path. Pass the string.")
+    return text.startswith(tuple(BUCKETS))
 
 
-def in_s3(where: Path) -> bool:
-    """Whether a path is one that orbax does not know; see kd_jax.artifacts.mirror."""
-    return os.fspath(where).startswith("s3://")
+def in_s3(path: Path) -> bool:
+    """Return whether a path is in s3://, which orbax does not know; see kd_jax.artifacts.mirror."""
+    return os.fspath(path).startswith("s3://")
 
 
-def _require(given: str, package: str) -> None:
+def _require_client(path: str) -> None:
+    protocol = path.partition(":")[0]
     try:
         import fsspec
+        from fsspec.config import conf
 
-        fsspec.get_filesystem_class(given.partition(":")[0])
+        fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        raise KdError(f"{given}: nothing here reads or writes a bucket; pip install {package}") from error
-    # Other hosts and processes write there too, so what was listed once is not believed.
+        package = BUCKETS[f"{protocol}://"]
+        raise KdError(f"{path}: expected the package {package}, not installed. Run `pip install {package}`.") from error
+    # Other hosts and processes write there too, so a listing must not be cached.
     for protocol in ("gs", "gcs", "s3"):
-        fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
+        conf.setdefault(protocol, {})["use_listings_cache"] = False
 
 
 @contextlib.contextmanager
-def atomic_path(where: Path) -> Iterator[Path]:
-    """A path on a disk to write at; what is there at the end of the block takes the place of `where`."""
-    if in_bucket(where):
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path on a disk to write a file at, which replaces `path` at the end of the block."""
+    if in_bucket(path):
         with tempfile.TemporaryDirectory() as folder:
-            written = Path(folder) / where.name
-            yield written
-            upload(written, where)
+            local_path = Path(folder) / path.name
+            yield local_path
+            upload(local_path, path)
         return
-    where.parent.mkdir(parents=True, exist_ok=True)
-    written = part_path(where)
-    yield written
-    with open(written, "rb") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    local_path = part_path(path)
+    yield local_path
+    with open(local_path, "rb") as file:
         os.fsync(file.fileno())
-    os.replace(written, where)
+    os.replace(local_path, path)
 
 
-def part_path(where: Path) -> Path:
-    """Where this process writes what it renames to `where`; whoever finds it there knows that a writer was killed."""
-    return where.with_name(f"{where.name}.{os.getpid()}.part")
+def part_path(path: Path) -> Path:
+    """Return the path where this process writes before it renames; a killed process leaves its file there."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
 @contextlib.contextmanager
-def atomic_write(where: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `where` at the end of the block.
-
-    Of several hosts the first writes, and what the others write goes nowhere.
-    """
-    if not hosts.is_main_process():
-        with open(os.devnull, "wb") as nowhere:
-            yield nowhere
-        return
-    with atomic_path(where) as written, open(written, "wb") as file:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that replaces `path` at the end of the block."""
+    with atomic_path(path) as local_path, open(local_path, "wb") as file:
         yield file
         file.flush()
 
 
-def upload(written: Path, where: Path) -> None:
-    """A file of this machine's disk becomes an object."""
-    with open(written, "rb") as source, where.open("wb") as target:
+def upload(local_path: Path, path: Path) -> None:
+    """Upload a file of this machine's disk as an object."""
+    with open(local_path, "rb") as source, path.open("wb") as target:
         shutil.copyfileobj(source, target, 2**24)
 
 
-def append_text(where: Path, text: str) -> None:
-    """Adds to a file of text; an object, which nothing can be added to, is written anew."""
-    if in_bucket(where):
-        where.write_text((where.read_text() if where.exists() else "") + text)
+def create_object(path: Path, data: bytes) -> bool:
+    """Create an object unless one of its name exists; return whether this call created it.
+
+    The bucket checks the condition, so exactly one of several calls at once succeeds. Different calls must pass
+    different data: a client that repeats a lost request is answered that the object exists.
+    """
+    import fsspec
+
+    client, name = fsspec.core.url_to_fs(os.fspath(path))
+    try:
+        client.pipe_file(name, data, mode="create")  # ifGenerationMatch=0 for gs://, If-None-Match: * for s3://
+    except OSError:  # FileExistsError of both clients, and a network's errors
+        if not path.exists():
+            raise
+        return path.read_bytes() == data
+    return True
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a text file; an object is written anew, since a bucket cannot append."""
+    if in_bucket(path):
+        path.write_text((path.read_text() if path.exists() else "") + text)
         return
-    where.parent.mkdir(parents=True, exist_ok=True)
-    with open(where, "a", encoding="utf-8") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
         file.write(text)
 
 
-def read_array(where: Path) -> np.ndarray:
-    """What numpy.save wrote."""
-    return np.load(io.BytesIO(where.read_bytes()))
+def read_array(path: Path) -> np.ndarray:
+    """Return the array in a .npy file."""
+    return np.load(io.BytesIO(path.read_bytes()))
 
 
-def read_arrays(where: Path) -> dict[str, np.ndarray]:
-    """What numpy.savez wrote."""
-    return dict(np.load(io.BytesIO(where.read_bytes())))
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays in a .npz file, by name."""
+    return dict(np.load(io.BytesIO(path.read_bytes())))
 
 
-def local_copy(where: Path, digest: str) -> Path:
-    """A path on this machine's disk with the file's bytes; an object is copied there once for each `digest`."""
-    return Path(_copy(os.fspath(where), digest)) if in_bucket(where) else where
+def local_copy(path: Path, digest: str) -> Path:
+    """Return a path on this machine's disk with the file's bytes; an object is copied once for each `digest`."""
+    return Path(_download(os.fspath(path), digest)) if in_bucket(path) else path
 
 
 @functools.cache
-def _copy(where: str, digest: str) -> str:
-    target = Path(_copies().name) / digest
-    with epath.Path(where).open("rb") as source, open(target, "wb") as file:
+def _download(path: str, digest: str) -> str:
+    target = Path(_downloads().name) / digest
+    with epath.Path(path).open("rb") as source, open(target, "wb") as file:
         shutil.copyfileobj(source, file, 2**24)
     return str(target)
 
 
 @functools.cache
-def _copies() -> tempfile.TemporaryDirectory:
-    """It goes with the process."""
+def _downloads() -> tempfile.TemporaryDirectory:
+    """Return a folder that is deleted with the process."""
     return tempfile.TemporaryDirectory(prefix="kd_jax_")
 
 
-def file_size(where: Path) -> int:
-    """Bytes of a file."""
-    return where.stat().length if in_bucket(where) else where.stat().st_size
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes."""
+    return epath.Path(path).stat().length if in_bucket(path) else path.stat().st_size
 
 
-def remove_tree(where: Path) -> None:
-    """Deletes a folder with all that is in it."""
-    if in_bucket(where):
-        where.rmtree()
+def remove_tree(path: Path) -> None:
+    """Delete a folder and its contents."""
+    if in_bucket(path):
+        epath.Path(path).rmtree()
     else:
-        shutil.rmtree(where)
+        shutil.rmtree(path)
 
 
 def list_files(folder: Path) -> Iterator[Path]:
-    """All files of a folder and of the folders in it, sorted."""
-    for where in sorted(folder.iterdir()):
-        if where.is_dir():
-            yield from list_files(where)
+    """Yield all files below a folder, sorted."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from list_files(path)
         else:
-            yield where
+            yield path
 
 
-def free_bytes(where: Path) -> int | None:
-    """Bytes that there is room for; None where there is no end."""
-    return None if in_bucket(where) else shutil.disk_usage(where).free
+def free_bytes(path: Path) -> int | None:
+    """Return the free bytes of a path's disk; None for a bucket."""
+    return None if in_bucket(path) else shutil.disk_usage(path).free

@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket that orbax does not know (s3://): made on this machine's disk, and uploaded once whole."""
+"""Checkpoints in s3://, which orbax does not know: written on this machine's disk and uploaded whole."""
 
 import itertools
 import shutil
@@ -7,78 +7,81 @@ from pathlib import Path
 
 from kd_jax.artifacts import files
 
-WHOLE = "uploaded.txt"  # of each checkpoint the last file to come, and the first to go
+MARKER = "uploaded.txt"  # the last file of each checkpoint to be uploaded, and the first to be deleted
 FOLDERS = ("checkpoints", "damaged_checkpoints")
-READ = ("_CHECKPOINT_METADATA", "metrics", "params")  # what orbax wants of a checkpoint whose parameters are read
+PARAMS_PARTS = ("_CHECKPOINT_METADATA", "metrics", "params")  # that orbax needs to read a checkpoint's parameters
 
-State = list[tuple[str, int, int]]
+FileStates = list[tuple[str, int, int]]  # (path, size, modification time) of each file
 
 
 class Mirror:
-    """A model's checkpoints on this machine's disk, as they are in a bucket.
+    """A copy of a model's checkpoints in a bucket, on this machine's disk.
 
     Attributes:
-      folder: on the disk, in the place of the model's; it goes with the process.
+      folder: on the disk, in place of the model's folder; it is deleted with the process.
     """
 
-    def __init__(self, where: Path, step: int | None = None):
-        """Downloads what is whole in the model's folder `where`, and deletes there what is not.
+    def __init__(self, remote: Path, step: int | None = None):
+        """Download the complete checkpoints, and delete the incomplete ones in the bucket.
 
-        With a step it downloads the parameters of that checkpoint alone, to be read, and deletes nothing.
+        Args:
+          remote: the model's folder in the bucket.
+          step: download the parameters of this checkpoint alone, to read them; delete nothing.
         """
-        self._there, self._scratch = where, tempfile.TemporaryDirectory(prefix="kd_jax_")
-        self.folder, self._known = Path(self._scratch.name), {}
+        self._remote, self._scratch = remote, tempfile.TemporaryDirectory(prefix="kd_jax_")
+        self.folder = Path(self._scratch.name)
+        self._uploaded: dict[Path, FileStates] = {}
         for name in FOLDERS:
             (self.folder / name).mkdir()
         if step is not None:
-            self._download(where / FOLDERS[0] / str(step), READ)
+            self._download(remote / FOLDERS[0] / str(step), PARAMS_PARTS)
             return
-        for checkpoint in itertools.chain(*(_folders(where / name) for name in FOLDERS)):
-            if (checkpoint / WHOLE).exists():
+        for checkpoint in itertools.chain(*(_folders(remote / name) for name in FOLDERS)):
+            if (checkpoint / MARKER).exists():
                 self._download(checkpoint)
             else:
-                checkpoint.rmtree()
+                files.remove_tree(checkpoint)
 
     def push(self) -> None:
-        """Uploads what is new on the disk, and deletes in the bucket what is no more on it."""
-        here = {path.relative_to(self.folder): path for name in FOLDERS for path in _folders(self.folder / name)}
-        states = {name: _state(path) for name, path in here.items()}
-        changed = [name for name, state in states.items() if self._known.get(name) != state]
-        for name in [name for name in self._known if name not in states or name in changed]:
-            (self._there / name / WHOLE).unlink(missing_ok=True)
-            (self._there / name).rmtree()
-            del self._known[name]
+        """Upload new checkpoints, and delete in the bucket those that are gone on the disk."""
+        local = {path.relative_to(self.folder): path for name in FOLDERS for path in _folders(self.folder / name)}
+        states = {name: _file_states(path) for name, path in local.items()}
+        changed = [name for name, state in states.items() if self._uploaded.get(name) != state]
+        for name in [name for name in self._uploaded if name not in states or name in changed]:
+            (self._remote / name / MARKER).unlink(missing_ok=True)
+            files.remove_tree(self._remote / name)
+            del self._uploaded[name]
         for name in changed:
-            for path in files.list_files(here[name]):
-                files.upload(path, self.there(path))
-            (self._there / name / WHOLE).write_text("")
-            self._known[name] = states[name]
+            for path in files.list_files(local[name]):
+                files.upload(path, self.remote_path(path))
+            (self._remote / name / MARKER).write_text("")
+            self._uploaded[name] = states[name]
 
-    def there(self, path: Path) -> Path:
-        """Where in the bucket lies what is at this path of the disk."""
-        return self._there / path.relative_to(self.folder)
+    def remote_path(self, path: Path) -> Path:
+        """Return the path in the bucket of a path on the disk."""
+        return self._remote / path.relative_to(self.folder)
 
     def close(self) -> None:
-        """Deletes what is on the disk."""
+        """Delete the copy on the disk."""
         self._scratch.cleanup()
 
     def _download(self, checkpoint: Path, parts: tuple[str, ...] = ()) -> None:
-        """All of a checkpoint, or those of its parts that are named."""
-        target = self.folder / checkpoint.relative_to(self._there)
+        """Download a checkpoint, or the named parts of it."""
+        target = self.folder / checkpoint.relative_to(self._remote)
         for path in files.list_files(checkpoint):
             name = path.relative_to(checkpoint)
-            if name.name != WHOLE and (not parts or name.parts[0] in parts):
+            if name.name != MARKER and (not parts or name.parts[0] in parts):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 with path.open("rb") as source, open(target / name, "wb") as file:
                     shutil.copyfileobj(source, file, 2**24)
-        self._known[target.relative_to(self.folder)] = _state(target)
+        self._uploaded[target.relative_to(self.folder)] = _file_states(target)
 
 
-def _folders(where: Path) -> list[Path]:
-    return [path for path in where.iterdir() if path.is_dir()] if where.exists() else []
+def _folders(path: Path) -> list[Path]:
+    return [child for child in path.iterdir() if child.is_dir()] if path.exists() else []
 
 
-def _state(folder: Path) -> State:
-    """What shows that any file of a folder was written anew."""
+def _file_states(folder: Path) -> FileStates:
+    """Return states that differ once any file of a folder is written anew."""
     stats = {path: path.stat() for path in files.list_files(folder)}
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]

@@ -1,13 +1,16 @@
-"""Where a run keeps what: the only file that knows."""
+"""The layout of a run's folder; only this module knows it."""
 
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd_jax.artifacts import bucket_lock, files
+from kd_jax.artifacts import files
+from kd_jax.artifacts.bucket_lock import bucket_lock, workdir_in_use
 from kd_jax.artifacts.manifest import IMPORT_PHASE, Folder
 from kd_jax.errors import KdError
 
@@ -19,7 +22,7 @@ class Workdir:
     """A run's folder.
 
     Attributes:
-      path: its root.
+      path: its root, on a disk or in a bucket (see `files.as_path`).
 
     Examples:
       >>> workdir = Workdir(Path("runs/mine"))
@@ -29,38 +32,42 @@ class Workdir:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        """Refuse pathlib.Path("gs://..."), which would be a local folder "gs:"."""
+        files.in_bucket(self.path)
+
     @property
     def data(self) -> Folder:
         """Tokeniser, encoded splits, held-out text."""
         return Folder(self.path / "data", "prepare")
 
     def model(self, name: str) -> Folder:
-        """The teacher, or the student of that name."""
+        """Return the folder of the teacher, or of a student."""
         if name == TEACHER:
             return Folder(self.path / TEACHER, "teacher")
-        return Folder(self.path / "students" / _own(name), "student")
+        return Folder(self.path / "students" / _folder_name(name), "student")
 
     @property
     def teacher_is_imported(self) -> bool:
-        """Whether the teacher is elsewhere: of it there are imported log-probabilities, and no parameters."""
+        """Whether the run has imported log-probabilities of its teacher, and no parameters."""
         folder = self.model(TEACHER)
         return folder.finished() and folder.manifest()["phase"] == IMPORT_PHASE
 
     def hypotheses(self, split: str, beam: int) -> Folder:
-        """The teacher's beam of every example of a split."""
+        """Return the folder of the teacher's beam for every example of a split."""
         return Folder(self.path / "pseudo" / f"{split}_beam{beam}", "cache")
 
     def split(self, targets: str) -> Folder:
-        """Where the training split with these targets lies; "" for those of the data."""
-        return Folder(self.path / "pseudo" / _own(targets), "cache") if targets else self.data
+        """Return the folder of the training split with these pseudo-targets; "" for the data's targets."""
+        return Folder(self.path / "pseudo" / _folder_name(targets), "cache") if targets else self.data
 
     def cache(self, targets: str, signal: str) -> Folder:
-        """What the teacher says about that split."""
-        return Folder((self.split(targets).path if targets else self.path) / "cache" / _own(signal), "cache")
+        """Return the folder of the teacher's signal for that split."""
+        return Folder((self.split(targets).path if targets else self.path) / "cache" / _folder_name(signal), "cache")
 
     @property
     def validation_cache(self) -> Folder:
-        """What the teacher says about the validation split, for closeness without a teacher."""
+        """The teacher's signal for the validation split, for closeness without a teacher."""
         return Folder(self.path / "cache" / "validation_topk", "cache")
 
     @property
@@ -74,74 +81,71 @@ class Workdir:
         return Folder(self.path / "report", "report")
 
     def seed(self, seed: int) -> "Workdir":
-        """An ablation's run with this seed."""
+        """Return the workdir of an ablation's run with this seed."""
         return Workdir(self.path / f"seed{seed}")
 
     @property
     def ablation(self) -> Folder:
-        """ablation.json, report.md, report.html: what the runs of all seeds say together."""
+        """ablation.json, report.md and report.html over the runs of all seeds."""
         return Folder(self.path / "ablation", "ablate")
 
     @property
     def shrink(self) -> Folder:
-        """shrink.json: what students that start as their teacher keep of it."""
+        """shrink.json: the quality of students that start from their teacher, before training."""
         return Folder(self.path / "shrink", "shrink")
 
     def profile(self, name: str) -> Path:
-        """Traces of a model's training steps; nothing reads them here."""
-        return self.path / "profile" / _own(name)
+        """Return the folder for traces of a model's training steps."""
+        return self.path / "profile" / _folder_name(name)
 
     @property
     def metrics(self) -> Path:
-        """What --metrics keeps here of every model's training; nothing reads it here."""
+        """Files of --metrics for every model's training."""
         return self.path / "metrics"
 
     @property
     def config(self) -> Path:
-        """The resolved experiment, as data."""
+        """The resolved experiment, as JSON."""
         return self.path / "experiment.json"
 
     @contextlib.contextmanager
     def lock(self, writer: tuple[int, int] | None = None) -> Iterator[None]:
-        """Keeps other processes off this folder until the block ends; a process that died holds nothing.
+        """Keep other processes out of this folder for the block; the lock of a dead process is free.
 
         Args:
-          writer: (this one's number, number of writers) for one of several that share the cache's work: they keep
-            each other's number off, and everybody else.
+          writer: (index, count) of one of several processes that share the cache's work. They exclude all others, and
+            each one another process of its index.
 
         Raises:
           KdError: if another process works here.
         """
         if files.in_bucket(self.path):
-            with bucket_lock.bucket_lock(self.path, writer):
+            with bucket_lock(self.path, writer):
                 yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as locks:
-            locks.enter_context(self._locked(".kd_jax.lock", fcntl.LOCK_SH if writer else fcntl.LOCK_EX))
+            locks.enter_context(self._file_lock(".kd_jax.lock", fcntl.LOCK_SH if writer else fcntl.LOCK_EX))
             if writer:
-                locks.enter_context(self._locked(f".kd_jax.lock.{writer[0]}", fcntl.LOCK_EX))
+                locks.enter_context(self._file_lock(f".kd_jax.lock.{writer[0]}", fcntl.LOCK_EX))
             yield
 
     @contextlib.contextmanager
-    def _locked(self, name: str, kind: int) -> Iterator[None]:
+    def _file_lock(self, name: str, kind: int) -> Iterator[None]:
         with open(self.path / name, "a+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
-                raise KdError(
-                    f"--workdir {self.path}: another kd_jax works there (process {file.read().strip() or 'unknown'}); "
-                    "wait for it, or take another --workdir"
-                ) from error
+                raise workdir_in_use(self.path, file.read()) from error
             file.truncate(0)
-            file.write(f"{os.getpid()}\n")
+            file.write(json.dumps({"process": os.getpid(), "machine": socket.gethostname()}))
             file.flush()
             yield
 
 
-def _own(name: str) -> str:
-    """A folder's name; raises KdError for one that leads elsewhere: who wrote the workdir may be a stranger."""
+def _folder_name(name: str) -> str:
+    """Return a name that is one folder's; raise KdError otherwise, since a stranger may have written the workdir."""
     if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
-        raise KdError(f"{name!r}: a name that leads out of its folder; wanted one without slashes, and not '..'")
+        raise KdError(f"name: expected a folder's name without slashes, got {name!r}. Rename it in the experiment.")
     return name

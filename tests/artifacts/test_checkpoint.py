@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is never taken for whole, whatever file it is."""
+"""Checkpoints: damage of any file is detected."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def state_at(step):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Steps 4 (the best) and 6, which was not measured."""
+    """Steps 4 (the best) and 6, which was not evaluated."""
     path = tmp_path_factory.mktemp("saved")
     with Checkpoints(path) as checkpoints:
         checkpoints.save(state_at(4), POSITION, 2.0)
@@ -33,7 +33,7 @@ def saved(tmp_path_factory):
     return path
 
 
-def test_what_was_not_measured_is_the_last_and_never_the_best(saved):
+def test_step_without_evaluation_is_the_latest_and_never_the_best(saved):
     with Checkpoints(saved) as checkpoints:
         assert (checkpoints.latest_step(), checkpoints.best_step()) == (6, 4)
         state, position = checkpoints.restore(state_at(0))
@@ -42,7 +42,7 @@ def test_what_was_not_measured_is_the_last_and_never_the_best(saved):
         chex.assert_trees_all_equal(checkpoints.best_params(state_at(0).params), state_at(4).params)
 
 
-def test_a_step_is_saved_again_where_its_measure_came_later(saved, tmp_path):
+def test_step_is_saved_again_with_a_later_evaluation(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     with Checkpoints(tmp_path / "run") as checkpoints:
         checkpoints.save(state_at(6), POSITION, 1.0)
@@ -51,22 +51,22 @@ def test_a_step_is_saved_again_where_its_measure_came_later(saved, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "lose"])
-def test_a_damaged_file_is_noticed_or_was_not_needed(saved, tmp_path, damage):
-    noticed = []
+def test_damage_is_detected_or_harmless(saved, tmp_path, damage):
+    detected = []
     files = [path for path in sorted((saved / "checkpoints/6").rglob("*")) if path.is_file()]
-    for number, whole in enumerate(files):
+    for number, original in enumerate(files):
         run = tmp_path / str(number)
         shutil.copytree(saved, run)
-        path = run / whole.relative_to(saved)
+        path = run / original.relative_to(saved)
         if damage == "lose":
             path.unlink()
         else:
             data, half = path.read_bytes(), path.stat().st_size // 2
             flipped = data[:half] + bytes([data[half] ^ 16]) + data[half + 1 :] if data else data
             path.write_bytes(data[:half] if damage == "cut" else flipped)
-        aside = quarantine_unreadable(run)
-        noticed += [path.name for _ in aside]
-        assert all(one == run / "damaged_checkpoints/6" and one.is_dir() for one in aside)
+        quarantined = quarantine_unreadable(run)
+        detected += [path.name for _ in quarantined]
+        assert all(folder == run / "damaged_checkpoints/6" and folder.is_dir() for folder in quarantined)
         with Checkpoints(run) as checkpoints:
             if checkpoints.latest_step() == 4:  # orbax itself may not take it for a checkpoint
                 continue
@@ -74,17 +74,17 @@ def test_a_damaged_file_is_noticed_or_was_not_needed(saved, tmp_path, damage):
                 state, position = checkpoints.restore(state_at(0))
             except DamagedCheckpoint as error:
                 assert str(run / "checkpoints/6") in str(error)
-                noticed.append(path.name)
+                detected.append(path.name)
                 assert checkpoints.quarantine(6) == run / "damaged_checkpoints/6" and checkpoints.latest_step() == 4
                 state, position = checkpoints.restore(state_at(0))
                 chex.assert_trees_all_equal(state, state_at(4))
             else:
                 chex.assert_trees_all_equal(state, state_at(6))
                 assert position == POSITION
-    assert {"metadata", "metrics"} <= set(noticed) if damage == "cut" else len(noticed) > 4, noticed
+    assert {"metadata", "metrics"} <= set(detected) if damage == "cut" else len(detected) > 4, detected
 
 
-def test_what_was_set_aside_before_stays(saved, tmp_path):
+def test_quarantine_keeps_earlier_ones(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     with Checkpoints(tmp_path / "run") as checkpoints:
         first = checkpoints.quarantine(6)

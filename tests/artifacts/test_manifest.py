@@ -1,4 +1,4 @@
-"""What a phase leaves: begun, finished, skipped, refused, forced; foreign folders are safe; edits and cuts are seen."""
+"""Folders of phases are begun, finished, skipped, refused and forced; foreign files are safe; edits are detected."""
 
 import json
 
@@ -22,44 +22,44 @@ def finished(folder):
     return folder
 
 
-def test_a_folder_is_begun_finished_skipped_refused_and_forced(folder):
+def test_folder_is_begun_finished_skipped_refused_and_forced(folder):
     assert folder.begin({"a": 1})
-    assert folder.begin({"a": 2})  # nothing had come of it
+    assert folder.begin({"a": 2})  # it had no output yet
     (folder.path / "work").write_text("half done")
-    with pytest.raises(KdError, match="a = 2, now 3"):
+    with pytest.raises(KdError, match="expected a = 2, .* got 3"):
         folder.begin({"a": 3})
     assert folder.begin({"a": 2})
-    with pytest.raises(KdError, match="run the phase `teacher` first"):
+    with pytest.raises(KdError, match="Run `teacher` first"):
         folder.manifest()
     folder.finish({"digest": "d"}, 1.0)
     assert not folder.begin({"a": 2}) and folder.outputs() == {"digest": "d"}
-    with pytest.raises(KdError, match="b = absent, now 1"):
+    with pytest.raises(KdError, match="expected b = absent, .* got 1"):
         folder.begin({"a": 2, "b": 1})
     assert folder.begin({"a": 3}, force=True)
     assert not (folder.path / "work").exists()
 
 
-def test_another_phases_work_is_not_replaced_even_where_forced(finished):
+def test_files_of_another_phase_are_not_replaced_even_with_force(finished):
     other = Folder(finished.path, "import-logprobs")
     for force in (False, True):
-        with pytest.raises(KdError, match="`teacher` made what is there, and `import-logprobs` does not replace it"):
+        with pytest.raises(KdError, match="expected files of `import-logprobs`, got files of `teacher`"):
             other.begin({"a": 1}, force)
     assert finished.outputs() == {"digest": "d"}
 
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("name", ["corpus.txt", "manifest.json", "inputs.json"])
-def test_what_others_keep_in_the_folder_is_never_touched(folder, force, name):
+def test_foreign_files_are_never_deleted(folder, force, name):
     """A web project's manifest.json does not make the folder ours."""
     folder.path.mkdir()
     (folder.path / name).write_text('{"name": "somebody else"}')
-    with pytest.raises(KdError, match=f"kd_jax did not make .{name}.*another --workdir"):
+    with pytest.raises(KdError, match=f"expected files of kd_jax, got {name}.*another --workdir"):
         folder.begin({"a": 1}, force)
     assert (folder.path / name).read_text() == '{"name": "somebody else"}'
     assert len(list(folder.path.iterdir())) == 1
 
 
-def test_an_unfinished_folder_whose_inputs_were_deleted_is_refused(folder):
+def test_unfinished_folder_without_inputs_is_refused(folder):
     folder.begin({"a": 1})
     (folder.path / "checkpoint").write_text("of other settings")
     (folder.path / "inputs.json").unlink()
@@ -67,39 +67,39 @@ def test_an_unfinished_folder_whose_inputs_were_deleted_is_refused(folder):
         folder.begin({"a": 2})
 
 
-def test_a_finished_folder_whose_inputs_were_deleted_still_knows_them(finished):
+def test_finished_folder_without_inputs_file_has_them_in_its_manifest(finished):
     (finished.path / "inputs.json").unlink()
     assert not finished.begin({"a": 1})
-    with pytest.raises(KdError, match="a = 1, now 2"):
+    with pytest.raises(KdError, match="expected a = 1, .* got 2"):
         finished.begin({"a": 2})
 
 
-def test_files_are_read_as_they_were_written_or_not_at_all(finished):
+def test_changed_missing_and_foreign_files_are_refused(finished):
     assert json.loads(finished.file("figures.json").read_text()) == {"x": 1}
     (finished.path / "figures.json").write_text('{"x": 9}')
-    with pytest.raises(KdError, match=r"figures\.json: its bytes are not those.*`teacher --force`"):
+    with pytest.raises(KdError, match=r"figures\.json: expected the bytes that `teacher` wrote.*`teacher --force`"):
         finished.file("figures.json")
     (finished.path / "figures.json").unlink()
-    with pytest.raises(KdError, match=r"figures\.json: missing"):
+    with pytest.raises(KdError, match=r"figures\.json: expected a file that `teacher` wrote, missing"):
         finished.file("figures.json")
     (finished.path / "late.json").write_text("{}")
-    with pytest.raises(KdError, match=r"late\.json: not among the files"):
+    with pytest.raises(KdError, match=r"late\.json: expected a file that `teacher` wrote, got a foreign one"):
         finished.file("late.json")
 
 
 @pytest.mark.parametrize("field", ["outputs", "inputs", "files"])
-def test_an_edited_manifest_is_refused(finished, field):
+def test_edited_manifest_is_refused(finished, field):
     path = finished.path / "manifest.json"
     edited = json.loads(path.read_text())
     edited[field] |= {"digest": "another"}
     path.write_text(json.dumps(edited))
-    with pytest.raises(KdError, match=r"manifest\.json: not as it was written"):
+    with pytest.raises(KdError, match=r"manifest\.json: expected the manifest as written"):
         finished.manifest()
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "inputs.json"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
-def test_a_cut_file_is_one_line(folder, name, share):
+def test_truncated_json_is_refused(folder, name, share):
     folder.begin({"a": 1})
     (folder.path / "work").write_text("")
     if name == "manifest.json":
@@ -111,23 +111,23 @@ def test_a_cut_file_is_one_line(folder, name, share):
 
 
 def test_lines_keep_every_character(tmp_path):
-    """U+2028 and U+0085 end lines for str.splitlines, not for JSON."""
+    """U+2028 and U+0085 end lines for str.splitlines, but not in JSON."""
     rows = [{"id": "a\u2028b", "text": "c\x85d\u2029e\x0bf\x1cg"}, {"id": "", "text": "\r"}]
     manifest.write_lines(tmp_path / "x.jsonl", rows)
     assert manifest.read_lines(tmp_path / "x.jsonl") == rows
 
 
-def test_damage_to_lines_is_one_line(tmp_path):
+def test_damaged_or_missing_file_is_refused(tmp_path):
     path = tmp_path / "x.jsonl"
     for damage in (b'{"a": 1}\n{"a"\n', b"\xff\xfe\n"):
         path.write_bytes(damage)
-        with pytest.raises(KdError, match=r"x\.jsonl: damaged"):
+        with pytest.raises(KdError, match=r"x\.jsonl: expected (JSON|UTF-8), got damaged"):
             manifest.read_lines(path)
-    with pytest.raises(KdError, match=r"y\.json: missing"):
+    with pytest.raises(KdError, match=r"y\.json: expected a file, missing"):
         manifest.read_json(tmp_path / "y.json")
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     manifest.write_json(tmp_path / "x.json", {"old": 1})
 
     def full(_):
@@ -139,7 +139,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert manifest.read_json(tmp_path / "x.json") == {"old": 1}
 
 
-def test_processes_write_beside_under_their_own_names(tmp_path, monkeypatch):
-    mine = files.part_path(tmp_path / "inputs.json")
+def test_each_process_has_its_own_partial_file(tmp_path, monkeypatch):
+    own = files.part_path(tmp_path / "inputs.json")
     monkeypatch.setattr(files.os, "getpid", lambda: 1)
-    assert files.part_path(tmp_path / "inputs.json") != mine
+    assert files.part_path(tmp_path / "inputs.json") != own

@@ -1,4 +1,4 @@
-"""The log of training: rows are whole or dropped, and what is damaged is named."""
+"""The log of a training: partial rows are dropped, damaged ones named."""
 
 import json
 
@@ -8,7 +8,7 @@ from kd_jax.artifacts import metrics_log
 from kd_jax.errors import KdError
 
 
-def test_which_rows_say_what(tmp_path):
+def test_contains_finds_a_metric_of_a_step(tmp_path):
     log = metrics_log.MetricsLog(tmp_path / "m.jsonl")
     assert not log.contains(0, "loss")
     log.append({"step": 0, "loss": 1.0})
@@ -16,7 +16,7 @@ def test_which_rows_say_what(tmp_path):
     assert log.contains(0, "loss") and not log.contains(2, "loss") and not log.contains(1, "loss")
 
 
-def test_rows_after_the_checkpoint_and_a_torn_row_are_dropped(tmp_path):
+def test_rows_after_the_checkpoint_and_a_partial_row_are_dropped(tmp_path):
     path = tmp_path / "m.jsonl"
     log = metrics_log.MetricsLog(path)
     for step in range(4):
@@ -30,7 +30,7 @@ def test_rows_after_the_checkpoint_and_a_torn_row_are_dropped(tmp_path):
     metrics_log.MetricsLog(tmp_path / "none.jsonl").truncate_after(2)
 
 
-def test_a_part_that_another_process_is_writing_is_left_alone(tmp_path):
+def test_partial_file_of_another_process_is_kept(tmp_path):
     other = tmp_path / "m.jsonl.part"
     other.write_text("another's")
     metrics_log.MetricsLog(tmp_path / "m.jsonl").append({"step": 0})
@@ -39,7 +39,7 @@ def test_a_part_that_another_process_is_writing_is_left_alone(tmp_path):
     assert other.read_text() == "another's"
 
 
-def test_a_row_ends_at_a_line_feed_and_nowhere_else(tmp_path):
+def test_only_a_line_feed_ends_a_row(tmp_path):
     row = {"step": 0, "text": "a\u2028b\x85c"}
     (tmp_path / "m.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     assert metrics_log.read(tmp_path / "m.jsonl") == [row]
@@ -60,21 +60,25 @@ GOOD = b'{"step": 0}\n'
         (GOOD + b"<<<<<<< HEAD\n" + GOOD, 3),
     ],
 )
-def test_a_damaged_log_is_one_line_that_names_it(damaged, line, tmp_path):
+def test_damaged_row_is_named(damaged, line, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(GOOD + damaged)
     for act in (lambda: metrics_log.read(path), lambda: metrics_log.MetricsLog(path).truncate_after(5)):
         with pytest.raises(KdError) as error:
             act()
         text = str(error.value)
-        assert text.startswith(f"{path}: line {line} is ") and "--force" in text and "\n" not in text
+        assert (
+            text.startswith(f"{path}: expected a JSON object with a step in line {line}, got ")
+            and "--force" in text
+            and "\n" not in text
+        )
     assert path.read_bytes() == GOOD + damaged
 
 
-def test_a_log_that_is_cut_short_or_missing_is_refused_by_its_reader(tmp_path):
+def test_truncated_or_missing_log_is_refused_by_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(GOOD + b'{"st')
-    with pytest.raises(KdError, match=r"metrics\.jsonl: line 2 is '\{\"st'"):
+    with pytest.raises(KdError, match=r"metrics\.jsonl: .* in line 2, got '\{\"st'"):
         metrics_log.read(path)
-    with pytest.raises(KdError, match=r"none\.jsonl: missing"):
+    with pytest.raises(KdError, match=r"none\.jsonl: expected the training's log, missing"):
         metrics_log.read(tmp_path / "none.jsonl")

@@ -1,4 +1,4 @@
-"""A workdir that one is handed: whatever its files hold, reading it ends in one line, and reads nothing outside it."""
+"""A workdir of a stranger: damaged or malicious files end in an error of one line, and nothing outside is read."""
 
 import json
 import shutil
@@ -23,13 +23,13 @@ SHORT = f"{TRAINING}.steps 4 {TRAINING}.eval-every 4 {TRAINING}.optimizer.warmup
 @pytest.fixture(scope="module")
 def workdir(root, lax_promotion, tmp_path_factory):
     experiment = smoke(root, SHORT)
-    made = run_until_cache(experiment, tmp_path_factory.mktemp("handed"))
-    write_experiment(made, experiment)
-    return made
+    workdir = run_until_cache(experiment, tmp_path_factory.mktemp("foreign"))
+    write_experiment(workdir, experiment)
+    return workdir
 
 
 def read(workdir):
-    """All that generate, export, report and a student read."""
+    """Read all files that generate, export, report and a student read."""
     experiment = read_experiment(workdir)
     tokenizers.load(experiment.tokenizer, workdir.data)
     split = Split(workdir.data, "train", {"topk": Store(workdir.cache("", "topk").path, "records")})
@@ -45,10 +45,10 @@ FILES += ("cache/topk/records-00000.arrayrecord", "teacher/manifest.json")
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_bytes_that_changed_end_in_one_line_or_change_nothing(workdir, tmp_path, data):
+def test_changed_bytes_are_refused_or_harmless(workdir, tmp_path, data):
     name = data.draw(st.sampled_from(FILES))
-    path, kept = workdir.path / name, tmp_path / "kept"
-    shutil.copy(path, kept)
+    path, copy = workdir.path / name, tmp_path / "copy"
+    shutil.copy(path, copy)
     whole = path.read_bytes()
     place = data.draw(st.integers(0, len(whole) - 1))
     way = data.draw(st.sampled_from(["cut", "flip", "fill"]))
@@ -63,7 +63,7 @@ def test_bytes_that_changed_end_in_one_line_or_change_nothing(workdir, tmp_path,
     except KdError as error:
         assert "\n" not in str(error)
     finally:
-        shutil.copy(kept, path)
+        shutil.copy(copy, path)
 
 
 VALUES = [
@@ -84,8 +84,8 @@ VALUES = [
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_an_experiment_of_other_values_ends_in_one_line_or_is_one(workdir, tmp_path, data):
-    """Any value of experiment.json, however deep, by any other."""
+def test_experiment_with_changed_values_is_refused_or_valid(workdir, tmp_path, data):
+    """Replace any value of experiment.json, at any depth, by any other."""
     whole = workdir.config.read_text()
     parsed = node = json.loads(whole)
     for _ in range(data.draw(st.integers(0, 12))):
@@ -107,10 +107,10 @@ def test_an_experiment_of_other_values_ends_in_one_line_or_is_one(workdir, tmp_p
 @pytest.mark.parametrize("name", ["..", "../../etc", "/etc", "a/b", "", ".", "a\0b"])
 def test_no_name_leads_out_of_a_workdir(tmp_path, name):
     workdir = Workdir(tmp_path)
-    with pytest.raises(KdError, match="leads out"):
+    with pytest.raises(KdError, match="expected a folder's name without slashes"):
         workdir.model(name)
-    with pytest.raises(KdError, match="leads out"):
+    with pytest.raises(KdError, match="expected a folder's name without slashes"):
         workdir.cache("", name)
     if name:
-        with pytest.raises(KdError, match="leads out"):
+        with pytest.raises(KdError, match="expected a folder's name without slashes"):
             workdir.split(name)

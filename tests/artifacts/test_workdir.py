@@ -1,8 +1,9 @@
-"""One process at a time in a workdir; several writers of a cache; the dead hold nothing."""
+"""One process at a time works in a workdir, or several writers of a cache; the lock of a dead process is free."""
 
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ with Workdir(Path(sys.argv[1])).lock(eval(sys.argv[2])):
 
 @pytest.fixture
 def holder(tmp_path, root):
-    """Starts processes that hold the lock until they are ended."""
+    """Start processes that hold the lock until they end."""
     started = []
 
     def start(writer=None):
@@ -38,9 +39,9 @@ def holder(tmp_path, root):
         process.communicate()
 
 
-def test_a_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
+def test_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
     first = holder()
-    with pytest.raises(KdError, match=f"another kd_jax works there .process {first.pid}"), Workdir(tmp_path).lock():
+    with pytest.raises(KdError, match=f"used by process {first.pid} of"), Workdir(tmp_path).lock():
         pass
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -48,10 +49,16 @@ def test_a_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
         pass
 
 
-def test_writers_share_and_keep_others_off(holder, tmp_path):
+def test_writers_share_a_workdir_and_exclude_others(holder, tmp_path):
     holder((0, 2))
     with Workdir(tmp_path).lock((1, 2)):
         pass
     for other in ((0, 2), None):
-        with pytest.raises(KdError, match="another kd_jax"), Workdir(tmp_path).lock(other):
+        with pytest.raises(KdError, match="no other process uses"), Workdir(tmp_path).lock(other):
             pass
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run"])
+def test_bucket_in_a_pathlib_path_is_refused(path):
+    with pytest.raises(KdError, match="as a string, got a pathlib.Path"):
+        Workdir(Path(path))

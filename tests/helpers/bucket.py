@@ -1,7 +1,7 @@
-"""A bucket on this machine that real clients (gcsfs, TensorStore) read and write, by Google Cloud Storage's protocol.
+"""Fake buckets on this machine for real clients: Google Cloud Storage (gcsfs, TensorStore) and S3 (s3fs).
 
-What it lacks is what the real one lacks: there is no rename, nothing can be added to an object, and a folder is a
-prefix of names. An upload is seen when all of it has come. See https://cloud.google.com/storage/docs/json_api/v1.
+They lack what the real ones lack: there is no rename and no append, and a folder is a prefix of names. An object
+appears when its upload is complete. See https://cloud.google.com/storage/docs/json_api/v1.
 """
 
 import base64
@@ -18,10 +18,11 @@ from urllib.request import Request, urlopen
 NAME = "bucket"
 
 
-class Bucket(ThreadingHTTPServer):
-    """Serves while the block runs; `objects` has what is there: name -> (generation, bytes)."""
+class GcsBucket(ThreadingHTTPServer):
+    """A server of Google Cloud Storage's protocol; `objects` is name -> (generation, bytes)."""
 
-    last = "commit_success.txt"  # of a checkpoint's files the one that comes last
+    packages = ("gcsfs",)
+    last = "commit_success.txt"  # the last file of a checkpoint to be written
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -38,11 +39,11 @@ class Bucket(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *whose):
-        if not isinstance(sys.exception(), ConnectionError):  # a client that has heard enough
+        if not isinstance(sys.exception(), ConnectionError):  # a client has closed its connection
             super().handle_error(*whose)
 
     def environment(self):
-        """What makes clients look here."""
+        """Return the environment variables that point clients to this server."""
         return {
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
@@ -51,26 +52,27 @@ class Bucket(ThreadingHTTPServer):
         }
 
     def put(self, name, data):
-        """Changes an object."""
+        """Write an object."""
         with self.lock:
             self.objects[name] = next(self.generations), data
 
     def names(self, prefix):
-        """What is below the prefix."""
+        """Return the names of objects, without the prefix."""
         with self.lock:
             return [name.removeprefix(prefix) for name in self.objects if name.startswith(prefix)]
 
     def files(self, prefix):
-        """Name below the prefix -> bytes."""
+        """Return name without the prefix -> bytes."""
         with self.lock:
             return {
                 name.removeprefix(prefix): data for name, (_, data) in self.objects.items() if name.startswith(prefix)
             }
 
 
-class S3:
-    """The same by Amazon's protocol, which moto speaks."""
+class S3Bucket:
+    """A server of S3's protocol, by moto."""
 
+    packages = ("s3fs", "moto")
     last = "uploaded.txt"
 
     def __init__(self):
@@ -89,25 +91,25 @@ class S3:
         return self
 
     def __exit__(self, *_):
-        urlopen(Request(f"{self.url}/moto-api/reset", method="POST")).close()  # what it has, it has for all servers
+        urlopen(Request(f"{self.url}/moto-api/reset", method="POST")).close()  # moto keeps objects for all servers
         self._server.stop()
 
     def environment(self):
-        """What makes clients look here."""
+        """Return the environment variables that point clients to this server."""
         keys = {name: "any" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
         return {"AWS_ENDPOINT_URL": self.url, "AWS_DEFAULT_REGION": "us-east-1"} | keys
 
     def put(self, name, data):
-        """Changes an object."""
+        """Write an object."""
         self._client.put_object(Bucket=NAME, Key=name, Body=data)
 
     def names(self, prefix):
-        """What is below the prefix."""
+        """Return the names of objects, without the prefix."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=NAME, Prefix=prefix)
         return [item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", [])]
 
     def files(self, prefix):
-        """Name below the prefix -> bytes."""
+        """Return name without the prefix -> bytes."""
         read = lambda name: self._client.get_object(Bucket=NAME, Key=prefix + name)["Body"].read()  # noqa: E731
         return {name: read(name) for name in self.names(prefix)}
 
@@ -141,36 +143,36 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, method, path, body):
         with self.server.lock:
-            status, headers, data = self._handled(method, path, body)
+            status, headers, data = self._handle(method, path, body)
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(len(data))}).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
 
-    def _handled(self, method, path, body):
+    def _handle(self, method, path, body):
         url = urlsplit(path)
-        asked = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+        query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         parts = [unquote(part) for part in re.sub("^/(download|upload)", "", url.path).split("/")]
         if url.path.startswith("/upload/"):
-            return self._upload(asked, body)
+            return self._upload(query, body)
         if len(parts) == 5:  # /storage/v1/b/BUCKET
             return _json({"name": NAME, "storageClass": "STANDARD", "location": "HERE"})
         if len(parts) == 6:  # .../o
-            return self._listed(asked)
+            return self._list(query)
         name = parts[6]
         if "rewriteTo" in parts and name in self.server.objects:
             return _json({"done": True, "resource": self._put(parts[-1], self.server.objects[name][1])})
         if name not in self.server.objects:
             return _json({"error": {"code": 404, "message": "Not Found"}}, 404)
         generation, data = self.server.objects[name]
-        if not self._wanted(asked, generation):
-            return (304, {}, b"") if "ifGenerationNotMatch" in asked else _json({"error": {"code": 412}}, 412)
+        if not self._meets_condition(query, generation):
+            return (304, {}, b"") if "ifGenerationNotMatch" in query else _json({"error": {"code": 412}}, 412)
         if method == "DELETE":
             del self.server.objects[name]
             return 204, {}, b""
-        if asked.get("alt") != "media":
-            return _json(self._described(name))
+        if query.get("alt") != "media":
+            return _json(self._describe(name))
         headers = {"x-goog-generation": str(generation), "Content-Type": "application/octet-stream"}
         part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not part:
@@ -180,37 +182,39 @@ class _Handler(BaseHTTPRequestHandler):
             return _json({"error": {"code": 416}}, 416)
         return 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}, data[start:stop]
 
-    def _wanted(self, asked, generation):
-        if "ifGenerationNotMatch" in asked:
-            return int(asked["ifGenerationNotMatch"]) != generation
-        return "ifGenerationMatch" not in asked or int(asked["ifGenerationMatch"]) == generation
+    def _meets_condition(self, query, generation):
+        if "ifGenerationNotMatch" in query:
+            return int(query["ifGenerationNotMatch"]) != generation
+        return "ifGenerationMatch" not in query or int(query["ifGenerationMatch"]) == generation
 
-    def _upload(self, asked, body):
-        kind, name = asked["uploadType"], asked.get("name")
-        if kind == "resumable" and "upload_id" not in asked:
+    def _upload(self, query, body):
+        kind, name = query["uploadType"], query.get("name")
+        if kind == "resumable" and "upload_id" not in query:
             name = name or json.loads(body)["name"]
+            if not self._meets_condition(query, self.server.objects.get(name, (0, b""))[0]):
+                return _json({"error": {"code": 412, "message": "conditionNotMet"}}, 412)
             number = str(next(self.server.generations))
             self.server.uploads[number] = [name, b""]
             place = f"{self.server.url}/upload/storage/v1/b/{NAME}/o?uploadType=resumable&upload_id={number}"
             return 200, {"Location": place}, b""
         if kind == "resumable":
-            upload = self.server.uploads[asked["upload_id"]]
-            upload[1] += body  # in order, as gcsfs sends them
+            upload = self.server.uploads[query["upload_id"]]
+            upload[1] += body  # gcsfs sends them in order
             if self.headers["Content-Range"].endswith("/*"):
                 return 308, {"Range": f"bytes=0-{len(upload[1]) - 1}"}, b""
             return _json(self._put(*upload))
         if kind == "multipart":
             described, body = _parts(body, self.headers["Content-Type"])
             name = name or json.loads(described)["name"]
-        if not self._wanted(asked, self.server.objects.get(name, (0, b""))[0]):
+        if not self._meets_condition(query, self.server.objects.get(name, (0, b""))[0]):
             return _json({"error": {"code": 412, "message": "conditionNotMet"}}, 412)
         return _json(self._put(name, body))
 
     def _put(self, name, data):
         self.server.objects[name] = next(self.server.generations), data
-        return self._described(name)
+        return self._describe(name)
 
-    def _described(self, name):
+    def _describe(self, name):
         generation, data = self.server.objects[name]
         md5, now = base64.b64encode(hashlib.md5(data).digest()).decode(), "2026-01-01T00:00:00.000Z"
         fixed = {"kind": "storage#object", "bucket": NAME, "metageneration": "1", "timeCreated": now, "updated": now}
@@ -218,19 +222,19 @@ class _Handler(BaseHTTPRequestHandler):
         sizes = {"size": str(len(data)), "md5Hash": md5, "generation": str(generation)}
         return fixed | sizes | {"name": name, "id": name, "mediaLink": link, "etag": str(generation)}
 
-    def _listed(self, asked):
-        prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter")
+    def _list(self, query):
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         items, folders = [], set()
         for name in sorted(self.server.objects):
-            if not name.startswith(prefix) or name < asked.get("startOffset", ""):
+            if not name.startswith(prefix) or name < query.get("startOffset", ""):
                 continue
-            if asked.get("endOffset") and name >= asked["endOffset"]:
+            if query.get("endOffset") and name >= query["endOffset"]:
                 continue
             if delimiter and delimiter in name[len(prefix) :]:
                 folders.add(prefix + name[len(prefix) :].split(delimiter)[0] + delimiter)
             else:
-                items.append(self._described(name))
-        items = items[: int(asked["maxResults"])] if "maxResults" in asked and not delimiter else items
+                items.append(self._describe(name))
+        items = items[: int(query["maxResults"])] if "maxResults" in query and not delimiter else items
         return _json({"kind": "storage#objects", "items": items, "prefixes": sorted(folders)})
 
 
@@ -239,6 +243,9 @@ def _json(value, status=200):
 
 
 def _parts(body, content_type):
-    """The contents of a multipart message's parts."""
+    """Return the contents of a multipart message's parts."""
     boundary = b"--" + re.search(r'boundary="?([^";]+)"?', content_type)[1].encode()
     return [re.split(rb"\n\n", part[:-1], maxsplit=1)[1] for part in body.split(boundary)[1:-1]]
+
+
+BUCKETS = {"gs": GcsBucket, "s3": S3Bucket}  # by protocol

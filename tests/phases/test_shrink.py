@@ -113,7 +113,7 @@ def test_what_it_cannot_compare_is_refused(base, workdir, tmp_path):
         shrink.run(with_students(base, it=({}, Random())), workdir)
     before = sorted(path.name for path in workdir.shrink.path.iterdir()) if workdir.shrink.path.exists() else []
     other = dataclasses.replace(workdir, path=tmp_path)
-    with pytest.raises(KdError, match="not finished .*run the phase `prepare` first"):
+    with pytest.raises(KdError, match="expected a finished folder, got no manifest.json. Run `prepare` first"):
         shrink.run(with_students(base, it=({}, FromTeacher())), other)
     assert not list(tmp_path.iterdir())
     after = sorted(path.name for path in workdir.shrink.path.iterdir()) if workdir.shrink.path.exists() else []
