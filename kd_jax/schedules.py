@@ -61,7 +61,7 @@ class Schedule:
 
 
 # A number, a Schedule, or a function of the step, as optax has them.
-ScalarOrSchedule = float | Callable[[Any], Any]
+ScalarOrSchedule = float | Schedule | Callable[[Any], Any]
 
 
 def value_at(value: ScalarOrSchedule, step: Array | int) -> Any:

@@ -1,6 +1,5 @@
-"""What every way of decoding shares, and the loop of those that write token by token."""
+"""Shared parts of decoding, and the loop that writes token by token."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,61 +10,18 @@ import jax.numpy as jnp
 from kd_jax.models.base import Cache, Model
 from kd_jax.types import Array, Inputs, Params
 
-NO_TOKEN = -1  # stands behind the end of a text; an id that is no token's
+NO_TOKEN = -1  # padding after the end token
 
 # (logits_BV, tokens written so far, memory) -> (token_B, memory)
 Choose = Callable[[Array, Array, chex.ArrayTree], tuple[Array, chex.ArrayTree]]
 
 
-def argmax(logits_NV: Array) -> Array:
-    """The first id of the largest logit, int32 [N]; on CPU 7 times as fast as XLA's argmax.
-
-    Examples:
-      >>> argmax(jnp.array([[1.0, 3.0, 3.0], [0.0, -1.0, -2.0]])).tolist()
-      [1, 0]
-    """
-    largest_NV = logits_NV == logits_NV.max(-1, keepdims=True)
-    ids_NV = jax.lax.broadcasted_iota(jnp.int32, logits_NV.shape, 1)
-    return jnp.where(largest_NV, ids_NV, logits_NV.shape[-1]).min(-1)
-
-
-def top_k(logits_NV: Array, k: int) -> tuple[Array, Array]:
-    """`jax.lax.top_k`, of ties the first too; on CPU 2.5 times as fast at k = 8 of 4,000.
-
-    The k largest lie in the k chunks of a row whose largest are largest: XLA's own, which CPU runs on one core, only
-    looks at the chunks' largest and then at those chunks.
-
-    Args:
-      logits_NV: float [N, V].
-      k: static, at most V.
-
-    Returns:
-      (values [N, k], ids int32 [N, k]), the largest first.
-
-    Examples:
-      >>> values, ids = top_k(jnp.array([[1.0, 3.0, 2.0, 3.0]]), 3)
-      >>> values.tolist(), ids.tolist()
-      ([[3.0, 3.0, 2.0]], [[1, 3, 2]])
-    """
-    rows, size = logits_NV.shape
-    chunk = 2 ** round(math.log2(size / k) / 2)  # as many chunks as candidates within them
-    if chunk < 4:
-        return jax.lax.top_k(logits_NV, k)
-    lacking = -size % chunk
-    chunks_NCX = jnp.pad(logits_NV, ((0, 0), (0, lacking)), constant_values=-jnp.inf).reshape(rows, -1, chunk)
-    _, chosen_NK = jax.lax.top_k(chunks_NCX.max(-1), k)
-    chosen_NK = jnp.sort(chosen_NK, axis=-1)  # so that of ties the first comes first
-    among_NX = jnp.take_along_axis(chunks_NCX, chosen_NK[:, :, None], axis=1).reshape(rows, -1)
-    values_NK, place_NK = jax.lax.top_k(among_NX, k)
-    return values_NK, jnp.take_along_axis(chosen_NK, place_NK // chunk, axis=1) * chunk + place_NK % chunk
-
-
 def suppress(model: Model, ids: tuple[int, ...]) -> Model:
-    """The model, which never writes these ids: their logits are -inf, so what is left has all the probability.
+    """Return the model with logits of -inf for some ids, so that it never writes them.
 
     Args:
-      model: whose `extend` is asked.
-      ids: static, such as the pad that Marian's decoding begins with, which was added to its vocabulary untrained.
+      model: the network; its `extend` is wrapped.
+      ids: static, for example Marian's pad, an untrained token with which decoding begins.
 
     Examples:
       >>> echo = Model(*[None] * 5, extend=lambda table, cache, ids_BT: (table[ids_BT], cache))
@@ -82,13 +38,13 @@ def suppress(model: Model, ids: tuple[int, ...]) -> Model:
     return model._replace(extend=extend)
 
 
-def first_tokens(inputs: Inputs) -> tuple[Array, Array]:
-    """(the token that each row goes on from, int32 [B]; whether the row is real or only fills up, bool [B])."""
+def last_prompt_tokens(inputs: Inputs) -> tuple[Array, Array]:
+    """Return (the last token of each prompt, int32 [B]; False for rows of padding, bool [B])."""
     return inputs.decoder.ids_BT[:, -1], inputs.decoder.segment_BT[:, -1] > 0
 
 
-class Loop(NamedTuple):
-    """One text per row, in the making."""
+class LoopState(NamedTuple):
+    """State of `decode_token_by_token`, with one text per row."""
 
     written: Array
     token_B: Array
@@ -98,7 +54,7 @@ class Loop(NamedTuple):
     memory: chex.ArrayTree
 
 
-def token_by_token(
+def decode_token_by_token(
     model: Model,
     params: Params,
     inputs: Inputs,
@@ -108,34 +64,35 @@ def token_by_token(
     choose: Choose,
     memory: chex.ArrayTree = (),
 ) -> Array:
-    """Writes what `choose` says until every row has ended: one `lax.while_loop`.
+    """Write one token after another until every row has ended, in one `lax.while_loop`.
 
     Args:
-      model, params: the network.
-      inputs: prompts, as a layout's `prompts` makes them; rows that only fill up a batch end at once.
-      eos: id that ends a text.
-      length: most tokens written, static.
+      model: the network.
+      params: its parameters.
+      inputs: prompts, as from a layout's `prompts`; rows of padding end at once.
+      eos: id of the end token.
+      length: maximum number of tokens written, static.
       choose: (logits_BV, tokens written so far, memory) -> (token_B, memory).
-      memory: what `choose` remembers from token to token.
+      memory: first state of `choose`.
 
     Returns:
-      int32 [B, T], the end included, NO_TOKEN behind it.
+      int32 [B, length], the end token included, NO_TOKEN after it.
     """
 
-    def step(loop: Loop) -> Loop:
-        logits_BV, cache = model.step(params, loop.cache, loop.token_B)
-        chosen_B, memory = choose(logits_BV, loop.written, loop.memory)
-        token_B = jnp.where(loop.ended_B, NO_TOKEN, chosen_B)
-        ids_BT = jax.lax.dynamic_update_slice_in_dim(loop.ids_BT, token_B[:, None], loop.written, 1)
-        return Loop(loop.written + 1, token_B, loop.ended_B | (token_B == eos), ids_BT, cache, memory)
+    def step(state: LoopState) -> LoopState:
+        logits_BV, cache = model.step(params, state.cache, state.token_B)
+        chosen_B, memory = choose(logits_BV, state.written, state.memory)
+        token_B = jnp.where(state.ended_B, NO_TOKEN, chosen_B)
+        ids_BT = jax.lax.dynamic_update_slice_in_dim(state.ids_BT, token_B[:, None], state.written, 1)
+        return LoopState(state.written + 1, token_B, state.ended_B | (token_B == eos), ids_BT, cache, memory)
 
-    token_B, real_B = first_tokens(inputs)
-    first = Loop(
+    token_B, is_real_B = last_prompt_tokens(inputs)
+    first = LoopState(
         written=jnp.int32(0),
         token_B=token_B,
-        ended_B=~real_B,
+        ended_B=~is_real_B,
         ids_BT=jnp.full((len(token_B), length), NO_TOKEN, jnp.int32),
         cache=model.prefill(params, inputs, length),
         memory=memory,
     )
-    return jax.lax.while_loop(lambda loop: (loop.written < length) & ~loop.ended_B.all(), step, first).ids_BT
+    return jax.lax.while_loop(lambda state: (state.written < length) & ~state.ended_B.all(), step, first).ids_BT

@@ -1,21 +1,23 @@
-"""Greedy decoding over a model's pure functions, with a KV cache; jittable."""
+"""Greedy decoding."""
 
-from kd_jax.decoding.base import argmax, token_by_token
+from kd_jax.decoding.base import decode_token_by_token
+from kd_jax.decoding.vocabulary import argmax
 from kd_jax.models.base import Model
 from kd_jax.types import Array, Inputs, Params
 
 
 def greedy(model: Model, params: Params, inputs: Inputs, *, eos: int, length: int) -> Array:
-    """The likeliest token at each step.
+    """Write the most likely token at each step.
 
     Args:
-      model, params: the network.
-      inputs: prompts, as a layout's `prompts` makes them.
-      eos: id that ends a text.
-      length: most tokens written, static.
+      model: the network.
+      params: its parameters.
+      inputs: prompts, as from a layout's `prompts`.
+      eos: id of the end token.
+      length: maximum number of tokens written, static.
 
     Returns:
-      int32 [B, T], the end included, NO_TOKEN behind it.
+      int32 [B, length], the end token included, NO_TOKEN (-1) after it.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -27,4 +29,4 @@ def greedy(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
       [[2, 3, 4, -1, -1]]
     """
     choose = lambda logits_BV, written, memory: (argmax(logits_BV), memory)  # noqa: E731
-    return token_by_token(model, params, inputs, eos=eos, length=length, choose=choose)
+    return decode_token_by_token(model, params, inputs, eos=eos, length=length, choose=choose)

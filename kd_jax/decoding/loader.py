@@ -1,4 +1,4 @@
-"""What follows a prompt: `python generate.py 5 17 9` (token ids; the tokeniser makes them). JAX and NumPy alone."""
+"""Generate a completion: `python generate.py 5 17 9`, the prompt's token ids. Needs only JAX and NumPy."""
 
 import json
 import sys
@@ -10,26 +10,31 @@ from jax import export
 
 
 def generate(folder, prompts):
-    """Token ids that each prompt, a list of token ids, is followed by, without the end."""
-    said = json.loads((folder / "settings.json").read_text())
+    """Return the token ids of each prompt's completion, without the end token.
+
+    Args:
+      folder: the exported folder, a Path.
+      prompts: lists of token ids.
+    """
+    settings = json.loads((folder / "settings.json").read_text())
     prefill, step = (export.deserialize((folder / f"{name}.bin").read_bytes()) for name in ("prefill", "step"))
-    stored = np.load(folder / "params.npz").values()  # in which bfloat16 is two bytes of no type
-    params = jax.device_put(tuple(x.view(aval.dtype) for x, aval in zip(stored, prefill.in_avals, strict=False)))
+    arrays = np.load(folder / "params.npz").values()  # NumPy reads bfloat16 as two bytes without a type
+    params = jax.device_put(tuple(x.view(aval.dtype) for x, aval in zip(arrays, prefill.in_avals, strict=False)))
     longest = max(map(len, prompts))
-    if longest > said["width"]:
-        raise ValueError(f"a prompt of {longest} tokens; wanted at most {said['width']}")
-    ids = np.zeros((len(prompts), said["width"]), np.int32)
+    if longest > settings["prompt_length"]:
+        raise ValueError(f"prompts: expected at most {settings['prompt_length']} tokens, got {longest}.")
+    ids = np.zeros((len(prompts), settings["prompt_length"]), np.int32)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     token, cache = jax.jit(prefill.call)(params, ids, np.array([len(prompt) for prompt in prompts], np.int32))
-    follow, written = jax.jit(step.call), []
-    for _ in range(said["room"]):
-        token, _, cache = follow(params, cache, token)
+    jitted_step, written = jax.jit(step.call), []
+    for _ in range(settings["max_length"]):
+        token, _, cache = jitted_step(params, cache, token)
         written.append(np.asarray(token))
-        if (np.stack(written) == said["eos"]).any(0).all():
+        if (np.stack(written) == settings["eos"]).any(0).all():
             break
     texts = np.stack(written, 1).tolist()
-    return [text[: text.index(said["eos"])] if said["eos"] in text else text for text in texts]
+    return [text[: text.index(settings["eos"])] if settings["eos"] in text else text for text in texts]
 
 
 if __name__ == "__main__":

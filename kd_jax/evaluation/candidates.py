@@ -71,7 +71,7 @@ class Programs:
       student_metrics: (architecture, devices) -> `student_metrics_step`.
       compare_cached: (architecture, signal, devices) -> `compare_cached_step`.
       negative_log_likelihood: (architecture, devices) -> the function of that name.
-      write: (architecture, way, devices) -> `decoding.text.write`.
+      write: (architecture, way, devices) -> `decoding.text.generate`.
     """
 
     def __init__(self, decoding: Decoding, teacher: Model, tokenizer: Tokenizer):
@@ -113,7 +113,7 @@ class Programs:
     def _write(self, architecture: Architecture, way: str, devices: Devices) -> Callable:
         return devices.compile(
             functools.partial(
-                text.write,
+                text.generate,
                 model=self._build(architecture),
                 architecture=architecture,
                 way=way,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.decoding.base import argmax
+from kd_jax.decoding.vocabulary import argmax
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl, total_variation
 from kd_jax.models.base import Model

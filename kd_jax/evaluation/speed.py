@@ -12,7 +12,7 @@ import numpy as np
 from kd_jax.batches.pipeline import PromptBatches
 from kd_jax.decoding.base import NO_TOKEN, suppress
 from kd_jax.decoding.greedy import greedy
-from kd_jax.decoding.speculative import Side, Speculated, speculative
+from kd_jax.decoding.speculative import BoundModel, SpeculativeOutput, speculative
 from kd_jax.decoding.text import output_length
 from kd_jax.evaluation.candidates import Candidate, Programs
 from kd_jax.evaluation.figures import DecodingSpeed, DraftingFigures
@@ -134,8 +134,8 @@ def drafting_speed(
     def without_drafts(params: tuple[Params, Params], inputs: Inputs) -> Array:
         return greedy(teacher_model, params[0], inputs, eos=eos, length=length)
 
-    def with_drafts(params: tuple[Params, Params], inputs: Inputs) -> Speculated:
-        sides = Side(teacher_model, params[0]), Side(student_model, params[1])
+    def with_drafts(params: tuple[Params, Params], inputs: Inputs) -> SpeculativeOutput:
+        sides = BoundModel(teacher_model, params[0]), BoundModel(student_model, params[1])
         return speculative(*sides, inputs, eos=eos, length=length, drafts=drafts)
 
     params = devices.replicate((teacher.params, student.params))
@@ -145,7 +145,7 @@ def drafting_speed(
         "with drafts": functools.partial(_time_once, lambda *args: write(*args).ids_BT, params, batches, devices),
     }
     timings = _median_timings(calls, "time speculative decoding")
-    texts: list[Speculated] = [jax.device_get(write(params, batch)) for batch in batches]
+    texts: list[SpeculativeOutput] = [jax.device_get(write(params, batch)) for batch in batches]
     drafted = sum(int(text.drafted_B.sum()) for text in texts)
     accepted = sum(int(text.accepted_B.sum()) for text in texts)
     seconds, tokens = timings["with drafts"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -10,7 +10,7 @@ from kd_jax.losses import base
 from kd_jax.losses.base import Loss
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.models.base import Head
-from kd_jax.schedules import value_at
+from kd_jax.schedules import ScalarOrSchedule, value_at
 from kd_jax.signals.base import FeatureSignal, LogitSignal, Signal, compares_layers, compares_logits
 from kd_jax.types import Array, Payload, Sum
 
@@ -44,7 +44,7 @@ class Term:
     """
 
     loss: Loss
-    weight: Any = 1.0
+    weight: ScalarOrSchedule = 1.0
     signal: Signal | None = None
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -154,5 +154,7 @@ def total_loss(terms: Terms, logits_NV: Array, tokens: TokenInputs, shared: Step
             losses[name] = term.loss(logits_NV, tokens.targets, **term.options, **known)
     count = tokens.mask.sum(dtype=jnp.int32)
     values = {name: jnp.where(tokens.mask, tokens.weight * losses[name], 0.0).sum() for name in terms if name in losses}
-    total = sum((value_at(terms[name].weight, shared.step) * value for name, value in values.items()), jnp.float32(0.0))
+    total: Array = jnp.float32(0.0)
+    for name, value in values.items():
+        total += value_at(terms[name].weight, shared.step) * value
     return total, {name: Sum(value, count) for name, value in (values | {"loss": total}).items()}

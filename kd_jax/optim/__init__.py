@@ -1,1 +1,5 @@
 """Optimisers, from optax."""
+
+from kd_jax.optim.optimizer import Optimizer
+
+__all__ = ["Optimizer"]

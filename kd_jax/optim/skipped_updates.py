@@ -72,4 +72,5 @@ def skip_outliers(inner: optax.GradientTransformation, ratio: float) -> optax.Gr
         )
         return select(updates, jax.tree.map(jnp.zeros_like, updates)), new_state
 
-    return optax.GradientTransformation(init, update)
+    # optax's protocols have its own types of parameters and states.
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]

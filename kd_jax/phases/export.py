@@ -14,7 +14,7 @@ from kd_jax import config
 from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.decoding import loader
-from kd_jax.decoding.exported import programs
+from kd_jax.decoding.exported import export_programs
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
@@ -154,22 +154,23 @@ def write_jax(
     eos: int,
 ) -> None:
     """Write the programs, the parameters, and the file that runs them; `eos` is the id that ends a text."""
-    width = max(experiment.prompt_widths)
-    room = experiment.task.decoding.max_length(width)
-    serialized = programs(
+    prompt_length = max(experiment.prompt_widths)
+    max_length = experiment.task.decoding.max_length(prompt_length)
+    serialized = export_programs(
         architecture.build(tokenizer.vocab_size),
         params,
         has_encoder=architecture.family == "encoder_decoder",
         start=tokenizer.start,
-        width=width,
-        room=room,
+        prompt_length=prompt_length,
+        max_length=max_length,
         forced_prefix=tokenizer.forced_prefix,
         suppress_tokens=tokenizer.suppress_tokens,
     )
     for program, code in serialized.items():
         (to / f"{program}.bin").write_bytes(code)
     np.savez(to / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
-    manifest.write_json(to / "settings.json", {"width": width, "room": room, "eos": eos})
+    settings = {"prompt_length": prompt_length, "max_length": max_length, "eos": eos}
+    manifest.write_json(to / "settings.json", settings)
     shutil.copyfile(loader.__file__, to / "generate.py")
 
 

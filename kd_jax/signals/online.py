@@ -10,7 +10,7 @@ from kd_jax import schedules
 from kd_jax.losses import divergence
 from kd_jax.losses.base import Loss, LossKind
 from kd_jax.losses.support import logp_at, logp_with_rest
-from kd_jax.schedules import Schedule
+from kd_jax.schedules import ScalarOrSchedule
 from kd_jax.signals.base import Aligned, Level, Origin, Tail, check_integer, check_tail
 from kd_jax.types import Array, Payload
 
@@ -36,7 +36,7 @@ class Online:
     """
 
     k: int = 0
-    temperature: float | Schedule = 1.0
+    temperature: ScalarOrSchedule = 1.0
     tail: Tail = "bucket"
 
     name: ClassVar[str] = "online"

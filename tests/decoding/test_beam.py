@@ -11,11 +11,11 @@ import pytest
 from kd_jax.decoding.base import NO_TOKEN
 from kd_jax.decoding.beam import beam_search, length_penalty
 from kd_jax.decoding.greedy import greedy
-from tests.decoding.searched import ENDS, EOS, LENGTH, MODEL, PARAMS, PROMPTS, ROWS, SOURCES, V, logp_of, with_bias
+from tests.decoding.small_model import ENDS, EOS, LENGTH, MODEL, PARAMS, PROMPTS, ROWS, SOURCES, V, logp_of, with_bias
 
 
-def test_the_length_penalty_is_that_of_gnmt():
-    """By hand: 6/6; sqrt(9/6); 12/6; (21/6) squared; exponent 0 for none."""
+def test_the_length_penalty_by_hand():
+    """6/6; sqrt(9/6); 12/6; (21/6) squared; exponent 0 for none."""
     for length, alpha, want in ((1, 0.6, 1.0), (4, 0.5, 1.224744871), (7, 1.0, 2.0), (16, 2.0, 12.25), (9, 0.0, 1.0)):
         np.testing.assert_allclose(length_penalty(jnp.float32(length), alpha), want, rtol=1e-6)
 
@@ -36,7 +36,7 @@ def test_beam_of_one_without_penalty_is_greedy_or_better():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
-def test_a_wide_beam_finds_what_exhaustive_search_finds(alpha):
+def test_a_wide_beam_equals_exhaustive_search(alpha):
     decoded = beam_search(MODEL, PARAMS, PROMPTS, beam=300, alpha=alpha, **ENDS)
     others = [v for v in range(V) if v != EOS]
     ended = [(*words, EOS) for count in range(LENGTH) for words in itertools.product(others, repeat=count)]
@@ -50,18 +50,18 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(alpha):
 
 
 NEVER_ENDS = np.where(np.arange(V) == EOS, -1e3, 0.0)
-WRITES_ZEROS = np.where(np.arange(V) == 0, 15.0, 0.0)
+PREFERS_ZERO = np.where(np.arange(V) == 0, 15.0, 0.0)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
-@pytest.mark.parametrize("bias_V", [np.zeros(V), WRITES_ZEROS, NEVER_ENDS], ids=["plain", "id 0", "nothing ended"])
-def test_log_probabilities_are_those_of_the_teacher_forced_model(bias_V, alpha):
-    """Also where id 0 is written like any other, and where open hypotheses fill up: none is rounded or left out."""
+@pytest.mark.parametrize("bias_V", [np.zeros(V), PREFERS_ZERO, NEVER_ENDS], ids=["plain", "id 0", "nothing ended"])
+def test_log_probabilities_equal_the_teacher_forced_model(bias_V, alpha):
+    """Also if id 0 is written, and if open hypotheses are returned."""
     model, params = with_bias(bias_V)
     decoded = jax.device_get(beam_search(model, params, PROMPTS, beam=2, alpha=alpha, **ENDS))
     real_BKT = decoded.ids_BKT[list(ROWS)]
     assert (bias_V is NEVER_ENDS) != (real_BKT == EOS).any()
-    assert (bias_V is WRITES_ZEROS) <= (real_BKT[..., 0] == 0).any()
+    assert (bias_V is PREFERS_ZERO) <= (real_BKT[..., 0] == 0).any()
     for row, ids_KT in zip(ROWS, real_BKT, strict=True):
         ends_K = (ids_KT == EOS).any(1)
         want_K = logp_of(SOURCES[row], ids_KT, params, model)
@@ -70,8 +70,8 @@ def test_log_probabilities_are_those_of_the_teacher_forced_model(bias_V, alpha):
         np.testing.assert_allclose(decoded.scores_BK[row], want_K / penalty(lengths_K, alpha), rtol=1e-5, atol=1e-5)
 
 
-def test_open_hypotheses_stand_behind_those_that_ended():
-    """Of 8 candidates for 6 ids the end is one in the first step alone: it comes first, whatever its score."""
+def test_open_hypotheses_follow_ended_ones():
+    """Of 8 candidates over 6 ids the end is one only in the first step; it comes first, whatever its score."""
     model, params = with_bias(NEVER_ENDS)
     decoded = jax.device_get(beam_search(model, params, PROMPTS, beam=4, alpha=0.6, **ENDS))
     for row in ROWS:
@@ -80,7 +80,7 @@ def test_open_hypotheses_stand_behind_those_that_ended():
         assert (np.diff(decoded.scores_BK[row, 1:]) <= 0).all()
 
 
-def test_the_rest_of_the_batch_changes_nothing():
+def test_rows_are_independent():
     search = functools.partial(beam_search, beam=3, alpha=0.6, **ENDS)
     whole = search(MODEL, PARAMS, PROMPTS)
     for row in (0, 3):
@@ -89,7 +89,7 @@ def test_the_rest_of_the_batch_changes_nothing():
 
 
 def test_hypotheses_are_sorted_and_distinct():
-    """Those that ended by score, and behind them open ones by score."""
+    """Ended ones by score, then open ones by score."""
     decoded = jax.device_get(beam_search(MODEL, PARAMS, PROMPTS, beam=4, alpha=0.6, **ENDS))
     for row in ROWS:
         assert len({tuple(ids) for ids in decoded.ids_BKT[row].tolist()}) == 4
@@ -100,11 +100,11 @@ def test_hypotheses_are_sorted_and_distinct():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
 @pytest.mark.parametrize("bias_V", [np.zeros(V), NEVER_ENDS], ids=["plain", "nothing ended"])
-def test_the_best_are_the_same_however_many_are_wanted(bias_V, alpha):
+def test_the_best_do_not_depend_on_their_number(bias_V, alpha):
     model, params = with_bias(bias_V)
     search = functools.partial(beam_search, model, params, PROMPTS, beam=4, alpha=alpha, **ENDS)
-    every = jax.device_get(search())
+    all_output = jax.device_get(search())
     for best in (1, 2):
-        few = jax.device_get(search(best=best))
-        for alone, among in zip(few, every, strict=True):
-            np.testing.assert_array_equal(alone[list(ROWS)], among[list(ROWS), :best])
+        output = jax.device_get(search(best=best))
+        for ours, expected in zip(output, all_output, strict=True):
+            np.testing.assert_array_equal(ours[list(ROWS)], expected[list(ROWS), :best])

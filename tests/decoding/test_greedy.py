@@ -7,7 +7,7 @@ import numpy as np
 
 from kd_jax.decoding.base import NO_TOKEN
 from kd_jax.decoding.greedy import greedy
-from tests.decoding.searched import ENDS, EOS, LENGTH, MODEL, PARAMS, PROMPTS, SOURCES, logits_of
+from tests.decoding.small_model import ENDS, EOS, LENGTH, MODEL, PARAMS, PROMPTS, SOURCES, logits_of
 
 
 def test_greedy_is_the_argmax_of_the_teacher_forced_model():
@@ -20,17 +20,17 @@ def test_greedy_is_the_argmax_of_the_teacher_forced_model():
         assert (ids_T[last:] == NO_TOKEN).all()
 
 
-def test_a_row_that_only_fills_up_writes_nothing():
+def test_a_row_of_padding_has_no_tokens():
     assert (greedy(MODEL, PARAMS, PROMPTS, **ENDS)[-1] == NO_TOKEN).all()
 
 
-def test_one_trace_serves_all_batches_of_a_shape():
+def test_batches_of_one_shape_are_traced_once():
     chex.clear_trace_counter()
 
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def translate(params, inputs):
+    def write(params, inputs):
         return greedy(MODEL, params, inputs, **ENDS)
 
     for shift in range(3):
-        translate(PARAMS, jax.tree.map(lambda x, shift=shift: jnp.roll(x, shift, 0), PROMPTS))
+        write(PARAMS, jax.tree.map(lambda x, shift=shift: jnp.roll(x, shift, 0), PROMPTS))

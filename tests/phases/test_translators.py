@@ -108,7 +108,7 @@ def written_here(experiment, workdir, tokenizer, encoded):
     layout = architecture.layout(tokenizer.start, tokenizer.forced_prefix)
     parts = {"model": model, "architecture": architecture, "way": "greedy", "decoding": experiment.task.decoding}
     ends = {"eos": tokenizer.eos, "suppress_tokens": tokenizer.suppress_tokens}
-    return np.asarray(text.write(params, layout.prompts(encoded, len(encoded), 56), **parts, **ends))
+    return np.asarray(text.generate(params, layout.prompts(encoded, len(encoded), 56), **parts, **ends))
 
 
 def up_to_end(ids_T, eos):
@@ -151,6 +151,8 @@ def test_what_is_given_is_learnt_from_and_does_not_count(run):
         for i in range(5):
             prompt, completion, counts = split.read(i).encoded
             assert tuple(completion[:forced_prefix]) == tokenizer.forced_prefix and completion[-1] == tokenizer.eos
-            assert counts.tolist() == (len(prompt) + forced_prefix) * [False] + (len(completion) - forced_prefix) * [True]
+            assert counts.tolist() == (len(prompt) + forced_prefix) * [False] + (len(completion) - forced_prefix) * [
+                True
+            ]
             assert not set(tokenizer.suppress_tokens) & set(completion.tolist())
             assert np.all(completion < tokenizer.vocab_size)
