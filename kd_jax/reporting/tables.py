@@ -184,7 +184,8 @@ def notes(report: Report) -> list[str]:
         f"Examples: {', '.join(splits)}. Evaluated on {teacher.examples:,} "
         f"({teacher.over_long:,} longer than the last bucket){signature}; seed {report.seed}.",
         "The text compares the student with another model by the 95% interval of their difference, paired by example; "
-        "the table has each model's own interval. Neither covers the variance between trainings: see `ablate`.",
+        "the table has each model's own interval. Neither covers the variance between trainings, which the command "
+        "ablate measures.",
         "KL: nats a token. Agreement: share of target positions where student and teacher have the same most likely "
         "token. Acceptance: 1 - total variation, the rate at which the teacher accepts draft tokens of the student. "
         "Calibration error: expected, 15 bins. Speeds: medians; models take turns on the same prompts.",

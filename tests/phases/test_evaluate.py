@@ -49,7 +49,9 @@ def config(root, tmp_path):
 
 
 def test_odd_texts_and_a_long_one_are_evaluated_and_reported(config, tmp_path, monkeypatch, capsys, lax_promotion):
-    monkeypatch.setattr("kd_jax.batches.buckets.MAX_SCORES_BYTES", 2**19)  # so that the long line's batch has fewer rows
+    monkeypatch.setattr(
+        "kd_jax.batches.buckets.MAX_SCORES_BYTES", 2**19
+    )  # so that the long line's batch has fewer rows
     assert main(["run", str(config), "--workdir", str(tmp_path / "w"), *SHORT.split()]) == 0
     rows = (tmp_path / "w/evaluation/it.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     sources = [json.loads(row)["source"] for row in rows]
