@@ -300,6 +300,12 @@ class FastTokenizer:
             return self._whole.encode(text, add_special_tokens=True).ids
         return [*self.encode(text), self.eos]
 
+    def encode_input(self, text: str) -> list[int]:
+        """Return the ids that transformers passes to the model, without the start token, which the layout adds."""
+        self._whole.encode_special_tokens = True
+        ids = self._whole.encode(text, add_special_tokens=True).ids
+        return ids[1:] if ids[:1] == [self.start] else ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""
         return self._whole.decode([int(i) for i in ids], skip_special_tokens=True)
