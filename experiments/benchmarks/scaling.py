@@ -70,7 +70,7 @@ def stepper(size: Size) -> tuple[Callable[[], None], float]:
     tx = Optimizer(learning_rate=1e-4, warmup=1).build(1000)
     step = functools.partial(train_step, model=model, terms={"ce": Term(cross_entropy)}, tx=tx)
     compiled, on_device = devices.compile_sums(step, donate=True), devices.shard(batch)
-    needed = TRAINING * flops_per_unit(model, params).times(count_workload(batch))
+    needed = TRAINING * flops_per_unit(model, params).dot(count_workload(batch))
     state = devices.replicate(init_state(jax.random.key(1), params, tx))
 
     def block() -> None:

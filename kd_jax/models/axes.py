@@ -1,4 +1,4 @@
-"""What the axes of every parameter mean, by name: for who cuts a network narrower, or over devices."""
+"""Names of the axes of every parameter, for initialising narrower students and for sharding over a mesh."""
 
 import re
 from typing import Any
@@ -7,8 +7,8 @@ import jax
 
 from kd_jax.types import Params
 
-# Parameter -> its axes. q: queries, head by head; kv: keys, then values; qkv: all three; inner: neurons, gated ones
-# twice; width: of one head.
+# Pattern of a parameter's name -> its axes. q: queries, head by head; kv: keys, then values; qkv: all three;
+# inner: neurons, twice if they are gated; width: width of one head.
 AXES = {
     r"embedding": ("token", "model"),
     r"output": ("model", "token"),
@@ -31,11 +31,14 @@ AXES = {
     r"\w+\.\w+\.out\.bias": ("model",),
 }
 
-STACKS = ("encoder", "decoder")  # keys of layers whose parameters lie stacked (kd_jax.models.stack.stack_layers)
+STACKS = ("encoder", "decoder")  # keys of stacked layers (kd_jax.models.stack.stack_layers)
 
 
 def parameter_axes(name: str) -> tuple[str, ...]:
-    """The names of a parameter's axes.
+    """Return the names of a parameter's axes.
+
+    Args:
+      name: path of the parameter, joined by dots.
 
     Examples:
       >>> parameter_axes("decoder_3.ffn.out.kernel")
@@ -45,8 +48,10 @@ def parameter_axes(name: str) -> tuple[str, ...]:
     return axes
 
 
-def axis_names(params: Params) -> Any:
-    """The tree of parameters with the names of each one's axes in its place, such as "model inner".
+def axis_names(params: Params) -> dict[str, Any]:
+    """Return the tree of parameters with each parameter replaced by the names of its axes.
+
+    The names are joined by spaces; a stacked parameter (kd_jax.models.stack) has a first axis "layer".
 
     Examples:
       >>> import numpy as np
@@ -54,13 +59,14 @@ def axis_names(params: Params) -> Any:
       {'decoder_norm': {'scale': 'model'}, 'embedding': 'token model'}
     """
 
-    def names(path: Any, _: Any) -> str:
+    def names(path: tuple[Any, ...], _: Any) -> str:
         keys = [key.key for key in path]
-        return " ".join((*["layer"][: keys[0] in STACKS], *parameter_axes(".".join(keys))))
+        layer = ("layer",) if keys[0] in STACKS else ()
+        return " ".join((*layer, *parameter_axes(".".join(keys))))
 
     return jax.tree_util.tree_map_with_path(names, params)
 
 
-def layer_axis_names(params: Params) -> Any:
-    """As `axis_names`, of one layer's parameters."""
+def layer_axis_names(params: Params) -> dict[str, Any]:
+    """Return `axis_names` of one layer's parameters."""
     return axis_names({"decoder_0": params})["decoder_0"]

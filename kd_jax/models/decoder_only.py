@@ -1,20 +1,20 @@
-"""Decoder-only Transformer: one stack that reads the prompt and goes on with it."""
+"""Decoder-only Transformer: one stack reads the prompt and continues it."""
 
 import dataclasses
 from typing import ClassVar
 
 from kd_jax.batches.layouts import DecoderOnlyLayout
-from kd_jax.models.base import Model
+from kd_jax.models.base import Family, Model
 from kd_jax.models.network import Network, pure_functions
 from kd_jax.models.transformer import Activation, Norm, Positions, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderOnly(Transformer):
-    """Hyper-parameters; those that are not given make the shape of Llama (arXiv 2302.13971), tied.
+    """Hyper-parameters of a decoder-only Transformer; the defaults are Llama's shape (arXiv 2302.13971), tied.
 
     Attributes:
-      layers: depth. The others are Transformer's.
+      layers: number of layers. `Transformer` documents the other fields.
 
     Examples:
       >>> import jax
@@ -32,15 +32,19 @@ class DecoderOnly(Transformer):
     activation: Activation = "swiglu"
     embedding_scale: bool = False
 
-    family: ClassVar[str] = "decoder_only"
+    family: ClassVar[Family] = "decoder_only"
     depth_fields: ClassVar[tuple[str, ...]] = ("layers",)
     layout: ClassVar[type[DecoderOnlyLayout]] = DecoderOnlyLayout
 
     def stacks(self) -> dict[str, int]:
-        """Stack -> number of layers."""
+        """Return the number of layers of the decoder."""
         return {"decoder": self.layers}
 
     def build(self, vocab_size: int) -> Model:
-        """The network as pure functions; raises KdError as `check`."""
+        """Return the network as pure functions.
+
+        Raises:
+          KdError: as `check`.
+        """
         self.check()
         return pure_functions(Network(self, vocab_size))

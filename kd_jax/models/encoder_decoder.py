@@ -1,4 +1,4 @@
-"""Encoder-decoder Transformer: one stack reads the source, the other looks at it and writes."""
+"""Encoder-decoder Transformer: the encoder reads the source, the decoder attends to it and writes."""
 
 import dataclasses
 from typing import ClassVar
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from kd_jax.batches.layouts import EncoderDecoderLayout
 from kd_jax.models import axes
-from kd_jax.models.attention import KeyValue, cross_kv, same_segment, scanned_cross_kv
-from kd_jax.models.base import Model
+from kd_jax.models.attention import cross_kv, same_segment, stacked_cross_kv
+from kd_jax.models.base import Family, Model
 from kd_jax.models.layers import token_numbers
 from kd_jax.models.network import Network, pure_functions
-from kd_jax.models.stack import Block, apply_layers
+from kd_jax.models.stack import Block, SourceKeyValues, apply_layers
 from kd_jax.models.transformer import Activation, Norm, Positions, Transformer
 from kd_jax.runtime.mesh import gather_params
 from kd_jax.types import Array, Inputs
@@ -19,10 +19,10 @@ from kd_jax.types import Array, Inputs
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoder(Transformer):
-    """Hyper-parameters; those that are not given make the shape of Pegasus (arXiv 1912.08777), without its biases.
+    """Hyper-parameters of an encoder-decoder; the defaults are Pegasus's shape (arXiv 1912.08777) without biases.
 
     Attributes:
-      encoder_layers, decoder_layers: depth. The others are Transformer's.
+      encoder_layers, decoder_layers: number of layers. `Transformer` documents the other fields.
 
     Examples:
       >>> import jax
@@ -41,46 +41,53 @@ class EncoderDecoder(Transformer):
     activation: Activation = "relu"
     embedding_scale: bool = True
 
-    family: ClassVar[str] = "encoder_decoder"
+    family: ClassVar[Family] = "encoder_decoder"
     depth_fields: ClassVar[tuple[str, ...]] = ("encoder_layers", "decoder_layers")
     layout: ClassVar[type[EncoderDecoderLayout]] = EncoderDecoderLayout
 
     def stacks(self) -> dict[str, int]:
-        """Stack -> number of layers."""
+        """Return the number of layers of encoder and decoder."""
         return {"encoder": self.encoder_layers, "decoder": self.decoder_layers}
 
     def build(self, vocab_size: int) -> Model:
-        """The network as pure functions; raises KdError as `check`."""
+        """Return the network as pure functions.
+
+        Raises:
+          KdError: as `check`.
+        """
         self.check()
         return pure_functions(EncoderDecoderNetwork(self, vocab_size))
 
 
 class EncoderDecoderNetwork(Network):
-    """The decoder looks at an encoder's states; both share the embedding."""
+    """An encoder, and a decoder that attends to it; both share the embedding."""
 
     cross = True
 
     def setup(self):
+        """Create the layers."""
         super().setup()
         self.encoder = [Block(self.config, cross=False) for _ in range(self.config.stacks()["encoder"])]
-        self.encoder_norm = self.last_norm()
-        self.encoder_table = self.table("encoder")
-        self.encoder_enter = self.first_norm()
+        self.encoder_norm = self.new_final_norm()
+        self.encoder_table = self.new_position_table("encoder")
+        self.encoder_enter = self.new_embedding_norm()
 
-    def source(self, inputs: Inputs) -> tuple[tuple[KeyValue, ...] | KeyValue, Array]:
-        """(keys and values of the encoder's states for each decoder layer, as `apply_layers`; their segments [B, S])."""
+    def encode(self, inputs: Inputs) -> tuple[SourceKeyValues, Array]:
+        """Return the keys and values of the encoder's states for each decoder layer, and their segments [B, S]."""
+        if inputs.encoder is None:
+            raise ValueError("inputs.encoder: expected tokens, got None. An encoder-decoder reads a source.")
         ids_BS, position_BS, segment_BS = inputs.encoder
         length, number_BS = ids_BS.shape[1], token_numbers(inputs.encoder)
         self.check_length(length)
-        seen = same_segment(segment_BS, segment_BS)
+        mask = same_segment(segment_BS, segment_BS)
         column_S = jnp.arange(length)
-        attention = self.attention_context(seen, position_BS, column_S, column_S, self.encoder_table, two_sided=True)
+        attention = self.attention_context(mask, position_BS, column_S, column_S, self.encoder_table, two_sided=True)
         x_BSD = self.encoder_enter(self.embed(ids_BS, position_BS, self.encoder_table, length))
         x_BSD = self.drop(x_BSD, number_BS)
-        x_BSD, _ = apply_layers(self.encoder, self.scanned("encoder"), x_BSD, number_BS, attention)
+        x_BSD, _ = apply_layers(self.encoder, self.stacked_params("encoder"), x_BSD, number_BS, attention)
         memory_BSD = self.encoder_norm(x_BSD)
-        if params := self.scanned("decoder"):
-            cut = {"decoder": {"cross_attention": params["cross_attention"]}}
-            whole = gather_params(cut, axes.axis_names)["decoder"]["cross_attention"]
-            return scanned_cross_kv(self.config, whole, memory_BSD), segment_BS
+        if params := self.stacked_params("decoder"):
+            sharded = {"decoder": {"cross_attention": params["cross_attention"]}}
+            whole = gather_params(sharded, axes.axis_names)["decoder"]["cross_attention"]
+            return stacked_cross_kv(self.config, whole, memory_BSD), segment_BS
         return cross_kv([layer.cross_attention for layer in self.decoder], memory_BSD), segment_BS

@@ -1,8 +1,7 @@
-"""int8 weights: every matrix as 8-bit integers with a scale for each of its output channels, quantised through qwix.
+"""int8 weights: matrices as 8-bit integers with one scale per output channel, quantised through qwix.
 
-Weights alone: products run in the parameters' own type, on matrices that the compiled program makes from the integers.
-On the CPU at hand, activations in int8 too were slower where texts are written, and three times as far from the float
-network (KL).
+Only weights are quantised. Products run in the dtype of the float parameters, after the compiled program has
+dequantised the matrices. (On CPU, int8 activations decoded more slowly, with three times the KL divergence.)
 """
 
 import dataclasses
@@ -13,20 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kd_jax.batches.layouts import Layout
 from kd_jax.errors import KdError
-from kd_jax.models.base import Architecture, Model
+from kd_jax.models.base import Architecture, Family, Model
 from kd_jax.types import Array, Params
 
-# A matrix's name -> axis of its output channels. Of the embedding, tied or not, these are the tokens.
-CHANNELS = {"kernel": 1, "kv": 1, "output": 1, "embedding": 0}
+# A matrix's name -> axis of its output channels. Those of the embedding, tied or not, are the tokens.
+CHANNEL_AXES = {"kernel": 1, "kv": 1, "output": 1, "embedding": 0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Int8:
-    """An Architecture whose model reads int8 parameters, as `quantize` makes them.
+    """An `Architecture` whose model takes int8 parameters, as `quantize` returns them.
 
     Attributes:
-      of: the network with float parameters; all but `build` is its own.
+      architecture: the network with float parameters; all members but `build` are delegated to it.
 
     Examples:
       >>> from kd_jax import DecoderOnly
@@ -38,66 +38,77 @@ class Int8:
       dtype('float32')
     """
 
-    of: Architecture
+    architecture: Architecture
 
     @property
-    def family(self) -> str:
-        return self.of.family
+    def family(self) -> Family:
+        """The family of networks."""
+        return self.architecture.family
 
     @property
     def dropout(self) -> float:
-        return self.of.dropout
+        """The dropout rate in training."""
+        return self.architecture.dropout
 
     @property
     def d_model(self) -> int:
-        return self.of.d_model
+        """The width of the hidden states."""
+        return self.architecture.d_model
 
     @property
     def context(self) -> int:
-        return self.of.context
+        """The maximum number of tokens of a text; 0 for no bound."""
+        return self.architecture.context
 
     @property
-    def layout(self) -> type[Any]:
-        return self.of.layout
+    def layout(self) -> type[Layout]:
+        """The class of the layout."""
+        return self.architecture.layout
 
     def check(self) -> None:
-        """As the float network's; raises KdError where qwix is not installed too."""
-        qwix()
-        self.of.check()
+        """Check the float network, and that qwix is installed.
+
+        Raises:
+          KdError: if qwix is not installed, or as of the float network.
+        """
+        import_qwix()
+        self.architecture.check()
 
     def stacks(self) -> Mapping[str, int]:
-        return self.of.stacks()
+        """Return the number of layers of each stack."""
+        return self.architecture.stacks()
 
     def widths(self) -> Mapping[str, int]:
-        return self.of.widths()
+        """Return the widths of a layer's taps."""
+        return self.architecture.widths()
 
     def build(self, vocab_size: int) -> Model:
-        """The same pure functions, of int8 parameters."""
-        model = self.of.build(vocab_size)
+        """Return the network's pure functions for int8 parameters."""
+        model = self.architecture.build(vocab_size)
         return Model(
             init=lambda key: quantize(model.init(key)),
-            apply=_of_int8(model.apply),
-            taps=_of_int8(model.taps),
-            head=_of_int8(model.head),
-            prefill=_of_int8(model.prefill),
-            extend=_of_int8(model.extend),
+            apply=_dequantized(model.apply),
+            taps=_dequantized(model.taps),
+            head=_dequantized(model.head),
+            prefill=_dequantized(model.prefill),
+            extend=_dequantized(model.extend),
         )
 
 
 def quantize(params: Params) -> Params:
-    """The parameters with each matrix of CHANNELS in int8.
+    r"""Return the parameters with each matrix of CHANNEL_AXES in int8.
 
-    .. math:: s_c = \\max_i |w_{ic}| / 127.5, \\quad q_{ic} = round(w_{ic} / s_c), \\quad
-        |s_c q_{ic} - w_{ic}| \\le s_c / 2
+    .. math:: s_c = \max_i |w_{ic}| / 127.5, \quad q_{ic} = round(w_{ic} / s_c), \quad
+        |s_c q_{ic} - w_{ic}| \le s_c / 2
 
     Norms, biases and positions stay as they are.
 
     Args:
-      params: a network's, float.
+      params: float parameters of a network.
 
     Returns:
-      The tree with a `qwix.QArray` for each matrix: qvalue int8 in its shape, scale in its type, of size 1 along the
-      axis that is summed over.
+      The tree with a `qwix.QArray` for each matrix: `qvalue`, int8 in the matrix's shape, and `scale`, in its dtype, of
+      size 1 along the axis that a product sums over.
 
     Raises:
       KdError: if qwix is not installed.
@@ -109,26 +120,29 @@ def quantize(params: Params) -> Params:
       >>> (127.5 * kernel.scale).tolist()
       [[1.0, 255.0]]
     """
-    library = qwix()
+    qwix = import_qwix()
 
-    def one(path: tuple[Any, ...], x: Array) -> Any:
+    def quantize_matrix(path: tuple[Any, ...], x: Array) -> Any:
         name = path[-1].key
-        if name not in CHANNELS:
+        if name not in CHANNEL_AXES:
             return x
-        return library.quantize(jnp.asarray(x), jnp.int8, channelwise_axes=(CHANNELS[name],))
+        return qwix.quantize(jnp.asarray(x), jnp.int8, channelwise_axes=(CHANNEL_AXES[name],))
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(quantize_matrix, params)
 
 
 def dequantize(params: Params) -> Params:
-    """The inverse of `quantize`, but for the rounding: s q for each matrix, in the scales' type."""
-    library = qwix()
-    is_int8 = lambda x: isinstance(x, library.QArray)  # noqa: E731
-    return jax.tree.map(lambda x: library.dequantize(x) if is_int8(x) else x, params, is_leaf=is_int8)
+    """Return s q for each int8 matrix, in the scale's dtype: the inverse of `quantize`, up to rounding."""
+    qwix = import_qwix()
+
+    def is_int8(x: Any) -> bool:
+        return isinstance(x, qwix.QArray)
+
+    return jax.tree.map(lambda x: qwix.dequantize(x) if is_int8(x) else x, params, is_leaf=is_int8)
 
 
-def qwix() -> ModuleType:
-    """The library, imported when it is first wanted: half a second that no other network need wait.
+def import_qwix() -> ModuleType:
+    """Return the module qwix; it is imported on first use because that takes half a second.
 
     Raises:
       KdError: if it is not installed.
@@ -136,10 +150,12 @@ def qwix() -> ModuleType:
     try:
         import qwix
     except ImportError as error:
-        raise KdError("int8: wants qwix, which is not installed; pip install 'kd_jax[int8]'") from error
+        raise KdError(
+            "int8: expected the package qwix, which is not installed. Run: pip install 'kd_jax[int8]'"
+        ) from error
     return qwix
 
 
-def _of_int8(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's function, of int8 parameters."""
-    return lambda params, *rest: function(dequantize(params), *rest)
+def _dequantized(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of a model for int8 parameters."""
+    return lambda params, *args, **kwargs: function(dequantize(params), *args, **kwargs)

@@ -1,10 +1,7 @@
-"""The layers that know nothing of attention: projections, norms, dropout, feed-forward.
-
-Matrix products run on [tokens, D] with all projections of one input in one product: on CPU this is a
-quarter of the step.
-"""
+"""Layers without attention: projections, norms, dropout, feed-forward."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,98 +21,102 @@ ACTIVATIONS = {
 GATES = {"swiglu": nn.silu, "geglu": nn.gelu}
 
 
-class InFloat32:
-    """A norm that computes in float32, whatever it reads."""
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm of each head's queries or keys, computed in float32."""
 
     def __call__(self, x: Array) -> Array:
+        """Return x, normalised over the last axis, in its dtype."""
         return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
 
 
-class Tapped(InFloat32):
-    """A norm whose output is tapped."""
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + epsilon) * scale, computed in float32, with its output as a tap."""
 
     def __call__(self, x_BTD: Array) -> Array:
-        normed_BTD = super().__call__(x_BTD)
+        """Return x, normalised over the last axis, in its dtype."""
+        normed_BTD = super().__call__(x_BTD.astype(jnp.float32)).astype(x_BTD.dtype)
         self.sow("taps", "out", normed_BTD)
         return normed_BTD
 
 
-class HeadNorm(InFloat32, nn.RMSNorm):
-    """Of each head's queries or keys; not tapped."""
+class LayerNorm(nn.LayerNorm):
+    """(x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias, computed in float32, with its output as a tap."""
+
+    def __call__(self, x_BTD: Array) -> Array:
+        """Return x, normalised over the last axis, in its dtype."""
+        normed_BTD = super().__call__(x_BTD.astype(jnp.float32)).astype(x_BTD.dtype)
+        self.sow("taps", "out", normed_BTD)
+        return normed_BTD
 
 
-class RMSNorm(Tapped, nn.RMSNorm):
-    """x / sqrt(mean(x^2) + epsilon) * scale."""
+def new_norm(config: Transformer) -> RMSNorm | LayerNorm:
+    """Return a new norm over the last axis, as configured."""
+    if config.norm == "rms":
+        return RMSNorm(epsilon=config.norm_epsilon)
+    return LayerNorm(epsilon=config.norm_epsilon)
 
 
-class LayerNorm(Tapped, nn.LayerNorm):
-    """(x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias."""
+def cast_matrices(params: Params, compute: Compute) -> Params:
+    """Return the parameters with the layers' matrices in the dtype `compute`.
 
-
-NORMS = {"rms": RMSNorm, "layer": LayerNorm}
-
-
-def rounded(params: Params, compute: Compute) -> Params:
-    """The parameters as the layers use them: with the matrices of their products in bfloat16, if that is asked for.
-
-    The embedding among the others stays as it is: a row's gradient is a sum over all places where its token stands.
+    The embedding stays in float32: the gradient of a row is a sum over all positions of its token.
 
     Examples:
-      >>> params = rounded({"in": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}, "bfloat16")
+      >>> params = cast_matrices({"in": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}, "bfloat16")
       >>> params["in"]["kernel"].dtype, params["in"]["bias"].dtype
       (dtype(bfloat16), dtype('float32'))
     """
     if compute == "float32":
         return params
-    narrow = lambda path, x: x.astype(jnp.bfloat16) if path[-1].key in ("kernel", "kv") else x  # noqa: E731
-    return jax.tree_util.tree_map_with_path(narrow, params)
 
+    def cast(path: tuple[Any, ...], x: Array) -> Array:
+        return x.astype(jnp.bfloat16) if path[-1].key in ("kernel", "kv") else x
 
-def new_norm(config: Transformer) -> nn.Module:
-    """A norm over the last axis, as configured."""
-    return NORMS[config.norm](epsilon=config.norm_epsilon)
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def project(x: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """x @ kernel + bias over the last axis, every other axis flattened.
-
-    The bias is added in its own type: so its gradient, a sum over all tokens, is too.
-    """
+    """Return x @ kernel + bias over the last axis."""
+    # On CPU one product of two matrices is faster than a batched one, so all other axes are flattened.
     flat = x.reshape(-1, x.shape[-1]) @ kernel
-    flat = flat if bias is None else (flat.astype(bias.dtype) + bias[None]).astype(flat.dtype)
+    if bias is not None:
+        # The bias is added in its own dtype: its gradient is a sum over all tokens.
+        flat = (flat.astype(bias.dtype) + bias[None]).astype(flat.dtype)
     return flat.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 class Dense(nn.Module):
-    """x @ kernel, and a bias where `bias`."""
+    """x @ kernel, plus a bias if `bias` is true."""
 
     features: int
     bias: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Return the projection [..., features]."""
         kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], self.features))
         return project(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)) if self.bias else None)
 
 
 def token_numbers(tokens: Tokens) -> Array:
-    """One number for each token, uint32 [B, T]: of its example and its place there, whatever row they stand in."""
+    """Return a number for each token from its example and position, uint32 [B, T]; the row does not matter."""
     return tokens.segment_BT.astype(jnp.uint32) * MAX_LENGTH + tokens.position_BT.astype(jnp.uint32)
 
 
 class Dropout(nn.Module):
-    """Zeroes each element with probability `rate` (in 256ths) and scales the others up.
+    """Dropout whose noise depends on a token's example and position, not on its row or device.
 
-    Keys are folded per token of an example, not per device or row, so an example meets the same noise on any number
-    of devices, in any microbatch, alone or packed. Four elements share one 32-bit draw.
+    Each element is zeroed with probability `rate` (in 256ths); the others are scaled up. An example gets the same noise
+    on any number of devices, in any microbatch, alone or packed. Four elements share one 32-bit draw.
     """
 
     rate: float
 
     @nn.compact
-    def __call__(self, x_BTD: Array, number_BT: Array) -> Array:
+    def __call__(self, x_BTD: Array, number_BT: Array | None) -> Array:
+        """Return x_BTD with dropout; unchanged without a "dropout" key, or without `token_numbers` (in decoding)."""
         keep = round(256 * (1 - self.rate))
-        if keep == 256 or not self.has_rng("dropout"):
+        if keep == 256 or number_BT is None or not self.has_rng("dropout"):
             return x_BTD
         width = x_BTD.shape[-1]
         keys_N = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), number_BT.reshape(-1))
@@ -125,12 +126,13 @@ class Dropout(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """act(x W) W', or gated, (act(x W) * x V) W' with W and V in one product."""
+    """act(x W) W', or if gated (act(x W) * x V) W', with W and V in one product."""
 
     config: Transformer
 
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
+        """Return the output [B, T, D]; sow the neurons' activations as a tap."""
         c = self.config
         gated = c.activation in GATES
         inner = Dense((1 + gated) * c.d_ff, c.biases == "all", name="in")(x_BTD)

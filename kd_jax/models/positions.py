@@ -1,23 +1,26 @@
-"""How a network knows where a token stands: sinusoids, rotations, relative buckets."""
+"""Positions: sinusoids, rotary embeddings, relative buckets."""
 
 import math
-from typing import Any
+from types import ModuleType
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from kd_jax.models.rope import Linear, Llama3
 from kd_jax.types import Array
 
-BUCKETS, FARTHEST = 32, 128  # T5's
+BUCKETS, MAX_DISTANCE = 32, 128  # as in T5
 
 
-def sinusoids(length: int, d_model: int, timing: bool = False, xp: Any = jnp) -> Array:
-    """Position encodings, float32 [length, d_model]: sines first, then cosines.
-
-    The rates fall from 1 to 1 / 10,000: short of it by one step, or, as tensor2tensor's timing signal, to it.
+def sinusoids(length: int, d_model: int, timing: bool = False, xp: ModuleType = jnp) -> Array:
+    """Return sinusoidal position encodings, float32 [length, d_model]: sines first, then cosines.
 
     Args:
-      xp: whose arrays they are: jax.numpy, or numpy where no program is to be compiled.
+      length: number of positions.
+      d_model: width.
+      timing: whether the rates fall from 1 to exactly 1 / 10,000, as in tensor2tensor's timing signal. Otherwise they
+        end one step earlier.
+      xp: jax.numpy, or numpy to compute on the host without compilation.
 
     References:
       Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
@@ -32,13 +35,30 @@ def sinusoids(length: int, d_model: int, timing: bool = False, xp: Any = jnp) ->
     return xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=1)[:, :d_model]
 
 
-def rotary_embedding(
-    position_BT: Array, head_dim: int, theta: float, scaling: Linear | Llama3 | None = None
-) -> tuple[Array, Array]:
-    """(cosine, sine) of every position's angles, each float32 [B, 1, T, head_dim], for `apply_rotary`.
+class Rotary(NamedTuple):
+    """Rotary embedding of positions, for `apply_rotary`.
 
-    Angle i of position t is t theta^(-2i / head_dim), slower where they are scaled. Both halves of a head have the
-    same angles; the first half's sines are negative.
+    Both halves of a head have the same angles; the sines of the first half are negated.
+
+    Attributes:
+      cosine: float32 [B, 1, T, d], cosines of the angles.
+      sine: float32 [B, 1, T, d], signed sines of the angles.
+    """
+
+    cosine: Array
+    sine: Array
+
+
+def rotary_embedding(position_BT: Array, head_dim: int, theta: float, scaling: Linear | Llama3 | None = None) -> Rotary:
+    """Return the rotary embedding of positions.
+
+    Angle i of position t is t theta^(-2i / head_dim).
+
+    Args:
+      position_BT: positions in the text.
+      head_dim: d, the width of a head, even.
+      theta: base of the angles.
+      scaling: scaling of the angles for long texts; None for none.
 
     References:
       Su et al. 2021, arXiv 2104.09864, section 3.2.
@@ -50,35 +70,44 @@ def rotary_embedding(
     """
     rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
-        rates = scaling.slow(rates)
+        rates = scaling.scale(rates)
     angles = position_BT[:, None, :, None].astype(jnp.float32) * rates[None, None, None]
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate([cosine, cosine], axis=-1), jnp.concatenate([-sine, sine], axis=-1)
+    return Rotary(jnp.concatenate([cosine, cosine], axis=-1), jnp.concatenate([-sine, sine], axis=-1))
 
 
-def apply_rotary(x_BHTd: Array, rotary: tuple[Array, Array]) -> Array:
-    """Turns the pairs (i, i + d/2) of each head by their position's angles, as transformers' Llama does.
+def apply_rotary(x_BHTd: Array, rotary: Rotary) -> Array:
+    """Return queries or keys with each pair (i, i + d/2) rotated by its position's angle, as in transformers' Llama.
 
-    So q k' depends on the distance of query and key alone. The halves are exchanged by a flip: on CPU a concatenation
-    makes the step a tenth slower.
+    Scores of rotated queries and keys depend on their distance alone.
 
     Examples:
       >>> quarter = rotary_embedding(jnp.full((1, 1), jnp.pi / 2), head_dim=2, theta=10_000.0)
       >>> print(apply_rotary(jnp.array([[[[1.0, 2.0]]]]), quarter).ravel().round(5))
       [-2.  1.]
     """
-    cosine, sine = rotary
-    wide_BHTd = x_BHTd.astype(jnp.float32)
-    halves = wide_BHTd.reshape(*x_BHTd.shape[:-1], 2, x_BHTd.shape[-1] // 2)
-    return (wide_BHTd * cosine + jnp.flip(halves, axis=-2).reshape(x_BHTd.shape) * sine).astype(x_BHTd.dtype)
+    float_BHTd = x_BHTd.astype(jnp.float32)
+    halves_BHT2h = float_BHTd.reshape(*x_BHTd.shape[:-1], 2, x_BHTd.shape[-1] // 2)
+    rotated_BHTd = float_BHTd * rotary.cosine + swap_halves(halves_BHT2h).reshape(x_BHTd.shape) * rotary.sine
+    return rotated_BHTd.astype(x_BHTd.dtype)
+
+
+def swap_halves(halves_BHT2h: Array) -> Array:
+    """Return the two halves of each head, [B, H, T, 2, d / 2], exchanged."""
+    # A flip, because a concatenation of the halves made the training step a tenth slower on CPU.
+    return jnp.flip(halves_BHT2h, axis=-2)
 
 
 def relative_buckets(distance: Array, two_sided: bool) -> Array:
-    """The bucket of each distance (key's position less the query's), int32 from 0 to BUCKETS - 1.
+    """Return the bucket of each distance, int32 from 0 to BUCKETS - 1.
 
-    Half of a side's buckets hold one distance each, the others ranges that grow by a constant factor up to FARTHEST,
-    and the last one all beyond. Two-sided: the upper half of the buckets is for keys behind the query. One-sided: those
-    keys share bucket 0, and are masked.
+    Half of a side's buckets hold one distance each. The others hold ranges that grow by a constant factor up to
+    MAX_DISTANCE; the last one also holds all larger distances.
+
+    Args:
+      distance: position of the key minus position of the query.
+      two_sided: whether the upper half of the buckets is for keys after the query. Otherwise these keys are masked, and
+        share bucket 0.
 
     References:
       Raffel et al. 2019, arXiv 1910.10683, section 2.1.
@@ -92,9 +121,9 @@ def relative_buckets(distance: Array, two_sided: bool) -> Array:
     """
     side = BUCKETS // 2 if two_sided else BUCKETS
     exact = side // 2
-    growth = (FARTHEST / exact) ** (1 / (side - exact))
-    # The nearest distance of every bucket but the first; less a little, for powers that are whole numbers.
-    nearest = [*range(1, exact), *(math.ceil(exact * growth**i - 1e-6) for i in range(side - exact))]
-    away = jnp.abs(distance) if two_sided else jnp.maximum(-distance, 0)
-    bucket = jnp.searchsorted(jnp.array(nearest, distance.dtype), away, side="right", method="compare_all")
+    growth = (MAX_DISTANCE / exact) ** (1 / (side - exact))
+    # The smallest distance of every bucket but the first. 1e-6 is subtracted because some powers are integers.
+    smallest = [*range(1, exact), *(math.ceil(exact * growth**i - 1e-6) for i in range(side - exact))]
+    size = jnp.abs(distance) if two_sided else jnp.maximum(-distance, 0)
+    bucket = jnp.searchsorted(jnp.array(smallest, distance.dtype), size, side="right", method="compare_all")
     return bucket + jnp.where(two_sided & (distance > 0), side, 0)

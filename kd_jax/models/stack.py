@@ -1,11 +1,11 @@
-"""A stack of layers: what one layer is, and how one follows the other: in a loop or a scan, kept or computed again."""
+"""A stack of layers: one layer, and a loop or scan over the layers, with or without rematerialisation."""
 
 import collections
 import functools
 import itertools
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -13,13 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.models import axes
-from kd_jax.models.attention import CrossAttention, KeyValue, SelfAttention, AttentionContext
+from kd_jax.models.attention import AttentionContext, CrossAttention, SelfAttention
+from kd_jax.models.base import KeyValue
 from kd_jax.models.layers import Dropout, FeedForward, new_norm
 from kd_jax.models.transformer import Transformer
 from kd_jax.runtime.mesh import gather_params
 from kd_jax.types import Array, Params
 
-# What of a layer is kept for the backward pass; all else is computed again.
+# Keys and values of the source: a pair per decoder layer, or in a scan one pair of arrays [layers, ...]; () for none.
+SourceKeyValues = Sequence[KeyValue] | KeyValue
+
+# Values of a layer that are saved for the backward pass; all others are computed again.
 POLICIES = {
     "layer": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -27,12 +31,12 @@ POLICIES = {
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention where `cross`, feed-forward: sub-layers with residual sums and norms.
+    """One layer: self-attention, optional cross-attention, feed-forward, each with a norm and a residual sum.
 
     Attributes:
-      config: of the network.
-      cross: whether it looks at a source.
-      local: whether its rotary angles are the local ones; `apply_layers` hands them to it.
+      config: hyper-parameters of the network.
+      cross: whether the layer attends to a source.
+      local: whether the layer uses local rotary angles; `apply_layers` selects them.
     """
 
     config: Transformer
@@ -40,6 +44,7 @@ class Block(nn.Module):
     local: bool = False
 
     def setup(self):
+        """Create the sub-layers and their norms."""
         c = self.config
         sublayers = ("self", "cross", "ffn") if self.cross else ("self", "ffn")
         self.norm = {sublayer: new_norm(c) for sublayer in sublayers}
@@ -55,26 +60,34 @@ class Block(nn.Module):
         x_BTD: Array,
         number_BT: Array | None,
         attention: AttentionContext,
-        source: KeyValue | None = None,
-        earlier: KeyValue | None = None,
-        slot: Array | None = None,
+        source_kv: KeyValue | None = None,
+        cached_kv: KeyValue | None = None,
     ) -> tuple[Array, KeyValue]:
-        """(x_BTD, the self-attention's keys and values); see SelfAttention."""
-        seen_BTD, kv = self.self_attention(self.pre_norm("self", x_BTD), attention, earlier, slot)
-        x_BTD = self.add_residual("self", x_BTD, seen_BTD, number_BT)
+        """Return (x_BTD, keys and values of self-attention).
+
+        Args:
+          x_BTD: hidden states.
+          number_BT: `token_numbers`, for dropout; None in decoding.
+          attention: masks and positions.
+          source_kv: keys and values of the source, for cross-attention.
+          cached_kv: keys and values of the cache; None without a cache.
+        """
+        out_BTD, kv = self.self_attention(self.pre_norm("self", x_BTD), attention, cached_kv)
+        x_BTD = self.add_residual("self", x_BTD, out_BTD, number_BT)
         if self.cross:
-            seen_BTD = self.cross_attention(self.pre_norm("cross", x_BTD), source, attention.cross_bias)
-            x_BTD = self.add_residual("cross", x_BTD, seen_BTD, number_BT)
+            assert source_kv is not None and attention.cross_bias is not None, "cross-attention needs a source"
+            out_BTD = self.cross_attention(self.pre_norm("cross", x_BTD), source_kv, attention.cross_bias)
+            x_BTD = self.add_residual("cross", x_BTD, out_BTD, number_BT)
         x_BTD = self.add_residual("ffn", x_BTD, self.ffn(self.pre_norm("ffn", x_BTD)), number_BT)
         self.sow("taps", "hidden", x_BTD)
         return x_BTD, kv
 
     def pre_norm(self, sublayer: str, x_BTD: Array) -> Array:
-        """What a sub-layer reads."""
+        """Return the input of a sub-layer."""
         return x_BTD if self.config.norm_position == "after" else self.norm[sublayer](x_BTD)
 
     def add_residual(self, sublayer: str, x_BTD: Array, out_BTD: Array, number_BT: Array | None) -> Array:
-        """The residual sum."""
+        """Return the residual sum of a sub-layer's input and output, with dropout and the norms behind it."""
         if self.config.norm_position == "both":
             out_BTD = self.norm_out[sublayer](out_BTD)
         x_BTD += self.drop(out_BTD, number_BT)
@@ -82,7 +95,9 @@ class Block(nn.Module):
 
 
 def stack_layers(params: Params) -> Params:
-    """The layers of each stack as one: "decoder_0", "decoder_1", ... as "decoder", of arrays [layers, ...].
+    """Return the parameters with the layers of each stack joined into arrays [layers, ...].
+
+    "decoder_0", "decoder_1", ... become "decoder"; other parameters stay as they are.
 
     Examples:
       >>> params = stack_layers({"decoder_0": {"bias": jnp.zeros(2)}, "decoder_1": {"bias": jnp.ones(2)}, "output": 3})
@@ -90,51 +105,55 @@ def stack_layers(params: Params) -> Params:
       (3, [[0.0, 0.0], [1.0, 1.0]])
     """
     layer = re.compile(r"(\w+)_(\d+)")
-    numbers = {key: match.groups() for key in params if (match := layer.fullmatch(key))}
-    depths = collections.Counter(stack for stack, _ in numbers.values())
+    layer_keys = {key: match.groups() for key in params if (match := layer.fullmatch(key))}
+    depths = collections.Counter(stack for stack, _ in layer_keys.values())
     layers = {stack: [params[f"{stack}_{i}"] for i in range(depth)] for stack, depth in depths.items()}
-    return {key: value for key, value in params.items() if key not in numbers} | _together(layers)
+    return {key: value for key, value in params.items() if key not in layer_keys} | _stack(layers)
 
 
 def unstack_layers(params: Params) -> Params:
-    """The inverse of `stack_layers`; what is not stacked stays as it is.
+    """Return the inverse of `stack_layers`; unstacked parameters stay as they are.
 
     Examples:
       >>> unstack_layers({"decoder": {"bias": jnp.arange(2.0)}})
       {'decoder_0': {'bias': Array(0., dtype=float32)}, 'decoder_1': {'bias': Array(1., dtype=float32)}}
     """
     stacks = {key: params[key] for key in axes.STACKS if key in params}
-    return {key: value for key, value in params.items() if key not in stacks} | _apart(stacks) if stacks else params
+    return {key: value for key, value in params.items() if key not in stacks} | _unstack(stacks) if stacks else params
 
 
 @jax.jit
-def _together(layers: dict[str, list[Params]]) -> Params:
+def _stack(layers: dict[str, list[Params]]) -> Params:
     return {stack: jax.tree.map(lambda *xs: jnp.stack(xs), *each) for stack, each in layers.items()}
 
 
 @jax.jit
-def _apart(stacks: Params) -> Params:
+def _unstack(stacks: Params) -> Params:
     depths = {stack: len(jax.tree.leaves(layers)[0]) for stack, layers in stacks.items()}
     each = ((stack, i) for stack, depth in depths.items() for i in range(depth))
     return {f"{stack}_{i}": jax.tree.map(lambda x, i=i: x[i], stacks[stack]) for stack, i in each}
 
 
 class LayerInputs(NamedTuple):
-    """What a layer does not share with the others of its stack.
+    """Inputs that differ from layer to layer of a stack; in a scan, arrays [layers, ...].
 
     Attributes:
-      params: of the layer.
-      local: bool scalar, as Block's.
-      key: of its dropout; None for none.
-      source: keys and values of the source; None where it looks at none.
-      earlier: keys and values of earlier tokens; None where there are none.
+      params: parameters of the layer.
+      local: bool scalar, as of Block.
+      dropout_key: None for no dropout.
+      source_kv: keys and values of the source; None without cross-attention.
+      cached_kv: keys and values of the cache; None without a cache.
     """
 
     params: Params
-    local: Array
-    key: Array | None
-    source: KeyValue | None
-    earlier: KeyValue | None
+    local: Array | np.ndarray
+    dropout_key: Array | None
+    source_kv: KeyValue | None
+    cached_kv: KeyValue | None
+
+
+# (x_BTD, inputs of the layer) -> (x_BTD, (keys and values of self-attention, taps)).
+PureLayer = Callable[[Array, LayerInputs], tuple[Array, tuple[KeyValue, Mapping[str, Array]]]]
 
 
 def apply_layers(
@@ -143,64 +162,73 @@ def apply_layers(
     x_BTD: Array,
     number_BT: Array | None,
     attention: AttentionContext,
-    source_kv: Sequence[KeyValue] | KeyValue = (),
+    source_kv: SourceKeyValues = (),
     self_kv: Sequence[KeyValue] = (),
-    slot: Array | None = None,
 ) -> tuple[Array, tuple[KeyValue, ...]]:
-    """(x_BTD, every layer's keys and values).
+    """Return (x_BTD, keys and values of each layer) after all layers of a stack.
 
-    A plain loop, which is faster on CPU, or with `scan_layers` a scan, which compiles one layer. A cache is read in a
-    loop either way: to stack it would be to copy it.
+    The layers run in a Python loop, which is faster on CPU, or with `scan_layers` in a scan, which compiles one layer.
+    With a cache they run in a loop either way, because stacking the cache would copy it.
 
     Args:
-      layers: of the stack.
-      params: of all layers, as `stack_layers`, to scan over; None where each has its own.
-      x_BTD, number_BT, attention, slot: as Block's.
-      source_kv: for each layer the source's keys and values, in a scan side by side, [layers, ...]; () for none.
-      self_kv: for each layer those of earlier tokens; () for none.
+      layers: the layers, all alike but for `local`.
+      params: parameters of all layers, as `stack_layers` arranges them, to scan over; None if each layer has its own.
+      x_BTD: hidden states.
+      number_BT: `token_numbers`, for dropout; None in decoding.
+      attention: masks and positions.
+      source_kv: keys and values of the source.
+      self_kv: keys and values of the cache, one pair per layer; () without a cache.
     """
     c, depth, keys = layers[0].config, len(layers), None
     if layers[0].has_rng("dropout"):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(layers[0].make_rng("dropout"), jnp.arange(depth))
     local = np.array([layer.local for layer in layers])
-    layer, scanned = _pure(layers[0], number_BT, attention, slot, bool(params)), params and not self_kv
+    scan_params = None if self_kv else params
+    layer = _pure_layer(layers[0], number_BT, attention, sharded=params is not None)
     if c.remat != "none":
-        # Within a scan nothing could be merged with what is computed again.
-        layer = jax.checkpoint(layer, policy=POLICIES[c.remat], prevent_cse=not scanned)
-    if scanned:
-        x_BTD, left_L = jax.lax.scan(layer, x_BTD, LayerInputs(params, local, keys, source_kv or None, None))
-        left = [jax.tree.map(lambda x_L, i=i: x_L[i], left_L) for i in range(depth)]
+        # Within a scan the compiler cannot merge rematerialised values with saved ones, so nothing need prevent it.
+        layer = jax.checkpoint(layer, policy=POLICIES[c.remat], prevent_cse=scan_params is None)
+    if scan_params is not None:
+        stacked_kv = cast(KeyValue, source_kv) if source_kv else None
+        x_BTD, outputs_L = jax.lax.scan(layer, x_BTD, LayerInputs(scan_params, local, keys, stacked_kv, None))
+        outputs = [jax.tree.map(lambda x_L, i=i: x_L[i], outputs_L) for i in range(depth)]
     else:
-        left = []
-        for i, (bound, source, earlier) in enumerate(itertools.zip_longest(layers, source_kv, self_kv)):
+        outputs = []
+        layer_kvs = cast(Sequence[KeyValue], source_kv)
+        for i, (bound, layer_kv, cached_kv) in enumerate(itertools.zip_longest(layers, layer_kvs, self_kv)):
             if bound.is_initializing():
-                bound(x_BTD, number_BT, attention, source)  # which makes its parameters
-            own = jax.tree.map(lambda x, i=i: x[i], params) if params else bound.variables["params"]
-            x_BTD, of_layer = layer(x_BTD, LayerInputs(own, local[i], keys if keys is None else keys[i], source, earlier))
-            left.append(of_layer)
-    for bound, (_, sown) in zip(layers, left, strict=True):
-        for name, tap in sown.items():
+                bound(x_BTD, number_BT, attention, layer_kv)  # creates the parameters
+            if params is None:
+                layer_params = cast(Params, bound.variables["params"])
+            else:
+                layer_params = jax.tree.map(lambda x, i=i: x[i], params)
+            dropout_key = None if keys is None else keys[i]
+            x_BTD, output = layer(x_BTD, LayerInputs(layer_params, local[i], dropout_key, layer_kv, cached_kv))
+            outputs.append(output)
+    for bound, (_, taps) in zip(layers, outputs, strict=True):
+        for name, tap in taps.items():
             bound.put_variable("taps", name, tap)
-    return x_BTD, tuple(kv for kv, _ in left)
+    return x_BTD, tuple(kv for kv, _ in outputs)
 
 
-def _pure(
-    block: Block, number_BT: Array | None, attention: AttentionContext, slot: Array | None, cut: bool
-) -> Callable[[Array, LayerInputs], tuple[Array, tuple[KeyValue, dict[str, Any]]]]:
-    """(x_BTD, what is the layer's own) -> (x_BTD, (its keys and values, its taps where they are asked for)).
+def _pure_layer(block: Block, number_BT: Array | None, attention: AttentionContext, sharded: bool) -> PureLayer:
+    """Return a layer as a pure function; if its parameters are `sharded` over a mesh, it gathers them itself."""
+    with_taps, block = block.is_mutable_collection("taps"), Block(block.config, block.cross, parent=None)
 
-    Where its parameters are still `cut` over a mesh, they are gathered layer by layer.
-    """
-    tapped, block = block.is_mutable_collection("taps"), Block(block.config, block.cross, parent=None)
-
-    def layer(x_BTD, own):
+    def layer(x_BTD: Array, inputs: LayerInputs) -> tuple[Array, tuple[KeyValue, Mapping[str, Array]]]:
         rotary = attention.rotary
         if attention.local_rotary is not None:
-            rotary = jax.tree.map(functools.partial(jax.lax.select, own.local), attention.local_rotary, rotary)
-        given = x_BTD, number_BT, attention._replace(rotary=rotary), own.source, own.earlier, slot
-        rngs = {} if own.key is None else {"dropout": own.key}
-        params = gather_params(own.params, axes.layer_axis_names) if cut else own.params
-        (x_BTD, kv), sown = block.apply({"params": params}, *given, rngs=rngs, mutable=["taps"] if tapped else [])
-        return x_BTD, (kv, sown["taps"] if tapped else {})
+            rotary = jax.tree.map(functools.partial(jax.lax.select, inputs.local), attention.local_rotary, rotary)
+        (x_BTD, kv), variables = block.apply(
+            {"params": gather_params(inputs.params, axes.layer_axis_names) if sharded else inputs.params},
+            x_BTD,
+            number_BT,
+            attention._replace(rotary=rotary),
+            inputs.source_kv,
+            inputs.cached_kv,
+            rngs={} if inputs.dropout_key is None else {"dropout": inputs.dropout_key},
+            mutable=["taps"] if with_taps else [],
+        )
+        return x_BTD, (kv, variables["taps"] if with_taps else {})
 
     return layer

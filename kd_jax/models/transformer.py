@@ -1,11 +1,13 @@
-"""Hyper-parameters that both families of Transformers share."""
+"""Hyper-parameters of both families of Transformers."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar, Literal, get_args
 
+from kd_jax.batches.layouts import Layout
 from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
+from kd_jax.models.base import Family, Model
 from kd_jax.models.rope import Linear, Llama3
 
 Norm = Literal["rms", "layer"]
@@ -16,48 +18,62 @@ Biases = Literal["none", "qkv", "all"]
 Compute = Literal["float32", "bfloat16"]
 Remat = Literal["none", "layer", "dots"]
 
-# How a network is computed; what its parameters are does not depend on it.
+CHOICES = {
+    "norm": Norm,
+    "norm_position": NormPosition,
+    "positions": Positions,
+    "activation": Activation,
+    "biases": Biases,
+    "compute": Compute,
+    "remat": Remat,
+}
+
+# Fields that do not affect the shapes of parameters.
 COMPUTE_FIELDS = ("dropout", "compute", "remat", "scan_layers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """What the layers are made of. Teacher and student are two of one family over one vocabulary.
+    """Hyper-parameters of the layers. Teacher and student are of one family, over one vocabulary.
 
     Attributes:
-      d_model, d_ff: width, width of the feed-forward layers.
-      heads, kv_heads: of the queries; of keys and values (arXiv 2305.13245), a divisor of heads. 0: as many.
+      d_model: width of the hidden states.
+      heads: number of query heads.
+      kv_heads: number of key and value heads, a divisor of heads (arXiv 2305.13245); 0 for heads.
       head_dim: width of a head; 0 for d_model / heads.
+      d_ff: width of the feed-forward layers.
       dropout: rate after the embeddings and each sub-layer, in training only.
       norm: "rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450).
-      norm_position: "before" the sub-layer, x + f(norm(x)), and once behind the last layer; "after" the sum,
-        norm(x + f(x)) (arXiv 1706.03762); "both", x + norm(f(norm(x))), and once behind the last (Gemma 2).
+      norm_position: "before" the sub-layer, x + f(norm(x)), with one norm after the last layer; "after" the sum,
+        norm(x + f(x)) (arXiv 1706.03762); "both", x + norm(f(norm(x))), with one norm after the last layer (Gemma 2).
       norm_epsilon: added to the variance.
       positions: "sinusoidal" (arXiv 1706.03762), "timing" (tensor2tensor's sinusoids, whose last rate is exactly
         1 / 10,000), "learned", "rotary" (arXiv 2104.09864), or "relative" in buckets (T5, arXiv 1910.10683).
-      first_position: number of the first token, for sinusoids alone.
-      rope_theta, rope_scaling: base of the rotary angles; how they are slowed down for long texts, if they are.
-      local, local_rope_theta: decoder layers whose angles have a base of their own, unscaled (Gemma 3).
-      context: the most tokens of a text; 0 for no bound. Learned positions have as many rows.
+      first_position: position of the first token; sinusoidal and timing positions only.
+      rope_theta: base of the rotary angles.
+      rope_scaling: scaling of the rotary angles for long texts; None for none.
+      local: indices of decoder layers whose rotary angles have the base `local_rope_theta`, unscaled (Gemma 3).
+      local_rope_theta: base of the rotary angles of local layers.
+      context: maximum number of tokens of a text; 0 for no bound. Number of rows of learned positions.
       activation: "relu", "silu", "gelu", "gelu_tanh" (its approximation), or gated (arXiv 2002.05202): "swiglu",
         "geglu" (with the approximation).
-      biases: of "all" projections, of those to queries, keys and values alone, or of "none".
-      qk_norm: RMSNorm of each head's queries and keys, before any rotary_embedding.
+      biases: projections with a bias: "all", "qkv" (queries, keys and values), or "none".
+      qk_norm: whether each head's queries and keys are normalised (RMSNorm), before any rotation.
       attention_scale: factor on q k'; 0 for head_dim ** -0.5.
-      attention_soft_cap, soft_cap: bounds of q k' and of the logits, by tanh (arXiv 2408.00118); 0 for none.
+      attention_soft_cap: bound of q k', by tanh (arXiv 2408.00118); 0 for none.
       embedding_scale: whether embeddings are multiplied by d_model ** 0.5.
-      embedding_norm: whether a norm follows the embeddings and their positions.
+      embedding_norm: whether the sum of embeddings and positions is normalised.
       head_scale: factor on the last hidden states (T5's tied models: d_model ** -0.5).
-      tied: whether the output matrix is the embedding, transposed.
+      tied: whether the output matrix is the transposed embedding.
       head_bias: whether the logits have a bias.
-      vocab_rows: rows of the embedding; 0 for as many as there are tokens. Rows beyond them get no probability.
-      vocab_multiple: the embedding's rows are padded to a multiple of it.
-      compute: what products of matrices and what lies between the layers are in, "float32" or "bfloat16". Parameters
-        and their gradients are float32 either way, as are norms, the softmax and the logits; parameters that are kept
-        in bfloat16 are computed with in it.
-      remat: what of a layer is kept for the backward pass: all of it ("none"), the products with its matrices
-        ("dots"), or what it reads alone ("layer"); the rest is computed again (arXiv 1604.06174).
-      scan_layers: whether a stack is compiled as one layer that is scanned over: for deep networks; slower on CPU.
+      soft_cap: bound of the logits, by tanh; 0 for none.
+      vocab_rows: rows of the embedding; 0 for the tokeniser's number of tokens. Further rows get no probability.
+      vocab_multiple: the number of rows is rounded up to a multiple of this.
+      compute: dtype of matrix products and of activations between layers, "float32" or "bfloat16". Norms, softmax,
+        logits, parameters and gradients are float32 either way, unless the parameters are stored in bfloat16.
+      remat: what the backward pass computes again (arXiv 1604.06174): nothing ("none"), all but the products with
+        matrices ("dots"), or the whole layer ("layer").
+      scan_layers: whether each stack is compiled as one layer in a scan; for deep networks, slower on CPU.
     """
 
     d_model: int = 128
@@ -93,31 +109,44 @@ class Transformer:
     remat: Remat = "none"
     scan_layers: bool = False
 
-    depth_fields: ClassVar[tuple[str, ...]]  # fields that say how many layers a stack has
+    family: ClassVar[Family]
+    layout: ClassVar[type[Layout]]
+    depth_fields: ClassVar[tuple[str, ...]]  # fields with the numbers of layers
 
     @property
     def key_heads(self) -> int:
-        """Heads of the keys and of the values."""
+        """The number of key and value heads."""
         return self.kv_heads or self.heads
 
     @property
     def head_width(self) -> int:
-        """Of one head."""
+        """The width of a head."""
         return self.head_dim or self.d_model // self.heads
 
     def embedding_rows(self, vocab_size: int) -> int:
-        """Rows of the embedding for a tokeniser of `vocab_size` tokens; raises KdError if they are fewer."""
+        """Return the number of rows of the embedding for a tokeniser of `vocab_size` tokens.
+
+        Raises:
+          KdError: if `vocab_rows` is less than `vocab_size`.
+        """
         if self.vocab_rows and self.vocab_rows < vocab_size:
-            raise KdError(f"model.vocab_rows: {self.vocab_rows}, the tokeniser has {vocab_size} tokens; wanted as many")
+            raise KdError(
+                f"model.vocab_rows: expected at least {vocab_size}, the tokeniser's number of tokens, "
+                f"got {self.vocab_rows}."
+            )
         rows = self.vocab_rows or vocab_size
         return -(-rows // self.vocab_multiple) * self.vocab_multiple
 
     def stacks(self) -> Mapping[str, int]:
-        """Stack -> number of layers."""
+        """Return the number of layers of each stack."""
+        raise NotImplementedError
+
+    def build(self, vocab_size: int) -> Model:
+        """Return the network for a vocabulary of `vocab_size` tokens."""
         raise NotImplementedError
 
     def widths(self) -> dict[str, int]:
-        """Width of what the layers hold: "hidden", and "q", "k" and "v" of all heads together.
+        """Return the widths of a layer's taps: "hidden", and "q", "k", "v" over all heads.
 
         Examples:
           >>> from kd_jax.models.decoder_only import DecoderOnly
@@ -128,47 +157,62 @@ class Transformer:
         return {"hidden": self.d_model, "q": self.heads * self.head_width, "k": keys, "v": keys}
 
     def check(self) -> None:
-        """Raises KdError naming the field that is out of range, or does not fit the others."""
-        self._check_each()
+        """Check each field and how the fields fit together.
+
+        Raises:
+          KdError: if a field is out of range or contradicts another; the message names it.
+        """
+        for field in (*self.depth_fields, "d_model", "heads", "d_ff", "vocab_multiple"):
+            self._check_count(field, 1)
+        for field in ("kv_heads", "head_dim", "context", "first_position", "vocab_rows"):
+            self._check_count(field, 0)
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in get_args(choices):
+                expected = ", ".join(map(repr, get_args(choices)))
+                raise KdError(f"model.{field}: expected one of {expected}, got {getattr(self, field)!r}.")
+        for field in ("qk_norm", "embedding_scale", "embedding_norm", "tied", "head_bias", "scan_layers"):
+            if type(getattr(self, field)) is not bool:
+                raise KdError(f"model.{field}: expected True or False, got {getattr(self, field)!r}.")
+        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
+            raise KdError(f"model.dropout: expected a rate in [0, 1), got {self.dropout!r}.")
+        for field in ("norm_epsilon", "rope_theta", "local_rope_theta", "head_scale"):
+            if not (is_number(getattr(self, field)) and getattr(self, field) > 0):
+                raise KdError(f"model.{field}: expected a positive number, got {getattr(self, field)!r}.")
+        zero_means = {"attention_scale": "1 / sqrt(head_dim)", "attention_soft_cap": "no cap", "soft_cap": "no cap"}
+        for field, meaning in zero_means.items():
+            if not (is_number(getattr(self, field)) and getattr(self, field) >= 0):
+                raise KdError(
+                    f"model.{field}: expected a positive number, or 0 for {meaning}, got {getattr(self, field)!r}."
+                )
         self._check_together()
 
-    def _check_each(self) -> None:
-        """Each field by itself."""
-        least = dict.fromkeys([*self.depth_fields, "d_model", "heads", "d_ff", "vocab_multiple"], 1)
-        for field, low in (
-            least | {"kv_heads": 0, "head_dim": 0, "context": 0, "first_position": 0, "vocab_rows": 0}
-        ).items():
-            if not is_count(vars(self)[field], low):
-                raise KdError(f"model.{field}: {vars(self)[field]}; wanted a whole number of at least {low}")
-        choices = {"norm": Norm, "norm_position": NormPosition, "positions": Positions, "activation": Activation}
-        choices |= {"biases": Biases, "compute": Compute, "remat": Remat}
-        for field, names in choices.items():
-            if vars(self)[field] not in get_args(names):
-                raise KdError(f"model.{field}: {vars(self)[field]!r}; wanted {' or '.join(get_args(names))}")
-        for field in ("qk_norm", "embedding_scale", "embedding_norm", "tied", "head_bias", "scan_layers"):
-            if type(vars(self)[field]) is not bool:
-                raise KdError(f"model.{field}: {vars(self)[field]!r}; wanted True or False")
-        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
-            raise KdError(f"model.dropout: {self.dropout}; wanted a rate in [0, 1)")
-        for field in ("norm_epsilon", "rope_theta", "local_rope_theta", "head_scale"):
-            if not (is_number(vars(self)[field]) and vars(self)[field] > 0):
-                raise KdError(f"model.{field}: {vars(self)[field]}; wanted a positive number")
-        absent = {"attention_scale": "1 / sqrt(head_dim)", "attention_soft_cap": "none", "soft_cap": "none"}
-        for field, meaning in absent.items():
-            if not (is_number(vars(self)[field]) and vars(self)[field] >= 0):
-                raise KdError(f"model.{field}: {vars(self)[field]}; wanted 0 ({meaning}) or a positive number")
+    def _check_count(self, field: str, minimum: int) -> None:
+        if not is_count(getattr(self, field), minimum):
+            raise KdError(f"model.{field}: expected an integer of at least {minimum}, got {getattr(self, field)!r}.")
 
     def _check_together(self) -> None:
-        """What one field asks of another."""
+        """Check how the fields fit together; each alone is valid."""
         if not self.head_dim and self.d_model % self.heads:
-            raise KdError(f"model.heads: {self.heads}; wanted a divisor of d_model = {self.d_model}, or a head_dim")
+            raise KdError(
+                f"model.heads: expected a divisor of d_model = {self.d_model}, got {self.heads}. "
+                "Change it, or set model.head_dim."
+            )
         if self.heads % self.key_heads:
-            raise KdError(f"model.kv_heads: {self.kv_heads}; wanted a divisor of heads = {self.heads}, or 0")
+            raise KdError(f"model.kv_heads: expected a divisor of heads = {self.heads}, or 0, got {self.kv_heads}.")
         if self.positions == "rotary" and self.head_width % 2:
-            raise KdError(f"model.head_dim: {self.head_width}; rotary positions turn pairs, wanted an even width")
+            raise KdError(
+                f"model.head_dim: expected an even width for rotary positions, got {self.head_width}. "
+                "Change head_dim, heads or d_model."
+            )
         if self.positions == "learned" and not self.context:
-            raise KdError("model.context: 0; learned positions need the most tokens of a text, as 512")
+            raise KdError(
+                "model.context: expected a positive integer for learned positions, got 0. "
+                "Set the maximum number of tokens of a text, such as 512."
+            )
         if self.rope_scaling:
             self.rope_scaling.check()
         if not all(is_count(layer, 0) and layer < self.stacks()["decoder"] for layer in self.local):
-            raise KdError(f"model.local: {self.local}; wanted some of the decoder's layers, counted from 0")
+            raise KdError(
+                f"model.local: expected indices of decoder layers, from 0 to {self.stacks()['decoder'] - 1}, "
+                f"got {self.local}."
+            )

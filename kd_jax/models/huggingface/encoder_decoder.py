@@ -6,7 +6,18 @@ from typing import Any
 
 from kd_jax.errors import KdError
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.huggingface.base import Config, Format, Setting, TensorMapping, choice, dense, fixed, only, plain, same
+from kd_jax.models.huggingface.base import (
+    Config,
+    Format,
+    Setting,
+    TensorMapping,
+    choice,
+    dense,
+    fixed,
+    only,
+    plain,
+    same,
+)
 from kd_jax.models.transformer import Transformer
 
 WORDS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu", "gelu_new": "gelu_tanh"}
@@ -175,7 +186,7 @@ def _t5_scale(config: Config) -> dict[str, Any]:
 
 
 def _write_t5_scale(model: Transformer) -> dict[str, Any]:
-    """transformers scales by d_model ** -0.5 or not at all."""
+    """Transformers scales by d_model ** -0.5 or not at all."""
     if model.head_scale not in (1.0, model.d_model**-0.5):
         raise KdError(f"model.head_scale: {model.head_scale}; the format has 1.0 or {model.d_model**-0.5}")
     return {"scale_decoder_outputs": model.head_scale != 1}
