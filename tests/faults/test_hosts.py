@@ -133,7 +133,7 @@ def test_one_dies_and_none_waits_and_fewer_go_on(prepared):
     assert codes(both, LOST)[0] not in (None, 0)
     alone = start(["teacher", *config, "--workdir", str(path)], log(path, 9))
     until = time.monotonic() + PATIENCE
-    while "goes on from step" not in (log(path, 9).read_text() if log(path, 9).exists() else ""):
+    while "resuming from step" not in (log(path, 9).read_text() if log(path, 9).exists() else ""):
         assert alone.is_alive() and time.monotonic() < until
         time.sleep(0.1)
     os.kill(alone.pid, signal.SIGTERM)
