@@ -18,7 +18,7 @@ from kd_jax.decoding.exported import export_programs
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
-from kd_jax.models.huggingface.write import find_format, write
+from kd_jax.models.huggingface.write import find_format, write_model
 from kd_jax.models.int8 import Int8, quantize
 from kd_jax.phases.generate import resolve_model_name
 from kd_jax.reporting import page, tables, verdict
@@ -97,8 +97,8 @@ def run(
       int8: whether to quantize the weights to 8 bits; with format "jax" alone.
 
     Raises:
-      KdError: if there is no such model or format, `to` exists, transformers has no architecture of this shape, or int8
-        is combined with "transformers" or qwix is not installed.
+      KdError: if there is no such model or format, `to` exists or is in a bucket, transformers has no architecture of
+        this shape, or int8 is combined with "transformers" or qwix is not installed.
     """
     name = resolve_model_name(experiment, model)
     if format not in FORMATS:
@@ -108,6 +108,8 @@ def run(
             f"--int8: expected --format jax beside it, got {format}. Leave it out: transformers quantizes a model "
             "when it loads it (from_pretrained(..., quantization_config=...))."
         )
+    if os.fspath(to).startswith(("gs:", "s3:")):
+        raise KdError(f"--to: expected a folder on a disk, got {to}. Export to a disk and copy the folder.")
     if to.exists():
         raise KdError(f"--to: expected a new folder, got {to}, which exists. Choose another or move it away.")
     folder, architecture = workdir.model(name), experiment.recipes[name].model
@@ -140,7 +142,7 @@ def write_transformers(
     special_ids: Mapping[str, int],
 ) -> None:
     """Write weights and settings for transformers; `special_ids` as config.json names them."""
-    write(to, architecture, params, special_ids, tokenizer.vocab_size)
+    write_model(to, architecture, params, special_ids, tokenizer.vocab_size)
     settings = generation_config(experiment.task.decoding, max(experiment.prompt_widths))
     manifest.write_json(to / "generation_config.json", {**special_ids, **settings, **forced_token_settings(tokenizer)})
 

@@ -5,14 +5,10 @@ import shutil
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kd_jax.artifacts.checkpoint import Checkpoints, DamagedCheckpoint, quarantine_unreadable
-from kd_jax.artifacts.digests import checksums
 from kd_jax.training.step import init_state
 
 POSITION = {"next": 7}
@@ -92,15 +88,3 @@ def test_quarantine_keeps_earlier_ones(saved, tmp_path):
         checkpoints.wait()
         second = checkpoints.quarantine(6)
         assert [first.name, second.name, checkpoints.latest_step()] == ["6", "6.1", 4] and first.is_dir()
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_one_flipped_bit_changes_the_checksum(data):
-    dtype = data.draw(st.sampled_from(["float32", "bfloat16", "int32", "uint8"]))
-    shape = data.draw(st.sampled_from([(), (7,), (3, 5)]))
-    array = np.asarray(jnp.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype))
-    bits = array.copy().reshape(-1).view(np.uint8)
-    bits[data.draw(st.integers(0, len(bits) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    flipped = bits.view(array.dtype).reshape(shape)
-    assert int(checksums([array])[0]) != int(checksums([flipped])[0])

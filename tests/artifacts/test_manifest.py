@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kd_jax.artifacts import files, manifest
+from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.errors import KdError
 
@@ -125,21 +125,3 @@ def test_damaged_or_missing_file_is_refused(tmp_path):
             manifest.read_lines(path)
     with pytest.raises(KdError, match=r"y\.json: expected a file, missing"):
         manifest.read_json(tmp_path / "y.json")
-
-
-def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    manifest.write_json(tmp_path / "x.json", {"old": 1})
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OSError):
-        manifest.write_json(tmp_path / "x.json", {"new": 2})
-    assert manifest.read_json(tmp_path / "x.json") == {"old": 1}
-
-
-def test_each_process_has_its_own_partial_file(tmp_path, monkeypatch):
-    own = files.part_path(tmp_path / "inputs.json")
-    monkeypatch.setattr(files.os, "getpid", lambda: 1)
-    assert files.part_path(tmp_path / "inputs.json") != own

@@ -67,11 +67,8 @@ def test_damaged_row_is_named(damaged, line, tmp_path):
         with pytest.raises(KdError) as error:
             act()
         text = str(error.value)
-        assert (
-            text.startswith(f"{path}: expected a JSON object with a step in line {line}, got ")
-            and "--force" in text
-            and "\n" not in text
-        )
+        assert text.startswith(f"{path}: expected a JSON object with a step in line {line}, got ")
+        assert "--force" in text and "\n" not in text
     assert path.read_bytes() == GOOD + damaged
 
 

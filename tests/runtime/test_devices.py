@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.errors import KdError
-from kd_jax.runtime.backends import check, make_devices
+from kd_jax.runtime.backends import make_devices
 
 BACKENDS = [("jit", 1), ("pmap", 8)]
 PARAMS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.int32(7)}
@@ -76,13 +75,3 @@ def test_unreplicate_transfers_nothing_to_the_host(backend, count):
     params = devices.replicate(PARAMS)
     with jax.transfer_guard("disallow"):
         devices.unreplicate(params)
-
-
-def test_auto_takes_all_devices():
-    assert make_devices().count == jax.local_device_count() == 8
-
-
-@pytest.mark.parametrize("refuse", [check, make_devices])
-def test_unknown_backend_is_refused(refuse):
-    with pytest.raises(KdError, match="backend: expected one of auto, jit, pmap, mesh, got 'gpu'"):
-        refuse("gpu")

@@ -11,11 +11,10 @@ import pytest
 
 from kd_jax.artifacts.checkpoint import Checkpoints
 from kd_jax.decoding.greedy import greedy
-from kd_jax.errors import KdError
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.objective.terms import Term
 from kd_jax.optim.optimizer import Optimizer
-from kd_jax.runtime.backends import check, make_devices
+from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.mesh import Mesh, MeshDevices
 from kd_jax.runtime.pmap import PmapDevices
 from kd_jax.signals.topk import TopK
@@ -158,23 +157,3 @@ def test_checkpoint_is_restored_on_any_backend(written, read, tmp_path, lax_prom
         restored, _ = checkpoints.restore(states[read])
     chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(states[written]))
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, states[read])
-
-
-@pytest.mark.parametrize(
-    "backend, mesh, message",
-    [
-        ("mesh", Mesh(3, 2, 1), r"mesh: expected data x fsdp x tensor = 8 devices, got 3 x 2 x 1 = 6\."),
-        ("mesh", Mesh(tensor=3), r"mesh: expected data x fsdp x tensor = 8 devices, got 2 x 1 x 3 = 6\."),
-        ("mesh", Mesh(fsdp=16), r"mesh: expected data x fsdp x tensor = 8 devices, got 1 x 16 x 1 = 16\."),
-        ("mesh", Mesh(fsdp=0), r"mesh.fsdp: expected an integer >= 1, got 0\."),
-        (
-            "pmap",
-            Mesh(fsdp=2),
-            r"mesh: expected no mesh with backend 'pmap', got Mesh\(data=0, fsdp=2, tensor=1\)\.",
-        ),
-    ],
-)
-@pytest.mark.parametrize("refuse", [check, make_devices])
-def test_mesh_that_does_not_fit_is_refused(refuse, backend, mesh, message):
-    with pytest.raises(KdError, match=message):
-        refuse(backend, mesh)
