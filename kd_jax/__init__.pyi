@@ -5,7 +5,6 @@ from kd_jax.api import load_model as load_model
 from kd_jax.api import read_metrics as read_metrics
 from kd_jax.api import run as run
 from kd_jax.artifacts.workdir import Workdir as Workdir
-from kd_jax.batches.pipeline import EvalBatches as EvalBatches
 from kd_jax.batches.targets import PseudoTargets as PseudoTargets
 from kd_jax.config import load_experiment as load_experiment
 from kd_jax.decoding.beam import beam_search as beam_search
@@ -19,7 +18,6 @@ from kd_jax.experiment import Evaluation as Evaluation
 from kd_jax.experiment import Experiment as Experiment
 from kd_jax.experiment import Recipe as Recipe
 from kd_jax.experiment import ResolvedExperiment as ResolvedExperiment
-from kd_jax.experiment import ResolvedRecipe as ResolvedRecipe
 from kd_jax.experiment import Training as Training
 from kd_jax.experiment import resolve as resolve
 from kd_jax.losses.cross_entropy import cross_entropy as cross_entropy
@@ -31,7 +29,6 @@ from kd_jax.losses.divergence import skewed_reverse_kl as skewed_reverse_kl
 from kd_jax.losses.divergence import total_variation as total_variation
 from kd_jax.losses.features import cosine as cosine
 from kd_jax.losses.features import mse as mse
-from kd_jax.models.base import Architecture as Architecture
 from kd_jax.models.base import Head as Head
 from kd_jax.models.base import Model as Model
 from kd_jax.models.decoder_only import DecoderOnly as DecoderOnly
@@ -70,8 +67,6 @@ from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer as HuggingFaceTok
 from kd_jax.tokenizers.m2m100 import M2M100Tokenizer as M2M100Tokenizer
 from kd_jax.tokenizers.marian import MarianTokenizer as MarianTokenizer
 from kd_jax.tokenizers.sentencepiece import SentencePiece as SentencePiece
-from kd_jax.training.step import TokenCounts as TokenCounts
-from kd_jax.training.step import TrainState as TrainState
 from kd_jax.training.step import count_tokens as count_tokens
 from kd_jax.training.step import eval_step as eval_step
 from kd_jax.training.step import init_state as init_state

@@ -229,6 +229,11 @@ class ResolvedExperiment(Experiment):
     Attributes:
       teacher: the large model.
       students: name -> recipe.
+
+    Examples:
+      >>> from kd_jax import load_experiment
+      >>> type(resolve(load_experiment("experiments/configs/smoke.py"))).__name__
+      'ResolvedExperiment'
     """
 
     teacher: ResolvedRecipe
@@ -251,6 +256,12 @@ def resolve(experiment: Experiment) -> ResolvedExperiment:
 
     Raises:
       KdError: if a folder cannot be read, or a model is None without a folder.
+
+    Examples:
+      >>> from kd_jax import load_experiment
+      >>> experiment = resolve(load_experiment("experiments/configs/smoke.py"))
+      >>> [recipe.model.stacks()["decoder"] for recipe in experiment.recipes.values()]
+      [2, 1, 1, 1]
     """
     tokenizer, teacher = experiment.tokenizer, experiment.teacher
     cut = False
