@@ -500,17 +500,19 @@ class Generate(Command):
 
         workdir = open_workdir(self.workdir)
         experiment = read_experiment(workdir)
-        decoding = generate.change_decoding(
-            experiment.task.decoding,
-            beam=self.beam,
-            length=self.length,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-        )
+        try:
+            decoding = experiment.task.decoding.replace(
+                beam=self.beam,
+                length=self.length,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+                repetition_penalty=self.repetition_penalty,
+                seed=self.seed,
+            )
+        except KdError as error:  # it names the field; here that is an option
+            raise KdError(re.sub(r"task\.decoding\.(sampling\.)?(\w+)", _option, str(error))) from error
         return partial(generate.run, experiment, workdir, self.model, decoding)
 
 
@@ -569,3 +571,7 @@ def parse_share(option: str, text: str) -> tuple[int, int]:
     if not match or not int(match[1]) < int(match[2]):
         raise KdError(f"--{option}: expected NUMBER/COUNT with NUMBER below COUNT, got {text}. Example: 0/4.")
     return int(match[1]), int(match[2])
+
+
+def _option(field: re.Match[str]) -> str:
+    return f"--{field[2].replace('_', '-')}"

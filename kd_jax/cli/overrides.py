@@ -1,17 +1,23 @@
 """An experiment with fields replaced from the command line."""
 
-from collections.abc import Sequence
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tyro
 
 from kd_jax import config
 from kd_jax.cli.tyro_errors import one_line_errors
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, resolve
+from kd_jax.experiment import Experiment, ResolvedExperiment, resolve
 from kd_jax.phases.check import check
 
+WRITTEN = (bool, int, float, str, type(None))  # types of options, beside tuples and literals of them
 
-def apply_overrides(path: str, overrides: Sequence[str]) -> Experiment:
+
+def apply_overrides(path: str, overrides: Sequence[str]) -> ResolvedExperiment:
     """Return the resolved and checked experiment of a file, with fields replaced.
 
     Args:
@@ -25,14 +31,66 @@ def apply_overrides(path: str, overrides: Sequence[str]) -> Experiment:
     experiment = config.load_experiment(path)
     if not isinstance(experiment, Experiment):
         raise KdError(f"config {path}: expected `experiment` to be an Experiment, got {type(experiment).__name__}.")
+    defaults = narrow(experiment)
     with one_line_errors():
-        experiment = tyro.cli(
-            Experiment,
+        parsed = tyro.cli(
+            type(defaults),
             prog=f"kd-jax COMMAND {path}",
-            default=experiment,
+            default=defaults,
             args=list(overrides),
             config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),  # --field True, as every field
         )
-    experiment = resolve(experiment)
+    experiment = resolve(widen(experiment, parsed))
     check(experiment)
     return experiment
+
+
+def narrow(value: Any) -> Any:
+    """Return a dataclass with the same fields, each of the type of its value.
+
+    tyro needs the class of every part. A field's own type may be a protocol, for example Source.
+
+    Examples:
+      >>> from kd_jax import Term, TopK, forward_kl
+      >>> term = Term(forward_kl, signal=TopK(k=8))
+      >>> [str(field.type) for field in dataclasses.fields(narrow(term)) if field.name == "signal"]
+      ["<class 'types.TopK'>"]
+      >>> widen(term, narrow(term)) == term
+      True
+    """
+    if isinstance(value, Mapping):
+        return {name: narrow(item) for name, item in value.items()}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    hints = typing.get_type_hints(type(value))
+    items = {field.name: narrow(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    fields = [
+        (name, _option_type(hints[name], item), dataclasses.field(default_factory=lambda item=item: item))
+        for name, item in items.items()
+    ]
+    narrowed = dataclasses.make_dataclass(type(value).__name__, fields, frozen=True)
+    narrowed.__doc__ = type(value).__doc__
+    return narrowed(**items)
+
+
+def _option_type(hint: Any, value: Any) -> Any:
+    """Return the type of a field's options: that of its value, or the part of a union that can be written."""
+    if dataclasses.is_dataclass(value):
+        return type(value)
+    if value and isinstance(value, Mapping):
+        return dict  # with an option for each key
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    options = [option for option in typing.get_args(hint) if typing.get_origin(option) or option in WRITTEN]
+    written = [option for option in options if typing.get_origin(option) is not Callable]
+    return typing.Union[tuple(written)] if written else hint  # noqa: UP007
+
+
+def widen(value: Any, narrowed: Any) -> Any:
+    """Return a value of the original classes with the fields of what `narrow` made of it."""
+    if isinstance(value, Mapping):
+        return {name: widen(item, narrowed[name]) for name, item in value.items()}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return narrowed
+    changes = {f.name: widen(getattr(value, f.name), getattr(narrowed, f.name)) for f in dataclasses.fields(value)}
+    return dataclasses.replace(value, **changes)

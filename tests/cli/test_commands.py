@@ -47,8 +47,8 @@ def test_help_of_a_command_has_each_option_and_its_default(command, capsys):
     text = capsys.readouterr().out
     assert f"usage: kd-jax {command}" in text and COMMANDS[command].__doc__.splitlines()[0] in " ".join(text.split())
     for option in option_names(COMMANDS[command]):
-        _, _, after = text.replace("│", " ").partition(f"  {option} ")
-        entry = " ".join(after.partition("  --")[0].split())
+        _, _, after = text.replace("│", " ").partition(f"\n  {option} ")
+        entry = " ".join(after.partition("\n  --")[0].split())
         assert "(default:" in entry or "(required)" in entry, option
         assert len(entry.split()) > 3, option  # it says what the option does
 

@@ -87,15 +87,15 @@ def test_failing_seed_is_named(finished, words, capsys):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ([], "--seeds: missing"),
-        (["--seeds"], "--seeds: missing"),
-        (["--seeds", "0", "1", "0"], "--seeds 0 1 0: one of them twice"),
-        (["--seeds", "1.5"], "--seeds 1.5: wanted whole numbers"),
-        (["--seeds", "-1"], "--seeds -1: wanted whole numbers"),
-        (["--seeds", "0", "--seed", "3"], "--seed: ablate takes its seeds from --seeds"),
+        ([], "missing --seeds"),
+        (["--seeds"], "--seeds: expected integers in [0, 4294967295], got none"),
+        (["--seeds", "0", "1", "0"], "--seeds: expected each seed once, got 0 1 0"),
+        (["--seeds", "1.5"], "Error parsing --seeds"),
+        (["--seeds", "-1"], "--seeds: expected integers in [0, 4294967295], got -1"),
+        (["--seeds", "0", "--seed", "3"], "--seed: expected --seeds in its place"),
         (["--seeds", "0", "--metric", "rouge_l"], "--metric rouge_l: translation has bleu, chrf"),
         (["--seeds", "0", "--teacher.training.step", "3"], "--teacher.training.steps"),
-        (["--seeds", "0", "--only", "kd"], "--only: goes with the commands student and plan --devices alone"),
+        (["--seeds", "0", "--only", "kd"], "--only: an option of student, plan, not of ablate"),
     ],
 )
 def test_invalid_options_are_one_line_and_leave_nothing(words, options, message, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Every value has a range, told in one line that names the field before any work is done."""
+"""The check of an experiment: a field out of its range is refused in one line that names it."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ CONFIGS = "experiments/configs"
 FAMILIES = {"pretrained_lm": "decoder_only", "pretrained_seq2seq": "encoder_decoder"}
 
 
-def test_the_configs_pass(root):
+def test_the_shipped_configs_pass(root):
     for path in (root / CONFIGS).glob("*.py"):
         if path.stem not in FAMILIES:
             check(load_experiment(path))
@@ -41,7 +41,7 @@ def test_the_configs_pass(root):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_pretrained_configs_pass_with_a_folder(root, tmp_path, name):
-    """Of 3 layers, so a student of 10 or 2 is asked for 1."""
+    """The folder's model has 3 layers, so the students get 1."""
     folder, layers = (
         write_pretrained(tmp_path / "model", FAMILIES[name]),
         ("layers", "decoder-layers")[name == "pretrained_seq2seq"],
@@ -50,29 +50,29 @@ def test_the_pretrained_configs_pass_with_a_folder(root, tmp_path, name):
     words += [word for s in ("init", "kd") for word in (f"--students.student_{s}.model.{layers}", "1")]
     experiment = apply_overrides(str(root / CONFIGS / f"{name}.py"), words)
     assert experiment.teacher.model.stacks()["decoder"] == 3 and experiment.tokenizer.folder == str(folder)
-    with pytest.raises(KdError, match="teacher: init.folder: '' has no config.json; .* as --teacher.init.folder"):
+    with pytest.raises(KdError, match="teacher.init.folder: .*--teacher.init.folder"):
         apply_overrides(str(root / CONFIGS / f"{name}.py"), [])
 
 
 @pytest.mark.parametrize(
     "name", ["..", ".", "", "a/b", "a\\b", "a\x00", "a\nb", "1a", "-a", "é", "manifest", "inputs", "teacher", "source"]
 )
-def test_names_that_would_leave_their_folder_or_hide_a_file(smoke, name):
+def test_a_name_that_is_no_file_name_or_hides_a_file_is_refused(smoke, name):
     students = {name: smoke.students["student_scratch"]}
     with pytest.raises(KdError, match="students: "):
         check(dataclasses.replace(smoke, students=students, comparison=None))
 
 
-def test_a_student_is_not_called_as_another_is_in_int8(smoke):
+def test_a_student_must_not_have_the_name_of_an_int8_model(smoke):
     students = dict.fromkeys(("kd", "kd_int8"), smoke.students["student_scratch"])
     experiment = dataclasses.replace(smoke, students=students, comparison=None, evaluation=Evaluation(int8=("kd",)))
-    with pytest.raises(KdError, match="students: 'kd_int8' is what kd with int8 weights is called"):
+    with pytest.raises(KdError, match="students: expected another name than 'kd_int8', which kd with int8 weights has"):
         check(experiment)
     check(dataclasses.replace(experiment, evaluation=Evaluation(int8=("teacher", "kd_int8"))))
 
 
 @pytest.mark.parametrize("name", ["a", "Student-2.1_b"])
-def test_good_names(smoke, name):
+def test_valid_names_pass(smoke, name):
     students = {name: smoke.students["student_scratch"]}
     check(dataclasses.replace(smoke, students=students, comparison=None))
 
@@ -80,19 +80,25 @@ def test_good_names(smoke, name):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"seed": -1}, "seed: -1"),
-        ({"seed": 0.5}, "seed: 0.5"),
+        ({"seed": -1}, "seed: expected an integer in .0, 4294967295., got -1"),
+        ({"seed": 0.5}, "seed: expected an integer in .*, got 0.5"),
         ({"buckets": ()}, "buckets"),
         ({"buckets": (20, 12)}, "ascending"),
         ({"buckets": (12, 12)}, "ascending"),
-        ({"buckets": (12, 32), "prompt_buckets": (64,)}, "prompt_buckets: .64,.; wanted one for each"),
+        (
+            {"buckets": (12, 32), "prompt_buckets": (64,)},
+            "prompt_buckets: expected one for each of buckets .12, 32., got .64,.",
+        ),
         ({"buckets": (12, 32), "prompt_buckets": (64, 32)}, "prompt_buckets.*ascending"),
-        ({"backend": "tpu"}, "backend: 'tpu'"),
-        ({"comparison": Comparison("student_scratch", "kd")}, "comparison.distilled: no student is called 'kd'"),
-        ({"evaluation": Evaluation(int8=("kd",))}, "evaluation.int8: no model is called 'kd'; wanted any of teacher, "),
+        ({"backend": "tpu"}, "backend: .*'tpu'"),
+        (
+            {"comparison": Comparison("student_scratch", "kd")},
+            "comparison.distilled: expected a student .student_scratch, .*, got 'kd'",
+        ),
+        ({"evaluation": Evaluation(int8=("kd",))}, "evaluation.int8: expected models of teacher, .*, got 'kd'"),
     ],
 )
-def test_fields_of_the_experiment(smoke, change, message):
+def test_an_invalid_field_of_the_experiment_is_refused(smoke, change, message):
     with pytest.raises(KdError, match=message):
         check(dataclasses.replace(smoke, **change))
 
@@ -111,7 +117,7 @@ def test_fields_of_the_experiment(smoke, change, message):
         ("split", "train"),
     ],
 )
-def test_fields_of_the_evaluation(smoke, field, value):
+def test_an_invalid_field_of_the_evaluation_is_refused(smoke, field, value):
     evaluation = dataclasses.replace(smoke.evaluation, **{field: value})
     with pytest.raises(KdError, match=f"evaluation.{field}: "):
         check(dataclasses.replace(smoke, evaluation=evaluation))
@@ -133,7 +139,7 @@ def test_fields_of_the_evaluation(smoke, field, value):
         ("sampling.seed", -1),
     ],
 )
-def test_fields_of_decoding(smoke, field, value):
+def test_an_invalid_field_of_decoding_is_refused(smoke, field, value):
     decoding, (*part, name) = smoke.task.decoding, field.split(".")
     if part:
         decoding = dataclasses.replace(decoding, sampling=dataclasses.replace(decoding.sampling, **{name: value}))
@@ -157,32 +163,35 @@ def test_fields_of_decoding(smoke, field, value):
         ("schedule", "linear"),
     ],
 )
-def test_fields_of_the_optimiser(smoke, field, value):
+def test_an_invalid_field_of_the_optimizer_is_refused(smoke, field, value):
     optimizer = dataclasses.replace(smoke.teacher.training.optimizer, **{field: value})
     training = dataclasses.replace(smoke.teacher.training, optimizer=optimizer)
-    with pytest.raises(KdError, match=f"teacher: optimizer.{field}: "):
+    with pytest.raises(KdError, match=rf"teacher\..*optimizer\.{field}: "):
         check(dataclasses.replace(smoke, teacher=dataclasses.replace(smoke.teacher, training=training)))
 
 
 @pytest.mark.parametrize("field", ["steps", "tokens_per_batch", "microbatches", "eval_every"])
 @pytest.mark.parametrize("value", [0, -3, 2.5, True])
-def test_fields_of_the_training(smoke, field, value):
+def test_an_invalid_field_of_the_training_is_refused(smoke, field, value):
     training = dataclasses.replace(smoke.teacher.training, **{field: value})
-    with pytest.raises(KdError, match=f"teacher: training.{field}: "):
+    with pytest.raises(KdError, match=f"teacher.training.{field}: "):
         check(dataclasses.replace(smoke, teacher=dataclasses.replace(smoke.teacher, training=training)))
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"terms": {"kd": Term(forward_kl, signal=TopK(k=8.5))}}, r"it: terms.kd.signal.k: 8.5"),
-        ({"terms": {"kd": Term("forward_kl", signal=TopK(k=8))}}, r"it: terms.kd.loss: 'forward_kl'"),
-        ({"terms": {"kd": Term(forward_kl)}}, r"it: terms.kd.signal: None"),
-        ({"init": FromTeacher(decoder=(7,))}, r"it: init.decoder: layer 7"),
-        ({"init": FromCheckpoint("no/such/folder")}, r"it: init.folder: 'no/such/folder'"),
+        ({"terms": {"kd": Term(forward_kl, signal=TopK(k=8.5))}}, r"students.it.terms.kd.signal.k: .*8.5"),
+        ({"terms": {"kd": Term("forward_kl", signal=TopK(k=8))}}, r"students.it.terms.kd.loss: .*forward_kl"),
+        (
+            {"terms": {"kd": Term(forward_kl)}},
+            r"students.it.terms.kd.loss: expected a loss .* for no signal, got forward_kl",
+        ),
+        ({"init": FromTeacher(decoder=(7,))}, r"students.it.init.decoder: .*7"),
+        ({"init": FromCheckpoint("no/such/folder")}, r"students.it.init.folder: .*'?no/such/folder"),
     ],
 )
-def test_recipes(smoke, change, message):
+def test_an_invalid_recipe_is_refused(smoke, change, message):
     students = {"it": dataclasses.replace(smoke.students["student_init"], **change)}
     with pytest.raises(KdError, match=message):
         check(dataclasses.replace(smoke, students=students, comparison=None))
@@ -190,50 +199,53 @@ def test_recipes(smoke, change, message):
 
 @pytest.mark.parametrize("change", [{"init": FromTeacher()}, {"terms": {"kd": Term(forward_kl, signal=TopK(k=8))}}])
 def test_a_teacher_has_no_teacher(smoke, change):
-    with pytest.raises(KdError, match="teacher: .*no teacher of its own"):
+    with pytest.raises(KdError, match="teacher.(init: expected Random|terms: expected no signal)"):
         check(dataclasses.replace(smoke, teacher=dataclasses.replace(smoke.teacher, **change)))
 
 
-def all_of(experiment, model, **changes):
-    """The experiment with one architecture for all, students by chance."""
+def with_model(experiment, model, **changes):
+    """Return the experiment with one architecture for teacher and student, with random first parameters."""
     recipe = dataclasses.replace(experiment.teacher, model=model)
     return dataclasses.replace(experiment, teacher=recipe, students={"it": recipe}, comparison=None, **changes)
 
 
-def test_a_family_that_cannot_serve_the_task(smoke):
-    with pytest.raises(KdError, match="teacher: model: encoder_decoder cannot serve generation; wanted decoder_only"):
+def test_a_family_that_cannot_serve_the_task_is_refused(smoke):
+    with pytest.raises(KdError, match="teacher.model: expected decoder_only for generation, got encoder_decoder"):
         check(dataclasses.replace(smoke, task=Generation()))
 
 
-@pytest.mark.parametrize("context, wanted", [(63, "63 positions for rows of 64; wanted at least 64"), (64, "")])
-def test_a_row_has_a_place_for_each_of_its_tokens(smoke, context, wanted):
+@pytest.mark.parametrize("context", [63, 64])
+def test_a_context_shorter_than_the_longest_row_is_refused(smoke, context):
     """A decoder-only row holds prompt and completion, 32 each."""
-    experiment = all_of(smoke, DecoderOnly(2, positions="learned", context=context))
-    if wanted:
-        with pytest.raises(KdError, match=f"teacher: model.context: {wanted}"):
+    experiment = with_model(smoke, DecoderOnly(2, positions="learned", context=context))
+    if context < 64:
+        with pytest.raises(KdError, match="teacher.model.context: expected at least 64, .* got 63"):
             check(experiment)
     else:
         check(experiment)
 
 
-def test_a_task_without_prompts_has_no_pseudo_targets(smoke):
-    experiment = all_of(smoke, DecoderOnly(2), task=Generation())
+def test_pseudo_targets_without_prompts_are_refused(smoke):
+    experiment = with_model(smoke, DecoderOnly(2), task=Generation())
     check(experiment)
     student = dataclasses.replace(experiment.teacher, targets=PseudoTargets())
-    with pytest.raises(KdError, match="it: targets: generation has no prompts"):
+    with pytest.raises(KdError, match="students.it.targets: expected None, since generation has no prompts"):
         check(dataclasses.replace(experiment, students={"it": student}))
 
 
-def test_a_teacher_of_another_family_speaks_from_a_cache_alone(smoke):
+def test_a_teacher_of_another_family_needs_cached_signals(smoke):
     for signal, refused in ((TopK(k=8), False), (Online(), True)):
         terms = smoke.teacher.terms | {"kd": Term(forward_kl, signal=signal)}
         student = dataclasses.replace(smoke.teacher, model=DecoderOnly(2), terms=terms)
         experiment = dataclasses.replace(smoke, students={"it": student}, comparison=None)
         if refused:
-            with pytest.raises(KdError, match="it: model: decoder_only, beside a teacher that is encoder_decoder"):
+            with pytest.raises(
+                KdError,
+                match="students.it.model: expected encoder_decoder, as the teacher in the step, got decoder_only",
+            ):
                 check(experiment)
         else:
             check(experiment)
     student = dataclasses.replace(smoke.teacher, model=DecoderOnly(2), init=FromTeacher())
-    with pytest.raises(KdError, match="it: model: decoder_only, the teacher's is encoder_decoder; init=FromTeacher"):
+    with pytest.raises(KdError, match="students.it.model: .*decoder_only"):
         check(dataclasses.replace(smoke, students={"it": student}, comparison=None))

@@ -65,5 +65,5 @@ def test_a_held_out_text_that_no_machine_takes_is_refused_before_training(config
     monkeypatch.setattr("kd_jax.phases.prepare.MAX_LENGTH", 100)
     assert main(["run", str(config), "--workdir", str(tmp_path / "w"), *SHORT.split()]) == 2
     last = capsys.readouterr().err.strip().split("\n")[-1]
-    assert "test example 'one two three" in last and "wanted at most 100; split or remove it" in last
+    assert "source: test: expected examples of at most 100 tokens" in last and "one two three" in last
     assert not (tmp_path / "w/teacher").exists()

@@ -1,4 +1,4 @@
-"""Both families through every phase: one run of each, with a student for each way of teaching."""
+"""Both families through every phase: one run of each, with a student for each kind of signal and targets."""
 
 import dataclasses
 import functools
@@ -66,8 +66,8 @@ TARGETS = {
 TRAINING = Training(steps=2, tokens_per_batch=512, eval_every=2, optimizer=Optimizer(learning_rate=5e-3, warmup=1))
 
 
-def experiment_of(root, family):
-    """The smoke experiment with 80 pairs, 40 sources alone and one bucket."""
+def build_experiment(root, family):
+    """Return the smoke experiment with 80 pairs, 40 sources without references and one bucket."""
     base = smoke(root, ["--source.labelled", "80", "--buckets", "40", "--evaluation.cached-k", "12"])
     whole, small = MODELS[family]
     long = dataclasses.replace(TRAINING, steps=24, eval_every=24)
@@ -83,8 +83,8 @@ def experiment_of(root, family):
     }
     students = {name: dataclasses.replace(plain, **fields) for name, fields in changes.items()}
     decoding = Decoding(beam=2, length_ratio=0.0, length=40, sampling=Sampling(temperature=0.5, top_p=0.9))
-    measured = dataclasses.replace(base.evaluation, texts=6, batch_size=4, speed_texts=1, bootstrap=10)
-    parts = {"task": Translation(decoding=decoding), "comparison": None, "evaluation": measured}
+    evaluation = dataclasses.replace(base.evaluation, texts=6, batch_size=4, speed_texts=1, bootstrap=10)
+    parts = {"task": Translation(decoding=decoding), "comparison": None, "evaluation": evaluation}
     return dataclasses.replace(base, teacher=teacher, students=students, **parts)
 
 
@@ -95,12 +95,12 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def experiment(root, family, lax_promotion):
-    return experiment_of(root, family)
+    return build_experiment(root, family)
 
 
 @pytest.fixture(scope="module")
 def run(experiment, tmp_path_factory):
-    """A run of all phases."""
+    """A workdir after all phases."""
     check(experiment)
     workdir = run_until_cache(experiment, tmp_path_factory.mktemp("run"))
     for phase in (student, evaluate, report):
@@ -109,8 +109,8 @@ def run(experiment, tmp_path_factory):
     return workdir
 
 
-def test_every_model_is_trained_measured_and_reported(experiment, run):
-    """Drawn texts and those of the beam; of another family than the teacher's too."""
+def test_every_model_is_trained_evaluated_and_reported(experiment, run):
+    """With sampled texts and those of beam search; also a student of another family than the teacher's."""
     figures = json.loads((run.report.path / "report.json").read_text())
     assert list(figures["models"]) == list(experiment.recipes) and list(figures["baselines"]) == ["copy"]
     for name, model in figures["models"].items():
@@ -121,14 +121,17 @@ def test_every_model_is_trained_measured_and_reported(experiment, run):
     assert figures["models"][TEACHER]["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_student_starts_as_its_teachers_layers(experiment, run):
-    first, theirs = initial_params(experiment, run, experiment.students["packed"]), load_trained(experiment, run, TEACHER)[1]
+def test_a_student_starts_with_its_teachers_layers(experiment, run):
+    first, theirs = (
+        initial_params(experiment, run, experiment.students["packed"]),
+        load_trained(experiment, run, TEACHER)[1],
+    )
     chex.assert_trees_all_equal(*jax.device_get(({name: theirs[name] for name in first}, first)))
 
 
 @pytest.mark.parametrize("drafting, least", [(TEACHER, 1.0), ("packed", 0.0)])
 def test_a_model_drafts_for_the_teacher(experiment, run, drafting, least):
-    """Of its own drafts the teacher takes all."""
+    """The teacher accepts all of its own drafts."""
     by_name = {candidate.name: candidate for candidate in load_candidates(experiment, run)}
     split = Split(run.data, "test")
     prompts = [split.read(i).encoded.prompt for i in range(4)]
@@ -141,19 +144,19 @@ def test_a_model_drafts_for_the_teacher(experiment, run, drafting, least):
 
 
 @pytest.mark.parametrize("name", ["inside", "packed", "other", "best", "unlabelled"])
-def test_every_term_is_in_the_log(experiment, run, name):
+def test_the_log_has_every_term(experiment, run, name):
     terms = experiment.students[name].terms
     (row,) = (row for row in metrics_log.read(run.model(name).path / "metrics.jsonl") if "loss" in row)
     assert row.keys() >= terms.keys() and np.isfinite([row[term] for term in terms]).all()
 
 
 def split_with(workdir, folder, targets=""):
-    """The training split there, with its cache of the top k."""
+    """Return the training split of a folder with its top-k cache."""
     return Split(folder, "train", {"topk": Store(workdir.cache(targets, "topk").path, "records")})
 
 
 def test_one_cache_serves_every_layout(experiment, run, family):
-    """Written with one example a row; read packed, and by the other family: each target has its own record."""
+    """It is written with one example per row. It is read packed, and by the other family: each target has a record."""
     split, rows = split_with(run, run.data), {"separate": [[i] for i in range(6)], "packed": [[0, 1], [2, 3, 4], [5]]}
     batches = {
         (name, packing): split.batch(models[0].layout(START), rows[packing], 6, Bucket(120, 120))
@@ -170,17 +173,20 @@ def test_one_cache_serves_every_layout(experiment, run, family):
     step = jax.jit(functools.partial(eval_step, model=model, terms=TOPK))
     separate, packed = ({k: float(x.mean()) for k, x in step(params, batches[family, p]).items()} for p in rows)
     assert packed == pytest.approx(separate, rel=1e-5, abs=1e-6)
-    assert abs(packed["kd"]) < 1e-4  # it says what it said when the cache was written, in float16
+    assert abs(packed["kd"]) < 1e-4  # the teacher agrees with its cache, which is in float16
 
 
-def test_pseudo_targets_end_and_weigh_one_in_the_mean(experiment, run):
-    """Of the sources without references, of those with one, and of both."""
+def test_pseudo_targets_end_with_eos_and_have_mean_weight_one(experiment, run):
+    """For sources without references, with references, and both."""
     labelled, unlabelled = (Split(run.data, split) for split in ("train", "unlabelled"))
     assert (len(labelled), len(unlabelled)) == (80, 40) and unlabelled.lengths[:, 1].max() == 0
     prompts = [split.read(i).encoded.prompt.tolist() for split in (labelled, unlabelled) for i in range(len(split))]
     references = [labelled.read(i).encoded.completion.tolist() for i in range(80)]
     for name, targets in TARGETS.items():
-        split, unended = Split(run.split(targets.name), "train"), run.split(targets.name).outputs()["without_hypothesis"]
+        split, unended = (
+            Split(run.split(targets.name), "train"),
+            run.split(targets.name).outputs()["without_hypothesis"],
+        )
         rows = [split.read(i) for i in range(len(split))]
         assert all(row.encoded.completion[-1] == EOS and row.encoded.counts.sum() for row in rows)
         np.testing.assert_allclose(np.mean([row.weight for row in rows]), 1.0, rtol=1e-5)
@@ -196,7 +202,7 @@ def test_pseudo_targets_end_and_weigh_one_in_the_mean(experiment, run):
 
 
 def answers(run, monkeypatch, capsys, *options):
-    """What `generate` says to three lines, the second empty."""
+    """Return what `generate` answers to three lines, the second empty."""
     text = "one red houses\n\ntwo blue birds and five white lamps\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert main(["generate", "--workdir", str(run.path), "--model", "packed", *options]) == 0
@@ -205,33 +211,35 @@ def answers(run, monkeypatch, capsys, *options):
     return lines
 
 
-def test_generate_draws_by_its_seed_and_searches(run, monkeypatch, capsys):
-    drawn = ["--temperature", "5", "--top-k", "30", "--min-p", "0.001", "--length", "12"]
-    said = [answers(run, monkeypatch, capsys, *drawn, "--seed", seed) for seed in ("3", "3", "4")]
-    assert said[0] == said[1] != said[2]
+def test_generate_samples_by_its_seed_and_runs_beam_search(run, monkeypatch, capsys):
+    sampling = ["--temperature", "5", "--top-k", "30", "--min-p", "0.001", "--length", "12"]
+    first, again, other = (answers(run, monkeypatch, capsys, *sampling, "--seed", seed) for seed in ("3", "3", "4"))
+    assert first == again != other
     answers(run, monkeypatch, capsys, "--beam", "2", "--length", "12")
 
 
-def test_a_prompt_longer_than_the_models_positions_is_refused_by_its_line(run, family, monkeypatch, capsys):
+def test_generate_names_the_line_of_a_prompt_that_is_too_long(run, family, monkeypatch, capsys):
     if family == "encoder_decoder":
         pytest.skip("its positions have no bound")
     text = "one red houses\n" + "seven white clouds and " * 40
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert main(["generate", "--workdir", str(run.path), "--model", "packed"]) == 2
-    said = capsys.readouterr().err.strip()
-    assert "standard input, line 2: " in said and said.endswith("wanted fewer than 256: shorten it")
+    error = capsys.readouterr().err.strip()
+    assert "standard input, line 2: expected fewer than 256 tokens, got " in error and error.count("\n") == 0
 
 
-def test_the_prompt_may_count_too_in_a_decoder_only_model(experiment, run, family, tmp_path):
-    """Every token that exists is a target; an encoder-decoder, whether teacher or student, is refused."""
-    wanted = dataclasses.replace(experiment, task=Translation(counted="all"))
+def test_prompts_count_only_in_decoder_only_models(experiment, run, family, tmp_path):
+    """Every token is a target; an encoder-decoder is refused."""
+    counted = dataclasses.replace(experiment, task=Translation(counted="all"))
     if family == "encoder_decoder":
-        with pytest.raises(KdError, match="teacher: task.counted: all; an encoder-decoder predicts"):
-            check(wanted)
+        with pytest.raises(
+            KdError, match="teacher.task.counted: expected completion, since an encoder-decoder predicts no prompts"
+        ):
+            check(counted)
         return
-    wanted = dataclasses.replace(wanted, students={"packed": experiment.students["packed"]})
-    check(wanted)
+    counted = dataclasses.replace(counted, students={"packed": experiment.students["packed"]})
+    check(counted)
     workdir = linked_run(run, tmp_path)
-    prepare.run(wanted, workdir)
+    prepare.run(counted, workdir)
     batch = Split(workdir.data, "train").batch(MODELS[family][0].layout(START), [[0, 1], [2]], 2, Bucket(80, 80))
     np.testing.assert_array_equal(batch.mask_BT, batch.inputs.decoder.segment_BT > 0)

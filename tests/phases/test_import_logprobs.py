@@ -1,4 +1,4 @@
-"""A teacher that is elsewhere: the same small teacher, its word once through `cache` and once through files."""
+"""An imported teacher: the same small teacher, once through `cache` and once through files."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ RAW = {name: LogprobSource(name, 1.0, "raw") for name in ("vllm", "sglang", "dis
 
 @pytest.fixture(scope="module")
 def experiment(root, lax_promotion):
-    """80 pairs, decoder-only; one student with the top 8 and one without a teacher, neither made of it."""
+    """80 pairs, decoder-only; a student with a top-8 signal and one without, both with random first parameters."""
     base = smoke(root, ["--source.labelled", "80", "--buckets", "40", "--evaluation.cached-k", "12"])
     training = Training(steps=2, tokens_per_batch=512, eval_every=2, optimizer=Optimizer(learning_rate=5e-3, warmup=1))
     long = dataclasses.replace(training, steps=24, eval_every=24)
@@ -47,27 +47,27 @@ def experiment(root, lax_promotion):
     plain = dataclasses.replace(
         teacher, model=DecoderOnly(1, **SIZES), training=training, terms={"ce": Term(cross_entropy)}
     )
-    taught_by = plain.terms | {"kd": Term(forward_kl, signal=TopK(k=K))}
-    students = {"student_scratch": plain, "student_kd": dataclasses.replace(plain, terms=taught_by)}
-    measured = dataclasses.replace(base.evaluation, texts=6, batch_size=4, speed_texts=1, bootstrap=10)
+    terms = plain.terms | {"kd": Term(forward_kl, signal=TopK(k=K))}
+    students = {"student_scratch": plain, "student_kd": dataclasses.replace(plain, terms=terms)}
+    evaluation = dataclasses.replace(base.evaluation, texts=6, batch_size=4, speed_texts=1, bootstrap=10)
     task = Translation(decoding=Decoding(beam=1, length_ratio=0.0, length=20))
-    return dataclasses.replace(base, teacher=teacher, students=students, evaluation=measured, task=task)
+    return dataclasses.replace(base, teacher=teacher, students=students, evaluation=evaluation, task=task)
 
 
 @pytest.fixture(scope="module")
-def there(experiment, tmp_path_factory):
-    """The run where the teacher was trained."""
+def trained_run(experiment, tmp_path_factory):
+    """The workdir where the teacher was trained."""
     return run_until_cache(experiment, tmp_path_factory.mktemp("there") / "run")
 
 
 @pytest.fixture(scope="module")
-def said(experiment, there):
-    """Split -> (ids behind the start token, log-probabilities [S, V]) of every example; row t is about token t + 1."""
-    model, params = load_trained(experiment, there, TEACHER)
+def logprobs(experiment, trained_run):
+    """Split -> (token ids [S], log-probabilities [S, V]) of every example; row t predicts token t + 1."""
+    model, params = load_trained(experiment, trained_run, TEACHER)
     apply = jax.jit(lambda batch: model.head(params).logits(model.apply(params, batch.inputs)))
     splits = {}
     for name in ("train", "validation"):
-        split, splits[name] = Split(there.data, name), []
+        split, splits[name] = Split(trained_run.data, name), []
         batch = split.batch(
             experiment.teacher.model.layout(START), [[i] for i in range(len(split))], len(split), Bucket(80, 80)
         )
@@ -80,7 +80,7 @@ def said(experiment, there):
 
 
 def write(form, folder, sequences, k):
-    """Files of one format; shuffled, since their order means nothing."""
+    """Write sequences in one format, shuffled, since their order has no meaning."""
     folder.mkdir(exist_ok=True)
     sequences = [sequences[i] for i in np.random.default_rng(0).permutation(len(sequences))]
     if form == "distillkit":
@@ -96,13 +96,13 @@ def records(workdir, folder=None):
     return [store[i] for i in range(len(store))]
 
 
-def with_tail(experiment, tail, **evaluation):
-    """The experiment with another tail."""
+def with_tail(experiment, tail, **changes):
+    """Return the experiment with another tail rule."""
     kd = dataclasses.replace(
         experiment.students["student_kd"], terms={"kd": Term(forward_kl, signal=TopK(k=K, tail=tail))}
     )
-    measured = dataclasses.replace(experiment.evaluation, **evaluation)
-    return dataclasses.replace(experiment, students=experiment.students | {"student_kd": kd}, evaluation=measured)
+    evaluation = dataclasses.replace(experiment.evaluation, **changes)
+    return dataclasses.replace(experiment, students=experiment.students | {"student_kd": kd}, evaluation=evaluation)
 
 
 def assert_same_ids(got, want):
@@ -110,10 +110,10 @@ def assert_same_ids(got, want):
 
 
 def assert_same_order(got, want):
-    """The same ids; two whose logits are closer than DistillKit's 12 bits tell apart may have changed places."""
+    """Check ids in order, except for logits that DistillKit's 12 bits cannot separate."""
     logits = np.pad(want["logits"].astype(float), ((0, 0), (1, 0)), constant_values=np.inf)
     apart = np.diff(-logits) > 0.01
-    clear = (apart[:, :-1] & apart[:, 1:])[:, :K]  # Of the last rank it is not known what comes behind it.
+    clear = (apart[:, :-1] & apart[:, 1:])[:, :K]  # the last rank has no successor
     ranks = clear.shape[1]
     assert clear.mean() > 0.7
     np.testing.assert_array_equal(got["ids"][:, :ranks][clear], want["ids"][:, :ranks][clear])
@@ -122,16 +122,16 @@ def assert_same_order(got, want):
 @pytest.mark.parametrize(
     "form, tail", [*((f, "bucket") for f in ("vllm", "flat", "sglang", "distillkit")), ("maxtext", "")]
 )
-def test_a_teachers_word_is_the_same_through_its_files(experiment, there, said, tmp_path, form, tail):
-    """Ids, logits and, where it is known, the rest of every target, and a student that is trained from them."""
-    wanted = experiment if tail else with_tail(experiment, "renormalise", cached_k=0)
-    run, source = linked_run(there, tmp_path / "run", "data"), RAW["vllm" if form == "flat" else form]
-    sequences = said["train"] + (said["validation"] if tail else [])
-    import_logprobs.run(wanted, run, [write(form, tmp_path / "files", sequences, 16)], source)
+def test_imported_records_equal_those_of_the_cache(experiment, trained_run, logprobs, tmp_path, form, tail):
+    """Ids, logits and, if known, the rest of every target; a student trains from them."""
+    changed = experiment if tail else with_tail(experiment, "renormalise", cached_k=0)
+    run, source = linked_run(trained_run, tmp_path / "run", "data"), RAW["vllm" if form == "flat" else form]
+    sequences = logprobs["train"] + (logprobs["validation"] if tail else [])
+    import_logprobs.run(changed, run, [write(form, tmp_path / "files", sequences, 16)], source)
     # Residuals in 4 bits, for DistillKit's last ranks; float16 for the others.
     close = {"atol": 0.02 if form == "distillkit" else 4e-3}
     assert_order = assert_same_order if form == "distillkit" else assert_same_ids
-    for got, want in zip(records(run), records(there), strict=True):
+    for got, want in zip(records(run), records(trained_run), strict=True):
         np.testing.assert_array_equal(got["digest"], want["digest"])
         assert_order(got, want)
         np.testing.assert_allclose(got["logits"].astype(float), want["logits"].astype(float), **close)
@@ -139,36 +139,40 @@ def test_a_teachers_word_is_the_same_through_its_files(experiment, there, said, 
         if tail:
             np.testing.assert_allclose(got["rest_t1"], want["rest_t1"], **close)
     if tail:
-        for got, want in zip(records(run, run.validation_cache), records(there, there.validation_cache), strict=True):
+        for got, want in zip(
+            records(run, run.validation_cache), records(trained_run, trained_run.validation_cache), strict=True
+        ):
             assert_order(got, want)
-    student.run(wanted, run, only="student_kd")
-    made = run.cache("", "topk").manifest()
-    assert made["inputs"]["imported.format"] == source.format and made["inputs"]["imported.mode"] == "raw"
-    assert made["outputs"]["tail"] == ("by subtraction" if tail else "unknown")
+    student.run(changed, run, only="student_kd")
+    manifest = run.cache("", "topk").manifest()
+    assert manifest["inputs"]["imported.format"] == source.format and manifest["inputs"]["imported.mode"] == "raw"
+    assert manifest["outputs"]["tail"] == ("by subtraction" if tail else "unknown")
 
 
-def test_a_decoders_ids_alone_are_found_by_the_completion(experiment, there, said, tmp_path):
-    """As where an encoder read the prompt: the start token, the completion, and what was said of that."""
-    run, split = linked_run(there, tmp_path / "run", "data"), Split(there.data, "train")
+def test_records_of_completions_alone_are_matched(experiment, trained_run, logprobs, tmp_path):
+    """As from an encoder-decoder: the start token and the completion."""
+    run, split = linked_run(trained_run, tmp_path / "run", "data"), Split(trained_run.data, "train")
     after = [len(split.read(i).encoded.prompt) for i in range(len(split))]
-    decoded = [([START, *tokens[1 + p :]], logp[p:]) for p, (tokens, logp) in zip(after, said["train"], strict=True)]
+    decoded = [
+        ([START, *tokens[1 + p :]], logp[p:]) for p, (tokens, logp) in zip(after, logprobs["train"], strict=True)
+    ]
     source = dataclasses.replace(RAW["sglang"], sequence="completion")
-    wanted = with_tail(experiment, "bucket", cached_k=0)
-    import_logprobs.run(wanted, run, [write("sglang", tmp_path, decoded, 16)], source)
-    for got, want in zip(records(run), records(there), strict=True):
+    changed = with_tail(experiment, "bucket", cached_k=0)
+    import_logprobs.run(changed, run, [write("sglang", tmp_path, decoded, 16)], source)
+    for got, want in zip(records(run), records(trained_run), strict=True):
         np.testing.assert_array_equal(got["ids"], want["ids"])
         np.testing.assert_allclose(got["rest_t1"], want["rest_t1"], atol=4e-3)
 
 
 @pytest.fixture(scope="module")
-def imported(experiment, there, said, tmp_path_factory):
-    """A run through the command line, with the teacher's word from a vLLM server, and the file."""
+def imported(experiment, trained_run, logprobs, tmp_path_factory):
+    """(workdir, file) of an import of a vLLM server's responses on the command line."""
     folder = tmp_path_factory.mktemp("here")
-    run = linked_run(there, folder / "run", "data")
+    run = linked_run(trained_run, folder / "run", "data")
     write_experiment(run, experiment)
-    file = write("vllm", folder, said["train"] + said["validation"], 16)
-    stated = ["--format", "vllm", "--temperature", "1", "--mode", "raw"]
-    assert main(["import-logprobs", str(file), "--workdir", str(run.path), *stated]) == 0
+    file = write("vllm", folder, logprobs["train"] + logprobs["validation"], 16)
+    options = ["--format", "vllm", "--temperature", "1", "--mode", "raw"]
+    assert main(["import-logprobs", str(file), "--workdir", str(run.path), *options]) == 0
     return run, file
 
 
@@ -176,29 +180,29 @@ def test_all_later_phases_run_without_the_teacher(experiment, imported, capsys):
     run, file = imported
     for phase in (teacher, cache, student, evaluate, report):
         phase.run(experiment, run)
-    said = capsys.readouterr()
-    assert "teacher: elsewhere" in said.err and "cache: the teacher is elsewhere" in said.err
-    assert "The teacher was imported as log-probabilities" in " ".join(said.out.split())
+    captured = capsys.readouterr()
+    assert "teacher: imported by `import-logprobs`" in captured.err and "cache: imported by" in captured.err
+    assert "The teacher was imported as log-probabilities" in " ".join(captured.out.split())
     figures = json.loads((run.report.path / "report.json").read_text())
     assert list(figures["models"]) == ["student_scratch", "student_kd"] and "import-logprobs" in figures["wall_seconds"]
     for model in figures["models"].values():
         assert model["kl_to_teacher"] is None and model["cross_entropy"] > 0 and model["offline"]["kl_to_teacher"] > 0
-    stated = ["--format", "vllm", "--temperature", "1", "--mode", "raw"]
-    assert main(["import-logprobs", str(file), "--workdir", str(run.path), *stated]) == 0
+    options = ["--format", "vllm", "--temperature", "1", "--mode", "raw"]
+    assert main(["import-logprobs", str(file), "--workdir", str(run.path), *options]) == 0
     assert "already done" in capsys.readouterr().err
     for command in (["generate"], ["export", "--format", "jax", "--to", str(run.path / "exported")]):
         assert main([*command, "--workdir", str(run.path), "--model", "teacher"]) == 2
         assert "the teacher is elsewhere" in capsys.readouterr().err
 
 
-def test_an_ablation_without_its_teacher_is_refused_before_it_trains(experiment, imported, tmp_path):
+def test_an_ablation_with_an_imported_teacher_is_refused(experiment, imported, tmp_path):
     (tmp_path / "seed7").symlink_to(imported[0].path)
     with pytest.raises(KdError, match="seed 7: expected a teacher to compare with"):
         ablate.run(experiment, Workdir(tmp_path), (3, 7), experiment.task.metrics, force=False)
     assert [path.name for path in tmp_path.iterdir()] == ["seed7"]
 
 
-def test_a_damaged_shard_is_made_anew(experiment, imported, capsys):
+def test_a_damaged_shard_is_written_again(experiment, imported, capsys):
     run, file = imported
     path = shard_path(run.cache("", "topk").path, "records", 0)
     whole = path.read_bytes()
@@ -207,9 +211,9 @@ def test_a_damaged_shard_is_made_anew(experiment, imported, capsys):
     assert "damaged files, to be written again" in capsys.readouterr().err and path.read_bytes() == whole
 
 
-def test_what_is_missing_is_counted_refused_or_teaches_nothing(experiment, there, said, tmp_path, capsys):
-    run = linked_run(there, tmp_path / "run", "data")
-    file = write("vllm", tmp_path, said["train"][1:] + said["validation"], 16)
+def test_missing_records_are_refused_or_have_no_effect(experiment, trained_run, logprobs, tmp_path, capsys):
+    run = linked_run(trained_run, tmp_path / "run", "data")
+    file = write("vllm", tmp_path, logprobs["train"][1:] + logprobs["validation"], 16)
     with pytest.raises(
         KdError, match=r"train: expected .* all \d+ targets, got \d+ .* are missing, first of example 0.*--missing"
     ):
@@ -219,27 +223,30 @@ def test_what_is_missing_is_counted_refused_or_teaches_nothing(experiment, there
     first, second, *_ = records(run)
     assert np.isneginf(first["logits"]).all() and (first["rest_t1"] == 0).all() and np.isfinite(second["logits"]).all()
     with pytest.raises(KdError, match="evaluation.cached_k: expected all .* targets of the validation split"):
-        import_logprobs.run(experiment, run, [write("vllm", tmp_path, said["train"], 16)], RAW["vllm"], force=True)
+        import_logprobs.run(experiment, run, [write("vllm", tmp_path, logprobs["train"], 16)], RAW["vllm"], force=True)
 
 
-def test_a_rest_that_is_unknown_is_refused_by_what_needs_it(experiment, there, said, tmp_path):
-    run = linked_run(there, tmp_path / "run", "data")
-    file = write("maxtext", tmp_path, said["train"], 16)
+def test_an_unknown_rest_is_refused_if_a_term_needs_it(experiment, trained_run, logprobs, tmp_path):
+    run = linked_run(trained_run, tmp_path / "run", "data")
+    file = write("maxtext", tmp_path, logprobs["train"], 16)
     with pytest.raises(
         KdError,
         match="record 1: expected .*students.student_kd.terms.kd.signal.*got logits without log Z of 16 of 60 tokens",
     ):
         import_logprobs.run(with_tail(experiment, "bucket", cached_k=0), run, [file], RAW["maxtext"])
-    whole = write("maxtext", tmp_path, said["train"], V)
+    whole = write("maxtext", tmp_path, logprobs["train"], V)
     import_logprobs.run(with_tail(experiment, "bucket", cached_k=0), run, [whole], RAW["maxtext"], force=True)
-    for got, want in zip(records(run), records(there), strict=True):
+    for got, want in zip(records(run), records(trained_run), strict=True):
         np.testing.assert_allclose(got["rest_t1"], want["rest_t1"], atol=1e-4)
     assert run.cache("", "topk").outputs()["tail"] == "exact"
 
 
-def test_what_an_import_cannot_serve_is_refused_before_it_reads(experiment, there, said, tmp_path):
-    run = linked_run(there, tmp_path / "run", "data")
-    file, kd = write("sglang", tmp_path, said["train"] + said["validation"], 4), experiment.students["student_kd"]
+def test_an_import_that_does_not_serve_the_students_is_refused(experiment, trained_run, logprobs, tmp_path):
+    run = linked_run(trained_run, tmp_path / "run", "data")
+    file, kd = (
+        write("sglang", tmp_path, logprobs["train"] + logprobs["validation"], 4),
+        experiment.students["student_kd"],
+    )
     online = {"kd": Term(forward_kl, signal=Online())}
     for changes, reason in (
         ({"init": FromTeacher()}, "students.it.init: expected a start without the teacher's parameters"),
@@ -257,26 +264,26 @@ def test_what_an_import_cannot_serve_is_refused_before_it_reads(experiment, ther
         )
     with pytest.raises(KdError, match="expected files of `import-logprobs`, got files of `teacher`"):
         import_logprobs.run(
-            experiment, linked_run(there, tmp_path / "other", "data", TEACHER), [file], RAW["sglang"], True
+            experiment, linked_run(trained_run, tmp_path / "other", "data", TEACHER), [file], RAW["sglang"], True
         )
-    assert there.model(TEACHER).finished()
+    assert trained_run.model(TEACHER).finished()
 
 
 @pytest.mark.parametrize(
     "words, reason",
     [
-        ("--format vllm --mode raw", "--temperature: missing, and the files do not say it"),
+        ("--format vllm --mode raw", "kd-jax import-logprobs: missing --temperature T"),
         ("--format vllm --mode raw --temperature 0.7", "--temperature: expected 1 for raw log-probabilities, got 0.7"),
-        ("--format megatron --mode raw --temperature 1", "--format: expected one of vllm"),
+        ("--format megatron --mode raw --temperature 1", "invalid choice 'megatron' for argument '--format'"),
         (
             "--format vllm --mode raw --temperature 1 --sum-error 2",
             "--sum-error: expected a number from 0 to 1, got 2.0",
         ),
-        ("--format vllm --mode raw --temperature 1 --seed 3", "import-logprobs: unknown option --seed"),
+        ("--format vllm --mode raw --temperature 1 --seed 3", "--seed: an option of generate, not of import-logprobs"),
     ],
 )
-def test_a_bad_line_is_answered_in_one(experiment, there, tmp_path, capsys, words, reason):
-    run = linked_run(there, tmp_path / "run", "data")
+def test_invalid_options_are_one_line(experiment, trained_run, tmp_path, capsys, words, reason):
+    run = linked_run(trained_run, tmp_path / "run", "data")
     write_experiment(run, experiment)
     file = tmp_path / "file"
     file.write_text("{}")

@@ -1,4 +1,4 @@
-"""`kd_jax new`: every config that it writes can be run as it stands, and nothing is written over."""
+"""`kd-jax new`: every config that it writes runs as it stands, and no file is overwritten."""
 
 import json
 import shutil
@@ -13,17 +13,17 @@ from kd_jax.errors import KdError
 from kd_jax.phases import new
 from kd_jax.sources import toy
 
-VALID = [(name, family) for name, start in new.STARTS.items() for family in start.task.families]
+VALID = [(name, family) for name, task in new.TASKS.items() for family in task.families]
 
 
 @pytest.mark.parametrize("task, family", VALID)
-def test_every_config_is_python_that_resolves(task, family, tmp_path, root, capsys):
+def test_every_config_resolves_and_is_formatted(task, family, tmp_path, root, capsys):
     path = tmp_path / "mine.py"
     assert main(["new", str(path), "--task", task, "--family", family, "--train", "texts.jsonl"]) == 0
-    assert "texts.jsonl is not there yet" in capsys.readouterr().err
+    assert "texts.jsonl does not exist yet" in capsys.readouterr().err
     experiment = apply_overrides(str(path), [])
     assert experiment.name == "mine" and experiment.source.train == ("texts.jsonl",)
-    assert experiment.task.name == task and experiment.task.fields() == new.STARTS[task].task.fields()
+    assert experiment.task.name == task and experiment.task.fields() == new.TASKS[task].fields()
     assert {recipe.model.family for recipe in experiment.recipes.values()} == {family}
     assert experiment.students["student_kd"].terms["kd"].signal.k == 32
     # The path of a temporary folder is long; the rules are this project's.
@@ -34,7 +34,7 @@ def test_every_config_is_python_that_resolves(task, family, tmp_path, root, caps
         subprocess.run([sys.executable, "-m", "ruff", *words, str(path)], check=True, cwd=tmp_path)
 
 
-def test_all_valid_pairs_are_offered():
+def test_all_valid_pairs_are_tested():
     assert len(VALID) == 7 and ("generation", "encoder_decoder") not in VALID
 
 
@@ -46,7 +46,7 @@ SMALL = {"model.d-model": 16, "model.heads": 2, "model.d-ff": 32, "training.step
 
 
 def tiny(path):
-    """Overrides that leave of a config what two steps need."""
+    """Return overrides for two steps of small models."""
     words = TINY.split()
     for name in apply_overrides(path, []).recipes:
         recipe = name if name == "teacher" else f"students.{name}"
@@ -63,7 +63,7 @@ def tiny(path):
 )
 def test_it_runs_on_two_hundred_lines(task, family, texts_of, changes, tmp_path, monkeypatch, lax_promotion):
     monkeypatch.chdir(tmp_path)
-    fields = new.STARTS[task].task.fields()
+    fields = new.TASKS[task].fields()
     lines = (json.dumps(dict(zip(fields, row, strict=True))) + "\n" for row in texts_of(200, 0))
     (tmp_path / "texts.jsonl").write_text("".join(lines))
     assert main(["new", "mine.py", "--task", task, "--family", family, "--train", "texts.jsonl"]) == 0
@@ -83,7 +83,7 @@ def test_it_runs_on_two_hundred_lines(task, family, texts_of, changes, tmp_path,
         ({"highlights": "s", "score": 0.5, "document": "d"}, ("document", "highlights")),
     ],
 )
-def test_the_files_own_field_names_are_taken(row, fields, tmp_path):
+def test_the_config_has_the_field_names_of_the_file(row, fields, tmp_path):
     (tmp_path / "train.jsonl").write_text("\ufeff" + json.dumps(row) + "\n", encoding="utf-8")
     arguments = str(tmp_path / "mine.py"), "summarization", "decoder_only", str(tmp_path / "train.jsonl")
     new.run(*arguments)
@@ -93,28 +93,28 @@ def test_the_files_own_field_names_are_taken(row, fields, tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"id": "1", "title": "t", "body": "b"}', "has the fields id, title, body, the task wants"),
-        ('{"document": "d"}', "has the fields document, the task wants"),
-        ("not json", "line 1: not JSON"),
-        ("[1]", "line 1: wanted an object"),
+        ('{"id": "1", "title": "t", "body": "b"}', 'expected "document" and "summary", got id, title, body'),
+        ('{"document": "d"}', 'expected "document" and "summary", got document'),
+        ("not json", "line 1: expected a JSON object, got invalid JSON"),
+        ("[1]", 'line 1: expected an object with "document" and "summary", got list'),
     ],
 )
-def test_fields_that_cannot_be_told_are_refused(line, message, tmp_path, capsys):
+def test_ambiguous_field_names_are_refused(line, message, tmp_path, capsys):
     (tmp_path / "train.jsonl").write_text(line + "\n")
     words = ["new", str(tmp_path / "mine.py"), "--task", "summarization", "--family", "decoder_only"]
     assert main([*words, "--train", str(tmp_path / "train.jsonl")]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1 and not (tmp_path / "mine.py").exists()
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "mine.py").exists()
 
 
-def test_odd_names_stay_text(tmp_path):
+def test_odd_names_are_quoted(tmp_path):
     row = {'a "quoted" \\ name': "d", "été\n": "s"}
     (tmp_path / 'odd"\\.jsonl').write_text(json.dumps(row))
     new.run(str(tmp_path / "mine.py"), "summarization", "decoder_only", str(tmp_path / 'odd"\\.jsonl'))
     assert apply_overrides(str(tmp_path / "mine.py"), []).task.fields() == tuple(row)
 
 
-def test_one_text_a_line_is_no_json(tmp_path):
+def test_a_plain_text_file_keeps_the_tasks_field(tmp_path):
     (tmp_path / "texts.txt").write_text("once upon a time\n")
     new.run(str(tmp_path / "mine.py"), "generation", "decoder_only", str(tmp_path / "texts.txt"))
     assert apply_overrides(str(tmp_path / "mine.py"), []).task.fields() == ("text",)
@@ -123,25 +123,28 @@ def test_one_text_a_line_is_no_json(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "--task missing: wanted one of translation, summarization, instructions, generation"),
-        (["--task", "chat"], "--task chat: wanted one of"),
-        (["--task", "translation"], "--family missing: translation is served by encoder_decoder or decoder_only"),
-        (["--task", "generation", "--family", "encoder_decoder"], "generation is served by decoder_only"),
-        (["--tsk", "generation"], "new: unknown option --tsk; wanted --task, --family, --train"),
+        ([], "missing --task {translation,summarization,instructions,generation}, --family"),
+        (["--task", "chat"], "invalid choice 'chat' for argument '--task'"),
+        (["--task", "translation"], "missing --family {encoder_decoder,decoder_only}"),
+        (
+            ["--task", "generation", "--family", "encoder_decoder"],
+            "--family: expected decoder_only for generation, got encoder_decoder",
+        ),
+        (["--tsk", "generation"], "new: unknown option --tsk. Did you mean --task?"),
     ],
 )
-def test_bad_words_are_one_line(words, message, tmp_path, capsys):
+def test_invalid_options_are_one_line(words, message, tmp_path, capsys):
     assert main(["new", str(tmp_path / "mine.py"), *words]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1 and not (tmp_path / "mine.py").exists()
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "mine.py").exists()
 
 
-def test_nothing_is_written_over(tmp_path):
+def test_no_file_is_overwritten(tmp_path):
     (tmp_path / "mine.py").write_text("mine")
-    with pytest.raises(KdError, match="mine.py: File exists; take another name"):
+    with pytest.raises(KdError, match="mine.py: File exists. Choose another name"):
         new.run(str(tmp_path / "mine.py"), "generation", "decoder_only", "train.jsonl")
     with pytest.raises(KdError, match="mine.py/other.py"):
         new.run(str(tmp_path / "mine.py" / "other.py"), "generation", "decoder_only", "train.jsonl")
-    with pytest.raises(KdError, match="wanted the name of a Python file"):
+    with pytest.raises(KdError, match="expected the name of a Python file"):
         new.run(str(tmp_path / "mine.txt"), "generation", "decoder_only", "train.jsonl")
     assert (tmp_path / "mine.py").read_text() == "mine"

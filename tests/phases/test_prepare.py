@@ -1,4 +1,4 @@
-"""What is refused as soon as the text is read; the same files from any number of processes; memory."""
+"""Early refusals, equal files from any number of processes, resuming, memory."""
 
 import dataclasses
 import os
@@ -21,27 +21,29 @@ from kd_jax.phases import prepare
 from tests.helpers.runs import file_digests, smoke, write_corpus
 
 
-def test_a_held_out_example_longer_than_a_models_context(root, tmp_path):
+def test_a_held_out_example_longer_than_a_models_context_is_refused(root, tmp_path):
     """Held-out examples are taken whole, whatever the buckets."""
     experiment = smoke(root, ["--buckets", "8"])
     model = DecoderOnly(2, positions="learned", context=16)
     experiment = dataclasses.replace(experiment, students={"it": dataclasses.replace(experiment.teacher, model=model)})
-    with pytest.raises(KdError, match="it: source: validation example '.*'... has [0-9]+ tokens.*wanted at most 16"):
+    with pytest.raises(
+        KdError, match="source: validation: expected examples of at most 16 tokens for it, got [0-9]+ in "
+    ):
         prepare.run(experiment, Workdir(tmp_path))
     assert not Workdir(tmp_path).data.finished()
 
 
 @pytest.mark.parametrize("of", ["unlabelled", "both"])
-def test_targets_of_unlabelled_text_that_the_source_lacks(root, tmp_path, of):
+def test_pseudo_targets_of_a_split_that_the_source_lacks_are_refused(root, tmp_path, of):
     experiment = smoke(root, [])
     student = dataclasses.replace(experiment.students["student_kd"], targets=PseudoTargets(of=of))
-    with pytest.raises(KdError, match="it: targets.of: expected a source with a split unlabelled"):
+    with pytest.raises(KdError, match="students.it.targets.of: expected a source with a split unlabelled"):
         prepare.run(dataclasses.replace(experiment, students={"it": student}), Workdir(tmp_path))
 
 
 @pytest.fixture(params=["translation", "generation"])
 def large(request, root, tmp_path, monkeypatch):
-    """An experiment on three shards; of generation's long texts each is cut, so that shards differ in size."""
+    """An experiment on three shards; generation cuts each long text, so that shards differ in size."""
     monkeypatch.setattr(encode, "MIN_SHARD_EXAMPLES", 200)
     source = write_corpus(tmp_path / "train.jsonl", 600)
     tokenizer = SentencePiece(100, sample=5000)
@@ -52,7 +54,7 @@ def large(request, root, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("who", ["processes", "beam"])
-def test_many_workers_write_the_bytes_of_one(large, tmp_path, who):
+def test_many_workers_write_the_same_bytes_as_one(large, tmp_path, who):
     if who == "beam":
         pytest.importorskip("apache_beam")
     several = Processes(2) if who == "processes" else BeamRunner("DirectRunner", "", tmp_path / "many/data/beam")
@@ -84,21 +86,21 @@ def test_every_example_is_found_by_its_number(large, tmp_path):
         assert tokenizer.decode(written[:-1].tolist()) == text["en" if large.task.name == "generation" else "fr"]
 
 
-def test_a_stopped_prepare_goes_on_with_the_shards_that_are_whole(large, tmp_path, monkeypatch):
+def test_a_stopped_prepare_keeps_complete_shards(large, tmp_path, monkeypatch):
     whole, stopped = (Workdir(tmp_path / name) for name in ("whole", "stopped"))
     prepare.run(large, whole)
-    encode_shard, made = encode.encode_shard, []
+    encode_shard, encoded = encode.encode_shard, []
 
     def stopping(job, shard):
-        if len(made) == 2:
+        if len(encoded) == 2:
             raise KeyboardInterrupt
-        made.append(shard[:2])
+        encoded.append(shard[:2])
         return encode_shard(job, shard)
 
     monkeypatch.setattr(encode, "encode_shard", stopping)
     with pytest.raises(KeyboardInterrupt):
         prepare.run(large, stopped)
-    assert made == [("train", 0), ("train", 1)] and not stopped.data.finished()
+    assert encoded == [("train", 0), ("train", 1)] and not stopped.data.finished()
     times = {path: path.stat().st_mtime_ns for path in stopped.data.path.glob("*.arrayrecord")}
     (stopped.data.path / "train-00002.arrayrecord.1.part").write_bytes(b"half")
     monkeypatch.setattr(encode, "encode_shard", encode_shard)
@@ -121,7 +123,7 @@ prepare.run(experiment, Workdir(pathlib.Path(sys.argv[2])))
 
 
 def test_memory_does_not_grow_with_the_corpus(root, tmp_path, monkeypatch):
-    """A few bytes an example: of 80,000 more, whose texts alone are 6 MB and as objects 60 MB, 12 MiB at most."""
+    """80,000 more examples, whose texts are 6 MB (60 MB as objects), add at most 12 MiB."""
     monkeypatch.chdir(root)
     largest = {}
     for count in (20_000, 100_000):

@@ -1,4 +1,4 @@
-"""The table of what students keep of their teacher, and the students that are made so."""
+"""The table of what students keep of their teacher, and students made as it says."""
 
 import dataclasses
 import json
@@ -32,13 +32,13 @@ def workdir(base, tmp_path_factory):
 
 
 def with_students(base, **students):
-    """The experiment with these (fields of the teacher's model, init)."""
+    """Return the experiment with students name=(fields of the teacher's model, init)."""
     recipe = base.students["student_kd"]
-    made = {
+    recipes = {
         name: dataclasses.replace(recipe, model=dataclasses.replace(base.teacher.model, **fields), init=init)
         for name, (fields, init) in students.items()
     }
-    return dataclasses.replace(base, students=made, comparison=None)
+    return dataclasses.replace(base, students=recipes, comparison=None)
 
 
 NARROW = {"d_model": 20, "head_dim": 16, "d_ff": 40}
@@ -49,7 +49,7 @@ def rows_of(experiment, workdir):
     return json.loads((workdir.shrink.path / "shrink.json").read_text())
 
 
-def test_the_whole_teacher_is_the_teacher_and_a_part_is_not(base, workdir, capsys):
+def test_a_whole_teacher_has_no_distance_and_a_part_has(base, workdir, capsys):
     students = {"whole": ({}, FromTeacher()), "narrow": (NARROW, FromTeacher(sample=30))}
     students |= {"chance": ({}, Random()), "same": (NARROW, FromTeacher(sample=30))}
     teacher, whole, *narrow = rows_of(with_students(base, **students), workdir)
@@ -63,11 +63,11 @@ def test_the_whole_teacher_is_the_teacher_and_a_part_is_not(base, workdir, capsy
     for row in narrow:
         assert row["students"] == ["narrow", "same"] and row["kl_to_teacher"] > 0.001
         assert row["parameters"] < whole["parameters"]
-    said = capsys.readouterr().out
-    assert "narrow *" in said and "narrow stands for same too" in said and "chance" not in said.split("Before")[0]
+    out = capsys.readouterr().out
+    assert "narrow *" in out and "narrow stands for same too" in out and "chance" not in out.split("Before")[0]
 
 
-def test_the_same_bits_again_and_the_manifest_says_what_they_are_of(base, workdir):
+def test_a_second_run_gives_the_same_rows_and_the_manifest_names_its_inputs(base, workdir):
     experiment = with_students(base, narrow=(NARROW, FromTeacher(sample=30)))
     assert rows_of(experiment, workdir) == rows_of(experiment, workdir)
     inputs = workdir.shrink.inputs()
@@ -78,27 +78,27 @@ def test_the_same_bits_again_and_the_manifest_says_what_they_are_of(base, workdi
     assert workdir.model("narrow").inputs()["students.narrow.init.width"] == "importance"
 
 
-def titles(experiment):
+def choice_rows(experiment):
     return [(one.layers, one.init.encoder, one.init.decoder, one.configured) for one in choices(experiment)]
 
 
-def test_layers_that_are_the_same_are_measured_once(base):
-    assert titles(with_students(base, it=({"decoder_layers": 1}, FromTeacher()))) == [
+def test_equal_layer_choices_are_measured_once(base):
+    assert choice_rows(with_students(base, it=({"decoder_layers": 1}, FromTeacher()))) == [
         ("spaced, first", (0, 1), (0,), True),
         ("last", (0, 1), (1,), False),
     ]
-    assert titles(with_students(base, it=({"decoder_layers": 1}, FromTeacher(decoder=(1,))))) == [
+    assert choice_rows(with_students(base, it=({"decoder_layers": 1}, FromTeacher(decoder=(1,))))) == [
         ("listed, last", (0, 1), (1,), True),
         ("spaced, first", (0, 1), (0,), False),
     ]
     deeper = {"decoder_layers": 3}
-    assert titles(with_students(base, it=(deeper, FromTeacher(decoder=(0, 1, 1))))) == [
+    assert choice_rows(with_students(base, it=(deeper, FromTeacher(decoder=(0, 1, 1))))) == [
         ("listed", (0, 1), (0, 1, 1), True)
     ]
 
 
-def test_a_student_that_another_is_compared_with_is_measured_once(base):
-    """The first of everything is a control of both: one of them stands for it."""
+def test_a_control_that_is_also_a_student_is_measured_once(base):
+    """'first' is a control of both students: it appears once."""
     students = {width: (NARROW, FromTeacher(width=width)) for width in ("importance", "random")}
     ways = [(*one.students, one.init.width, one.configured) for one in choices(with_students(base, **students))]
     assert ways == [
@@ -108,8 +108,8 @@ def test_a_student_that_another_is_compared_with_is_measured_once(base):
     ]
 
 
-def test_what_it_cannot_compare_is_refused(base, workdir, tmp_path):
-    with pytest.raises(KdError, match="students: none has init=FromTeacher"):
+def test_no_student_of_the_teacher_or_no_teacher_is_refused(base, workdir, tmp_path):
+    with pytest.raises(KdError, match="students: expected one with init=FromTeacher"):
         shrink.run(with_students(base, it=({}, Random())), workdir)
     before = sorted(path.name for path in workdir.shrink.path.iterdir()) if workdir.shrink.path.exists() else []
     other = dataclasses.replace(workdir, path=tmp_path)

@@ -1,4 +1,4 @@
-"""Teachers as translators and summarisers are published, from their folders to their texts: those of transformers."""
+"""Published translators and summarizers as teachers: they generate what transformers generates."""
 
 import dataclasses
 import io
@@ -26,7 +26,7 @@ from tests.helpers.translators import write_bart, write_m2m100, write_marian, wr
 
 hf = pytest.importorskip("transformers")
 
-CASES = {  # (how the folder is made, our settings, transformers', what generate is told besides)
+CASES = {  # (writer of the folder, our settings, transformers', language for its `generate`)
     "marian": (write_marian, {}, {}, None),
     "m2m100": (write_m2m100, {"target": "__fr__"}, {"src_lang": "en"}, "__fr__"),
     "nllb": (write_nllb, {"source": "deu_Latn", "target": "fra_Latn"}, {"src_lang": "deu_Latn"}, "fra_Latn"),
@@ -39,7 +39,7 @@ STEPS += ["--students.student_kd.training.optimizer.warmup", "2", "--buckets", "
 
 @pytest.fixture(scope="module", params=CASES)
 def run(request, root, tmp_path_factory, lax_promotion):
-    """(name, folder, experiment, workdir) of a run up to a student of the teacher's own targets."""
+    """(name, folder, experiment, workdir) after the training of a student of pseudo-targets."""
     make, options, _, _ = CASES[request.param]
     path = tmp_path_factory.mktemp("run")
     folder = make(path)
@@ -81,8 +81,8 @@ def prompts_of(workdir):
     return [example["en"] for example in manifest.read_lines(workdir.data.file("validation.jsonl"))[:6]]
 
 
-def written_by_transformers(folder, prompts, options, language):
-    """Token ids that its `generate` adds, as the folder says, and their text."""
+def generate_with_transformers(folder, prompts, options, language):
+    """Return the token ids that its `generate` adds, and their texts."""
     tokenizer = hf.AutoTokenizer.from_pretrained(folder, **options)
     network = hf.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     first = {"forced_bos_token_id": tokenizer.convert_tokens_to_ids(language)} if language else {}
@@ -92,16 +92,16 @@ def written_by_transformers(folder, prompts, options, language):
     return ids_BT[:, 1:].tolist(), tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
 
 
-def generated(experiment, workdir, model, prompts, monkeypatch, capsys):
-    """What the command `generate` writes."""
+def run_generate(experiment, workdir, model, prompts, monkeypatch, capsys):
+    """Return the lines that the command `generate` writes."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(prompts).encode())))
     capsys.readouterr()
     generate.run(experiment, workdir, model)
     return [line.strip() for line in capsys.readouterr().out.splitlines()]
 
 
-def written_here(experiment, workdir, tokenizer, encoded):
-    """Token ids that the teacher writes greedily."""
+def greedy_ids(experiment, workdir, tokenizer, encoded):
+    """Return the token ids that the teacher generates greedily."""
     architecture = experiment.teacher.model
     model = architecture.build(tokenizer.vocab_size)
     params = checkpoint.load_params(workdir.model("teacher"), model.init)
@@ -115,33 +115,33 @@ def up_to_end(ids_T, eos):
     return ids_T[: ids_T.index(eos)] if eos in ids_T else ids_T
 
 
-def test_the_teacher_writes_what_transformers_writes(run):
+def test_the_teacher_generates_what_transformers_generates(run):
     name, folder, experiment, workdir = run
     _, _, options, language = CASES[name]
     prompts, tokenizer = prompts_of(workdir), experiment.tokenizer.load(workdir.data.path)
-    ids_BT, texts = written_by_transformers(folder, prompts, options, language)
+    ids_BT, texts = generate_with_transformers(folder, prompts, options, language)
     assert all(tuple(ids_T[: len(tokenizer.forced_prefix)]) == tokenizer.forced_prefix for ids_T in ids_BT)
     assert len({tuple(ids_T) for ids_T in ids_BT}) > 1
     encoded = [experiment.task.encode_prompt(prompt, tokenizer) for prompt in prompts]
-    for ours_T, theirs_T in zip(written_here(experiment, workdir, tokenizer, encoded), ids_BT, strict=True):
+    for ours_T, theirs_T in zip(greedy_ids(experiment, workdir, tokenizer, encoded), ids_BT, strict=True):
         assert up_to_end([*tokenizer.forced_prefix, *ours_T], tokenizer.eos) == up_to_end(theirs_T, tokenizer.eos)
         assert text.to_text(ours_T, tokenizer) in texts
 
 
-def test_an_exported_student_writes_what_it_writes_here(run, tmp_path, monkeypatch, capsys):
-    """And begins with what was given to it, as its own generation_config.json says."""
+def test_an_exported_student_generates_the_same_texts(run, tmp_path, monkeypatch, capsys):
+    """It starts with the forced tokens of its generation_config.json."""
     _, _, experiment, workdir = run
     prompts = prompts_of(workdir)
     export.run(read_experiment(workdir), workdir, tmp_path / "student", "student_kd")
-    ids_BT, texts = written_by_transformers(tmp_path / "student", prompts, {}, None)
+    ids_BT, texts = generate_with_transformers(tmp_path / "student", prompts, {}, None)
     tokenizer = experiment.tokenizer.load(workdir.data.path)
     assert all(tuple(ids_T[: len(tokenizer.forced_prefix)]) == tokenizer.forced_prefix for ids_T in ids_BT)
-    ours = generated(experiment, workdir, "student_kd", prompts, monkeypatch, capsys)
+    ours = run_generate(experiment, workdir, "student_kd", prompts, monkeypatch, capsys)
     assert ours == [line.strip() for line in texts]
 
 
-def test_what_is_given_is_learnt_from_and_does_not_count(run):
-    """In the references and in the teacher's own targets, of which a model that is random ends some, but NLLB's."""
+def test_forced_tokens_are_inputs_that_do_not_count(run):
+    """In the references and in the pseudo-targets; the random network ends few texts of NLLB's and M2M100's."""
     name, _, experiment, workdir = run
     assert workdir.split("best_beam2").outputs()["without_hypothesis"] < 120 or name in ("nllb", "m2m100")
     tokenizer = experiment.tokenizer.load(workdir.data.path)
