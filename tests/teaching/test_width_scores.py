@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from kd_jax.students.init import FromTeacher
-from kd_jax.students.narrow import scored
+from kd_jax.students.narrow import component_sizes
 from kd_jax.teaching.teacher import Teacher
 from kd_jax.teaching.width_scores import width_scores
 from kd_jax.training.model import initial_params
@@ -16,7 +16,7 @@ def test_sample_depends_on_seed(experiment, workdir):
     first, again = (width_scores(Teacher(experiment, workdir), "importance", 40) for _ in range(2))
     other = width_scores(Teacher(dataclasses.replace(experiment, seed=1), workdir), "importance", 40)
     assert {name: score.shape for name, score in first.items()} == {
-        name: (size,) for name, size in scored(experiment.teacher.model).items()
+        name: (size,) for name, size in component_sizes(experiment.teacher.model).items()
     }
     for name, score in first.items():
         np.testing.assert_array_equal(score, again[name])
