@@ -25,7 +25,7 @@ import numpy as np
 from scipy import stats
 
 from kd_jax import Batch, DecoderOnly, Optimizer, Term, cross_entropy, init_state, train_step
-from kd_jax.batches.layouts import Bucket, Segment
+from kd_jax.batches.layouts import Bucket, DecoderOnlyLayout, Segment
 from kd_jax.models.flops import TRAINING, flops_per_unit, count_workload
 from kd_jax.runtime.backends import make_devices
 from kd_jax.tasks.base import Encoded
@@ -58,7 +58,7 @@ def random_batch(size: Size) -> Batch:
     ids = np.random.default_rng(0).integers(4, size.vocabulary, (size.rows, size.length)).astype(np.int32)
     none = np.zeros(0, np.int32)
     rows = [[Segment(i, Encoded(none, row, np.ones(size.length, bool)), 1.0, {})] for i, row in enumerate(ids)]
-    return DecoderOnly.layout(START).batch(rows, size.rows, Bucket(0, size.length), {})
+    return DecoderOnlyLayout(START).batch(rows, size.rows, Bucket(0, size.length), {})
 
 
 def stepper(size: Size) -> tuple[Callable[[], None], float]:

@@ -32,9 +32,17 @@ class DecoderOnly(Transformer):
     activation: Activation = "swiglu"
     embedding_scale: bool = False
 
-    family: ClassVar[Family] = "decoder_only"
     depth_fields: ClassVar[tuple[str, ...]] = ("layers",)
-    layout: ClassVar[type[DecoderOnlyLayout]] = DecoderOnlyLayout
+
+    @property
+    def family(self) -> Family:
+        """The family of networks."""
+        return "decoder_only"
+
+    @property
+    def layout(self) -> type[DecoderOnlyLayout]:
+        """The class of the layout."""
+        return DecoderOnlyLayout
 
     def stacks(self) -> dict[str, int]:
         """Return the number of layers of the decoder."""

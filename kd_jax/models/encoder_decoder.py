@@ -41,9 +41,17 @@ class EncoderDecoder(Transformer):
     activation: Activation = "relu"
     embedding_scale: bool = True
 
-    family: ClassVar[Family] = "encoder_decoder"
     depth_fields: ClassVar[tuple[str, ...]] = ("encoder_layers", "decoder_layers")
-    layout: ClassVar[type[EncoderDecoderLayout]] = EncoderDecoderLayout
+
+    @property
+    def family(self) -> Family:
+        """The family of networks."""
+        return "encoder_decoder"
+
+    @property
+    def layout(self) -> type[EncoderDecoderLayout]:
+        """The class of the layout."""
+        return EncoderDecoderLayout
 
     def stacks(self) -> dict[str, int]:
         """Return the number of layers of encoder and decoder."""

@@ -109,9 +109,17 @@ class Transformer:
     remat: Remat = "none"
     scan_layers: bool = False
 
-    family: ClassVar[Family]
-    layout: ClassVar[type[Layout]]
     depth_fields: ClassVar[tuple[str, ...]]  # fields with the numbers of layers
+
+    @property
+    def family(self) -> Family:
+        """The family of networks."""
+        raise NotImplementedError
+
+    @property
+    def layout(self) -> type[Layout]:
+        """The class of the layout."""
+        raise NotImplementedError
 
     @property
     def key_heads(self) -> int:
