@@ -67,8 +67,8 @@ class Recipe:
       >>> from kd_jax.losses.cross_entropy import cross_entropy
       >>> teacher = Recipe(EncoderDecoder(), {"ce": Term(cross_entropy)}, Training(steps=1000))
       >>> student = dataclasses.replace(teacher, model=EncoderDecoder(decoder_layers=1), init=FromTeacher())
-      >>> teacher.init.origin, student.init.origin, student.model.stacks()
-      ('chance', 'teacher', {'encoder': 3, 'decoder': 1})
+      >>> teacher.init, student.init.width, student.model.stacks()
+      (Random(), 'importance', {'encoder': 3, 'decoder': 1})
     """
 
     model: Architecture | Smaller | None
@@ -287,7 +287,7 @@ def _resolve_recipe(field: str, recipe: Recipe, teacher: ResolvedRecipe | None, 
                 f"{field}.model: expected a model, got Smaller, which is for students. Name a model, or set it to None "
                 "with init=FromHuggingFace(FOLDER)."
             )
-        model = model.of(cast(Transformer, teacher.model))
+        model = model.resolve(cast(Transformer, teacher.model))
     elif model is None:
         if not isinstance(recipe.init, FromHuggingFace):
             raise KdError(

@@ -149,7 +149,7 @@ class LoadedModel:
             encode = tokenizer.encode_input
         return cls(
             architecture,
-            params=init.params(tokenizer.rows_V),
+            params=init.load_params(tokenizer.rows_V),
             tokenizer=tokenizer,
             encode_prompt=lambda text: np.asarray(encode(text), np.int32),
             decoding=FOLDER_DECODING,

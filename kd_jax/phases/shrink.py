@@ -18,8 +18,8 @@ from kd_jax.evaluation.closeness import compare_step, mean_metrics
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.runtime import progress
-from kd_jax.students.init import FromTeacher, count_parameters, layer_maps, shrink
-from kd_jax.students.narrow import Width, narrower
+from kd_jax.students.init import FromTeacher, count_parameters, init_from_teacher, layer_maps
+from kd_jax.students.narrow import WidthRule, is_narrower
 from kd_jax.teaching.teacher import Teacher
 from kd_jax.teaching.width_scores import width_scores
 from kd_jax.types import Batch, Params
@@ -144,7 +144,7 @@ def _all_choices(experiment: ResolvedExperiment) -> Iterator[Choice]:
             names_of.setdefault((recipe.model, recipe.init), []).append(name)
     for (model, init), names in names_of.items():
         configured_maps = layer_maps(init, teacher, model)
-        widths = get_args(Width) if narrower(teacher, model) else (init.width,)
+        widths = get_args(WidthRule) if is_narrower(teacher, model) else (init.width,)
         for layers, maps in _layer_choices(init, model, teacher):
             for width in widths:
                 choice = FromTeacher(**maps, width=width, sample=init.sample)
@@ -214,11 +214,11 @@ def measure(teacher: Teacher, options: Sequence[Choice]) -> list[Row]:
             rows.append(row(architecture, params, None, None))
         bar.advance(1)
         for choice in options:
-            is_narrower, init = narrower(architecture, choice.model), choice.init
+            narrower, init = is_narrower(architecture, choice.model), choice.init
             with bar.compiling_once(choice.students[0]):
-                width = scores(init.width, init.sample) if is_narrower else None
-                student_params = shrink(init, architecture, choice.model, params, vocab_size, width)
-                rows.append(row(choice.model, student_params, choice, init.width if is_narrower else None))
+                width = scores(init.width, init.sample) if narrower else None
+                student_params = init_from_teacher(init, architecture, choice.model, params, vocab_size, width)
+                rows.append(row(choice.model, student_params, choice, init.width if narrower else None))
             bar.advance(1)
     return rows
 

@@ -1,4 +1,4 @@
-"""What a trained teacher can most easily do without: measured on its activations, for students that are narrower."""
+"""Importance of a teacher's heads, neurons and channels, measured on its activations."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from kd_jax.runtime.devices import Devices
 from kd_jax.students.narrow import Scores
 from kd_jax.types import Array, Batch, Params
 
-# What is read of a tap by the end of its name; queries, keys, values and hidden states are not.
+# Last parts of the names of taps that are measured.
 HEADS, NEURONS, NORM = "heads", "neurons", "out"
 
 
@@ -40,7 +40,7 @@ def importance(
       head_width: width of an attention head.
 
     Returns:
-      Scores by name, as in `narrow.scored`.
+      Component -> scores, as in `narrow.component_sizes`.
 
     References:
       Muralidharan et al. 2024 (Minitron), arXiv 2407.14679, section 2.2; aggregated by the L2 norm over the batch and
@@ -56,38 +56,40 @@ def importance(
             bar.advance(len(indices))
     squares = jax.tree.map(lambda *each: np.sum(each, axis=0, dtype=np.float64), *parts)
     scores = {name: np.sqrt(square_X) for name, square_X in squares.items()}
-    norms = [name for name in scores if _kind(name) == NORM]
+    norms = [name for name in scores if _tap_kind(name) == NORM]
     return {"channels": np.sum([scores.pop(name) for name in norms], axis=0)} | scores
 
 
 def importance_step(
     params: Params, batch: Batch, *, model: Model, head_width: int, all_sum: Callable[[Any], Any]
 ) -> Mapping[str, Array]:
-    """By tap: the sum over examples of the squared mean over their tokens of what each part says, float32.
+    """Return tap -> sum over examples of the squared mean over tokens of the activations' sizes, float32.
 
     Args:
-      params: the teacher's.
+      params: the teacher's parameters.
       batch: one example a row; a row without tokens adds nothing.
       model: the teacher's network.
-      head_width: of the attention's heads.
-      all_sum: adds over devices.
+      head_width: width of an attention head.
+      all_sum: sums a tree over devices.
     """
     _, taps = model.taps(params, batch.inputs, None)
     stacks = {"encoder": batch.inputs.encoder, "decoder": batch.inputs.decoder}
     squares = {}
     for name, x_BTX in taps.items():
-        if _kind(name) not in (HEADS, NEURONS, NORM):
+        if _tap_kind(name) not in (HEADS, NEURONS, NORM):
             continue
-        x_BTX = x_BTX.astype(jnp.float32)  # sums of a teacher in bfloat16 are not rounded
-        if _kind(name) == HEADS:
+        x_BTX = x_BTX.astype(jnp.float32)  # a teacher in bfloat16 would round the sums
+        if _tap_kind(name) == HEADS:
             x_BTX = jnp.linalg.norm(x_BTX.reshape(*x_BTX.shape[:2], -1, head_width), axis=-1)
-        there_BT = stacks[name[: len("encoder")]].segment_BT > 0
-        said_BX = jnp.where(there_BT[..., None], jnp.abs(x_BTX), 0.0).sum(1)
-        mean_BX = said_BX / jnp.maximum(there_BT.sum(1), 1).astype(jnp.float32)[:, None]
+        tokens = stacks[name.partition("_")[0]]
+        assert tokens is not None
+        is_token_BT = tokens.segment_BT > 0
+        sum_BX = jnp.where(is_token_BT[..., None], jnp.abs(x_BTX), 0.0).sum(1)
+        mean_BX = sum_BX / jnp.maximum(is_token_BT.sum(1), 1).astype(jnp.float32)[:, None]
         squares[name] = (mean_BX**2).sum(0)
     return all_sum(squares)
 
 
-def _kind(name: str) -> str:
-    """Of a tap, such as "decoder_0.norm_ffn.out"."""
+def _tap_kind(name: str) -> str:
+    """Return the last part of a tap's name, for example "out" of "decoder_0.norm_ffn.out"."""
     return name.rsplit(".", 1)[-1]

@@ -1,4 +1,4 @@
-"""Where a model's first parameters come from: chance, a teacher's layers, or a checkpoint."""
+"""Initial parameters of a model: random, the teacher's layers, or a checkpoint."""
 
 import dataclasses
 import re
@@ -10,40 +10,55 @@ import numpy as np
 
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture
-from kd_jax.models.transformer import COMPUTE_FIELDS
-from kd_jax.students.narrow import Scores, Width, check_choice, check_widths, compensate, kept, narrow, narrower
+from kd_jax.models.transformer import COMPUTE_FIELDS, Transformer
+from kd_jax.students.narrow import (
+    Scores,
+    WidthRule,
+    check_width_rule,
+    check_widths,
+    compensate,
+    is_narrower,
+    narrow,
+    select_indices,
+)
 from kd_jax.types import Array, Params
+
+# Fields of a Transformer in which a student may differ from its teacher; widths are checked by check_widths.
+SIZES = ("d_model", "d_ff", "heads", "kv_heads", "head_dim", "head_scale", "layers", "encoder_layers", "decoder_layers")
+FREE_FIELDS = (*SIZES, *COMPUTE_FIELDS, "local", "vocab_rows", "vocab_multiple")
+# Parameters with an entry for each token, padding included: name -> the axis of tokens.
+VOCAB_AXES = {"embedding": 0, "output": 1, "output_bias": 0}
+EMBEDDINGS = (*VOCAB_AXES, "encoder_positions", "decoder_positions")
 
 
 @dataclasses.dataclass(frozen=True)
 class Random:
-    """Freshly drawn parameters.
+    """Random initial parameters.
 
     Examples:
-      >>> Random().origin
-      'chance'
+      >>> Random()
+      Random()
     """
 
-    origin = "chance"
-
     def check(self, teacher: Architecture, student: Architecture) -> None:
-        """Any network can be drawn."""
+        """Accept any network."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FromTeacher:
-    """The teacher's own layers, some left out, and in a narrower student some of their heads, neurons and channels.
+    """Initial parameters from some of the teacher's layers, heads, neurons and channels.
 
-    Heads, the feed-forward layers' neurons and the model's channels are chosen as Minitron does (arXiv 2407.14679);
-    a head keeps its width. Where all widths are the teacher's, nothing is chosen.
+    A narrower student keeps heads, feed-forward neurons and channels as in Minitron (arXiv 2407.14679). A head keeps
+    its width. If no width differs from the teacher's, only layers are selected.
 
     Attributes:
-      encoder: for each encoder layer of the student, the teacher's layer it starts as; empty for
-        evenly spaced layers, the first and the last among them.
+      encoder: the teacher's layer for each encoder layer of the student; empty for evenly spaced layers, the first and
+      the
+        last among them.
       decoder: the same for the decoder.
-      width: what a narrower student keeps: by "importance", measured on the teacher's activations; as controls the
-        "first" of everything, or "random" ones.
-      sample: training examples that the importance is measured on; the seed draws them.
+      width: the rule by which a narrower student's parts are selected: "importance", measured on the teacher's
+        activations; or as controls the "first" parts, or "random" ones.
+      sample: number of training examples on which the importance is measured, drawn by the experiment's seed.
 
     Examples:
       >>> from kd_jax.models.encoder_decoder import EncoderDecoder
@@ -54,103 +69,131 @@ class FromTeacher:
 
     encoder: tuple[int, ...] = ()
     decoder: tuple[int, ...] = ()
-    width: Width = "importance"
+    width: WidthRule = "importance"
     sample: int = 256
 
-    origin = "teacher"
-
     def check(self, teacher: Architecture, student: Architecture) -> None:
-        """Raises KdError where the student is not a smaller teacher, a layer map does not fit, or a field's value."""
+        """Check that the student can start from the teacher.
+
+        Args:
+          teacher: the teacher's architecture.
+          student: the student's.
+
+        Raises:
+          KdError: as `layer_maps`; for an unknown rule of widths, or a sample of less than one example.
+        """
         layer_maps(self, teacher, student)
-        check_choice(self.width, self.sample)
+        check_width_rule(self.width, self.sample)
 
 
 @dataclasses.dataclass(frozen=True)
 class FromCheckpoint:
-    """Parameters of another run, such as a small pretrained model.
+    """Initial parameters from another run, for example a small pretrained model.
 
     Attributes:
-      folder: a trained model's folder, such as runs/other/teacher; its shapes and vocabulary must be
-        the student's.
+      folder: the folder of a trained model, for example runs/other/teacher, with the same shapes and vocabulary.
 
     Examples:
       >>> FromCheckpoint("runs/other/student").check(teacher=None, student=None)
       Traceback (most recent call last):
-      kd_jax.errors.KdError: init.folder: 'runs/other/student': no such folder; \
-wanted a trained model's, as runs/x/teacher
+      kd_jax.errors.KdError: init.folder: expected the folder of a trained model, for example runs/x/teacher, \
+got 'runs/other/student', which does not exist.
     """
 
     folder: str
 
-    origin = "checkpoint"
+    def check(self, teacher: Architecture | None, student: Architecture | None) -> None:
+        """Check that the folder exists; its shapes are checked when it is read.
 
-    def check(self, teacher: Architecture, student: Architecture) -> None:
-        """Its shapes are compared when it is read; raises KdError if there is no such folder."""
+        Args:
+          teacher: not used.
+          student: not used.
+
+        Raises:
+          KdError: if there is no such folder.
+        """
         if not Path(self.folder).is_dir():
-            raise KdError(f"init.folder: {self.folder!r}: no such folder; wanted a trained model's, as runs/x/teacher")
+            raise KdError(
+                "init.folder: expected the folder of a trained model, for example runs/x/teacher, "
+                f"got {self.folder!r}, which does not exist."
+            )
 
 
-def spaced(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
-    """Evenly spaced layers, the first and the last among them; a single one is the first.
+def evenly_spaced_layers(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
+    """Return evenly spaced layers, the first and the last among them; the first for a single one.
 
-    As DistilBART and Distil-Whisper choose them (arXiv 2010.13002, section 3; arXiv 2311.00430, section 4).
+    References:
+      DistilBART, arXiv 2010.13002, section 3; Distil-Whisper, arXiv 2311.00430, section 4.
+
+    Examples:
+      >>> evenly_spaced_layers(6, 3)
+      (0, 2, 5)
     """
     return tuple(int(i) for i in np.linspace(0, teacher_layers - 1, student_layers).round())
 
 
-def layer_map(given: tuple[int, ...], teacher_layers: int, student_layers: int, field: str) -> tuple[int, ...]:
-    """The map that was asked for, or an evenly spaced one.
+def layer_map(layers: tuple[int, ...], teacher_layers: int, student_layers: int, field: str) -> tuple[int, ...]:
+    """Return the teacher's layer for each of the student's.
+
+    Args:
+      layers: the map; empty for evenly spaced layers.
+      teacher_layers: number of the teacher's layers.
+      student_layers: number of the student's layers.
+      field: name of the field for messages.
 
     Raises:
-      KdError: if it has not one entry per student layer, or names a layer that the teacher lacks.
+      KdError: if the map has not one entry for each layer of the student, or names a layer that the teacher lacks.
     """
-    if student_layers > teacher_layers and not given:
-        raise KdError(f"{field}: {student_layers} student layers from {teacher_layers}; name a teacher layer for each")
-    layers = given or spaced(teacher_layers, student_layers)
-    if len(layers) != student_layers:
+    if student_layers > teacher_layers and not layers:
         raise KdError(
-            f"{field}: {len(layers)} entries {layers}; wanted one for each of {student_layers} student layers"
+            f"{field}: expected a teacher's layer for each of the {student_layers} student layers, got (). The teacher "
+            f"has {teacher_layers} layers."
         )
+    layers = layers or evenly_spaced_layers(teacher_layers, student_layers)
+    if len(layers) != student_layers:
+        expected = f"a teacher's layer for each of the {student_layers} student layers"
+        raise KdError(f"{field}: expected {expected}, got {len(layers)} entries {layers}.")
     for layer in layers:
         if not 0 <= layer < teacher_layers:
-            raise KdError(f"{field}: layer {layer}; wanted 0 to {teacher_layers - 1}")
+            raise KdError(f"{field}: expected layers in [0, {teacher_layers - 1}], got {layer}.")
     return layers
 
 
 def layer_maps(init: FromTeacher, teacher: Architecture, student: Architecture) -> dict[str, tuple[int, ...]]:
-    """Stack -> the teacher's layer that each of the student's starts as.
+    """Return stack -> the teacher's layer for each of the student's.
+
+    Args:
+      init: the initialiser.
+      teacher: the teacher's architecture.
+      student: the student's.
 
     Raises:
-      KdError: where other hyper-parameters than the sizes differ, the student is wider, or a layer map does not fit.
+      KdError: if the networks differ in more than sizes, the student is wider, or a layer map does not fit.
     """
-    if student.family != teacher.family:
-        raise KdError(f"model: {student.family}, the teacher's is {teacher.family}; init=FromTeacher wants one family")
+    if not (isinstance(teacher, Transformer) and isinstance(student, Transformer)) or student.family != teacher.family:
+        raise KdError(
+            f"model: expected {teacher.family}, the teacher's family, for init=FromTeacher, got {student.family}."
+        )
     for field in dataclasses.fields(student):
-        ours, theirs = vars(student)[field.name], vars(teacher)[field.name]
-        if ours != theirs and not _may_differ(field.name):
-            raise KdError(f"model.{field.name}: {ours}, the teacher's is {theirs}; init=FromTeacher wants them equal")
+        ours, theirs = getattr(student, field.name), getattr(teacher, field.name)
+        if ours != theirs and field.name not in FREE_FIELDS:
+            raise KdError(f"model.{field.name}: expected the teacher's {theirs} for init=FromTeacher, got {ours}.")
     check_widths(teacher, student)
-    depths = teacher.stacks()
-    for stack in ("encoder", "decoder"):
-        if vars(init)[stack] and stack not in depths:
-            raise KdError(f"init.{stack}: {vars(init)[stack]}; a {teacher.family} model has no {stack}, wanted ()")
+    maps, depths = {"encoder": init.encoder, "decoder": init.decoder}, teacher.stacks()
+    for stack, layers in maps.items():
+        if layers and stack not in depths:
+            raise KdError(f"init.{stack}: expected () for a {teacher.family} model without {stack}, got {layers}.")
     maps = {
-        stack: layer_map(vars(init)[stack], depths[stack], layers, f"init.{stack}")
-        for stack, layers in student.stacks().items()
+        stack: layer_map(maps[stack], depths[stack], student_layers, f"init.{stack}")
+        for stack, student_layers in student.stacks().items()
     }
     local = tuple(i for i, layer in enumerate(maps["decoder"]) if layer in teacher.local)
     if student.local != local:
-        raise KdError(f"model.local: {student.local}; the layers {maps['decoder']} of the teacher want {local}")
+        raise KdError(f"model.local: expected {local} for the teacher's layers {maps['decoder']}, got {student.local}.")
     return maps
 
 
-def _may_differ(field: str) -> bool:
-    """Whether a student can start from its teacher whatever this field of both is; widths are checked by themselves."""
-    sizes = ("d_model", "d_ff", "heads", "kv_heads", "head_dim", "head_scale")
-    return field.endswith("layers") or field in (*sizes, *COMPUTE_FIELDS, "local", "vocab_rows", "vocab_multiple")
-
-
-def shrink(
+def init_from_teacher(
     init: FromTeacher,
     teacher: Architecture,
     student: Architecture,
@@ -158,49 +201,53 @@ def shrink(
     vocab_size: int,
     scores: Scores | None = None,
 ) -> Params:
-    """The student's parameters as a selection of the teacher's.
+    """Return the student's parameters as a selection of the teacher's.
 
     Args:
-      init: which layers.
-      teacher, student: the two networks; all but sizes, dropout and the vocabulary's padding must agree.
+      init: the initialiser.
+      teacher: the teacher's architecture.
+      student: the student's, equal except for sizes, dropout and the padding of the vocabulary.
       params: the teacher's parameters.
-      vocab_size: of the tokeniser; both may pad it, each to its own multiple.
-      scores: of what a narrower student may leave out, as `narrow.scored`; None where no width differs.
+      vocab_size: number of tokens of the tokeniser; each network pads it to its own multiple.
+      scores: scores of the teacher's parts, as in `narrow.component_sizes`; None if no width differs.
 
     Returns:
-      A tree of the student's structure; where no width differs it shares the teacher's arrays.
+      A tree of the student's structure. It shares the teacher's arrays if no width differs.
 
     Raises:
       KdError: as `layer_maps`.
     """
-    maps = layer_maps(init, teacher, student).items()
-    if narrower(teacher, student):
-        params = narrow(params, kept(teacher, student, scores))
-    rest = {name: value for name, value in params.items() if not re.fullmatch(r"(en|de)coder_\d+", name)}
-    size = student.embedding_rows(vocab_size)
-    if teacher.embedding_rows(vocab_size) != size:
-        rest |= {name: _resized(rest[name], axis, size) for name, axis in PADDED.items() if name in rest}
-    blocks = {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps for i, j in enumerate(layers)}
-    return compensate(teacher, student, rest | blocks)
+    maps = layer_maps(init, teacher, student)
+    assert isinstance(teacher, Transformer) and isinstance(student, Transformer)
+    if is_narrower(teacher, student):
+        assert scores is not None
+        params = narrow(params, select_indices(teacher, student, scores))
+    others = {name: value for name, value in params.items() if not re.fullmatch(r"(en|de)coder_\d+", name)}
+    rows = student.embedding_rows(vocab_size)
+    if teacher.embedding_rows(vocab_size) != rows:
+        others |= {name: _resize(others[name], axis, rows) for name, axis in VOCAB_AXES.items() if name in others}
+    layers = {f"{stack}_{i}": params[f"{stack}_{j}"] for stack, layers in maps.items() for i, j in enumerate(layers)}
+    return compensate(teacher, student, others | layers)
 
 
-# Arrays that have one entry per token, some of them pads: name -> axis.
-PADDED = {"embedding": 0, "output": 1, "output_bias": 0}
-EMBEDDINGS = (*PADDED, "encoder_positions", "decoder_positions")
-
-
-def _resized(x: Array, axis: int, size: int) -> Array:
-    """Entries cut off or zeros added at the end of an axis, whose size is then `size`."""
-    cut = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
-    return jnp.pad(cut, [(0, size - cut.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+def _resize(x: Array, axis: int, size: int) -> Array:
+    """Truncate an axis, or pad it with zeros, to `size` entries."""
+    x = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+    return jnp.pad(x, [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
 
 def count_parameters(params: Params) -> tuple[int, int]:
-    """(all parameters, those outside the embeddings, learned positions and the output layer)."""
+    """Return (number of parameters, number outside embeddings, learned positions and the output layer)."""
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     return total, total - sum(int(np.prod(params[name].shape)) for name in EMBEDDINGS if name in params)
 
 
 def random_params(model: Architecture, vocab_size: int, key: Array) -> Params:
-    """Parameters drawn from `key`."""
+    """Return random initial parameters.
+
+    Args:
+      model: the architecture.
+      vocab_size: number of tokens of the tokeniser.
+      key: random key.
+    """
     return jax.jit(model.build(vocab_size).init)(key)

@@ -1,4 +1,4 @@
-"""A narrower Transformer made of some of a wider one's heads, feed-forward neurons and channels."""
+"""A narrower Transformer from some heads, feed-forward neurons and channels of a wider one."""
 
 import re
 from collections.abc import Mapping
@@ -15,15 +15,17 @@ from kd_jax.models.layers import GATES
 from kd_jax.models.transformer import Transformer
 from kd_jax.types import Array, Params
 
-Width = Literal["importance", "first", "random"]
-Scores = Mapping[str, np.ndarray]  # by what is scored, as `scored`; the largest are kept
-Indices = Mapping[str, np.ndarray]  # "model" or MODULE.AXIS -> what is kept of that axis, ascending
+WidthRule = Literal["importance", "first", "random"]
+# Component, as in `component_sizes` -> a score of each of its parts. A student keeps the parts with the largest scores.
+Scores = Mapping[str, np.ndarray]
+# "model" or MODULE.AXIS -> the indices that a student keeps of that axis, ascending.
+Indices = Mapping[str, np.ndarray]
 
 NORM_SCALE = r"\w+coder_(norm|enter)\.scale|\w+\.norm_\w+\.scale"
 
 
-def narrower(teacher: Transformer, student: Transformer) -> bool:
-    """Whether any width is less than the teacher's."""
+def is_narrower(teacher: Transformer, student: Transformer) -> bool:
+    """Return whether a width of the student differs from the teacher's."""
     return _widths(student) != _widths(teacher)
 
 
@@ -32,40 +34,51 @@ def _widths(model: Transformer) -> dict[str, int]:
 
 
 def check_widths(teacher: Transformer, student: Transformer) -> None:
-    """Raises KdError where the student is wider than its teacher, or its heads are not some of the teacher's."""
-    theirs = _widths(teacher)
-    for field, ours in _widths(student).items():
-        if ours > theirs[field]:
+    """Check that the student's widths and heads can be selected from the teacher's.
+
+    Raises:
+      KdError: names the field.
+    """
+    teacher_widths = _widths(teacher)
+    for field, width in _widths(student).items():
+        if width > teacher_widths[field]:
             raise KdError(
-                f"model.{field}: {ours}, the teacher's is {theirs[field]}; init=FromTeacher wanted at most as many"
+                f"model.{field}: expected at most the teacher's {teacher_widths[field]} for init=FromTeacher, "
+                f"got {width}."
             )
     if student.head_width != teacher.head_width:
         raise KdError(
-            f"model.head_dim: heads are {student.head_width} wide, the teacher's {teacher.head_width}; "
-            f"init=FromTeacher takes whole heads, set head_dim={teacher.head_width}"
+            f"model.head_dim: expected heads of width {teacher.head_width}, as the teacher's, for init=FromTeacher, "
+            f"got {student.head_width}. Set head_dim={teacher.head_width}."
         )
-    shared = teacher.heads // teacher.key_heads
-    if student.heads > shared * student.key_heads:
+    heads_per_group = teacher.heads // teacher.key_heads
+    if student.heads > heads_per_group * student.key_heads:
         raise KdError(
-            f"model.heads: {student.heads} for kv_heads = {student.key_heads}, of the teacher's heads {shared} share "
-            f"keys; init=FromTeacher wanted at most {shared * student.key_heads}, or more kv_heads"
+            f"model.heads: expected at most {heads_per_group * student.key_heads} for kv_heads = {student.key_heads}, "
+            f"since {heads_per_group} heads of the teacher share keys, got {student.heads}. Set more kv_heads."
         )
 
 
-def check_choice(width: Width, sample: int) -> None:
-    """Raises KdError for an unknown way of choosing, or a sample of nothing."""
-    if width not in get_args(Width):
-        raise KdError(f"init.width: {width!r}; wanted {' or '.join(get_args(Width))}")
+def check_width_rule(width: WidthRule, sample: int) -> None:
+    """Check a rule of widths and its number of examples.
+
+    Raises:
+      KdError: names the field.
+    """
+    if width not in get_args(WidthRule):
+        raise KdError(f"init.width: expected one of {', '.join(get_args(WidthRule))}, got {width!r}.")
     if not is_count(sample, 1):
-        raise KdError(f"init.sample: {sample}; wanted a whole number of examples, at least 1")
+        raise KdError(f"init.sample: expected an integer of at least 1, got {sample!r}.")
 
 
-def scored(model: Transformer) -> dict[str, int]:
-    """What can be left out -> how many there are: "channels", and of each layer as its taps are called.
+def component_sizes(model: Transformer) -> dict[str, int]:
+    """Return component -> number of its parts: "channels", and each layer's heads and neurons.
+
+    Components of layers have the names of their taps.
 
     Examples:
       >>> from kd_jax.models.decoder_only import DecoderOnly
-      >>> scored(DecoderOnly(1, d_model=8, heads=2, d_ff=16))
+      >>> component_sizes(DecoderOnly(1, d_model=8, heads=2, d_ff=16))
       {'channels': 8, 'decoder_0.heads': 2, 'decoder_0.ffn.neurons': 16}
     """
     sizes, stacks = {"channels": model.d_model}, model.stacks()
@@ -78,60 +91,77 @@ def scored(model: Transformer) -> dict[str, int]:
     return sizes
 
 
-def unmeasured(width: Width, teacher: Transformer, seed: int) -> Scores:
-    """Scores by which the first of everything are kept, or, by the seed, random ones: controls for the importance."""
+def control_scores(width: WidthRule, teacher: Transformer, seed: int) -> Scores:
+    """Return scores that do not measure importance, as controls.
+
+    Args:
+      width: "first" to keep the first parts of each component, "random" for random ones.
+      teacher: the teacher's architecture.
+      seed: seed of the random scores.
+    """
     rng = np.random.default_rng(seed)
-    draw = {"first": lambda size: -np.arange(size, dtype=float), "random": rng.random}[width]
-    return {name: draw(size) for name, size in scored(teacher).items()}
+    if width == "first":
+        return {name: -np.arange(size, dtype=float) for name, size in component_sizes(teacher).items()}
+    return {name: rng.random(size) for name, size in component_sizes(teacher).items()}
 
 
-def largest(scores_X: np.ndarray, count: int) -> np.ndarray:
-    """The numbers of the `count` largest scores, ascending; the earlier of equals.
+def top_indices(scores_X: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of the `count` largest scores, ascending; of ties the first.
 
     Examples:
-      >>> largest(np.array([3.0, 1.0, 4.0, 1.0]), 3).tolist()
+      >>> top_indices(np.array([3.0, 1.0, 4.0, 1.0]), 3).tolist()
       [0, 1, 2]
     """
     return np.sort(np.argsort(-scores_X, kind="stable")[:count])
 
 
-def best_heads(scores_H: np.ndarray, groups: int, heads: int, kept_groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which query heads are kept, and which heads of keys and values, each with the best of its queries.
+def best_heads(
+    scores_H: np.ndarray, groups: int, student_heads: int, student_groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best query heads, and the best heads of keys and values.
+
+    Each group of query heads that share keys and values counts with the sum of its best query heads.
 
     Args:
-      scores_H: of the query heads; those that share keys stand side by side.
-      groups: heads of keys and values.
-      heads, kept_groups: how many of the query heads and of those are kept; each is left as many queries.
+      scores_H: scores of the teacher's query heads; the heads of a group are adjacent.
+      groups: number of the teacher's groups, which is its number of heads of keys and values.
+      student_heads: number of query heads to select, the same number from each group.
+      student_groups: number of groups to select.
 
     Returns:
       (query heads, ascending; heads of keys and values, ascending).
 
     Examples:
-      >>> heads, groups = best_heads(np.array([9.0, 0, 0, 5, 6, 4]), groups=2, heads=2, kept_groups=1)
+      >>> heads, groups = best_heads(np.array([9.0, 0, 0, 5, 6, 4]), groups=2, student_heads=2, student_groups=1)
       >>> heads.tolist(), groups.tolist()  # 5 + 6 is more than 9 + 0
       ([3, 4], [1])
     """
     scores_GR = scores_H.reshape(groups, -1)
-    best_GR = np.stack([largest(scores_R, heads // kept_groups) for scores_R in scores_GR])
-    kept_G = largest(np.take_along_axis(scores_GR, best_GR, axis=1).sum(1), kept_groups)
-    return (kept_G[:, None] * scores_GR.shape[1] + best_GR[kept_G]).ravel(), kept_G
+    best_GR = np.stack([top_indices(scores_R, student_heads // student_groups) for scores_R in scores_GR])
+    best_G = top_indices(np.take_along_axis(scores_GR, best_GR, axis=1).sum(1), student_groups)
+    return (best_G[:, None] * scores_GR.shape[1] + best_GR[best_G]).ravel(), best_G
 
 
-def kept(teacher: Transformer, student: Transformer, scores: Scores) -> Indices:
-    """What the student keeps of every axis that may be cut.
+def select_indices(teacher: Transformer, student: Transformer, scores: Scores) -> Indices:
+    """Return the indices that the student keeps of every axis that may be narrowed.
 
-    Where a table of position biases has a column for each head, all layers of its stack keep the same heads.
+    With relative positions all layers of a stack keep the same heads, since they share a table of biases for each head.
+
+    Args:
+      teacher: the teacher's architecture.
+      student: the student's.
+      scores: scores of the teacher's parts.
 
     Examples:
       >>> from kd_jax.models.decoder_only import DecoderOnly
       >>> teacher, student = (DecoderOnly(1, d_model=4, heads=n, head_dim=2, d_ff=3, activation="relu") for n in (3, 1))
       >>> scores = {"channels": np.ones(4), "decoder_0.heads": np.array([1.0, 3.0, 2.0]),
       ...           "decoder_0.ffn.neurons": np.ones(3)}
-      >>> indices = kept(teacher, student, scores)
-      >>> indices["decoder_0.self_attention.qkv"].tolist()  # two columns each of head 1's queries, keys and values
+      >>> indices = select_indices(teacher, student, scores)
+      >>> indices["decoder_0.self_attention.qkv"].tolist()  # the two columns of head 1's queries, keys and values
       [2, 3, 8, 9, 14, 15]
     """
-    indices = {"model": largest(scores["channels"], student.d_model)}
+    indices = {"model": top_indices(scores["channels"], student.d_model)}
     for stack, layers in teacher.stacks().items():
         scores_LH = [scores[f"{stack}_{i}.heads"] for i in range(layers)]
         if teacher.positions == "relative":
@@ -140,19 +170,19 @@ def kept(teacher: Transformer, student: Transformer, scores: Scores) -> Indices:
             indices[f"{stack}_buckets.head"] = heads
         for i, scores_H in enumerate(scores_LH):
             layer = f"{stack}_{i}"
-            indices |= _of_attention(f"{layer}.self_attention", teacher, student, scores_H)
+            indices |= _attention_indices(f"{layer}.self_attention", teacher, student, scores_H)
             if f"{layer}.cross_attention.heads" in scores:
                 cross_H = scores[f"{layer}.cross_attention.heads"]
-                indices |= _of_attention(f"{layer}.cross_attention", teacher, student, cross_H)
-            neurons = largest(scores[f"{layer}.ffn.neurons"], student.d_ff)
+                indices |= _attention_indices(f"{layer}.cross_attention", teacher, student, cross_H)
+            neurons = top_indices(scores[f"{layer}.ffn.neurons"], student.d_ff)
             gated = np.concatenate([neurons, teacher.d_ff + neurons])
             indices[f"{layer}.ffn.neuron"] = neurons
             indices[f"{layer}.ffn.inner"] = gated if teacher.activation in GATES else neurons
     return indices
 
 
-def _of_attention(module: str, teacher: Transformer, student: Transformer, scores_H: np.ndarray) -> Indices:
-    """The columns of its products that stay."""
+def _attention_indices(module: str, teacher: Transformer, student: Transformer, scores_H: np.ndarray) -> Indices:
+    """Return the columns that the student keeps of the projections of an attention module."""
     width = teacher.head_width
     columns = lambda heads: (heads[:, None] * width + np.arange(width)).ravel()  # noqa: E731
     q, k = map(columns, best_heads(scores_H, teacher.key_heads, student.heads, student.key_heads))
@@ -162,53 +192,53 @@ def _of_attention(module: str, teacher: Transformer, student: Transformer, score
 
 
 def narrow(params: Params, indices: Indices) -> Params:
-    """The parameters with what is kept of them; those that are kept whole are the same arrays.
+    """Return the parameters at the indices; an array that is not narrowed is shared.
 
-    Axes of one name within a module are cut alike, "model" is cut alike everywhere, and token, position, bucket and
-    width (of a head) are never cut.
+    Axes of one name within a module are narrowed alike, and "model" is narrowed alike everywhere. Axes of tokens,
+    positions, buckets and the width of a head are never narrowed.
 
     Args:
-      params: of the wider network.
-      indices: as `kept`.
+      params: parameters of the wider network.
+      indices: as from `select_indices`.
     """
 
-    def cut(path: tuple, x: Array) -> Array:
+    def narrow_array(path: tuple, x: Array) -> Array:
         keys = [key.key for key in path]
         for axis, name in enumerate(parameter_axes(".".join(keys))):
-            place = name if name == "model" else ".".join([*keys[:2], name])
-            if place in indices and len(indices[place]) < x.shape[axis]:
-                x = jnp.take(x, indices[place], axis=axis)
+            axis_name = name if name == "model" else ".".join([*keys[:2], name])
+            if axis_name in indices and len(indices[axis_name]) < x.shape[axis]:
+                x = jnp.take(x, indices[axis_name], axis=axis)
         return x
 
-    return jax.tree_util.tree_map_with_path(cut, params)
+    return jax.tree_util.tree_map_with_path(narrow_array, params)
 
 
 def compensate(teacher: Transformer, student: Transformer, params: Params) -> Params:
-    """The narrower network's parameters, made up for what the number of channels itself changes.
+    """Rescale a narrower network's parameters for its smaller number of channels.
 
-    The mean square of a norm is over D' of D channels. Where those that are left out are zero it is D / D' times as
-    large, so a norm's scale grows by (D / D')^0.5; so it does where they are not zero, which measured better than to
-    leave it, or to keep the norms' outputs as large as they were. What embeddings are multiplied by falls from D^0.5 to
-    D'^0.5: they grow by the quotient. A tied output matrix grows with them, and what it reads shrinks by as much. So it
-    does for another `head_scale`.
+    A norm divides by the root mean square over D' instead of D channels. If the removed channels were zero, it is (D /
+    D')^0.5 times as large, so the scales of norms are multiplied by this factor. Embeddings are multiplied by D^0.5 in
+    the network, so they are multiplied by the same factor. A tied output matrix grows with them, so its input is
+    divided by the factor. Another `head_scale` is compensated there too.
 
     Args:
-      teacher, student: the two networks.
-      params: of the student's shapes.
+      teacher: the teacher's architecture.
+      student: the student's.
+      params: parameters of the student's shapes.
     """
-    wider = (teacher.d_model / student.d_model) ** 0.5
-    embedded = wider if teacher.embedding_scale else 1.0
-    read = teacher.head_scale / student.head_scale / (embedded if teacher.tied else 1.0)
+    norm_factor = (teacher.d_model / student.d_model) ** 0.5
+    embedding_factor = norm_factor if teacher.embedding_scale else 1.0
+    head_factor = teacher.head_scale / student.head_scale / (embedding_factor if teacher.tied else 1.0)
     last = f"decoder_{student.stacks()['decoder'] - 1}.norm_ffn" if teacher.norm_position == "after" else "decoder_norm"
 
     def factor(name: str) -> float:
         if name == "embedding":
-            return embedded
-        of_norm = wider if re.fullmatch(NORM_SCALE, name) else 1.0
-        return of_norm * (read if name.startswith(f"{last}.") else 1.0)
+            return embedding_factor
+        scale_factor = norm_factor if re.fullmatch(NORM_SCALE, name) else 1.0
+        return scale_factor * (head_factor if name.startswith(f"{last}.") else 1.0)
 
-    def scaled(path: tuple, x: Array) -> Array:
+    def rescale(path: tuple, x: Array) -> Array:
         by = factor(".".join(key.key for key in path))
         return x if by == 1.0 else x * by
 
-    return jax.tree_util.tree_map_with_path(scaled, params)
+    return jax.tree_util.tree_map_with_path(rescale, params)

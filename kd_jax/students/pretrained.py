@@ -1,8 +1,8 @@
-"""Networks that are not written out: one that a folder holds, and one that is the teacher's but for its sizes."""
+"""Pretrained models in Hugging Face's layout, and students with the teacher's architecture in other sizes."""
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,95 +10,119 @@ import numpy as np
 
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture
-from kd_jax.models.huggingface.read import read, read_architecture
+from kd_jax.models.huggingface.read import read_architecture, read_model
 from kd_jax.models.transformer import COMPUTE_FIELDS, Transformer
-from kd_jax.students.init import PADDED, spaced
+from kd_jax.students.init import VOCAB_AXES, evenly_spaced_layers
 from kd_jax.types import Params
 
-FREE = (*COMPUTE_FIELDS, "vocab_rows", "vocab_multiple")  # what a folder does not decide
+Dtype = Literal["float32", "bfloat16"]
+FREE_FIELDS = (*COMPUTE_FIELDS, "vocab_rows", "vocab_multiple")  # fields of a model that do not depend on the folder
 
 
 @dataclasses.dataclass(frozen=True)
 class FromHuggingFace:
-    """Parameters of a local folder in Hugging Face's layout, such as a pretrained teacher or a small base model.
+    """Initial parameters from a local folder in Hugging Face's layout, for example of a pretrained teacher.
 
     Attributes:
-      folder: with config.json and safetensors; nothing is downloaded. The recipe's model may be None: it is the
-        folder's.
-      dtype: in which the parameters are kept and computed with; bfloat16 for a model that is not trained any more.
+      folder: local folder with config.json and safetensors; nothing is downloaded. If the recipe's model is None, it is
+        that of the folder.
+      dtype: of the parameters and the computation; "bfloat16" for a model that is not trained further.
 
     Examples:
       >>> FromHuggingFace("models/none").check(teacher=None, student=None)
       Traceback (most recent call last):
-      kd_jax.errors.KdError: init.folder: 'models/none' has no config.json; wanted a local folder in Hugging Face's \
-layout, as --teacher.init.folder models/SmolLM2-135M
+      kd_jax.errors.KdError: init.folder: expected a local folder in Hugging Face's layout, \
+got 'models/none' without config.json. For example --teacher.init.folder models/SmolLM2-135M.
     """
 
     folder: str
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
 
-    origin = "folder"
+    def check(self, teacher: Architecture | None, student: Architecture | None) -> None:
+        """Check that the folder has the model's architecture.
 
-    def check(self, teacher: Architecture, student: Architecture) -> None:
-        """Raises KdError if there is no such folder, or the network is another than its."""
-        if self.dtype not in ("float32", "bfloat16"):
-            raise KdError(f"init.dtype: {self.dtype!r}; wanted float32 or bfloat16")
-        theirs = self.architecture()
-        for field in dataclasses.fields(theirs):
-            wanted, seen = vars(student).get(field.name), vars(theirs)[field.name]
-            if field.name not in FREE and seen != wanted:
-                raise KdError(f"model.{field.name}: {wanted!r}, the folder's is {seen!r}; take model=None for its own")
+        Args:
+          teacher: not used.
+          student: the recipe's architecture.
+
+        Raises:
+          KdError: for another dtype, if there is no such folder, or if its architecture differs; names the field.
+        """
+        if self.dtype not in get_args(Dtype):
+            raise KdError(f"init.dtype: expected {' or '.join(get_args(Dtype))}, got {self.dtype!r}.")
+        architecture = self.architecture()
+        for field in dataclasses.fields(architecture):
+            ours, theirs = getattr(student, field.name, None), getattr(architecture, field.name)
+            if field.name not in FREE_FIELDS and ours != theirs:
+                raise KdError(
+                    f"model.{field.name}: expected the folder's {theirs!r}, got {ours!r}. Set model=None to take it "
+                    "from the folder."
+                )
 
     def architecture(self) -> Transformer:
-        """The folder's network; raises KdError as `check`."""
+        """Return the folder's architecture.
+
+        Raises:
+          KdError: if there is no such folder, or its model is not supported.
+        """
         if not (Path(self.folder) / "config.json").exists():
             raise KdError(
-                f"init.folder: {self.folder!r} has no config.json; wanted a local folder in Hugging Face's layout, as "
-                "--teacher.init.folder models/SmolLM2-135M"
+                f"init.folder: expected a local folder in Hugging Face's layout, got {self.folder!r} without "
+                "config.json. For example --teacher.init.folder models/SmolLM2-135M."
             )
         return read_architecture(self.folder)
 
-    def params(self, rows_V: np.ndarray) -> Params:
-        """The folder's parameters.
+    def load_params(self, rows_V: np.ndarray) -> Params:
+        """Read the folder's parameters.
 
         Args:
-          rows_V: for each token of the tokeniser its row in the folder's embedding.
+          rows_V: the row in the folder's embedding for each token of the tokeniser.
 
         Raises:
           KdError: if the tokeniser has more tokens than the embedding has rows.
         """
-        model, params = read(self.folder)
+        model, params = read_model(self.folder)
         if rows_V.max() >= model.vocab_rows:
             raise KdError(
-                f"init.folder: {self.folder!r} has {model.vocab_rows} rows in its embedding, the tokeniser asks for "
-                f"row {rows_V.max()}; wanted the tokeniser of the same folder"
+                f"init.folder: expected an embedding with row {rows_V.max()} of the tokenizer, got {model.vocab_rows} "
+                f"rows in {self.folder!r}. Use the tokenizer of the same folder."
             )
         return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)
 
 
-def cut_rows(params: Params, rows_V: np.ndarray) -> Params:
-    """The parameters with these rows of the vocabulary alone, in this order.
+def select_vocab_rows(params: Params, rows_V: np.ndarray) -> Params:
+    """Return the parameters with some rows of the vocabulary.
+
+    Args:
+      params: parameters of a model.
+      rows_V: the rows to keep, in the order of the new vocabulary.
 
     Examples:
-      >>> cut_rows({"embedding": jnp.arange(8.0).reshape(4, 2)}, np.array([0, 3]))["embedding"].tolist()
+      >>> select_vocab_rows({"embedding": jnp.arange(8.0).reshape(4, 2)}, np.array([0, 3]))["embedding"].tolist()
       [[0.0, 1.0], [6.0, 7.0]]
     """
-    cut = {name: jnp.take(params[name], rows_V, axis=axis) for name, axis in PADDED.items() if name in params}
-    return {**params, **cut}
+    selected = {name: jnp.take(params[name], rows_V, axis=axis) for name, axis in VOCAB_AXES.items() if name in params}
+    return {**params, **selected}
 
 
 @dataclasses.dataclass(frozen=True)
 class Smaller:
-    """The teacher's network with other sizes; a student's model where the teacher's is read from a folder.
+    """A student's architecture: the teacher's with other sizes; useful if the teacher's is read from a folder.
+
+    The width of a head remains the teacher's. Every field is 0 for the teacher's value.
 
     Attributes:
-      layers: of a decoder-only model; 0 for the teacher's, as in all other fields.
-      encoder_layers, decoder_layers: of an encoder-decoder.
-      d_model, d_ff, heads, kv_heads: widths. The width of a head stays the teacher's.
+      layers: number of layers of a decoder-only model.
+      encoder_layers: number of encoder layers.
+      decoder_layers: number of decoder layers.
+      d_model: number of channels.
+      d_ff: number of feed-forward neurons.
+      heads: number of query heads.
+      kv_heads: number of heads of keys and values.
 
     Examples:
       >>> from kd_jax import DecoderOnly
-      >>> student = Smaller(layers=2, d_ff=32).of(DecoderOnly(layers=6, d_model=16, heads=2, d_ff=64))
+      >>> student = Smaller(layers=2, d_ff=32).resolve(DecoderOnly(layers=6, d_model=16, heads=2, d_ff=64))
       >>> student.layers, student.d_model, student.d_ff
       (2, 16, 32)
     """
@@ -111,18 +135,27 @@ class Smaller:
     heads: int = 0
     kv_heads: int = 0
 
-    def of(self, teacher: Transformer) -> Transformer:
-        """The student's hyper-parameters; raises KdError for a field that the teacher's family has not."""
-        sizes = {field.name: vars(self)[field.name] for field in dataclasses.fields(self) if vars(self)[field.name]}
-        for name in sizes:
-            if name not in vars(teacher):
-                raise KdError(f"model.{name}: {sizes[name]}; the teacher is {teacher.family} and has no {name}")
+    def resolve(self, teacher: Transformer) -> Transformer:
+        """Return the student's architecture.
+
+        Args:
+          teacher: the teacher's architecture.
+
+        Raises:
+          KdError: for a field that the teacher's family does not have.
+        """
+        sizes = {field: size for field, size in dataclasses.asdict(self).items() if size}
+        for field, size in sizes.items():
+            if not hasattr(teacher, field):
+                raise KdError(
+                    f"model.{field}: expected 0, since a {teacher.family} teacher has no {field}, got {size}."
+                )
         if {"d_model", "heads"} & set(sizes):
             sizes["head_dim"] = teacher.head_width
         if "heads" in sizes and "kv_heads" not in sizes and teacher.key_heads == teacher.heads:
             sizes["kv_heads"] = 0
         depth = sizes.get("layers", sizes.get("decoder_layers", teacher.stacks()["decoder"]))
         if teacher.local and depth != teacher.stacks()["decoder"]:
-            layers = spaced(teacher.stacks()["decoder"], depth)
+            layers = evenly_spaced_layers(teacher.stacks()["decoder"], depth)
             sizes["local"] = tuple(i for i, layer in enumerate(layers) if layer in teacher.local)
         return dataclasses.replace(teacher, **sizes)

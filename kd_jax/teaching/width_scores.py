@@ -8,11 +8,11 @@ from kd_jax.batches import pipeline
 from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE
 from kd_jax.models.transformer import Transformer
 from kd_jax.students.importance import importance
-from kd_jax.students.narrow import Scores, Width, unmeasured
+from kd_jax.students.narrow import Scores, WidthRule, control_scores
 from kd_jax.teaching.teacher import Teacher
 
 
-def width_scores(teacher: Teacher, width: Width, sample: int) -> Scores:
+def width_scores(teacher: Teacher, width: WidthRule, sample: int) -> Scores:
     """Return a score for each head, neuron and channel of the teacher.
 
     Args:
@@ -24,7 +24,7 @@ def width_scores(teacher: Teacher, width: Width, sample: int) -> Scores:
     # Scores are of the parts of a Transformer; a student of another architecture has its teacher's widths.
     architecture = cast(Transformer, experiment.teacher.model)
     if width != "importance":
-        return unmeasured(width, architecture, experiment.seed)
+        return control_scores(width, architecture, experiment.seed)
     split = pipeline.Split(teacher.workdir.data, "train")
     count = min(sample, len(split))
     indices = np.sort(np.random.default_rng(experiment.seed).choice(len(split), count, replace=False))

@@ -23,9 +23,9 @@ from kd_jax.objective.terms import needs_teacher
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Devices
-from kd_jax.students.init import FromTeacher, Random, count_parameters, random_params, shrink
-from kd_jax.students.narrow import narrower
-from kd_jax.students.pretrained import FromHuggingFace, cut_rows
+from kd_jax.students.init import FromTeacher, Random, count_parameters, init_from_teacher, random_params
+from kd_jax.students.narrow import is_narrower
+from kd_jax.students.pretrained import FromHuggingFace, select_vocab_rows
 from kd_jax.teaching.teacher import Teacher
 from kd_jax.teaching.width_scores import width_scores
 from kd_jax.tokenizers import base as tokenizers
@@ -182,9 +182,9 @@ def initial_params(experiment: ResolvedExperiment, workdir: Workdir, recipe: Res
     if isinstance(init, FromHuggingFace):
         rows_V = tokenizers.load(experiment.tokenizer, workdir.data).rows_V
         assert rows_V is not None  # FromHuggingFace needs the tokenizer of a pretrained model
-        params = init.params(rows_V)
+        params = init.load_params(rows_V)
         cut = tokenizers.is_pretrained(experiment.tokenizer) and experiment.tokenizer.cut
-        return cut_rows(params, rows_V) if cut else params
+        return select_vocab_rows(params, rows_V) if cut else params
     folder = Folder(files.as_path(init.folder), "teacher")
     inputs = folder.inputs()
     if inputs["consumed.tokenizer"] != data["tokenizer"]:
@@ -208,7 +208,7 @@ def initial_params(experiment: ResolvedExperiment, workdir: Workdir, recipe: Res
 def _params_from_teacher(teacher: Teacher, student: Architecture, init: FromTeacher) -> Params:
     """Return a student's first parameters, selected from the teacher's."""
     teacher_model, student_model = cast(Transformer, teacher.experiment.teacher.model), cast(Transformer, student)
-    scores = width_scores(teacher, init.width, init.sample) if narrower(teacher_model, student_model) else None
+    scores = width_scores(teacher, init.width, init.sample) if is_narrower(teacher_model, student_model) else None
     # A student trains in float32 even if its teacher has bfloat16 parameters.
     params = jax.tree.map(lambda x: x.astype(jnp.float32), teacher.devices.unreplicate(teacher.params))
-    return shrink(init, teacher_model, student_model, params, teacher.vocab_size, scores)
+    return init_from_teacher(init, teacher_model, student_model, params, teacher.vocab_size, scores)

@@ -86,7 +86,7 @@ def test_a_student_may_be_narrower_than_the_pretrained_model(run):
     _, _, experiment, workdir = run
     recipe = dataclasses.replace(
         experiment.students["student_kd"],
-        model=Smaller(d_model=8, heads=2, d_ff=12).of(experiment.teacher.model),
+        model=Smaller(d_model=8, heads=2, d_ff=12).resolve(experiment.teacher.model),
         init=FromTeacher(sample=20),
     )
     recipe.init.check(experiment.teacher.model, recipe.model)

@@ -1,4 +1,4 @@
-"""What a teacher can most easily do without: the formula, and what it is not touched by."""
+"""Importance of a teacher's parts: the formula, and what does not affect it."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 from kd_jax.batches.layouts import Bucket
 from kd_jax.runtime.backends import make_devices
 from kd_jax.students.importance import importance_step
-from kd_jax.students.narrow import scored
+from kd_jax.students.narrow import component_sizes
 from kd_jax.tokenizers.sentencepiece import START
 from tests.models.cases import FAMILIES, case, segments
 
@@ -18,7 +18,7 @@ BOTH = pytest.mark.parametrize("family", FAMILIES)
 
 
 def batch_of(config, rows, bucket):
-    """As many rows as asked for, one segment in each of the first."""
+    """Return a batch with one segment in each of the first rows."""
     parts = segments(3, LENGTHS)
     return config.layout(START).batch([[part] for part in parts], rows, Bucket(*bucket), {})
 
@@ -31,13 +31,13 @@ def step_of(family):
 
 
 @BOTH
-def test_it_is_the_formula(family):
-    """By loops over examples and tokens."""
+def test_importance_equals_the_formula(family):
+    """In loops over examples and tokens."""
     config, model, params = case(family, "qwen3")
     batch = batch_of(config, 3, (6, 8))
     sums = step_of(family)(params, batch)
     norms = {name for name in sums if name.endswith(".out")}
-    assert norms and set(sums) - norms == set(scored(config)) - {"channels"}
+    assert norms and set(sums) - norms == set(component_sizes(config)) - {"channels"}
     _, taps = jax.jit(model.taps)(params, batch.inputs)
     for name, square_X in sums.items():
         stack = batch.inputs.encoder if name.startswith("encoder") else batch.inputs.decoder
@@ -52,31 +52,31 @@ def test_it_is_the_formula(family):
 
 
 def test_a_teacher_in_bfloat16_is_summed_in_float32():
-    """The mean of rounded numbers is not rounded itself."""
+    """The mean of bfloat16 activations is not rounded."""
     config, model, params = case("decoder_only", "qwen3")
     half = jax.tree.map(lambda x: x.astype("bfloat16"), params)
     batch = batch_of(config, 3, (6, 8))
     with jax.numpy_dtype_promotion("standard"):  # flax's norms compute in float32
         _, taps = jax.jit(model.taps)(half, batch.inputs)
         sums = step_of("decoder_only")(half, batch)
-    said_BTX = np.abs(np.asarray(taps["decoder_0.norm_self.out"], np.float64))
+    x_BTX = np.abs(np.asarray(taps["decoder_0.norm_self.out"], np.float64))
     total_X = 0.0
     for b in range(3):
-        x_TX = said_BTX[b][batch.inputs.decoder.segment_BT[b] > 0]
+        x_TX = x_BTX[b][batch.inputs.decoder.segment_BT[b] > 0]
         total_X += x_TX.mean(0) ** 2
     assert sums["decoder_0.norm_self.out"].dtype == np.float32
     np.testing.assert_allclose(sums["decoder_0.norm_self.out"], total_X, rtol=1e-4)
 
 
 @BOTH
-def test_padding_and_rows_that_fill_up_say_nothing(family):
+def test_padding_does_not_count(family):
     config, _, params = case(family, "qwen3")
     plain, padded = (step_of(family)(params, batch_of(config, *size)) for size in ((3, (6, 8)), (5, (9, 11))))
     for name in plain:
         np.testing.assert_allclose(padded[name], plain[name], rtol=1e-4)
 
 
-def test_what_is_silent_has_no_importance():
+def test_parts_without_output_have_no_importance():
     config, _, params = case("decoder_only", "default")
     params = jax.tree.map(np.array, params)
     params["decoder_0"]["ffn"]["in"]["kernel"][:, config.d_ff + 5] = 0  # the gated half of neuron 5

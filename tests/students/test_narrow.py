@@ -1,4 +1,4 @@
-"""Narrower students: what is dead in the teacher may go, and nothing changes."""
+"""Narrower students: removing parts of the teacher that have no effect changes nothing."""
 
 import dataclasses
 import functools
@@ -17,8 +17,8 @@ from kd_jax.errors import KdError
 from kd_jax.models.axes import AXES, parameter_axes
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.students.init import FromTeacher, shrink
-from kd_jax.students.narrow import best_heads, kept, narrow, scored, unmeasured
+from kd_jax.students.init import FromTeacher, init_from_teacher
+from kd_jax.students.narrow import best_heads, component_sizes, control_scores, narrow, select_indices
 from tests.models.cases import FAMILIES, OPTIONS, V, batch_of, case, program, segments
 
 EVERY = pytest.mark.parametrize("options", OPTIONS)
@@ -31,15 +31,15 @@ def name_of(path):
 
 
 def smaller(config, **sizes):
-    """Half of the heads, and of the heads of keys where there are several; 15 of 24 neurons."""
+    """Return a configuration with half of the heads, half of the heads of keys, and 15 of 24 neurons."""
     shape = {"heads": 2, "kv_heads": max(1, config.key_heads // 2), "head_dim": config.head_width, "d_ff": 15}
     return dataclasses.replace(config, **shape | sizes)
 
 
 @functools.cache
-def live(config, student):
-    """Scores of 1 for random parts that are as many as the student's, of 0 for the others."""
-    rng, scores = np.random.default_rng(1), {name: np.zeros(size) for name, size in scored(config).items()}
+def random_binary_scores(config, student):
+    """Return scores of 1 for as many random parts as the student has, and 0 for the others."""
+    rng, scores = np.random.default_rng(1), {name: np.zeros(size) for name, size in component_sizes(config).items()}
     scores["channels"][rng.permutation(config.d_model)[: student.d_model]] = 1
     groups, of_each = config.key_heads, student.heads // student.key_heads
     same_H = None
@@ -55,10 +55,10 @@ def live(config, student):
     return scores
 
 
-def mute(params, scores, width):
-    """What heads and neurons of score 0 say is not read."""
+def zero_outputs(params, scores, width):
+    """Return the parameters with no output of heads and neurons with score 0."""
 
-    def quiet(path, x):
+    def zero(path, x):
         name, (layer, *_) = name_of(path), [key.key for key in path]
         if name.endswith("ffn.out.kernel"):
             return x * scores[f"{layer}.ffn.neurons"][:, None].astype(np.float32)
@@ -67,34 +67,34 @@ def mute(params, scores, width):
             return x * np.repeat(scores[tap], width)[:, None].astype(np.float32)
         return x
 
-    return jax.tree_util.tree_map_with_path(quiet, params)
+    return jax.tree_util.tree_map_with_path(zero, params)
 
 
-def without_channels(params, live_D, norm):
-    """Nothing is written to channels of score 0; where norms subtract the mean, what is written adds up to zero."""
+def zero_channels(params, used_D, norm):
+    """Return the parameters with zeros in channels with score 0; if norms subtract the mean, outputs sum to zero."""
 
-    def quiet(path, x):
+    def zero(path, x):
         name, axes = name_of(path), parameter_axes(name_of(path))
-        if "model" not in axes or (axes.index("model") == 0 and x.ndim == 2):  # it reads
+        if "model" not in axes or (axes.index("model") == 0 and x.ndim == 2):  # an input axis
             return x
         if norm == "layer" and name.endswith("scale"):
-            return jnp.asarray(1.25 * live_D, jnp.float32)
-        x = np.asarray(x) * live_D
+            return jnp.asarray(1.25 * used_D, jnp.float32)
+        x = np.asarray(x) * used_D
         if norm == "layer":
-            x = (x - x.sum(-1, keepdims=True) / live_D.sum()) * live_D
+            x = (x - x.sum(-1, keepdims=True) / used_D.sum()) * used_D
         return jnp.asarray(x, jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(quiet, params)
+    return jax.tree_util.tree_map_with_path(zero, params)
 
 
 def student_of(config, student, params, scores):
-    return shrink(FromTeacher(), config, student, params, V, scores)
+    return init_from_teacher(FromTeacher(), config, student, params, V, scores)
 
 
 @EVERY
 @BOTH
-def test_every_parameters_axes_are_known(family, options):
-    """Each name fits one pattern, and the sizes of axes of one name are what the configuration says."""
+def test_axes_of_every_parameter_have_names(family, options):
+    """Each parameter matches one pattern, and axes of one name have the size of the configuration."""
     config, _, params = case(family, options)
     width, gated = config.head_width, 1 + (config.activation in ("swiglu", "geglu"))
     heads, groups = config.heads * width, config.key_heads * width
@@ -108,17 +108,17 @@ def test_every_parameters_axes_are_known(family, options):
 
 @pytest.mark.parametrize("options", ["default", "marian", "t5", "gemma2", "qwen3"])
 @BOTH
-def test_silent_heads_and_neurons_may_go(family, options):
-    """Same loss and hidden states, and the same gradient of all that is kept."""
+def test_removing_heads_and_neurons_without_effect_changes_nothing(family, options):
+    """Loss, hidden states and the gradients of the remaining parameters are equal."""
     config, _, params = case(family, options)
     student = smaller(config)
-    scores = live(config, student)
-    params = mute(params, scores, config.head_width)
+    scores = random_binary_scores(config, student)
+    params = zero_outputs(params, scores, config.head_width)
     batch = batch_of(config, [[segment] for segment in segments(3, [(4, 3), (2, 5)])])
     (loss, (hidden_BTD, _)), gradients = program(family, options)(params, batch)
     small = student_of(config, student, params, scores)
-    wanted = jax.eval_shape(student.build(V).init, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, wanted)
+    expected = jax.eval_shape(student.build(V).init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, expected)
     model = student.build(V)
 
     def loss_of(params):
@@ -130,23 +130,23 @@ def test_silent_heads_and_neurons_may_go(family, options):
     (small_loss, small_BTD), small_gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(small)
     np.testing.assert_allclose(small_loss, loss, rtol=1e-5)
     np.testing.assert_allclose(small_BTD, hidden_BTD, atol=1e-4)
-    same = narrow(gradients, kept(config, student, scores))
-    chex.assert_trees_all_close(small_gradients, same, rtol=1e-3, atol=1e-4)
+    expected_gradients = narrow(gradients, select_indices(config, student, scores))
+    chex.assert_trees_all_close(small_gradients, expected_gradients, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("options", [name for name in OPTIONS if name not in ("marian", "m2m100")])
 @BOTH
-def test_channels_that_hold_nothing_may_go(family, options, scaled):
-    """With what the number of channels changes made up for: norms, embeddings, what a tied output reads."""
+def test_removing_zero_channels_changes_nothing(family, options, scaled):
+    """Norms, embeddings and the input of a tied output are rescaled for the number of channels."""
     config, _, params = case(family, options)
-    if config.positions == "sinusoidal":  # a narrower network's are others
+    if config.positions == "sinusoidal":  # they depend on the width
         config = dataclasses.replace(config, positions="rotary")
     config = dataclasses.replace(config, embedding_scale=scaled)
     student = smaller(config, d_model=CHANNELS, head_scale=0.5 if scaled else config.head_scale)
-    scores = live(config, student)
-    live_D = scores["channels"]
-    params = without_channels(mute(params, scores, config.head_width), live_D, config.norm)
+    scores = random_binary_scores(config, student)
+    used_D = scores["channels"]
+    params = zero_channels(zero_outputs(params, scores, config.head_width), used_D, config.norm)
     inputs = batch_of(config, [[segment] for segment in segments(3, [(4, 3), (2, 5)])]).inputs
 
     def logits(architecture, params):
@@ -158,16 +158,16 @@ def test_channels_that_hold_nothing_may_go(family, options, scaled):
     assert np.ptp(want_BTV, axis=-1).min() > 0.1
 
 
-def test_channels_are_the_same_everywhere_and_layers_are_picked_too():
-    """Every entry names its row and column, so the student's parameters say where they come from."""
+def test_the_same_channels_are_selected_everywhere():
+    """Every entry of the teacher is unique, so the student's parameters show their origin."""
     teacher = EncoderDecoder(1, 3, d_model=6, heads=2, d_ff=4, embedding_scale=False, norm="rms")
     shapes = jax.eval_shape(teacher.build(V).init, jax.random.key(0))
     params = jax.tree.map(lambda s: jnp.arange(s.size, dtype=jnp.float32).reshape(s.shape), shapes)
     student = EncoderDecoder(1, 1, d_model=4, heads=1, head_dim=3, d_ff=2, embedding_scale=False)
     student = dataclasses.replace(student, norm="rms")
-    scores = {name: np.arange(size, dtype=float) for name, size in scored(teacher).items()}
+    scores = {name: np.arange(size, dtype=float) for name, size in component_sizes(teacher).items()}
     scores["channels"] = np.array([5.0, 0, 5, 0, 5, 5])
-    small = shrink(FromTeacher(decoder=(1,)), teacher, student, params, V, scores)
+    small = init_from_teacher(FromTeacher(decoder=(1,)), teacher, student, params, V, scores)
     channels, head = np.array([0, 2, 4, 5]), np.array([3, 4, 5])
     np.testing.assert_array_equal(small["embedding"], params["embedding"][:, channels])
     block = params["decoder_1"]
@@ -188,27 +188,27 @@ def test_channels_are_the_same_everywhere_and_layers_are_picked_too():
     st.lists(st.integers(0, 9), min_size=6, max_size=6),
     st.sampled_from([(6, 3, 3), (3, 2, 1), (3, 2, 2), (1, 2, 1), (2, 2, 2), (2, 3, 1), (2, 4, 2)]),
 )
-def test_the_best_heads_by_trying_all(scores, sizes):
-    """No choice of as many heads of keys, and of as many queries of each, is worth more."""
-    groups, heads, kept_groups = sizes
-    scores_GR, each = np.reshape(np.array(scores, float), (groups, -1)), heads // kept_groups
-    query, key = best_heads(scores_GR.ravel(), groups, heads, kept_groups)
+def test_best_heads_equal_exhaustive_search(scores, sizes):
+    """No other selection of groups, and of heads in each, has a larger sum of scores."""
+    groups, heads, student_groups = sizes
+    scores_GR, each = np.reshape(np.array(scores, float), (groups, -1)), heads // student_groups
+    query, key = best_heads(scores_GR.ravel(), groups, heads, student_groups)
     assert (query // scores_GR.shape[1] == np.repeat(key, each)).all() and (np.diff(query) > 0).all()
-    worth = [
-        sum(max(sum(some) for some in itertools.combinations(scores_GR[g], each)) for g in chosen)
-        for chosen in itertools.combinations(range(groups), kept_groups)
+    sums = [
+        sum(max(sum(heads) for heads in itertools.combinations(scores_GR[g], each)) for g in chosen)
+        for chosen in itertools.combinations(range(groups), student_groups)
     ]
-    assert scores_GR.ravel()[query].sum() == max(worth)
+    assert scores_GR.ravel()[query].sum() == max(sums)
 
 
-def test_controls_are_the_first_or_drawn_by_the_seed():
+def test_controls_are_the_first_parts_or_random_ones():
     teacher = DecoderOnly(2, d_model=8, heads=4, d_ff=16)
     student = dataclasses.replace(teacher, d_model=4, heads=2, head_dim=2, d_ff=8)
-    first = kept(teacher, student, unmeasured("first", teacher, 0))
+    first = select_indices(teacher, student, control_scores("first", teacher, 0))
     assert first["model"].tolist() == [0, 1, 2, 3] and first["decoder_1.ffn.neuron"].tolist() == list(range(8))
-    drawn = [kept(teacher, student, unmeasured("random", teacher, seed)) for seed in (0, 0, 1)]
-    chex.assert_trees_all_equal(drawn[0], drawn[1])
-    assert any((drawn[0][name] != drawn[2][name]).any() for name in drawn[0])
+    random = [select_indices(teacher, student, control_scores("random", teacher, seed)) for seed in (0, 0, 1)]
+    chex.assert_trees_all_equal(random[0], random[1])
+    assert any((random[0][name] != random[2][name]).any() for name in random[0])
 
 
 TEACHER = DecoderOnly(2, d_model=32, heads=4, kv_heads=2, d_ff=64)
@@ -217,17 +217,17 @@ TEACHER = DecoderOnly(2, d_model=32, heads=4, kv_heads=2, d_ff=64)
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"d_model": 64, "head_dim": 8}, "model.d_model: 64, the teacher's is 32; init=FromTeacher wanted at most"),
-        ({"d_ff": 65}, "model.d_ff: 65, the teacher's is 64"),
-        ({"heads": 8, "head_dim": 8}, "model.heads: 8, the teacher's is 4"),
-        ({"kv_heads": 4}, "model.kv_heads: 4, the teacher's is 2"),
-        ({"d_model": 16}, "model.head_dim: heads are 4 wide, the teacher's 8; .*set head_dim=8"),
-        ({"kv_heads": 1}, "model.heads: 4 for kv_heads = 1, of the teacher's heads 2 share keys; .*at most 2"),
-        ({"layers": 3}, "init.decoder: 3 student layers from 2"),
-        ({"activation": "geglu"}, "model.activation: geglu, the teacher's is swiglu"),
+        ({"d_model": 64, "head_dim": 8}, r"model\.d_model: expected at most the teacher's 32 .*, got 64"),
+        ({"d_ff": 65}, r"model\.d_ff: expected at most the teacher's 64 .*, got 65"),
+        ({"heads": 8, "head_dim": 8}, r"model\.heads: expected at most the teacher's 4 .*, got 8"),
+        ({"kv_heads": 4}, r"model\.kv_heads: expected at most the teacher's 2 .*, got 4"),
+        ({"d_model": 16}, r"model\.head_dim: expected heads of width 8, .*, got 4\. Set head_dim=8"),
+        ({"kv_heads": 1}, r"model\.heads: expected at most 2 for kv_heads = 1, .*, got 4\. Set more kv_heads"),
+        ({"layers": 3}, r"init\.decoder: expected a teacher's layer for each of the 3 student layers, got \(\)"),
+        ({"activation": "geglu"}, r"model\.activation: expected the teacher's swiglu .*, got geglu"),
     ],
 )
-def test_what_is_no_smaller_teacher_is_refused(fields, message):
+def test_students_that_are_no_smaller_teacher_are_refused(fields, message):
     with pytest.raises(KdError, match=message):
         FromTeacher().check(TEACHER, dataclasses.replace(TEACHER, **fields))
 
@@ -235,9 +235,9 @@ def test_what_is_no_smaller_teacher_is_refused(fields, message):
 @pytest.mark.parametrize(
     "init, message",
     [
-        (FromTeacher(width="last"), "init.width: 'last'; wanted importance or first or random"),
-        (FromTeacher(sample=0), "init.sample: 0; wanted a whole number of examples"),
-        (FromTeacher(sample=2.5), "init.sample: 2.5"),
+        (FromTeacher(width="last"), "init.width: expected one of importance, first, random, got 'last'"),
+        (FromTeacher(sample=0), "init.sample: expected an integer of at least 1, got 0"),
+        (FromTeacher(sample=2.5), "init.sample: .* got 2.5"),
     ],
 )
 def test_values_out_of_range_are_refused(init, message):

@@ -7,6 +7,7 @@ from kd_jax.config import is_number
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, required_signals
 from kd_jax.signals.topk import TopK
+from kd_jax.students.init import FromTeacher
 from kd_jax.teaching.imported.readers.formats import FORMATS
 
 Mode = Literal["raw", "processed"]
@@ -95,7 +96,7 @@ def required_signal(experiment: Experiment) -> RequiredSignal:
     """
     rests: dict[float, str] = {}
     for name, recipe in experiment.students.items():
-        if recipe.init.origin == "teacher":
+        if isinstance(recipe.init, FromTeacher):
             raise KdError(
                 f"students.{name}.init: expected a start without the teacher's parameters, which are elsewhere, got "
                 f"FromTeacher. {REMEDY}"
