@@ -93,7 +93,7 @@ def test_failing_seed_is_named(finished, words, capsys):
         (["--seeds", "1.5"], "Error parsing --seeds"),
         (["--seeds", "-1"], "--seeds: expected integers in [0, 4294967295], got -1"),
         (["--seeds", "0", "--seed", "3"], "--seed: expected --seeds in its place"),
-        (["--seeds", "0", "--metric", "rouge_l"], "--metric rouge_l: translation has bleu, chrf"),
+        (["--seeds", "0", "--metric", "rouge_l"], "--metric: expected one of bleu, chrf (translation) or all"),
         (["--seeds", "0", "--teacher.training.step", "3"], "--teacher.training.steps"),
         (["--seeds", "0", "--only", "kd"], "--only: an option of student, plan, not of ablate"),
     ],
