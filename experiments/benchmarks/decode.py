@@ -37,7 +37,7 @@ from sides import writers
 
 from kd_jax import load_experiment
 from kd_jax.artifacts import manifest
-from kd_jax.models.huggingface.write import write
+from kd_jax.models.huggingface.write import write_model
 from kd_jax.models.transformer import Transformer
 from kd_jax.tokenizers.sentencepiece import EOS, PAD, START, UNKNOWN
 
@@ -59,7 +59,7 @@ def random_model(folder: Path, architecture: Transformer, length: int) -> Prompt
     ids = {"pad_token_id": pad, "bos_token_id": START, "eos_token_id": EOS}
     ids |= {"decoder_start_token_id": START} if with_encoder else {}
     folder.mkdir()
-    write(folder, dataclasses.replace(architecture, dropout=0.0), params, ids, VOCABULARY)
+    write_model(folder, dataclasses.replace(architecture, dropout=0.0), params, ids, VOCABULARY)
     manifest.write_json(folder / "generation_config.json", ids | {"max_new_tokens": length})
     words = tokenizers.models.WordLevel({f"<{i}>": i for i in range(VOCABULARY)}, unk_token=f"<{UNKNOWN}>")
     tokenizers.Tokenizer(words).save(str(folder / "tokenizer.json"))

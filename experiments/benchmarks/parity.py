@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.decoding.greedy import greedy
-from kd_jax.models.huggingface.read import read
-from kd_jax.models.huggingface.write import write
+from kd_jax.models.huggingface.read import read_model
+from kd_jax.models.huggingface.write import write_model
 
 
 def measure(name: str, scratch: Path) -> dict[str, object]:
@@ -28,7 +28,7 @@ def measure(name: str, scratch: Path) -> dict[str, object]:
     from tests.models.huggingface import cases, test_parity  # torch's, which the other benchmarks do without
 
     network = cases.saved(name, scratch / "theirs")
-    model, params = read(scratch / "theirs")
+    model, params = read_model(scratch / "theirs")
     params, built, apart = jax.tree.map(jnp.asarray, params), model.build(cases.V), 0.0
     for left in (False, True):
         decoder, encoder = test_parity.examples(model, left)
@@ -42,7 +42,7 @@ def measure(name: str, scratch: Path) -> dict[str, object]:
     same = [ended(ids_T) for ids_T in np.asarray(ids_BT).tolist()] == [ended(ids_T) for ids_T in written]
     special = {key: value for key, value in network.config.to_dict().items() if key.endswith("token_id")}
     (scratch / "ours").mkdir()
-    write(scratch / "ours", model, params, special, cases.V)
+    write_model(scratch / "ours", model, params, special, cases.V)
     again = test_parity.logits_of(type(network).from_pretrained(scratch / "ours").eval(), decoder, encoder)
     back = float(np.abs(again - theirs_BTV)[decoder[1]].max())
     return {"architecture": name, "class": type(network).__name__, "apart": apart, "same_texts": same, "back": back}

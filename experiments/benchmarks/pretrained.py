@@ -31,7 +31,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from kd_jax import Experiment, load_experiment
 from kd_jax.artifacts import manifest
-from kd_jax.models.huggingface.write import write
+from kd_jax.models.huggingface.write import write_model
 from kd_jax.models.transformer import Transformer
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def save(folder: Path, experiment: Experiment, model: Transformer, vocab_size: i
     shapes = jax.eval_shape(model.build(vocab_size).init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), shapes)
-    write(folder, model, params, special, vocab_size)
+    write_model(folder, model, params, special, vocab_size)
     whole.save(str(folder / "tokenizer.json"))
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
     manifest.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from kd_jax import DecoderOnly, EncoderDecoder
-from kd_jax.models.huggingface.write import write
+from kd_jax.models.huggingface.write import write_model
 from kd_jax.models.transformer import Transformer
 
 SMOLLM = DecoderOnly(layers=30, d_model=576, heads=9, kv_heads=3, d_ff=1536, dropout=0.0, context=8192)
@@ -30,7 +30,7 @@ OPUS = EncoderDecoder(6, 6, d_model=512, heads=8, d_ff=2048, dropout=0.0, norm_p
 MODELS = {"llama_135m": (SMOLLM, 49_152), "marian_75m": (OPUS, 58_101)}
 READERS = {
     "bytes": "[path.read_bytes() for path in folder.glob('*.safetensors')]",
-    "model": "kd_jax.models.huggingface.read.read(folder)",
+    "model": "kd_jax.models.huggingface.read.read_model(folder)",
 }
 PROCESS = """
 import json, pathlib, re, sys, time
@@ -50,7 +50,7 @@ def save(folder: Path, model: Transformer, vocab_size: int) -> int:
     shapes = jax.eval_shape(model.build(vocab_size).init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
-    write(folder, model, params, {"pad_token_id": 0}, vocab_size)
+    write_model(folder, model, params, {"pad_token_id": 0}, vocab_size)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.huggingface.write import write
+from kd_jax.models.huggingface.write import write_model
 from kd_jax.sources.toy import Toy
 
 TEXTS = [text for row in Toy(100).splits(("en", "fr"))["train"] for text in row.values()]
@@ -66,5 +66,5 @@ def write_pretrained(folder, family, *, rows=0, chat=""):
         ids |= {"decoder_start_token_id": ids["pad_token_id"]}
     size = rows or tokenizer.get_vocab_size()
     params = model.build(size).init(jax.random.key(0))
-    write(folder, model, jax.tree.map(lambda x: 2.0 * x, params), ids, size)
+    write_model(folder, model, jax.tree.map(lambda x: 2.0 * x, params), ids, size)
     return folder

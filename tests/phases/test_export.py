@@ -97,7 +97,7 @@ def test_a_shape_that_transformers_lacks_leaves_no_folder(trained, tmp_path, cap
     experiment, workdir, _ = trained
     model = dataclasses.replace(experiment.teacher.model, norm_position="both")
     other = dataclasses.replace(experiment, teacher=dataclasses.replace(experiment.teacher, model=model))
-    with pytest.raises(export.KdError, match="no architecture of transformers has this shape; .*norm_position"):
+    with pytest.raises(export.KdError, match="expected the shape of an architecture of transformers, .*norm_position"):
         export.run(other, workdir, tmp_path / "x", "teacher")
     assert not list(tmp_path.iterdir())
 

@@ -33,9 +33,9 @@ class KdJax:
 
         from kd_jax.decoding.beam import beam_search
         from kd_jax.decoding.greedy import greedy
-        from kd_jax.models.huggingface.read import read
+        from kd_jax.models.huggingface.read import read_model
 
-        architecture, params = read(folder)
+        architecture, params = read_model(folder)
         model, ends = architecture.build(job["vocab_size"]), {"eos": job["eos"], "length": job["length"]}
         self.layout, self.params = architecture.layout(job["start"]), jax.device_put(params)
         self.begun = job["family"] == "decoder_only"  # then prompts have the start token, which the layout adds

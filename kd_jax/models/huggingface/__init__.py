@@ -1,1 +1,1 @@
-"""Hugging Face's layout, both ways; nothing of transformers or PyTorch is used."""
+"""Hugging Face's layout, read and written without transformers or PyTorch."""

@@ -1,4 +1,4 @@
-"""What a format of Hugging Face's library is: a table of settings and one of names, each read both ways."""
+"""A format of Hugging Face's library: how config.json and tensors map to our fields and parameters, both ways."""
 
 import dataclasses
 import re
@@ -12,72 +12,86 @@ from flax.traverse_util import flatten_dict
 from kd_jax.errors import KdError
 from kd_jax.models.transformer import Transformer
 
-Config = Mapping[str, Any]  # a config.json
+Config = Mapping[str, Any]  # the contents of a config.json
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Some keys of a config.json against some fields of an architecture.
+    """How some keys of a config.json map to some fields of an architecture.
 
     Attributes:
-      read: config -> fields; raises KdError naming a key whose value is not implemented.
-      write: architecture -> keys; raises KdError naming a field that the format has no word for.
+      read: config -> fields; raises KdError if the value of a key is not implemented.
+      write: architecture -> keys; raises KdError if the format cannot express a field's value.
     """
 
     read: Callable[[Config], dict[str, Any]]
     write: Callable[[Transformer], dict[str, Any]]
 
 
-def same(field: str, *keys: str, default: Any = None) -> Setting:
-    """One value under one name or several, which must agree; `default` where none is given."""
+def same_value(field: str, *keys: str, default: Any = None) -> Setting:
+    """Return the setting of a field whose value stands under one key, or under several that must agree.
+
+    Args:
+      field: of the architecture.
+      keys: of config.json.
+      default: value if no key is present; None if one is required.
+    """
 
     def read(config: Config) -> dict[str, Any]:
         values = [config[key] for key in keys if config.get(key) is not None]
         if not values and default is None:
-            raise KdError(f"config.json: {keys[0]} is missing")
+            raise KdError(f"config.json: {keys[0]}: expected a value, got none.")
         if any(value != values[0] for value in values):
-            raise KdError(f"config.json: {' and '.join(keys)} differ, {values}; only equal ones are implemented")
+            raise KdError(f"config.json: {', '.join(keys)}: expected equal values, got {values}.")
         return {field: values[0] if values else default}
 
-    return Setting(read, lambda model: dict.fromkeys(keys, vars(model)[field]))
+    return Setting(read, lambda model: dict.fromkeys(keys, getattr(model, field)))
 
 
-def choice(field: str, key: str, words: Mapping[Any, Any], default: Any = None) -> Setting:
-    """A word of theirs for a word of ours; the first of several of theirs is written."""
+def choice(field: str, key: str, values: Mapping[Any, Any], default: Any = None) -> Setting:
+    """Return the setting of a field that has one of several values.
+
+    Args:
+      field: of the architecture.
+      key: of config.json.
+      values: the key's value -> the field's value. If several map to one, the first is written.
+      default: value of the key if it is absent.
+    """
 
     def read(config: Config) -> dict[str, Any]:
-        word = config.get(key, default)
-        if word not in words:
-            raise KdError(f"config.json: {key} is {word!r}; implemented: {', '.join(map(repr, words))}")
-        return {field: words[word]}
+        value = config.get(key, default)
+        if value not in values:
+            raise KdError(f"config.json: {key}: expected {' or '.join(map(repr, values))}, got {value!r}.")
+        return {field: values[value]}
 
     def write(model: Transformer) -> dict[str, Any]:
-        for theirs, ours in words.items():
-            if ours == vars(model)[field]:
+        for theirs, ours in values.items():
+            if ours == getattr(model, field):
                 return {key: theirs}
-        raise KdError(f"model.{field}: {vars(model)[field]!r}; the format knows {', '.join(map(repr, words.values()))}")
+        expected = " or ".join(map(repr, values.values()))
+        raise KdError(f"model.{field}: expected {expected}, got {getattr(model, field)!r}.")
 
     return Setting(read, write)
 
 
-def only(key: str, *values: Any) -> Setting:
-    """A key that must be absent or have one of `values`; the first is written."""
+def required_value(key: str, *values: Any) -> Setting:
+    """Return the setting of a key that must be absent or have one of `values`; the first is written."""
 
     def read(config: Config) -> dict[str, Any]:
         if key in config and config[key] not in values:
-            raise KdError(f"config.json: {key} is {config[key]!r}; implemented: {' or '.join(map(repr, values))}")
+            raise KdError(f"config.json: {key}: expected {' or '.join(map(repr, values))}, got {config[key]!r}.")
         return {}
 
     return Setting(read, lambda model: {key: values[0]})
 
 
-def fixed(**fields: Any) -> Setting:
-    """What the format always is, without a key for it."""
+def fixed_fields(**fields: Any) -> Setting:
+    """Return the setting of fields that have the same value in every model of the format, without a key."""
 
     def write(model: Transformer) -> dict[str, Any]:
         for field, value in fields.items():
-            if vars(model)[field] != value:
-                raise KdError(f"model.{field}: {vars(model)[field]!r}; the format has {value!r}")
+            if getattr(model, field) != value:
+                raise KdError(f"model.{field}: expected {value!r}, got {getattr(model, field)!r}.")
         return {}
 
     return Setting(lambda config: dict(fields), write)
@@ -85,71 +99,78 @@ def fixed(**fields: Any) -> Setting:
 
 @dataclasses.dataclass(frozen=True)
 class TensorMapping:
-    """How a parameter of ours is kept: tensors joined along the last axis.
+    """How one of our parameters maps to tensors of a file, concatenated along the last axis.
 
     Attributes:
-      names: of the tensors; "{i}" is the layer.
-      transposed: whether each tensor is [out, in], as PyTorch's Linear has it.
-      added: what is added to the tensors when they are read (Gemma keeps a norm's scale less 1).
-      skipped: rows at the beginning that are never used (BART's positions begin at 2).
-      row: whether the tensor has a first axis of one (Marian's bias of the logits).
+      names: names of the tensors; "{i}" stands for the layer.
+      transposed: whether each tensor is [out, in], as in PyTorch's Linear.
+      offset: added to the tensors when they are read (Gemma stores a norm's scale less 1).
+      unused_rows: rows at the beginning that are never used (BART's positions begin at 2).
+      leading_axis: whether the tensor has a first axis of size 1 (Marian's bias of the logits).
 
     Examples:
-      >>> kept = dense("layers.{i}.q.weight", "layers.{i}.k.weight")
-      >>> kept.at(3).names
+      >>> mapping = linear("layers.{i}.q.weight", "layers.{i}.k.weight")
+      >>> mapping.for_layer(3).names
       ('layers.3.q.weight', 'layers.3.k.weight')
-      >>> q, k = kept.split(np.arange(6.0).reshape(2, 3), [1, 2])
-      >>> q.shape, k.shape, kept.join([q, k]).tolist()
+      >>> q, k = mapping.to_tensors(np.arange(6.0).reshape(2, 3), [1, 2])
+      >>> q.shape, k.shape, mapping.to_parameter([q, k]).tolist()
       ((1, 2), (2, 2), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
     """
 
     names: tuple[str, ...]
     transposed: bool = False
-    added: float = 0.0
-    skipped: int = 0
-    row: bool = False
+    offset: float = 0.0
+    unused_rows: int = 0
+    leading_axis: bool = False
 
-    def at(self, layer: int) -> "TensorMapping":
-        """The names of one layer."""
+    def for_layer(self, layer: int) -> "TensorMapping":
+        """Return the mapping with the number of a layer filled in."""
         return dataclasses.replace(self, names=tuple(name.replace("{i}", str(layer)) for name in self.names))
 
-    def ours(self, tensor: np.ndarray) -> np.ndarray:
-        """One tensor as we have it."""
-        tensor = tensor[0] if self.row else tensor[self.skipped :]
-        tensor = tensor.T if self.transposed else tensor
-        return tensor + np.float32(self.added) if self.added else tensor
-
-    def theirs(self, part: np.ndarray) -> np.ndarray:
-        """The inverse of `ours`; rows that are never used are zeros."""
-        part = part - np.float32(self.added) if self.added else part
-        part = part.T if self.transposed else part
-        return part[None] if self.row else np.concatenate([np.zeros_like(part[: self.skipped]), part])
-
-    def join(self, tensors: Sequence[np.ndarray]) -> np.ndarray:
-        """The parameter; a view where it is one tensor: whoever copies it next turns it too."""
-        parts = [self.ours(tensor) for tensor in tensors]
+    def to_parameter(self, tensors: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the parameter; a view of the tensor if there is only one."""
+        parts = [self._to_part(tensor) for tensor in tensors]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
-    def joined(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """The parameter's shape from the tensors'; raises ValueError where they do not fit together."""
-        parts = [self.ours(np.broadcast_to(np.float32(0), shape)).shape for shape in shapes]  # no values are made
+    def parameter_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Return the shape of the parameter from those of the tensors.
+
+        Raises:
+          ValueError: if the tensors cannot be concatenated.
+        """
+        # A broadcast scalar has a shape, and takes no memory.
+        parts = [self._to_part(np.broadcast_to(np.float32(0), shape)).shape for shape in shapes]
         if len({part[:-1] for part in parts}) > 1:
             raise ValueError(parts)
         return (*parts[0][:-1], sum(part[-1] for part in parts))
 
-    def split(self, parameter: np.ndarray, widths: list[int]) -> list[np.ndarray]:
-        """The tensors, which are `widths` wide as we have them."""
+    def to_tensors(self, parameter: np.ndarray, widths: list[int]) -> list[np.ndarray]:
+        """Return the tensors of a parameter that is the concatenation of parts of these widths."""
         parts = np.split(parameter, np.cumsum(widths)[:-1], axis=-1)
-        return [np.ascontiguousarray(self.theirs(part)) for part in parts]
+        return [np.ascontiguousarray(self._to_tensor(part)) for part in parts]
+
+    def _to_part(self, tensor: np.ndarray) -> np.ndarray:
+        """Return a tensor as the part of our parameter."""
+        tensor = tensor[0] if self.leading_axis else tensor[self.unused_rows :]
+        tensor = tensor.T if self.transposed else tensor
+        return tensor + np.float32(self.offset) if self.offset else tensor
+
+    def _to_tensor(self, part: np.ndarray) -> np.ndarray:
+        """Return the inverse of `_to_part`; unused rows are zeros."""
+        part = part - np.float32(self.offset) if self.offset else part
+        part = part.T if self.transposed else part
+        if self.leading_axis:
+            return part[None]
+        return np.concatenate([np.zeros_like(part[: self.unused_rows]), part])
 
 
-def plain(*names: str, **options: Any) -> TensorMapping:
-    """Tensors as they are."""
-    return TensorMapping(names, **options)
+def tensors(*names: str, offset: float = 0.0, unused_rows: int = 0, leading_axis: bool = False) -> TensorMapping:
+    """Return the mapping to tensors in our orientation."""
+    return TensorMapping(names, offset=offset, unused_rows=unused_rows, leading_axis=leading_axis)
 
 
-def dense(*names: str) -> TensorMapping:
-    """Kernels of PyTorch's Linear."""
+def linear(*names: str) -> TensorMapping:
+    """Return the mapping to weights of PyTorch's Linear, which are transposed."""
     return TensorMapping(names, transposed=True)
 
 
@@ -158,55 +179,66 @@ class Format:
     """One architecture of Hugging Face's library.
 
     Attributes:
-      model_type, class_name: in config.json.
-      family: the dataclass of ours.
-      settings: all that decides the network.
-      names: path of a parameter of ours -> how it is kept.
-      gated: further names, where the feed-forward layers are gated.
-      ignored: pattern of tensors that a file may hold besides, such as copies of the embedding.
-      sinusoids: names under which a file may hold its positions, which are computed here.
-      prefix: of the names, which files of the bare model lack.
-      widened: fields that the format cannot leave out, with the values that add nothing: what a model of ours lacks is
-        written as zeros.
+      model_type: in config.json.
+      class_name: of the library's class, in config.json.
+      architecture_class: our class of hyper-parameters.
+      settings: all settings that determine the network.
+      mappings: path of our parameter -> its tensors.
+      gated_mappings: mappings that replace others if the feed-forward layers are gated.
+      ignored_names: pattern of further tensors that a file may hold, such as copies of the embedding.
+      sinusoid_names: tensors of sinusoidal positions that a file may hold; they are checked and not read.
+      prefix: of the names; files of the bare model (without a head) lack it.
+      mandatory_fields: fields that every model of the format has, with their values. A model of ours without them is
+        written with zeros in their place.
     """
 
     model_type: str
     class_name: str
-    family: type[Transformer]
+    architecture_class: type[Transformer]
     settings: tuple[Setting, ...]
-    names: Mapping[str, TensorMapping]
-    gated: Mapping[str, TensorMapping] = dataclasses.field(default_factory=dict)
-    ignored: str = r"$^"
-    sinusoids: tuple[str, ...] = ()
+    mappings: Mapping[str, TensorMapping]
+    gated_mappings: Mapping[str, TensorMapping] = dataclasses.field(default_factory=dict)
+    ignored_names: str = r"$^"
+    sinusoid_names: tuple[str, ...] = ()
     prefix: str = ""
-    widened: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mandatory_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def architecture(self, config: Config, tied: bool) -> Transformer:
-        """Hyper-parameters; raises KdError naming a setting that is not implemented."""
+    def read_config(self, config: Config, tied: bool) -> Transformer:
+        """Return the hyper-parameters of a config.json.
+
+        Args:
+          config: the contents of config.json.
+          tied: whether the file has no output matrix.
+
+        Raises:
+          KdError: if a setting is not implemented.
+        """
         fields: dict[str, Any] = {"tied": tied, "dropout": 0.0}
         for setting in self.settings:
             fields |= setting.read(config)
-        return self.family(**fields)
+        return self.architecture_class(**fields)
 
-    def config(self, model: Transformer, vocab_rows: int) -> dict[str, Any]:
-        """The config.json; raises KdError naming a field that the format cannot say."""
+    def write_config(self, model: Transformer, vocab_rows: int) -> dict[str, Any]:
+        """Return the contents of config.json.
+
+        Raises:
+          KdError: if the format cannot express a field.
+        """
         keys: dict[str, Any] = {"model_type": self.model_type, "architectures": [self.class_name]}
         for setting in self.settings:
             keys |= setting.write(model)
         return keys | {"vocab_size": vocab_rows, "tie_word_embeddings": model.tied, "dtype": "float32"}
 
-    def stored(self, path: str, gated: bool) -> TensorMapping:
-        """Where a parameter of ours is kept, its layer's number filled in."""
+    def find_mapping(self, path: str, gated: bool) -> TensorMapping:
+        """Return the mapping of our parameter at `path`, with the number of its layer filled in."""
         layer = re.search(r"coder_(\d+)\.", path)
         pattern = re.sub(r"coder_\d+\.", "coder_{i}.", path)
-        table = {**self.names, **self.gated} if gated else self.names
-        return table[pattern].at(int(layer[1])) if layer else table[pattern]
+        mappings = {**self.mappings, **self.gated_mappings} if gated else self.mappings
+        return mappings[pattern].for_layer(int(layer[1])) if layer else mappings[pattern]
 
 
 def parameter_shapes(model: Transformer) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of a model over `vocab_rows` tokens.
-
-    Only one layer of each stack is traced: the others are alike, and tracing them would take longer than reading them.
+    """Return path -> shape of every parameter of a model with `vocab_rows` tokens.
 
     Examples:
       >>> from kd_jax.models.decoder_only import DecoderOnly
@@ -214,9 +246,11 @@ def parameter_shapes(model: Transformer) -> dict[str, tuple[int, ...]]:
       >>> shapes["embedding"], shapes["decoder_1.ffn.in.kernel"], len(shapes)  # 6 in each layer, and the last norm
       ((10, 8), (8, 24), 14)
     """
+    # One layer of each stack is traced for all, because tracing every layer takes longer than reading the weights.
     shallow = dataclasses.replace(model, local=(), **dict.fromkeys(model.depth_fields, 1)).build(model.vocab_rows)
+    leaves: dict[str, Any] = flatten_dict(jax.eval_shape(shallow.init, jax.random.key(0)), sep=".")
     shapes = {}
-    for path, leaf in flatten_dict(jax.eval_shape(shallow.init, jax.random.key(0)), sep=".").items():
+    for path, leaf in leaves.items():
         stack = re.match(r"(encoder|decoder)_0\.", path)
         layers = model.stacks()[stack[1]] if stack else 1
         shapes |= {path.replace("coder_0.", f"coder_{i}.", 1): leaf.shape for i in range(layers)}

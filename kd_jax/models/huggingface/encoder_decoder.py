@@ -1,4 +1,4 @@
-"""Encoder-decoder formats: BART and its kin (Marian, Pegasus, M2M100), and T5. Checked against transformers 5.24."""
+"""Encoder-decoder formats: Pegasus, Marian, BART, M2M100, T5, mT5. Checked against transformers 5.24."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,50 +12,52 @@ from kd_jax.models.huggingface.base import (
     Setting,
     TensorMapping,
     choice,
-    dense,
-    fixed,
-    only,
-    plain,
-    same,
+    fixed_fields,
+    linear,
+    required_value,
+    same_value,
+    tensors,
 )
 from kd_jax.models.transformer import Transformer
 
-WORDS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu", "gelu_new": "gelu_tanh"}
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu", "gelu_new": "gelu_tanh"}
 NORM = (("scale", "weight"), ("bias", "bias"))
-LINEAR = (("kernel", "weight", dense), ("bias", "bias", plain))
+LINEAR = (("kernel", "weight", linear), ("bias", "bias", tensors))
 
 
 def _norm(ours: str, theirs: str) -> dict[str, TensorMapping]:
-    return {f"{ours}.{part}": plain(f"{theirs}.{their_part}") for part, their_part in NORM}
+    return {f"{ours}.{part}": tensors(f"{theirs}.{their_part}") for part, their_part in NORM}
 
 
 def _linear(ours: str, *theirs: str) -> dict[str, TensorMapping]:
-    return {f"{ours}.{part}": kept(*(f"{name}.{their_part}" for name in theirs)) for part, their_part, kept in LINEAR}
+    return {
+        f"{ours}.{part}": mapping(*(f"{name}.{their_part}" for name in theirs)) for part, their_part, mapping in LINEAR
+    }
 
 
 def _bart_stack(stack: str) -> dict[str, TensorMapping]:
-    """Names of BART's layers, which Marian, Pegasus and M2M100 share."""
+    """Return the mappings of a stack of BART's layers, which Marian, Pegasus and M2M100 share."""
     ours, theirs = f"{stack}_{{i}}", f"model.{stack}.layers.{{i}}"
-    names = _norm(f"{ours}.norm_self", f"{theirs}.self_attn_layer_norm")
-    names |= _norm(f"{ours}.norm_ffn", f"{theirs}.final_layer_norm")
-    names |= _linear(f"{ours}.self_attention.qkv", *(f"{theirs}.self_attn.{x}_proj" for x in "qkv"))
-    names |= _linear(f"{ours}.self_attention.out", f"{theirs}.self_attn.out_proj")
-    names |= _linear(f"{ours}.ffn.in", f"{theirs}.fc1")
-    names |= _linear(f"{ours}.ffn.out", f"{theirs}.fc2")
-    return names
+    mappings = _norm(f"{ours}.norm_self", f"{theirs}.self_attn_layer_norm")
+    mappings |= _norm(f"{ours}.norm_ffn", f"{theirs}.final_layer_norm")
+    mappings |= _linear(f"{ours}.self_attention.qkv", *(f"{theirs}.self_attn.{x}_proj" for x in "qkv"))
+    mappings |= _linear(f"{ours}.self_attention.out", f"{theirs}.self_attn.out_proj")
+    mappings |= _linear(f"{ours}.ffn.in", f"{theirs}.fc1")
+    mappings |= _linear(f"{ours}.ffn.out", f"{theirs}.fc2")
+    return mappings
 
 
 CROSS, THEIR_CROSS = "decoder_{i}.cross_attention", "model.decoder.layers.{i}.encoder_attn"
-BART_NAMES = {
-    "embedding": plain("model.shared.weight"),
-    "output": dense("lm_head.weight"),
-    "output_bias": plain("final_logits_bias", row=True),
+BART_MAPPINGS = {
+    "embedding": tensors("model.shared.weight"),
+    "output": linear("lm_head.weight"),
+    "output_bias": tensors("final_logits_bias", leading_axis=True),
     **_bart_stack("encoder"),
     **_bart_stack("decoder"),
     **_norm("decoder_{i}.norm_cross", f"{THEIR_CROSS}_layer_norm"),
     **_linear(f"{CROSS}.q", f"{THEIR_CROSS}.q_proj"),
-    f"{CROSS}.kv": dense(f"{THEIR_CROSS}.k_proj.weight", f"{THEIR_CROSS}.v_proj.weight"),
-    f"{CROSS}.kv_bias": plain(f"{THEIR_CROSS}.k_proj.bias", f"{THEIR_CROSS}.v_proj.bias"),
+    f"{CROSS}.kv": linear(f"{THEIR_CROSS}.k_proj.weight", f"{THEIR_CROSS}.v_proj.weight"),
+    f"{CROSS}.kv_bias": tensors(f"{THEIR_CROSS}.k_proj.bias", f"{THEIR_CROSS}.v_proj.bias"),
     **_linear(f"{CROSS}.out", f"{THEIR_CROSS}.out_proj"),
 }
 LAST_NORMS = _norm("encoder_norm", "model.encoder.layer_norm") | _norm("decoder_norm", "model.decoder.layer_norm")
@@ -64,21 +66,21 @@ COPIES = r"model\.(en|de)coder\.embed_tokens\.weight"
 SINUSOIDS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 
-def _settings(*further: Setting) -> tuple[Setting, ...]:
-    """What all of BART's kin say, and further settings."""
+def _bart_settings(*further: Setting) -> tuple[Setting, ...]:
+    """Return the settings that BART, Marian, Pegasus and M2M100 share, and further ones."""
     return (
-        same("encoder_layers", "encoder_layers"),
-        same("decoder_layers", "decoder_layers"),
-        same("d_model", "d_model"),
-        same("d_ff", "encoder_ffn_dim", "decoder_ffn_dim"),
-        same("heads", "encoder_attention_heads", "decoder_attention_heads"),
-        choice("activation", "activation_function", WORDS),
-        same("embedding_scale", "scale_embedding", default=False),
+        same_value("encoder_layers", "encoder_layers"),
+        same_value("decoder_layers", "decoder_layers"),
+        same_value("d_model", "d_model"),
+        same_value("d_ff", "encoder_ffn_dim", "decoder_ffn_dim"),
+        same_value("heads", "encoder_attention_heads", "decoder_attention_heads"),
+        choice("activation", "activation_function", ACTIVATIONS),
+        same_value("embedding_scale", "scale_embedding", default=False),
         Setting(
             lambda config: {"context": config["max_position_embeddings"]},
             lambda model: {"max_position_embeddings": model.context or 1024},
         ),
-        fixed(
+        fixed_fields(
             norm="layer",
             norm_epsilon=1e-5,
             biases="all",
@@ -91,121 +93,130 @@ def _settings(*further: Setting) -> tuple[Setting, ...]:
             head_scale=1.0,
             local=(),
         ),
-        only("quantization_config", None),
-        only("is_encoder_decoder", True),
-        only("share_encoder_decoder_embeddings", True),
+        required_value("quantization_config", None),
+        required_value("is_encoder_decoder", True),
+        required_value("share_encoder_decoder_embeddings", True),
         *further,
     )
 
 
 def _norms(before: bool, embedding: bool) -> tuple[Setting, ...]:
-    """Where BART's kin have their norms; what other programs look up, though the architecture's name says it."""
-    position = fixed(norm_position="before" if before else "after", embedding_norm=embedding)
-    said = {"normalize_before": before, "normalize_embedding": embedding, "add_final_layer_norm": before}
-    return (position, *(only(key, value) for key, value in said.items()))
+    """Return the settings of the positions of norms."""
+    position = fixed_fields(norm_position="before" if before else "after", embedding_norm=embedding)
+    # transformers derives these from the architecture's name, but other programs read the keys.
+    keys = {"normalize_before": before, "normalize_embedding": embedding, "add_final_layer_norm": before}
+    return (position, *(required_value(key, value) for key, value in keys.items()))
 
 
-SINUSOIDAL = fixed(positions="sinusoidal", first_position=0, head_bias=True)
+SINUSOIDAL = fixed_fields(positions="sinusoidal", first_position=0, head_bias=True)
 PEGASUS = Format(
     model_type="pegasus",
     class_name="PegasusForConditionalGeneration",
-    family=EncoderDecoder,
-    settings=_settings(SINUSOIDAL, *_norms(before=True, embedding=False)),
-    names=BART_NAMES | LAST_NORMS,
-    ignored=COPIES,
-    sinusoids=SINUSOIDS,
+    architecture_class=EncoderDecoder,
+    settings=_bart_settings(SINUSOIDAL, *_norms(before=True, embedding=False)),
+    mappings=BART_MAPPINGS | LAST_NORMS,
+    ignored_names=COPIES,
+    sinusoid_names=SINUSOIDS,
     prefix="model.",
-    widened={"biases": "all", "head_bias": True},
+    mandatory_fields={"biases": "all", "head_bias": True},
 )
 MARIAN = dataclasses.replace(
     PEGASUS,
     model_type="marian",
     class_name="MarianMTModel",
-    settings=_settings(SINUSOIDAL, *_norms(before=False, embedding=False)),
-    names=BART_NAMES,
+    settings=_bart_settings(SINUSOIDAL, *_norms(before=False, embedding=False)),
+    mappings=BART_MAPPINGS,
 )
 BART = dataclasses.replace(
     PEGASUS,
     model_type="bart",
     class_name="BartForConditionalGeneration",
-    settings=_settings(
-        fixed(positions="learned", first_position=0, head_bias=True), *_norms(before=False, embedding=True)
+    settings=_bart_settings(
+        fixed_fields(positions="learned", first_position=0, head_bias=True), *_norms(before=False, embedding=True)
     ),
-    names=BART_NAMES
-    | {f"{stack}_positions": plain(f"model.{stack}.embed_positions.weight", skipped=2) for stack in STACKS}
+    mappings=BART_MAPPINGS
+    | {f"{stack}_positions": tensors(f"model.{stack}.embed_positions.weight", unused_rows=2) for stack in STACKS}
     | _norm("encoder_enter", "model.encoder.layernorm_embedding")
     | _norm("decoder_enter", "model.decoder.layernorm_embedding"),
-    sinusoids=(),
+    sinusoid_names=(),
 )
-# Its positions count from the pad's number plus one.
+# Positions of M2M100 count from the padding token's id plus one.
 M2M100 = dataclasses.replace(
     PEGASUS,
     model_type="m2m_100",
     class_name="M2M100ForConditionalGeneration",
-    settings=_settings(
-        fixed(norm_position="before", positions="timing", embedding_norm=False, head_bias=False),
+    settings=_bart_settings(
+        fixed_fields(norm_position="before", positions="timing", embedding_norm=False, head_bias=False),
         Setting(
             lambda config: {"first_position": config.get("pad_token_id", 1) + 1},
             lambda model: {"pad_token_id": model.first_position - 1},
         ),
     ),
-    ignored=COPIES + r"|model\.(en|de)coder\.embed_positions\.weights",
-    sinusoids=(),
-    widened={"biases": "all"},
+    ignored_names=COPIES + r"|model\.(en|de)coder\.embed_positions\.weights",
+    sinusoid_names=(),
+    mandatory_fields={"biases": "all"},
 )
 
 
 def _t5_stack(stack: str, sublayers: Mapping[str, tuple[int, str]]) -> dict[str, TensorMapping]:
-    """Names of T5's layers: each sub-layer has a number."""
-    names: dict[str, TensorMapping] = {}
+    """Return the mappings of a stack of T5's layers.
+
+    Args:
+      stack: "encoder" or "decoder".
+      sublayers: our name of each sub-layer -> (its number, T5's name).
+    """
+    mappings: dict[str, TensorMapping] = {}
     for ours, (number, theirs) in sublayers.items():
         block = f"{stack}.block.{{i}}.layer.{number}"
-        names[f"{stack}_{{i}}.norm_{ours}.scale"] = plain(f"{block}.layer_norm.weight")
+        mappings[f"{stack}_{{i}}.norm_{ours}.scale"] = tensors(f"{block}.layer_norm.weight")
         if ours == "ffn":
-            names[f"{stack}_{{i}}.ffn.in.kernel"] = dense(f"{block}.{theirs}.wi.weight")
-            names[f"{stack}_{{i}}.ffn.out.kernel"] = dense(f"{block}.{theirs}.wo.weight")
+            mappings[f"{stack}_{{i}}.ffn.in.kernel"] = linear(f"{block}.{theirs}.wi.weight")
+            mappings[f"{stack}_{{i}}.ffn.out.kernel"] = linear(f"{block}.{theirs}.wo.weight")
             continue
         attention = f"{stack}_{{i}}.{ours}_attention"
         q, k, v = (f"{block}.{theirs}.{x}.weight" for x in "qkv")
-        names[f"{attention}.out.kernel"] = dense(f"{block}.{theirs}.o.weight")
-        joined = {"qkv.kernel": dense(q, k, v)} if ours == "self" else {"q.kernel": dense(q), "kv": dense(k, v)}
-        names |= {f"{attention}.{part}": kept for part, kept in joined.items()}
+        mappings[f"{attention}.out.kernel"] = linear(f"{block}.{theirs}.o.weight")
+        joined = {"qkv.kernel": linear(q, k, v)} if ours == "self" else {"q.kernel": linear(q), "kv": linear(k, v)}
+        mappings |= {f"{attention}.{part}": mapping for part, mapping in joined.items()}
     table = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    return names | {f"{stack}_buckets": plain(table), f"{stack}_norm.scale": plain(f"{stack}.final_layer_norm.weight")}
+    return mappings | {
+        f"{stack}_buckets": tensors(table),
+        f"{stack}_norm.scale": tensors(f"{stack}.final_layer_norm.weight"),
+    }
 
 
 def _t5_gates(stack: str, number: int) -> dict[str, TensorMapping]:
     inner = f"{stack}.block.{{i}}.layer.{number}.DenseReluDense.wi_"
-    return {f"{stack}_{{i}}.ffn.in.kernel": dense(f"{inner}0.weight", f"{inner}1.weight")}
+    return {f"{stack}_{{i}}.ffn.in.kernel": linear(f"{inner}0.weight", f"{inner}1.weight")}
 
 
 def _t5_scale(config: Config) -> dict[str, Any]:
-    """Tied models scale the last states; version 5 calls that `scale_decoder_outputs`, whatever is tied."""
+    """Return the scale of the last states; transformers 4 scales them in tied models, 5 by a key of its own."""
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     return {"head_scale": config["d_model"] ** -0.5 if scaled else 1.0}
 
 
 def _write_t5_scale(model: Transformer) -> dict[str, Any]:
-    """Transformers scales by d_model ** -0.5 or not at all."""
+    """Return whether the last states are scaled by d_model ** -0.5."""
     if model.head_scale not in (1.0, model.d_model**-0.5):
-        raise KdError(f"model.head_scale: {model.head_scale}; the format has 1.0 or {model.d_model**-0.5}")
+        raise KdError(f"model.head_scale: expected 1.0 or {model.d_model**-0.5}, got {model.head_scale}.")
     return {"scale_decoder_outputs": model.head_scale != 1}
 
 
 SELF, CROSS_ATTENTION, FFN = "SelfAttention", "EncDecAttention", "DenseReluDense"
 T5_SETTINGS = (
-    same("d_model", "d_model"),
-    same("d_ff", "d_ff"),
-    same("heads", "num_heads"),
-    same("encoder_layers", "num_layers"),
+    same_value("d_model", "d_model"),
+    same_value("d_ff", "d_ff"),
+    same_value("heads", "num_heads"),
+    same_value("encoder_layers", "num_layers"),
     Setting(
         lambda config: {"decoder_layers": config.get("num_decoder_layers") or config["num_layers"]},
-        lambda model: {"num_decoder_layers": model.decoder_layers},
+        lambda model: {"num_decoder_layers": model.stacks()["decoder"]},
     ),
     Setting(lambda config: {"head_dim": config["d_kv"]}, lambda model: {"d_kv": model.head_width}),
-    same("norm_epsilon", "layer_norm_epsilon", default=1e-6),
+    same_value("norm_epsilon", "layer_norm_epsilon", default=1e-6),
     choice("activation", "feed_forward_proj", {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu"}),
-    fixed(
+    fixed_fields(
         norm="rms",
         norm_position="before",
         positions="relative",
@@ -220,29 +231,29 @@ T5_SETTINGS = (
         head_bias=False,
         local=(),
     ),
-    only("relative_attention_num_buckets", 32),
-    only("relative_attention_max_distance", 128),
-    only("quantization_config", None),
-    only("is_encoder_decoder", True),
+    required_value("relative_attention_num_buckets", 32),
+    required_value("relative_attention_max_distance", 128),
+    required_value("quantization_config", None),
+    required_value("is_encoder_decoder", True),
 )
 T5 = Format(
     model_type="t5",
     class_name="T5ForConditionalGeneration",
-    family=EncoderDecoder,
+    architecture_class=EncoderDecoder,
     settings=(*T5_SETTINGS, Setting(_t5_scale, _write_t5_scale)),
-    names={
-        "embedding": plain("shared.weight"),
-        "output": dense("lm_head.weight"),
+    mappings={
+        "embedding": tensors("shared.weight"),
+        "output": linear("lm_head.weight"),
         **_t5_stack("encoder", {"self": (0, SELF), "ffn": (1, FFN)}),
         **_t5_stack("decoder", {"self": (0, SELF), "cross": (1, CROSS_ATTENTION), "ffn": (2, FFN)}),
     },
-    gated=_t5_gates("encoder", 1) | _t5_gates("decoder", 2),
-    ignored=r"(en|de)coder\.embed_tokens\.weight|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias.*",
+    gated_mappings=_t5_gates("encoder", 1) | _t5_gates("decoder", 2),
+    ignored_names=r"(en|de)coder\.embed_tokens\.weight|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias.*",
 )
 MT5 = dataclasses.replace(
     T5,
     model_type="mt5",
     class_name="MT5ForConditionalGeneration",
-    settings=(*T5_SETTINGS, fixed(head_scale=1.0)),
+    settings=(*T5_SETTINGS, fixed_fields(head_scale=1.0)),
 )
 FORMATS = (PEGASUS, MARIAN, BART, M2M100, T5, MT5)

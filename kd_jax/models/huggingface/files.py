@@ -1,4 +1,4 @@
-"""The files of a model in Hugging Face's layout: config.json and safetensors, whole or in shards."""
+"""Files of Hugging Face's layout: config.json, and safetensors in one file or in shards."""
 
 import json
 from collections.abc import Mapping
@@ -11,70 +11,87 @@ from safetensors.numpy import save_file
 
 from kd_jax.errors import KdError
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 2**30
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises KdError naming the file if it is none."""
+    """Return the JSON object in a file.
+
+    Raises:
+      KdError: if the file cannot be read or does not hold a JSON object.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise KdError(f"{path}: {error}; wanted a file of Hugging Face's layout") from error
+        raise KdError(f"{path}: expected a JSON file of Hugging Face's layout, got: {error}.") from error
     if not isinstance(data, dict):
-        raise KdError(f"{path}: {type(data).__name__}; wanted a JSON object")
+        raise KdError(f"{path}: expected a JSON object, got {type(data).__name__}.")
     return data
 
 
 class Tensors:
-    """The tensors of a folder, read one at a time.
+    """The tensors of a folder, loaded one at a time.
 
     Attributes:
-      where: name -> the file that holds it.
-      shapes: name -> shape.
+      paths: name of a tensor -> its file.
+      shapes: name of a tensor -> its shape.
     """
 
     def __init__(self, folder: Path):
-        """Raises KdError if a file is missing, cut, or not safetensors."""
+        """Read the names and shapes of all tensors.
+
+        Args:
+          folder: with safetensors.
+
+        Raises:
+          KdError: if a file is missing, truncated, or not safetensors.
+        """
         if (folder / INDEX).exists():
             names = set(read_json(folder / INDEX).get("weight_map", {}).values())
-        elif (folder / WHOLE).exists():
-            names = {WHOLE}
+        elif (folder / SINGLE_FILE).exists():
+            names = {SINGLE_FILE}
         else:
-            raise KdError(f"{folder}: neither {WHOLE} nor {INDEX}; wanted safetensors (pickled weights are not read)")
-        self.where: dict[str, Path] = {}
+            raise KdError(
+                f"{folder}: expected {SINGLE_FILE} or {INDEX}, got neither. "
+                "Convert the model to safetensors; pickled weights are not read."
+            )
+        self.paths: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name in sorted(names):
             path = folder / name
             if not isinstance(name, str) or path.parent != folder:
-                raise KdError(f"{folder / INDEX}: {name!r} is not a file of the folder")
+                raise KdError(f"{folder / INDEX}: weight_map: expected names of files in the folder, got {name!r}.")
             try:
                 with safetensors.safe_open(path, framework="numpy") as file:
-                    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                    self.shapes |= {name: tuple(one.get_shape()) for name, one in slices.items()}
-                self.where |= dict.fromkeys(slices, path)
+                    for tensor in file.keys():  # noqa: SIM118  # the file itself is not iterable
+                        self.shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
+                        self.paths[tensor] = path
             except (OSError, safetensors.SafetensorError) as error:
-                raise KdError(f"{path}: cut or damaged ({error}); fetch the file again") from error
+                raise KdError(
+                    f"{path}: expected a safetensors file, got a missing or damaged one ({error}). Download it again."
+                ) from error
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor in float32. The file is mapped anew each time: what stays mapped counts as this process's memory."""
-        with safetensors.safe_open(self.where[name], framework="numpy") as file:
+    def load(self, name: str) -> np.ndarray:
+        """Return a tensor in float32."""
+        # The file is mapped anew each time, because mapped pages count as memory of the process.
+        with safetensors.safe_open(self.paths[name], framework="numpy") as file:
             return np.asarray(file.get_tensor(name), np.float32)
 
 
-def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """config.json and the weights, in shards where they are many bytes."""
+def write_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """Write config.json and the weights, in shards of at most SHARD_BYTES."""
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, tensor in tensors.items():
         if shards[-1] and sum(x.nbytes for x in shards[-1].values()) + tensor.nbytes > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = tensor
     count = len(shards)
-    files = [WHOLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    for file, shard in zip(files, shards, strict=True):
-        save_file(shard, folder / file, metadata={"format": "pt"})
+    names = [SINGLE_FILE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    for file_name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / file_name, metadata={"format": "pt"})
     if count > 1:
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        weight_map = {tensor: file_name for file_name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""All formats that are implemented, by config.json's model_type."""
+"""All implemented formats, by the model_type of config.json."""
 
 from kd_jax.models.huggingface import decoder_only, encoder_decoder
 

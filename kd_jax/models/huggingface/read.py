@@ -1,4 +1,4 @@
-"""A local folder in Hugging Face's layout to one of our two families. Nothing is downloaded, nothing unpickled."""
+"""Reading a local folder in Hugging Face's layout. Nothing is downloaded or unpickled."""
 
 import dataclasses
 import math
@@ -22,106 +22,108 @@ CONFIG = "config.json"
 
 
 def read_architecture(folder: str | Path) -> Transformer:
-    """The network of a folder, without its weights; its dropout is 0, its vocab_rows those of the embedding.
+    """Return the hyper-parameters of a model, with dropout 0 and the embedding's rows as vocab_rows.
+
+    Args:
+      folder: with config.json and safetensors.
 
     Raises:
-      KdError: if there is no config.json, or it names an architecture or a setting that is not implemented.
+      KdError: if config.json is missing, or its model_type or a setting is not implemented.
     """
-    return _architecture(Path(folder), Tensors(Path(folder)))
+    return _read_architecture(Path(folder), Tensors(Path(folder)))
 
 
-def read(folder: str | Path) -> tuple[Transformer, Params]:
-    """The network of a folder and its parameters, float32 on the host.
+def read_model(folder: str | Path) -> tuple[Transformer, Params]:
+    """Return the hyper-parameters of a model and its parameters, float32 on the host.
 
-    Tensors are read one at a time, the largest first: while one is copied its part of the file is in memory too, which
-    adds to the most that is ever held only where the others are there already.
+    Args:
+      folder: with config.json and safetensors.
 
     Raises:
-      KdError: as `read_architecture`; for tensors that are missing, too many, or of another shape, each named.
+      KdError: as `read_architecture`, or if tensors are missing, unknown, or of a wrong shape.
     """
     folder = Path(folder)
     tensors = Tensors(folder)
-    model = _architecture(folder, tensors)
-    kept = _format(folder)
+    model = _read_architecture(folder, tensors)
+    model_format = _read_format(folder)
     shapes = parameter_shapes(model)
-    stored = {path: _stored(kept, path, model.activation in GATES, tensors) for path in shapes}
-    _check(folder, kept, tensors, stored, shapes)
-    _check_sinusoids(folder, kept, tensors, model.d_model)
-    largest_first = sorted(stored, key=lambda path: math.prod(shapes[path]), reverse=True)
-    flat = {path: stored[path].join([tensors.read(name) for name in stored[path].names]) for path in largest_first}
-    return model, unflatten_dict({path: flat[path] for path in stored}, sep=".")
+    mappings = {path: _find_mapping(model_format, path, model.activation in GATES, tensors) for path in shapes}
+    _check_tensors(folder, model_format, tensors, mappings, shapes)
+    _check_sinusoids(folder, model_format, tensors, model.d_model)
+    # Copying a tensor also holds its part of the file in memory, so the largest are copied while little else is held.
+    largest_first = sorted(mappings, key=lambda path: math.prod(shapes[path]), reverse=True)
+    flat = {}
+    for path in largest_first:
+        flat[path] = mappings[path].to_parameter([tensors.load(name) for name in mappings[path].names])
+    return model, unflatten_dict({path: flat[path] for path in mappings}, sep=".")
 
 
-def _format(folder: Path) -> Format:
-    """Raises KdError if there is no config.json, or it is of an architecture that is not implemented."""
+def _read_format(folder: Path) -> Format:
     if not (folder / CONFIG).exists():
-        raise KdError(f"{folder}: no {CONFIG}; wanted a folder in Hugging Face's layout")
+        raise KdError(f"{folder}: expected a folder in Hugging Face's layout, got one without {CONFIG}.")
     model_type = read_json(folder / CONFIG).get("model_type")
     if model_type not in FORMATS:
-        known = ", ".join(sorted(FORMATS))
-        raise KdError(f"{folder / CONFIG}: model_type is {model_type!r}; implemented: {known}")
+        expected = ", ".join(sorted(FORMATS))
+        raise KdError(f"{folder / CONFIG}: model_type: expected one of {expected}, got {model_type!r}.")
     return FORMATS[model_type]
 
 
-def _architecture(folder: Path, tensors: Tensors) -> Transformer:
-    kept = _format(folder)
-    # Whatever config.json says: it is tied where there is no matrix of its own.
-    model = kept.architecture(read_json(folder / CONFIG), tied="lm_head.weight" not in tensors.where)
-    embedding = _stored(kept, "embedding", False, tensors).names[0]
-    if embedding not in tensors.where:
-        raise KdError(f"{folder}: tensors missing: {embedding}")
+def _read_architecture(folder: Path, tensors: Tensors) -> Transformer:
+    model_format = _read_format(folder)
+    # The file decides whether the model is tied, not config.json.
+    model = model_format.read_config(read_json(folder / CONFIG), tied="lm_head.weight" not in tensors.paths)
+    embedding = _find_mapping(model_format, "embedding", False, tensors).names[0]
+    if embedding not in tensors.paths:
+        raise KdError(f"{folder}: expected all tensors of the architecture, got none called {embedding}.")
     model = dataclasses.replace(model, vocab_rows=tensors.shapes[embedding][0])
     model.check()
     return model
 
 
-def _stored(kept: Format, path: str, gated: bool, tensors: Tensors) -> TensorMapping:
-    """How a parameter is kept; without the format's prefix where the file is of a bare model."""
-    stored = kept.stored(path, gated)
-    if kept.prefix and not any(name.startswith(kept.prefix) for name in tensors.where):
-        return dataclasses.replace(stored, names=tuple(name.removeprefix(kept.prefix) for name in stored.names))
-    return stored
+def _find_mapping(model_format: Format, path: str, gated: bool, tensors: Tensors) -> TensorMapping:
+    """Return the mapping of a parameter, without the format's prefix if the file holds the bare model."""
+    mapping, prefix = model_format.find_mapping(path, gated), model_format.prefix
+    if prefix and not any(name.startswith(prefix) for name in tensors.paths):
+        return dataclasses.replace(mapping, names=tuple(name.removeprefix(prefix) for name in mapping.names))
+    return mapping
 
 
-def _check(
+def _check_tensors(
     folder: Path,
-    kept: Format,
+    model_format: Format,
     tensors: Tensors,
-    stored: Mapping[str, TensorMapping],
+    mappings: Mapping[str, TensorMapping],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Raises KdError naming the tensors that are not as the architecture has them."""
-    used = {name for one in stored.values() for name in one.names}
-    missing = sorted(used - set(tensors.where))
-    extra = [
-        name
-        for name in tensors.where
-        if not (name in used or name in kept.sinusoids or re.fullmatch(kept.ignored, name))
-    ]
-    for what, names in (("missing", missing), ("that the architecture has not", extra)):
-        if names:
-            raise KdError(f"{folder}: tensors {what}: {_few(names)}")
+    """Raise KdError if tensors are missing, unknown, or of a wrong shape."""
+    used = {name for mapping in mappings.values() for name in mapping.names}
+    if missing := sorted(used - set(tensors.paths)):
+        raise KdError(f"{folder}: expected all tensors of the architecture, got none called {_list_names(missing)}.")
+    known = used | set(model_format.sinusoid_names)
+    ignored = re.compile(model_format.ignored_names)
+    if unknown := [name for name in tensors.paths if name not in known and not ignored.fullmatch(name)]:
+        raise KdError(f"{folder}: expected only tensors of the architecture, got also {_list_names(unknown)}.")
     wrong = []
-    for path, one in stored.items():
+    for path, mapping in mappings.items():
         try:
-            shape = one.joined([tensors.shapes[name] for name in one.names])
+            shape = mapping.parameter_shape([tensors.shapes[name] for name in mapping.names])
         except ValueError:
             shape = ()
         if shape != shapes[path]:
-            seen = ", ".join(f"{name} {list(tensors.shapes[name])}" for name in one.names)
-            wrong.append(f"{seen} for {path} {list(shapes[path])}")
+            actual = ", ".join(f"{name} {list(tensors.shapes[name])}" for name in mapping.names)
+            wrong.append(f"{actual} for {path} {list(shapes[path])}")
     if wrong:
-        raise KdError(f"{folder}: tensors of another shape than {CONFIG} asks for: {_few(wrong)}")
+        raise KdError(f"{folder}: expected tensors of the shapes of {CONFIG}, got {_list_names(wrong)}.")
 
 
-def _check_sinusoids(folder: Path, kept: Format, tensors: Tensors, d_model: int) -> None:
-    """Raises KdError if a file's table of positions is not what is computed here."""
-    for name in kept.sinusoids:
-        if name in tensors.where:
-            table = tensors.read(name)
+def _check_sinusoids(folder: Path, model_format: Format, tensors: Tensors, d_model: int) -> None:
+    """Raise KdError if a file's table of positions differs from the computed sinusoids."""
+    for name in model_format.sinusoid_names:
+        if name in tensors.paths:
+            table = tensors.load(name)
             if table.shape[1] != d_model or not np.allclose(table, sinusoids(*table.shape, xp=np), atol=2e-3):
-                raise KdError(f"{folder}: {name} does not hold sinusoids; learned ones are not implemented here")
+                raise KdError(f"{folder}: {name}: expected sinusoids, got other positions, which are not implemented.")
 
 
-def _few(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""One of our models in Hugging Face's layout."""
+"""Writing one of our models in Hugging Face's layout."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from kd_jax.errors import KdError
-from kd_jax.models.huggingface import files
 from kd_jax.models.huggingface.base import Format, TensorMapping, parameter_shapes
+from kd_jax.models.huggingface.files import write_files
 from kd_jax.models.huggingface.formats import FORMATS
 from kd_jax.models.layers import GATES
 from kd_jax.models.positions import sinusoids
@@ -19,67 +19,67 @@ from kd_jax.types import Params
 
 
 def find_format(model: Transformer) -> Format:
-    """The first format that has a word for every hyper-parameter.
+    """Return the first format that can express every hyper-parameter.
 
     Raises:
-      KdError: if there is none, with what each format of the family lacks.
+      KdError: if there is none; the message names the first field that each format cannot express.
 
     Examples:
       >>> from kd_jax.models.decoder_only import DecoderOnly
       >>> find_format(DecoderOnly()).class_name, find_format(DecoderOnly(qk_norm=True)).class_name
       ('LlamaForCausalLM', 'Qwen3ForCausalLM')
     """
-    lacking = []
-    for kept in FORMATS.values():
-        if isinstance(model, kept.family):
+    reasons = []
+    for model_format in FORMATS.values():
+        if isinstance(model, model_format.architecture_class):
             try:
-                kept.config(widened(model, kept), vocab_rows=1)
-                return kept
+                model_format.write_config(add_mandatory_fields(model, model_format), vocab_rows=1)
+                return model_format
             except KdError as error:
-                lacking.append(f"{kept.model_type}: {error}")
-    raise KdError("no architecture of transformers has this shape; " + "; ".join(lacking))
+                reasons.append(f"{model_format.model_type}: {str(error).removesuffix('.')}")
+    raise KdError(f"model: expected the shape of an architecture of transformers, got none; {'; '.join(reasons)}.")
 
 
-def widened(model: Transformer, kept: Format) -> Transformer:
-    """The model with what the format cannot leave out, such as biases."""
+def add_mandatory_fields(model: Transformer, model_format: Format) -> Transformer:
+    """Return the model with the parts that every model of the format has, such as biases."""
     absent = {"biases": "none", "head_bias": False}
-    more = {field: value for field, value in kept.widened.items() if vars(model)[field] == absent[field]}
-    return dataclasses.replace(model, **more)
+    mandatory = model_format.mandatory_fields.items()
+    return dataclasses.replace(model, **{k: value for k, value in mandatory if getattr(model, k) == absent[k]})
 
 
-def write(folder: Path, model: Transformer, params: Params, config: Mapping[str, Any], vocab_size: int) -> None:
-    """config.json and model.safetensors, float32; what the format cannot leave out is zeros.
+def write_model(folder: Path, model: Transformer, params: Params, config: Mapping[str, Any], vocab_size: int) -> None:
+    """Write config.json and safetensors in float32; mandatory parameters that the model lacks are zeros.
 
     Args:
-      folder: which exists.
+      folder: an existing folder.
       model: hyper-parameters.
-      params: of the model.
-      config: further keys of config.json, such as the numbers of the special tokens.
-      vocab_size: tokens that the tokeniser knows; rows that only pad them are left out.
+      params: parameters of the model.
+      config: further keys of config.json, such as the ids of special tokens.
+      vocab_size: the tokeniser's number of tokens; further rows of the embedding are not written.
 
     Raises:
       KdError: as `find_format`.
     """
-    kept = find_format(model)
-    wide = dataclasses.replace(widened(model, kept), vocab_multiple=1, vocab_rows=vocab_size)
-    keys = kept.config(wide, vocab_size)
-    given, gated = flatten_dict(params, sep="."), model.activation in GATES
+    model_format = find_format(model)
+    complete = dataclasses.replace(add_mandatory_fields(model, model_format), vocab_multiple=1, vocab_rows=vocab_size)
+    keys = model_format.write_config(complete, vocab_size)
+    flat_params, gated = flatten_dict(params, sep="."), model.activation in GATES
     tensors: dict[str, np.ndarray] = {}
-    for path, shape in parameter_shapes(wide).items():
-        parameter = np.asarray(given[path]) if path in given else np.zeros(shape, np.float32)
-        parameter = parameter[tuple(slice(size) for size in shape)]  # without the vocabulary's padding
-        stored = kept.stored(path, gated)
-        parts = stored.split(parameter, _widths(path, stored, wide, shape[-1]))
-        tensors |= dict(zip(stored.names, parts, strict=True))
-    for name in kept.sinusoids:
+    for path, shape in parameter_shapes(complete).items():
+        parameter = np.asarray(flat_params[path]) if path in flat_params else np.zeros(shape, np.float32)
+        parameter = parameter[tuple(slice(size) for size in shape)]  # without rows that pad the vocabulary
+        mapping = model_format.find_mapping(path, gated)
+        parts = mapping.to_tensors(parameter, _tensor_widths(path, mapping, complete, shape[-1]))
+        tensors |= dict(zip(mapping.names, parts, strict=True))
+    for name in model_format.sinusoid_names:
         tensors[name] = np.asarray(sinusoids(keys["max_position_embeddings"], model.d_model))
-    files.write(folder, {**keys, **config}, tensors)
+    write_files(folder, {**keys, **config}, tensors)
 
 
-def _widths(path: str, stored: TensorMapping, model: Transformer, width: int) -> list[int]:
-    """Widths of the tensors that a parameter is joined of."""
-    if len(stored.names) == 1:
+def _tensor_widths(path: str, mapping: TensorMapping, model: Transformer, width: int) -> list[int]:
+    """Return the widths of a parameter's tensors; `width` is that of the parameter."""
+    if len(mapping.names) == 1:
         return [width]
     if ".qkv." in path:
         return [model.heads * model.head_width] + 2 * [model.key_heads * model.head_width]
-    return [width // len(stored.names)] * len(stored.names)
+    return [width // len(mapping.names)] * len(mapping.names)

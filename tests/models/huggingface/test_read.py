@@ -45,9 +45,9 @@ def set_config(folder, **keys):
 
 
 def change_tensors(folder, change):
-    tensors = load_file(folder / files.WHOLE)
+    tensors = load_file(folder / files.SINGLE_FILE)
     change(tensors)
-    save_file(tensors, folder / files.WHOLE)
+    save_file(tensors, folder / files.SINGLE_FILE)
 
 
 CONFIGS = {  # a setting that is not implemented -> what the line says
@@ -93,12 +93,12 @@ def remove_config(folder):
 
 
 def cut(folder):
-    path = folder / files.WHOLE
+    path = folder / files.SINGLE_FILE
     path.write_bytes(path.read_bytes()[:-100])
 
 
 def pickled_alone(folder):
-    (folder / files.WHOLE).rename(folder / "pytorch_model.bin")
+    (folder / files.SINGLE_FILE).rename(folder / "pytorch_model.bin")
 
 
 def escaping(folder):
