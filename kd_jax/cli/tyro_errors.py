@@ -49,8 +49,8 @@ def summarize(panel: str) -> str:
         if message and message[0].startswith("Missing from"):
             missing += [text] if re.match(r" {6}\S", line) else []  # help texts are indented further
         elif text.startswith("--"):
-            nearest.append(text.split()[0])
-        else:
+            nearest.append(text.split()[0].rstrip(","))
+        elif not nearest and not text.startswith(("Perhaps you meant", "Arguments similar")):
             message.append(text)
     if missing:
         return f"{message[0].removeprefix('Missing from ')} missing {', '.join(missing)}"

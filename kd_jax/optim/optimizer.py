@@ -79,18 +79,21 @@ class Optimizer:
         values = dataclasses.asdict(self)
         for field, (expected, is_valid) in RANGES.items():
             if not (is_number(values[field]) and is_valid(values[field])):
-                raise KdError(f"optimizer.{field}: expected {expected}, got {values[field]!r}.")
+                raise KdError(f"training.optimizer.{field}: expected {expected}, got {values[field]!r}.")
         if not is_count(self.max_skipped_updates, 0):
             raise KdError(
-                f"optimizer.max_skipped_updates: expected an integer of at least 0, got {self.max_skipped_updates!r}."
+                "training.optimizer.max_skipped_updates: expected an integer of at least 0, got "
+                f"{self.max_skipped_updates!r}."
             )
         if self.schedule not in get_args(Decay):
-            raise KdError(f"optimizer.schedule: expected one of {', '.join(get_args(Decay))}, got {self.schedule!r}.")
+            raise KdError(
+                f"training.optimizer.schedule: expected one of {', '.join(get_args(Decay))}, got {self.schedule!r}."
+            )
         if not is_count(steps, 2):
             raise KdError(f"training.steps: expected an integer of at least 2, got {steps!r}.")
         if not is_count(self.warmup, 1) or self.warmup >= steps:
             expected = f"an integer in [1, {steps - 1}], less than the {steps} training steps"
-            raise KdError(f"optimizer.warmup: expected {expected}, got {self.warmup!r}.")
+            raise KdError(f"training.optimizer.warmup: expected {expected}, got {self.warmup!r}.")
 
     def rate(self, steps: int) -> optax.Schedule:
         r"""Return the schedule of the learning rate.

@@ -92,7 +92,7 @@ def test_values_out_of_range_are_refused_in_one_line(field, value):
         with pytest.raises(KdError) as error:
             method(10)
         text = str(error.value)
-        assert text.startswith(f"optimizer.{field}: expected ") and text.endswith(f", got {value!r}.")
+        assert text.startswith(f"training.optimizer.{field}: expected ") and text.endswith(f", got {value!r}.")
         assert "\n" not in text
 
 
