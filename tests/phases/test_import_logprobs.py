@@ -249,7 +249,7 @@ def test_an_import_that_does_not_serve_the_students_is_refused(experiment, train
     )
     online = {"kd": Term(forward_kl, signal=Online())}
     for changes, reason in (
-        ({"init": FromTeacher()}, "students.it.init: expected a start without the teacher's parameters"),
+        ({"init": FromTeacher()}, "students.it.init: expected a start without the imported teacher's parameters"),
         ({"terms": online}, "students.it.terms.kd.signal: expected TopK"),
         ({"terms": {"ce": Term(cross_entropy)}}, "students: expected a term that reads TopK"),
     ):

@@ -98,12 +98,12 @@ def required_signal(experiment: Experiment) -> RequiredSignal:
     for name, recipe in experiment.students.items():
         if isinstance(recipe.init, FromTeacher):
             raise KdError(
-                f"students.{name}.init: expected a start without the teacher's parameters, which are elsewhere, got "
+                f"students.{name}.init: expected a start without the imported teacher's parameters, got "
                 f"FromTeacher. {REMEDY}"
             )
         if recipe.targets:
             raise KdError(
-                f"students.{name}.targets: expected the data's targets, since the teacher is elsewhere, got "
+                f"students.{name}.targets: expected the data's targets, since the teacher is imported, got "
                 f"pseudo-targets. {REMEDY}"
             )
         for key, term in recipe.terms.items():
