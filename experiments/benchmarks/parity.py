@@ -27,7 +27,7 @@ def measure(name: str, scratch: Path) -> dict[str, object]:
     """The row of one architecture."""
     from tests.models.huggingface import cases, test_parity  # torch's, which the other benchmarks do without
 
-    network = cases.saved(name, scratch / "theirs")
+    network = cases.save_random(name, scratch / "theirs")
     model, params = read_model(scratch / "theirs")
     params, built, apart = jax.tree.map(jnp.asarray, params), model.build(cases.V), 0.0
     for left in (False, True):
@@ -36,9 +36,9 @@ def measure(name: str, scratch: Path) -> dict[str, object]:
         theirs_BTV = test_parity.logits_of(network, decoder, encoder)
         apart = max(apart, float(np.abs(np.asarray(ours_BTV) - theirs_BTV)[decoder[1]].max()))
     given, inputs = test_parity.prompts(network, model)
-    ids_BT = greedy(built, params, inputs, eos=test_parity.END, length=test_parity.LONGEST_TEXT)
+    ids_BT = greedy(built, params, inputs, eos=test_parity.END, length=test_parity.MAX_TOKENS)
     written = test_parity.new_tokens(network.generate(**given, **test_parity.SETTINGS).sequences, given, model)
-    ended = test_parity.ended
+    ended = test_parity.until_end
     same = [ended(ids_T) for ids_T in np.asarray(ids_BT).tolist()] == [ended(ids_T) for ids_T in written]
     special = {key: value for key, value in network.config.to_dict().items() if key.endswith("token_id")}
     (scratch / "ours").mkdir()

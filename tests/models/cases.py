@@ -1,10 +1,11 @@
-"""Small networks of both families, which together use every option; one compiled program of each serves most tests."""
+"""Small networks of both families that together use every option; one compiled program of each serves most tests."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kd_jax.batches.layouts import Bucket, Segment
 from kd_jax.models.decoder_only import DecoderOnly
@@ -31,12 +32,17 @@ OPTIONS = {
     | {"activation": "gelu_tanh", "rope_theta": 1e6},
 }
 FAMILIES = ("encoder_decoder", "decoder_only")
+EXTENDED = ("marian", "m2m100", "qwen3")  # run by `make test-all` only
+each_option = pytest.mark.parametrize(
+    "options", [pytest.param(name, marks=pytest.mark.extended if name in EXTENDED else ()) for name in OPTIONS]
+)
+each_family = pytest.mark.parametrize("family", FAMILIES)
 ROWS, BUCKET = 3, Bucket(6, 8)
 
 
 @functools.cache
-def case(family: str, options: str):
-    """(configuration, model, parameters): random ones, so that no bias or table is zero."""
+def small_network(family: str, options: str):
+    """Return (architecture, model, parameters); all parameters are random, so no bias or table is zero."""
     depth = 2 if options == "default" else 1
     sizes = {"d_model": 16, "heads": 4, "d_ff": 24, "dropout": 0.3} | OPTIONS[options]
     config = EncoderDecoder(1, depth, **sizes) if family == "encoder_decoder" else DecoderOnly(depth, **sizes)
@@ -49,9 +55,9 @@ def case(family: str, options: str):
 
 
 @functools.cache
-def program(family: str, options: str):
-    """(params, batch) -> ((sum of losses where they count, (hidden_BTD, logits_BTV)), gradients)."""
-    _, model, _ = case(family, options)
+def loss_and_gradient(family: str, options: str):
+    """Return the jitted function (params, batch) -> ((loss, (hidden_BTD, logits_BTV)), gradients)."""
+    _, model, _ = small_network(family, options)
 
     def loss(params, batch):
         hidden_BTD = model.apply(params, batch.inputs)
@@ -62,23 +68,23 @@ def program(family: str, options: str):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def segments(seed: int, lengths) -> list[Segment]:
-    """One for each (prompt length, completion length)."""
+def random_segments(seed: int, lengths) -> list[Segment]:
+    """Return one segment for each (prompt length, completion length)."""
     return [Segment(i, encoded, 1.0, {}) for i, encoded in enumerate(random_examples(seed, lengths, V))]
 
 
-def batch_of(config, rows):
-    """ROWS rows, each of some segments, padded to BUCKET."""
+def make_batch(config, rows):
+    """Return a batch of ROWS rows, each of some segments, padded to BUCKET."""
     return jax.tree.map(jnp.asarray, config.layout(START).batch(rows, ROWS, BUCKET, {}))
 
 
-def stacks_of(inputs) -> dict[str, Tokens]:
-    """The tokens of each stack."""
+def tokens_by_stack(inputs) -> dict[str, Tokens]:
+    """Return the tokens of each stack."""
     return {name: tokens for name, tokens in inputs._asdict().items() if isinstance(tokens, Tokens)}
 
 
-def on_the_left(tokens: Tokens) -> Tokens:
-    """The same rows with their padding on the left."""
+def pad_left(tokens: Tokens) -> Tokens:
+    """Return the same rows with their padding on the left."""
     length, real_B = tokens.ids_BT.shape[1], (np.asarray(tokens.segment_BT) > 0).sum(1)
     columns = (np.arange(length) + real_B[:, None]) % length
     return Tokens(*(np.take_along_axis(np.asarray(x), columns, axis=1) for x in tokens))

@@ -1,4 +1,4 @@
-"""What a traced program is made of."""
+"""The equations of a traced program."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from jax.extend.core import jaxprs_in_params
 
 
 def equations(jaxpr) -> Iterator:
-    """Every equation, those of inner programs too."""
+    """Yield every equation, including those of inner programs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):

@@ -1,4 +1,4 @@
-"""Attention against the softmax written out."""
+"""Attention against an explicit softmax in NumPy."""
 
 import chex
 import jax
@@ -18,8 +18,8 @@ from kd_jax.models.attention import MASKED, attend, attend_causal, mask_bias, sa
     soft_cap=st.sampled_from([0.0, 0.5]),
     per_head=st.booleans(),
 )
-def test_attend_is_the_softmax_of_each_head_over_the_keys_of_its_group(groups, scale, soft_cap, per_head):
-    """One group: multi-query; as many as heads: multi-head."""
+def test_attend_equals_explicit_softmax(groups, scale, soft_cap, per_head):
+    """With one group (multi-query), as many as heads (multi-head), and in between."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, heads, length, 3)) for heads, length in ((4, 5), (groups, 6), (groups, 6)))
     bias = np.where(rng.random((2, 4 if per_head else 1, 5, 6)) < 0.3, MASKED, 0.0)
@@ -34,20 +34,22 @@ def test_attend_is_the_softmax_of_each_head_over_the_keys_of_its_group(groups, s
     np.testing.assert_allclose(got, want.reshape(2, 5, 12), atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [0, 3, 64, 65, 130, 300])
-def test_causal_attention_in_blocks_is_attention_with_a_causal_mask(length):
-    """Values and gradients; some of the keys are another segment's."""
+@pytest.mark.parametrize(
+    "length", [0, 3, 64, *(pytest.param(length, marks=pytest.mark.extended) for length in (65, 130)), 300]
+)
+def test_causal_blocks_equal_masked_attention(length):
+    """Values and gradients, with several segments."""
     q, k, v, g = (jax.random.normal(jax.random.key(i), (2, 2, length, 4)) for i in range(4))
     segment_BT = jnp.arange(2 * length).reshape(2, length) // 50
     bias = mask_bias(same_segment(segment_BT, segment_BT) & jnp.tri(length, dtype=bool)[None, None])
-    sides = [jax.vjp(lambda q, k, v, look=look: look(q, k, v, bias), q, k, v) for look in (attend, attend_causal)]
+    sides = [jax.vjp(lambda q, k, v, f=f: f(q, k, v, bias), q, k, v) for f in (attend, attend_causal)]
     cotangent = g.swapaxes(1, 2).reshape(2, length, 8)
     (want, want_back), (got, back) = sides
     chex.assert_trees_all_close((got, back(cotangent)), (want, want_back(cotangent)), atol=1e-5)
 
 
-def test_who_sees_whom():
+def test_mask_of_segments():
     query, key = jnp.array([[1, 2, 0]]), jnp.array([[1, 1, 0, 2]])
-    seen = same_segment(query, key)
-    assert seen[0, 0].tolist() == [[True, True, False, False], [False, False, False, True], [False, False, True, False]]
-    np.testing.assert_array_equal(mask_bias(seen) == 0, seen)
+    mask = same_segment(query, key)
+    assert mask[0, 0].tolist() == [[True, True, False, False], [False, False, False, True], [False, False, True, False]]
+    np.testing.assert_array_equal(mask_bias(mask) == 0, mask)

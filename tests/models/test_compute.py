@@ -1,4 +1,4 @@
-"""Products in bfloat16: what is rounded and what is not."""
+"""compute="bfloat16": the dtypes of products, sums, parameters and caches."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.training.step import init_state, train_step
 from tests.helpers.families import V, every_term
-from tests.models.cases import OPTIONS, on_the_left
+from tests.models.cases import OPTIONS, pad_left
 from tests.models.jaxprs import equations
 from tests.training.test_step import make_batch
 
@@ -25,11 +25,15 @@ NETWORKS = {
     "decoder_only": DecoderOnly(2, **SIZES, dropout=0.2, **OPTIONS["gemma2"]),
     "qwen3": DecoderOnly(2, **SIZES, dropout=0.2, scan_layers=True, remat="dots", **OPTIONS["qwen3"]),
 }
-each_network = pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
+EXTENDED = ("t5", "decoder_only")  # run by `make test-all` only
+each_network = pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=pytest.mark.extended if name in EXTENDED else (), id=name) for name, c in NETWORKS.items()],
+)
 
 
 def traced(config):
-    """The jaxpr of a training step with every kind of term, and the state that it leaves."""
+    """Return (jaxpr of a training step with every kind of term, state before, state after, sums)."""
     model, tx = config.build(V), optax.sgd(1.0)
     params = jax.eval_shape(model.init, jax.random.key(0))
     state = jax.eval_shape(lambda params: init_state(jax.random.key(1), params, tx), params)
@@ -40,7 +44,7 @@ def traced(config):
 
 @each_network
 def test_products_are_in_bfloat16_and_sums_in_float32(config):
-    """Of a step with every kind of term: nothing is left in float32 that a matrix unit multiplies, forward or back."""
+    """In a training step with every kind of term, forward and backward."""
     jaxpr, before, after, sums = traced(config)
     operands = {
         tuple(x.aval.dtype.name for x in one.invars) for one in equations(jaxpr) if one.primitive.name == "dot_general"
@@ -48,22 +52,22 @@ def test_products_are_in_bfloat16_and_sums_in_float32(config):
     assert operands == {("bfloat16", "bfloat16")}
     reduced = [one for one in equations(jaxpr) if one.primitive.name in ("exp", "log", "rsqrt", "reduce_sum")]
     assert reduced and {one.invars[0].aval.dtype.name for one in reduced} <= {"float32", "int32"}
-    looked_up = [one for one in equations(jaxpr) if one.primitive.name == "scatter-add"]
-    assert looked_up and {one.outvars[0].aval.dtype.name for one in looked_up} == {"float32"}
+    lookups = [one for one in equations(jaxpr) if one.primitive.name == "scatter-add"]
+    assert lookups and {one.outvars[0].aval.dtype.name for one in lookups} == {"float32"}
     chex.assert_trees_all_equal_shapes_and_dtypes(after, before)
     assert {x.dtype.name for x in jax.tree.leaves(sums)} == {"float32", "int32"}
 
 
-@pytest.fixture(scope="module", params=["t5", "decoder_only"])
+@pytest.fixture(scope="module", params=[pytest.param("t5", marks=pytest.mark.extended), "decoder_only"])
 def both(request):
-    """(the network in bfloat16, the same in float32, parameters, a batch)."""
+    """Return (architecture in bfloat16, the same in float32, parameters, batch)."""
     config = NETWORKS[request.param]
     exact = dataclasses.replace(config, compute="float32")
     return config, exact, jax.jit(exact.build(V).init)(jax.random.key(0)), make_batch(config)
 
 
 def test_loss_and_gradients_are_close_to_float32(both):
-    """bfloat16 has 8 bits: 0.4% for each rounding."""
+    """bfloat16 has 8 bits of precision: an error of 0.4% per rounding."""
 
     def run(config, params, batch):
         model = config.build(V)
@@ -83,12 +87,12 @@ def test_loss_and_gradients_are_close_to_float32(both):
     assert 0 < error < 0.05 * optax.tree.norm(exact_gradients)
 
 
-def test_step_by_step_is_what_is_read_at_once(both):
+def test_single_steps_equal_extend(both):
     """The cache is in bfloat16, the logits in float32."""
     config, _, params, batch = both
     model, inputs = config.build(V), jax.tree.map(lambda x: x[:3], batch.inputs)
-    begun = on_the_left(jax.tree.map(lambda x: x[:, :2], inputs.decoder))
-    prompts, ids_BT = inputs._replace(decoder=begun), jnp.asarray(inputs.decoder.ids_BT[:, 1:4])
+    prefix = pad_left(jax.tree.map(lambda x: x[:, :2], inputs.decoder))
+    prompts, ids_BT = inputs._replace(decoder=prefix), jnp.asarray(inputs.decoder.ids_BT[:, 1:4])
 
     @jax.jit
     def decode(params):

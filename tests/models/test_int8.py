@@ -1,4 +1,4 @@
-"""int8 weights: which arrays they are, how far from the float ones, and that the network is the same but for them."""
+"""int8 weights: which arrays are quantised, their errors, and the network that reads them."""
 
 import dataclasses
 import functools
@@ -16,24 +16,24 @@ from kd_jax.errors import KdError
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.int8 import Int8, dequantize, quantize
-from tests.models.cases import FAMILIES, OPTIONS, V, batch_of, case, on_the_left, segments
+from tests.models.cases import V, each_family, each_option, make_batch, pad_left, random_segments, small_network
 
-EVERY = pytest.mark.parametrize("options", OPTIONS)
-BOTH = pytest.mark.parametrize("family", FAMILIES)
-TIED = pytest.mark.parametrize("options", ["marian", "t5"])  # tied with an output bias; untied
-HALF = 0.5 + 1e-4  # of a step, and what float32 rounds
+tied_and_untied = pytest.mark.parametrize(  # tied with an output bias; untied
+    "options", ["marian", pytest.param("t5", marks=pytest.mark.extended)]
+)
+HALF = 0.5 + 1e-4  # half a step, plus float32's rounding
 POSITIONS = ("encoder_positions", "decoder_positions", "encoder_buckets", "decoder_buckets")
 
 
 def by_path(params):
-    """Path of names -> array, or what stands for one."""
+    """Return path of names -> array or QArray."""
     is_array = lambda x: not isinstance(x, dict)  # noqa: E731
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_array)
     return {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
 
 def steps_of(params):
-    """Path -> the step between the numbers that 8 bits hold, of each channel; 0 for what is no matrix."""
+    """Return path -> quantisation step of each channel; 0 for arrays that are not matrices."""
     steps = {}
     for path, x in by_path(params).items():
         is_matrix = x.ndim == 2 and path[-1] not in POSITIONS
@@ -43,13 +43,13 @@ def steps_of(params):
 
 
 def inputs_of(config):
-    rows = batch_of(config, [[segment] for segment in segments(3, [(4, 3), (2, 5), (6, 8)])]).inputs
-    return rows._replace(decoder=on_the_left(rows.decoder))
+    rows = make_batch(config, [[segment] for segment in random_segments(3, [(4, 3), (2, 5), (6, 8)])]).inputs
+    return rows._replace(decoder=pad_left(rows.decoder))
 
 
 @functools.cache
-def writing(config):
-    """(params, inputs) -> (logits of every place, logits of the step behind the last one, taps), compiled."""
+def run_network(config):
+    """Return the jitted (params, inputs) -> (logits of all positions, logits of one step, hidden states, taps)."""
     model = config.build(V)
 
     def run(params, inputs):
@@ -61,11 +61,11 @@ def writing(config):
     return jax.jit(run)
 
 
-@EVERY
-@BOTH
-def test_every_matrix_is_int8_and_nothing_else(family, options):
-    """A matrix multiplies activations or is looked up by tokens; positions, norms and biases do neither."""
-    _, _, params = case(family, options)
+@each_option
+@each_family
+def test_matrices_and_nothing_else_are_int8(family, options):
+    """Positions, norms and biases are not matrices."""
+    _, _, params = small_network(family, options)
     in_int8 = by_path(quantize(params))
     for path, x in by_path(params).items():
         if x.ndim == 2 and path[-1] not in POSITIONS:
@@ -77,10 +77,10 @@ def test_every_matrix_is_int8_and_nothing_else(family, options):
     assert in_int8.keys() == by_path(params).keys()
 
 
-@EVERY
-@BOTH
-def test_a_weight_is_off_by_half_a_step_of_its_channel(family, options):
-    _, _, params = case(family, options)
+@each_option
+@each_family
+def test_error_of_a_weight_is_at_most_half_a_step(family, options):
+    _, _, params = small_network(family, options)
     back, steps = by_path(dequantize(quantize(params))), steps_of(params)
     for path, x in by_path(params).items():
         error = np.abs(np.asarray(back[path], np.float64) - np.asarray(x, np.float64))
@@ -92,40 +92,40 @@ def test_a_weight_is_off_by_half_a_step_of_its_channel(family, options):
     arrays.arrays(np.float32, (5, 3), elements=st.floats(-1, 1, width=32)),
     st.lists(st.sampled_from([0.0, 1e-6, 1.0, 1e6]), min_size=3, max_size=3),
 )
-def test_columns_of_any_size_are_off_by_half_a_step(unit_XY, sizes):
+def test_error_is_at_most_half_a_step_at_any_scale(unit_XY, sizes):
     matrix_XY = unit_XY * np.asarray(sizes, np.float32)[None]
     back_XY = np.asarray(dequantize(quantize({"kernel": matrix_XY}))["kernel"])
-    step_Y = np.abs(matrix_XY).max(0).astype(np.float64) / 127.5  # as a float32 it could be 0
-    # qwix keeps a column as zeros whose step would be next to float32's smallest numbers.
+    step_Y = np.abs(matrix_XY).max(0).astype(np.float64) / 127.5  # in float32 it could be 0
+    # qwix stores zeros for a column whose step would be close to the smallest float32.
     assert (np.abs(back_XY - matrix_XY) <= np.where(step_Y < 1.1e-19, 128, HALF) * step_Y).all()
 
 
-@TIED
-@BOTH
-def test_the_network_is_that_of_the_rounded_weights(family, options):
-    """Integers times scales by NumPy, through the float network: the same hidden states, logits, steps and taps."""
-    config, _, params = case(family, options)
+@tied_and_untied
+@each_family
+def test_network_equals_the_float_network_of_rounded_weights(family, options):
+    """Hidden states, logits, steps and taps, with weights dequantised by NumPy."""
+    config, _, params = small_network(family, options)
     in_int8, inputs = quantize(params), inputs_of(config)
     is_matrix = lambda x: not isinstance(x, dict | jax.Array)  # noqa: E731
     times = lambda x: np.asarray(x.qvalue, np.float32) * np.asarray(x.scale) if is_matrix(x) else x  # noqa: E731
     on_grid = jax.tree.map(times, in_int8, is_leaf=is_matrix)
-    ours, theirs = writing(Int8(config))(in_int8, inputs), writing(config)(on_grid, inputs)
+    ours, theirs = run_network(Int8(config))(in_int8, inputs), run_network(config)(on_grid, inputs)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=2e-5)
-    before = writing(config)(params, inputs)
-    assert np.abs(before[0] - theirs[0]).max() > 1e-3  # which the tolerance would not have let pass
+    before = run_network(config)(params, inputs)
+    assert np.abs(before[0] - theirs[0]).max() > 1e-3  # more than the tolerance
 
 
-@TIED
-@BOTH
-def test_logits_are_off_by_no_more_than_the_steps_allow(family, options):
-    """To first order: half a step in every weight, each in its worst direction; in truth most cancel."""
-    config, model, params = case(family, options)
+@tied_and_untied
+@each_family
+def test_error_of_logits_is_bounded_by_the_steps(family, options):
+    """To first order, with half a step in every weight in its worst direction; most errors cancel."""
+    config, model, params = small_network(family, options)
     inputs, steps = inputs_of(config), steps_of(params)
     logits = lambda params: model.head(params).logits(model.apply(params, inputs))[:, -1]  # noqa: E731
     near_BV, exact_BV = (
-        writing(one)(p, inputs)[0][:, -1] for one, p in ((Int8(config), quantize(params)), (config, params))
+        run_network(one)(p, inputs)[0][:, -1] for one, p in ((Int8(config), quantize(params)), (config, params))
     )
     gradients = by_path(jax.device_get(jax.jit(jax.jacrev(logits))(params)))  # [B, V, ...]
     bound_BV = sum(np.abs(gradients[path] * HALF * steps[path]).reshape(*exact_BV.shape, -1).sum(-1) for path in steps)
@@ -141,25 +141,25 @@ def test_parameters_take_about_a_quarter(config):
     assert 0.25 < size(Int8(config).build(4000)) / size(config.build(4000)) < 0.27
 
 
-def test_what_is_trained_in_bfloat16_stays_in_it():
+def test_scales_have_the_dtype_of_the_parameters():
     kernel = quantize({"kernel": jnp.ones((4, 3), jnp.bfloat16)})["kernel"]
     assert kernel.scale.dtype == jnp.bfloat16 and dequantize({"kernel": kernel})["kernel"].dtype == jnp.bfloat16
 
 
-def test_all_but_the_model_is_the_float_networks():
+def test_other_members_are_those_of_the_float_network():
     config = DecoderOnly(2, d_model=16, heads=4, d_ff=24, context=40)
     int8 = Int8(config)
     for name in ("family", "dropout", "d_model", "context", "layout"):
-        assert vars(type(int8))[name].fget(int8) == {**vars(type(config)), **vars(config)}[name]
+        assert getattr(int8, name) == getattr(config, name)
     assert int8.stacks() == config.stacks() and int8.widths() == config.widths()
-    assert {int8: "one program"}[Int8(config)] == "one program"
+    assert hash(int8) == hash(Int8(config)) and int8 == Int8(config)
     with pytest.raises(KdError, match="heads"):
         Int8(dataclasses.replace(config, heads=3)).check()
 
 
-def test_without_qwix_it_is_said_how_to_get_it(monkeypatch):
+def test_error_without_qwix_has_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
-    with pytest.raises(KdError, match=r"int8: wants qwix, .* pip install 'kd_jax\[int8\]'"):
+    with pytest.raises(KdError, match=r"int8: expected the package qwix, .* pip install 'kd_jax\[int8\]'"):
         quantize({"kernel": jnp.ones((2, 2))})
     with pytest.raises(KdError, match="qwix"):
         Int8(DecoderOnly()).check()

@@ -11,21 +11,21 @@ from kd_jax.runtime.backends import make_devices
 from kd_jax.students.importance import importance_step
 from kd_jax.students.narrow import component_sizes
 from kd_jax.tokenizers.sentencepiece import START
-from tests.models.cases import FAMILIES, case, segments
+from tests.models.cases import FAMILIES, random_segments, small_network
 
 LENGTHS = [(4, 3), (2, 6), (5, 1)]
 BOTH = pytest.mark.parametrize("family", FAMILIES)
 
 
-def batch_of(config, rows, bucket):
+def make_batch(config, rows, bucket):
     """Return a batch with one segment in each of the first rows."""
-    parts = segments(3, LENGTHS)
+    parts = random_segments(3, LENGTHS)
     return config.layout(START).batch([[part] for part in parts], rows, Bucket(*bucket), {})
 
 
 @functools.cache
 def step_of(family):
-    config, model, _ = case(family, "qwen3")
+    config, model, _ = small_network(family, "qwen3")
     step = functools.partial(importance_step, model=model, head_width=config.head_width)
     return make_devices("jit").compile_sums(step)
 
@@ -33,8 +33,8 @@ def step_of(family):
 @BOTH
 def test_importance_equals_the_formula(family):
     """In loops over examples and tokens."""
-    config, model, params = case(family, "qwen3")
-    batch = batch_of(config, 3, (6, 8))
+    config, model, params = small_network(family, "qwen3")
+    batch = make_batch(config, 3, (6, 8))
     sums = step_of(family)(params, batch)
     norms = {name for name in sums if name.endswith(".out")}
     assert norms and set(sums) - norms == set(component_sizes(config)) - {"channels"}
@@ -53,9 +53,9 @@ def test_importance_equals_the_formula(family):
 
 def test_a_teacher_in_bfloat16_is_summed_in_float32():
     """The mean of bfloat16 activations is not rounded."""
-    config, model, params = case("decoder_only", "qwen3")
+    config, model, params = small_network("decoder_only", "qwen3")
     half = jax.tree.map(lambda x: x.astype("bfloat16"), params)
-    batch = batch_of(config, 3, (6, 8))
+    batch = make_batch(config, 3, (6, 8))
     with jax.numpy_dtype_promotion("standard"):  # flax's norms compute in float32
         _, taps = jax.jit(model.taps)(half, batch.inputs)
         sums = step_of("decoder_only")(half, batch)
@@ -70,19 +70,19 @@ def test_a_teacher_in_bfloat16_is_summed_in_float32():
 
 @BOTH
 def test_padding_does_not_count(family):
-    config, _, params = case(family, "qwen3")
-    plain, padded = (step_of(family)(params, batch_of(config, *size)) for size in ((3, (6, 8)), (5, (9, 11))))
+    config, _, params = small_network(family, "qwen3")
+    plain, padded = (step_of(family)(params, make_batch(config, *size)) for size in ((3, (6, 8)), (5, (9, 11))))
     for name in plain:
         np.testing.assert_allclose(padded[name], plain[name], rtol=1e-4)
 
 
 def test_parts_without_output_have_no_importance():
-    config, _, params = case("decoder_only", "default")
+    config, _, params = small_network("decoder_only", "default")
     params = jax.tree.map(np.array, params)
     params["decoder_0"]["ffn"]["in"]["kernel"][:, config.d_ff + 5] = 0  # the gated half of neuron 5
     values = (config.heads + config.key_heads) * config.head_width
     params["decoder_1"]["self_attention"]["qkv"]["kernel"][:, values : values + config.head_width] = 0  # of head 0
     step = functools.partial(importance_step, model=config.build(29), head_width=config.head_width)
-    sums = make_devices("jit").compile_sums(step)(params, batch_of(config, 3, (6, 8)))
+    sums = make_devices("jit").compile_sums(step)(params, make_batch(config, 3, (6, 8)))
     assert sums["decoder_0.ffn.neurons"].argmin() == 5 and sums["decoder_0.ffn.neurons"][5] == 0
     assert (sums["decoder_1.heads"] == 0).tolist() == [True] + [False] * (config.heads - 1)

@@ -19,7 +19,7 @@ from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.students.init import FromTeacher, init_from_teacher
 from kd_jax.students.narrow import best_heads, component_sizes, control_scores, narrow, select_indices
-from tests.models.cases import FAMILIES, OPTIONS, V, batch_of, case, program, segments
+from tests.models.cases import FAMILIES, OPTIONS, V, loss_and_gradient, make_batch, random_segments, small_network
 
 EVERY = pytest.mark.parametrize("options", OPTIONS)
 BOTH = pytest.mark.parametrize("family", FAMILIES)
@@ -95,7 +95,7 @@ def student_of(config, student, params, scores):
 @BOTH
 def test_axes_of_every_parameter_have_names(family, options):
     """Each parameter matches one pattern, and axes of one name have the size of the configuration."""
-    config, _, params = case(family, options)
+    config, _, params = small_network(family, options)
     width, gated = config.head_width, 1 + (config.activation in ("swiglu", "geglu"))
     heads, groups = config.heads * width, config.key_heads * width
     sizes = {"model": config.d_model, "q": heads, "kv": 2 * groups, "qkv": heads + 2 * groups, "width": width}
@@ -110,12 +110,12 @@ def test_axes_of_every_parameter_have_names(family, options):
 @BOTH
 def test_removing_heads_and_neurons_without_effect_changes_nothing(family, options):
     """Loss, hidden states and the gradients of the remaining parameters are equal."""
-    config, _, params = case(family, options)
+    config, _, params = small_network(family, options)
     student = smaller(config)
     scores = random_binary_scores(config, student)
     params = zero_outputs(params, scores, config.head_width)
-    batch = batch_of(config, [[segment] for segment in segments(3, [(4, 3), (2, 5)])])
-    (loss, (hidden_BTD, _)), gradients = program(family, options)(params, batch)
+    batch = make_batch(config, [[segment] for segment in random_segments(3, [(4, 3), (2, 5)])])
+    (loss, (hidden_BTD, _)), gradients = loss_and_gradient(family, options)(params, batch)
     small = student_of(config, student, params, scores)
     expected = jax.eval_shape(student.build(V).init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, expected)
@@ -139,7 +139,7 @@ def test_removing_heads_and_neurons_without_effect_changes_nothing(family, optio
 @BOTH
 def test_removing_zero_channels_changes_nothing(family, options, scaled):
     """Norms, embeddings and the input of a tied output are rescaled for the number of channels."""
-    config, _, params = case(family, options)
+    config, _, params = small_network(family, options)
     if config.positions == "sinusoidal":  # they depend on the width
         config = dataclasses.replace(config, positions="rotary")
     config = dataclasses.replace(config, embedding_scale=scaled)
@@ -147,7 +147,7 @@ def test_removing_zero_channels_changes_nothing(family, options, scaled):
     scores = random_binary_scores(config, student)
     used_D = scores["channels"]
     params = zero_channels(zero_outputs(params, scores, config.head_width), used_D, config.norm)
-    inputs = batch_of(config, [[segment] for segment in segments(3, [(4, 3), (2, 5)])]).inputs
+    inputs = make_batch(config, [[segment] for segment in random_segments(3, [(4, 3), (2, 5)])]).inputs
 
     def logits(architecture, params):
         model = architecture.build(V)

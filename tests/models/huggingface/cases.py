@@ -1,4 +1,4 @@
-"""Small random models of transformers, saved as it saves them; imported where torch and transformers are installed."""
+"""Small random models, saved by transformers. Importing this skips the test without torch or transformers."""
 
 import pytest
 
@@ -53,8 +53,8 @@ MODELS = {
 }
 
 
-def saved(name, folder):
-    """One of them, with parameters that are all random (so that no bias is zero), saved in `folder`."""
+def save_random(name, folder):
+    """Save a model whose parameters are all random, so no bias is zero, and return it."""
     torch.manual_seed(0)
     network = MODELS[name]().eval()
     with torch.no_grad():

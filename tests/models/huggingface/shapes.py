@@ -1,4 +1,4 @@
-"""Small networks of ours that have a format."""
+"""Small architectures of ours that have a format."""
 
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder

@@ -1,4 +1,4 @@
-"""Each architecture against transformers: the same logits and texts from its files, and from ours."""
+"""Each architecture against transformers: the same logits and texts, from its files and from ours."""
 
 import copy
 import dataclasses
@@ -10,32 +10,36 @@ import pytest
 
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
-from kd_jax.models.huggingface.read import read, read_architecture
-from kd_jax.models.huggingface.write import find_format, write
+from kd_jax.models.huggingface.read import read_architecture, read_model
+from kd_jax.models.huggingface.write import find_format, write_model
 from kd_jax.types import Inputs, Tokens
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.models.huggingface.cases import IDS, MODELS, V, saved  # noqa: E402
+from tests.models.huggingface.cases import IDS, MODELS, V, save_random  # noqa: E402
 
 ROWS, LENGTHS = 3, (12, 7, 4)
-LONGEST_TEXT, END = 9, IDS["eos_token_id"]
-SETTINGS = {"max_new_tokens": LONGEST_TEXT, "min_new_tokens": 0, "do_sample": False, "eos_token_id": END}
+MAX_TOKENS, END = 9, IDS["eos_token_id"]
+SETTINGS = {"max_new_tokens": MAX_TOKENS, "min_new_tokens": 0, "do_sample": False, "eos_token_id": END}
 SETTINGS |= {"return_dict_in_generate": True, "early_stopping": False}
+QUICK = ("llama", "marian", "t5")  # all others are run by `make test-all` only
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.extended) for name in MODELS],
+)
 def case(request, tmp_path_factory):
-    """(folder, transformers' network, our hyper-parameters, our parameters)."""
+    """Return (folder, transformers' network, our hyper-parameters, our parameters)."""
     folder = tmp_path_factory.mktemp(request.param)
-    network = saved(request.param, folder)
-    model, params = read(folder)
+    network = save_random(request.param, folder)
+    model, params = read_model(folder)
     return folder, network, model, jax.tree.map(jnp.asarray, params)
 
 
 def rows(seed, left):
-    """Token ids and which exist, int [ROWS, 12]; padding on the left or on the right."""
+    """Return token ids [ROWS, 12] and whether they exist; padding is on the left or on the right."""
     real_BT = np.arange(LENGTHS[0]) < np.asarray(LENGTHS)[:, None]
     real_BT = real_BT[:, ::-1] if left else real_BT
     return np.where(real_BT, np.random.default_rng(seed).integers(3, V, real_BT.shape), 0), real_BT
@@ -51,30 +55,30 @@ def inputs_of(decoder, encoder):
 
 
 def logits_of(network, decoder, encoder):
-    """transformers' logits, numpy."""
-    (ids_BT, real_BT), given = decoder, {}
+    """Return the logits of transformers."""
+    ids_BT, real_BT = decoder
     if encoder:
         pad = network.config.pad_token_id
         source = np.where(encoder[1], encoder[0], pad)
-        given = {"input_ids": torch.tensor(source), "attention_mask": torch.tensor(encoder[1].astype(int))}
-        given |= {"decoder_input_ids": torch.tensor(ids_BT)}
+        inputs = {"input_ids": torch.tensor(source), "attention_mask": torch.tensor(encoder[1].astype(int))}
+        inputs |= {"decoder_input_ids": torch.tensor(ids_BT)}
     else:
         position_BT = np.maximum(np.cumsum(real_BT, axis=1) - 1, 0)
-        given = {"input_ids": torch.tensor(ids_BT), "attention_mask": torch.tensor(real_BT.astype(int))}
-        given |= {"position_ids": torch.tensor(position_BT)}
+        inputs = {"input_ids": torch.tensor(ids_BT), "attention_mask": torch.tensor(real_BT.astype(int))}
+        inputs |= {"position_ids": torch.tensor(position_BT)}
     with torch.no_grad():
-        return network(**given).logits.numpy()
+        return network(**inputs).logits.numpy()
 
 
 def examples(model, left):
-    """(decoder, encoder) rows; an encoder-decoder's source is padded on the right, as transformers pads it."""
+    """Return rows of (decoder, encoder); the source is padded on the right, as in transformers."""
     if model.family == "encoder_decoder":
         return rows(0, left=False), rows(1, left=False)
     return rows(0, left), None
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
-def test_logits_are_those_of_transformers(case, left):
+def test_logits_equal_those_of_transformers(case, left):
     _, network, model, params = case
     decoder, encoder = examples(model, left)
     built = model.build(V)
@@ -84,7 +88,7 @@ def test_logits_are_those_of_transformers(case, left):
 
 
 def prompts(network, model):
-    """(what transformers' generate is given, our Inputs)."""
+    """Return (arguments of transformers' generate, our Inputs)."""
     if model.family == "encoder_decoder":
         ids_BT, real_BT = rows(1, left=False)
         start = np.full((ROWS, 1), network.config.decoder_start_token_id)
@@ -96,44 +100,42 @@ def prompts(network, model):
     return {"input_ids": torch.tensor(ids_BT), "attention_mask": torch.tensor(real_BT.astype(int))}, inputs
 
 
-def new_tokens(ids_BT, given, model):
-    """What was written, without what it was given."""
-    return ids_BT.numpy()[:, 1 if model.family == "encoder_decoder" else given["input_ids"].shape[1] :].tolist()
+def new_tokens(ids_BT, arguments, model):
+    """Return the generated tokens, without the prompt."""
+    return ids_BT.numpy()[:, 1 if model.family == "encoder_decoder" else arguments["input_ids"].shape[1] :].tolist()
 
 
-def ended(ids_T):
+def until_end(ids_T):
     return ids_T[: ids_T.index(END)] if END in ids_T else ids_T
 
 
-def test_greedy_texts_are_those_of_transformers(case):
-    """With a cache of keys and values on both sides."""
+def test_greedy_texts_equal_those_of_transformers(case):
     _, network, model, params = case
-    given, inputs = prompts(network, model)
-    ids_BT = greedy(model.build(V), params, inputs, eos=END, length=LONGEST_TEXT)
-    theirs = new_tokens(network.generate(**given, **SETTINGS).sequences, given, model)
-    assert [ended(ids_T) for ids_T in np.asarray(ids_BT).tolist()] == [ended(ids_T) for ids_T in theirs]
+    arguments, inputs = prompts(network, model)
+    ids_BT = greedy(model.build(V), params, inputs, eos=END, length=MAX_TOKENS)
+    theirs = new_tokens(network.generate(**arguments, **SETTINGS).sequences, arguments, model)
+    assert [until_end(ids_T) for ids_T in np.asarray(ids_BT).tolist()] == [until_end(ids_T) for ids_T in theirs]
 
 
-def test_the_beam_finds_what_transformers_finds(case):
-    """Without a penalty of length, which the two count differently; or better: transformers forgets hypotheses that
-    end with less than the likeliest tokens."""
+def test_beam_texts_equal_those_of_transformers(case):
+    """Or score higher, because transformers drops ended hypotheses; without the length penalty, which differs."""
     _, network, model, params = case
-    given, inputs = prompts(network, model)
-    found = beam_search(model.build(V), params, inputs, beam=3, alpha=0.0, eos=END, length=LONGEST_TEXT)
-    theirs = network.generate(**given, **SETTINGS | {"num_beams": 3, "length_penalty": 0.0}, output_scores=True)
-    texts = zip(np.asarray(found.ids_BKT)[:, 0].tolist(), new_tokens(theirs.sequences, given, model), strict=True)
-    scores = zip(np.asarray(found.logp_BK)[:, 0], theirs.sequences_scores.numpy(), strict=True)
-    for (ours, want), (our_score, score) in zip(texts, scores, strict=True):
-        assert ended(ours) == ended(want) or our_score > score + 1e-3
+    arguments, inputs = prompts(network, model)
+    ours = beam_search(model.build(V), params, inputs, beam=3, alpha=0.0, eos=END, length=MAX_TOKENS)
+    theirs = network.generate(**arguments, **SETTINGS | {"num_beams": 3, "length_penalty": 0.0}, output_scores=True)
+    texts = zip(np.asarray(ours.ids_BKT)[:, 0].tolist(), new_tokens(theirs.sequences, arguments, model), strict=True)
+    scores = zip(np.asarray(ours.logp_BK)[:, 0], theirs.sequences_scores.numpy(), strict=True)
+    for (our_text, their_text), (our_score, their_score) in zip(texts, scores, strict=True):
+        assert until_end(our_text) == until_end(their_text) or our_score > their_score + 1e-3
 
 
-def test_our_files_give_the_same_model(case, tmp_path):
-    """In transformers, without a word of complaint, and here."""
+def test_written_files_hold_the_same_model(case, tmp_path):
+    """Read by transformers without a warning, and by us."""
     _, network, model, params = case
     special = {key: value for key, value in network.config.to_dict().items() if key.endswith("token_id")}
-    write(tmp_path, model, params, special, V)
-    again, complaints = type(network).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(complaints.values()), complaints
+    write_model(tmp_path, model, params, special, V)
+    again, loading_info = type(network).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading_info.values()), loading_info
     decoder, encoder = examples(model, left=False)
     want_BTV = logits_of(network, decoder, encoder)
     np.testing.assert_allclose(logits_of(again.eval(), decoder, encoder)[decoder[1]], want_BTV[decoder[1]], atol=1e-5)
@@ -146,15 +148,15 @@ def test_half_precision_and_shards_are_read(case, tmp_path):
     half = copy.deepcopy(network).to(torch.bfloat16)
     half.save_pretrained(tmp_path, max_shard_size="20kB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    half_model, half_params = read(tmp_path)
+    half_model, half_params = read_model(tmp_path)
     assert half_model == model
     wide, narrow = params["embedding"], half_params["embedding"]
     assert narrow.dtype == np.float32
     np.testing.assert_array_equal(narrow, np.asarray(jnp.asarray(wide, jnp.bfloat16).astype(jnp.float32)))
 
 
-def test_the_format_is_found_again(case):
+def test_format_of_the_model_is_found(case):
     folder, network, model, _ = case
-    kept = {"mt5": "t5", "mistral": "llama"}.get(network.config.model_type, network.config.model_type)
-    assert find_format(dataclasses.replace(model, vocab_rows=0)).model_type == kept
+    model_type = {"mt5": "t5", "mistral": "llama"}.get(network.config.model_type, network.config.model_type)
+    assert find_format(dataclasses.replace(model, vocab_rows=0)).model_type == model_type
     assert read_architecture(folder).vocab_rows == V

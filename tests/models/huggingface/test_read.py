@@ -1,6 +1,5 @@
-"""Folders that are not as they should be: one line each, which names what is wrong."""
+"""Reading folders in Hugging Face's layout, and the errors of invalid ones."""
 
-import dataclasses
 import json
 import shutil
 
@@ -10,33 +9,28 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from kd_jax.errors import KdError
-from kd_jax.models.decoder_only import DecoderOnly
-from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.huggingface import files
-from kd_jax.models.huggingface.read import read, read_architecture
-from kd_jax.models.huggingface.write import find_format, write
+from kd_jax.models.huggingface.read import read_architecture, read_model
+from kd_jax.models.huggingface.write import write_model
 from kd_jax.models.rope import Linear
 from kd_jax.students.init import random_params
 from tests.models.huggingface.shapes import MODELS, V
 
-KEY_MODEL = MODELS["decoder_only"]
-T5 = {"d_model": 16, "norm": "rms", "positions": "relative", "attention_scale": 1.0, "embedding_scale": False}
-T5 |= {"norm_epsilon": 1e-6}
-GEMMA = {"norm_position": "both", "embedding_scale": True, "qk_norm": True, "activation": "geglu"}
+LLAMA = MODELS["decoder_only"]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """A small Llama as we write it."""
+def original(tmp_path_factory):
+    """Return the folder of a small Llama."""
     folder = tmp_path_factory.mktemp("llama")
-    write(folder, KEY_MODEL, random_params(KEY_MODEL, V, jax.random.key(0)), {}, V)
+    write_model(folder, LLAMA, random_params(LLAMA, V, jax.random.key(0)), {}, V)
     return folder
 
 
 @pytest.fixture
-def folder(written, tmp_path):
-    """A copy to spoil."""
-    return shutil.copytree(written, tmp_path / "copy")
+def folder(original, tmp_path):
+    """Return a copy that a test may change."""
+    return shutil.copytree(original, tmp_path / "copy")
 
 
 def set_config(folder, **keys):
@@ -50,150 +44,120 @@ def change_tensors(folder, change):
     save_file(tensors, folder / files.SINGLE_FILE)
 
 
-CONFIGS = {  # a setting that is not implemented -> what the line says
-    "model_type is 'mixtral'; implemented: bart, gemma3_text,": {"model_type": "mixtral"},
-    "rope_type is 'yarn'; implemented: 'default', 'linear', 'llama3'": {
+UNSUPPORTED = {  # part of the message -> keys of config.json
+    "model_type: expected one of bart, gemma3_text,": {"model_type": "mixtral"},
+    "rope_type: expected 'default' or 'linear' or 'llama3', got 'yarn'": {
         "rope_parameters": {"rope_type": "yarn", "factor": 2.0}
     },
-    "hidden_act is 'relu2'; implemented: 'silu'": {"hidden_act": "relu2"},
-    "attention_bias is True, mlp_bias False; implemented: both alike": {"attention_bias": True},
-    "quantization_config is {'bits': 4}; implemented: None": {"quantization_config": {"bits": 4}},
-    "pretraining_tp is 2; implemented: 1": {"pretraining_tp": 2},
-    "num_hidden_layers is missing": {"num_hidden_layers": None},
-    "model.head_dim: 3; rotary positions turn pairs": {"num_attention_heads": 5, "num_key_value_heads": 5}
-    | {"head_dim": None},
+    "hidden_act: expected 'silu' or 'gelu_pytorch_tanh', got 'relu2'": {"hidden_act": "relu2"},
+    "attention_bias, mlp_bias: expected equal values, got True and False": {"attention_bias": True},
+    "quantization_config: expected None, got {'bits': 4}": {"quantization_config": {"bits": 4}},
+    "pretraining_tp: expected 1, got 2": {"pretraining_tp": 2},
+    "num_hidden_layers: expected a value, got none": {"num_hidden_layers": None},
+    "model.head_dim: expected an even width for rotary positions, got 3": {
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "head_dim": None,
+    },
 }
 
 
-@pytest.mark.parametrize("line", CONFIGS)
-def test_a_setting_that_is_not_implemented_is_named(folder, line):
-    set_config(folder, **CONFIGS[line])
+@pytest.mark.parametrize("message", UNSUPPORTED)
+def test_unsupported_setting_is_named(folder, message):
+    set_config(folder, **UNSUPPORTED[message])
     with pytest.raises(KdError) as error:
-        read(folder)
-    assert line in str(error.value)
+        read_model(folder)
+    assert message in str(error.value)
 
 
-def test_what_version_4_wrote_is_read(folder):
-    """`rope_theta` and `rope_scaling` apart, with `type` for `rope_type`."""
+def test_config_of_transformers_4_is_read(folder):
+    """`rope_theta` and `rope_scaling` are separate keys, with `type` instead of `rope_type`."""
     set_config(folder, rope_parameters=None, rope_theta=5000.0, rope_scaling={"type": "linear", "factor": 2.0})
     model = read_architecture(folder)
     assert (model.rope_theta, model.rope_scaling) == (5000.0, Linear(2.0))
 
 
-def test_a_window_bounds_the_texts(folder):
-    """None is implemented, so none may bind."""
+def test_sliding_window_limits_the_context(folder):
+    """Windows are not implemented, so texts must not be longer than one."""
     set_config(folder, model_type="mistral", sliding_window=48)
     assert read_architecture(folder).context == 48
     set_config(folder, sliding_window=None)
-    assert read_architecture(folder).context == KEY_MODEL.context
+    assert read_architecture(folder).context == LLAMA.context
 
 
 def remove_config(folder):
     (folder / "config.json").unlink()
 
 
-def cut(folder):
+def truncate(folder):
     path = folder / files.SINGLE_FILE
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def pickled_alone(folder):
+def keep_only_pickle(folder):
     (folder / files.SINGLE_FILE).rename(folder / "pytorch_model.bin")
 
 
-def escaping(folder):
+def name_file_outside(folder):
     (folder / files.INDEX).write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
 
 
-def missing_shard(folder):
+def name_missing_shard(folder):
     (folder / files.INDEX).write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
 
 
-def without_a_tensor(folder):
+def remove_tensor(folder):
     change_tensors(folder, lambda tensors: tensors.pop("model.norm.weight"))
 
 
-def with_another(folder):
+def add_tensor(folder):
     change_tensors(folder, lambda tensors: tensors.update({"model.layers.0.mlp.router": np.zeros(3, np.float32)}))
 
 
-def misshaped(folder):
+def change_shape(folder):
     name = "model.layers.0.mlp.down_proj.weight"
     change_tensors(folder, lambda tensors: tensors.update({name: np.zeros((16, 23), np.float32)}))
 
 
-SPOILT = {
-    remove_config: "no config.json; wanted a folder in Hugging Face's layout",
-    cut: "model.safetensors: cut or damaged",
-    pickled_alone: "neither model.safetensors nor model.safetensors.index.json; wanted safetensors",
-    escaping: "'../other.safetensors' is not a file of the folder",
-    missing_shard: "model-2.safetensors: cut or damaged",
-    without_a_tensor: "tensors missing: model.norm.weight",
-    with_another: "tensors that the architecture has not: model.layers.0.mlp.router",
-    misshaped: "model.layers.0.mlp.down_proj.weight [16, 23] for decoder_0.ffn.out.kernel [24, 16]",
+INVALID = {  # a change of the folder -> part of the message
+    remove_config: "expected a folder in Hugging Face's layout, got one without config.json",
+    truncate: "model.safetensors: expected a safetensors file, got a missing or damaged one",
+    keep_only_pickle: "expected model.safetensors or model.safetensors.index.json, got neither",
+    name_file_outside: "weight_map: expected names of files in the folder, got '../other.safetensors'",
+    name_missing_shard: "model-2.safetensors: expected a safetensors file, got a missing or damaged one",
+    remove_tensor: "expected all tensors of the architecture, got none called model.norm.weight",
+    add_tensor: "expected only tensors of the architecture, got also model.layers.0.mlp.router",
+    change_shape: "model.layers.0.mlp.down_proj.weight [16, 23] for decoder_0.ffn.out.kernel [24, 16]",
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_a_spoilt_folder_is_refused(folder, spoil):
-    spoil(folder)
+@pytest.mark.parametrize("change", INVALID, ids=lambda change: change.__name__)
+def test_invalid_folder_raises(folder, change):
+    change(folder)
     with pytest.raises(KdError) as error:
-        read(folder)
-    assert SPOILT[spoil] in str(error.value)
+        read_model(folder)
+    assert INVALID[change] in str(error.value)
 
 
-def test_positions_that_are_no_sinusoids_are_refused(tmp_path):
+def test_positions_other_than_sinusoids_raise(tmp_path):
     model = MODELS["encoder_decoder"]
-    write(tmp_path, model, random_params(model, V, jax.random.key(0)), {}, V)
-    assert read(tmp_path)[0].positions == "sinusoidal"
+    write_model(tmp_path, model, random_params(model, V, jax.random.key(0)), {}, V)
+    assert read_model(tmp_path)[0].positions == "sinusoidal"
     name = "model.encoder.embed_positions.weight"
     change_tensors(tmp_path, lambda tensors: tensors.update({name: tensors[name] + 0.1}))
-    with pytest.raises(KdError, match=f"{name} does not hold sinusoids"):
-        read(tmp_path)
+    with pytest.raises(KdError, match=f"{name}: expected sinusoids, got other positions"):
+        read_model(tmp_path)
 
 
-def test_a_file_of_the_bare_model_is_read(folder):
-    """Without the prefix, as LlamaModel saves itself."""
+def test_file_of_the_bare_model_is_read(folder):
+    """Names lack the prefix, as LlamaModel saves them."""
 
-    def bare(tensors):
+    def remove_prefix(tensors):
         for name in [name for name in tensors if name.startswith("model.")]:
             tensors[name.removeprefix("model.")] = tensors.pop(name)
 
-    before = read(folder)[1]
-    change_tensors(folder, bare)
+    before = read_model(folder)[1]
+    change_tensors(folder, remove_prefix)
     np.testing.assert_array_equal(
-        read(folder)[1]["decoder_0"]["ffn"]["in"]["kernel"], before["decoder_0"]["ffn"]["in"]["kernel"]
-    )
-
-
-def test_every_default_has_a_format_and_what_has_none_is_told():
-    assert find_format(EncoderDecoder()).model_type == "pegasus" and find_format(DecoderOnly()).model_type == "llama"
-    with pytest.raises(KdError, match="no architecture of transformers has this shape; llama: model.norm: 'layer'"):
-        find_format(DecoderOnly(norm="layer"))
-
-
-@pytest.mark.parametrize(
-    "model, line",
-    [
-        (EncoderDecoder(**T5, head_scale=0.5), "t5: model.head_scale: 0.5; the format has 1.0 or 0.25"),
-        (DecoderOnly(**GEMMA, attention_scale=0.3), "gemma3_text: model.attention_scale: 0.3"),
-    ],
-)
-def test_a_number_that_a_format_cannot_say_is_refused_not_rounded(model, line):
-    with pytest.raises(KdError) as error:
-        find_format(model)
-    assert line in str(error.value)
-
-
-def test_padding_rows_and_absent_biases(tmp_path):
-    """Rows that only pad the vocabulary are left out; biases that the format cannot leave out are zeros."""
-    model = dataclasses.replace(MODELS["encoder_decoder"], vocab_multiple=64)
-    params = random_params(model, V, jax.random.key(0))
-    write(tmp_path, model, params, {"pad_token_id": 0}, V)
-    again, theirs = read(tmp_path)
-    assert again.vocab_rows == V and again.biases == "all" and again.head_bias
-    np.testing.assert_array_equal(theirs["embedding"], np.asarray(params["embedding"])[:V])
-    assert not theirs["encoder_0"]["ffn"]["in"]["bias"].any() and not theirs["output_bias"].any()
-    np.testing.assert_array_equal(
-        theirs["encoder_0"]["ffn"]["in"]["kernel"], params["encoder_0"]["ffn"]["in"]["kernel"]
+        read_model(folder)[1]["decoder_0"]["ffn"]["in"]["kernel"], before["decoder_0"]["ffn"]["in"]["kernel"]
     )

@@ -1,0 +1,54 @@
+"""The format of an architecture, and writing models in it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.errors import KdError
+from kd_jax.models.decoder_only import DecoderOnly
+from kd_jax.models.encoder_decoder import EncoderDecoder
+from kd_jax.models.huggingface.read import read_model
+from kd_jax.models.huggingface.write import find_format, write_model
+from kd_jax.students.init import random_params
+from tests.models.huggingface.shapes import MODELS, V
+
+T5 = {"d_model": 16, "norm": "rms", "positions": "relative", "attention_scale": 1.0, "embedding_scale": False}
+T5 |= {"norm_epsilon": 1e-6}
+GEMMA = {"norm_position": "both", "embedding_scale": True, "qk_norm": True, "activation": "geglu"}
+
+
+def test_defaults_have_a_format():
+    assert find_format(EncoderDecoder()).model_type == "pegasus" and find_format(DecoderOnly()).model_type == "llama"
+
+
+def test_error_names_the_obstacle_of_each_format():
+    with pytest.raises(KdError, match="an architecture of transformers, got none; llama: model.norm: expected 'rms'"):
+        find_format(DecoderOnly(norm="layer"))
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (EncoderDecoder(**T5, head_scale=0.5), "t5: model.head_scale: expected 1.0 or 0.25, got 0.5"),
+        (DecoderOnly(**GEMMA, attention_scale=0.3), "gemma3_text: model.attention_scale: expected 1 / sqrt(n)"),
+    ],
+)
+def test_inexpressible_number_raises(model, message):
+    with pytest.raises(KdError) as error:
+        find_format(model)
+    assert message in str(error.value)
+
+
+def test_padding_rows_are_dropped_and_absent_biases_are_zeros(tmp_path):
+    model = dataclasses.replace(MODELS["encoder_decoder"], vocab_multiple=64)
+    params = random_params(model, V, jax.random.key(0))
+    write_model(tmp_path, model, params, {"pad_token_id": 0}, V)
+    read_back, read_params = read_model(tmp_path)
+    assert read_back.vocab_rows == V and read_back.biases == "all" and read_back.head_bias
+    np.testing.assert_array_equal(read_params["embedding"], np.asarray(params["embedding"])[:V])
+    assert not read_params["encoder_0"]["ffn"]["in"]["bias"].any() and not read_params["output_bias"].any()
+    np.testing.assert_array_equal(
+        read_params["encoder_0"]["ffn"]["in"]["kernel"], params["encoder_0"]["ffn"]["in"]["kernel"]
+    )
