@@ -104,4 +104,4 @@ def test_user_script_has_types(root, tmp_path):
     for (expression, expected), revealed in zip(EXPRESSIONS.items(), types, strict=True):
         assert revealed.startswith(expected), expression
         assert "Unknown" not in revealed, expression
-        assert "Any" not in revealed.replace("dtype[Any]", "").replace("_AnyShape", ""), expression
+        assert "Any" not in revealed.replace("tuple[Any, ...]", "").replace("dtype[Any]", ""), expression

@@ -1,10 +1,10 @@
-"""The quickstart's corpus and teacher, eleven students of equal steps: what does each kind of knowledge add?
+"""Eleven students of the quickstart's teacher with equal steps, one for each kind of knowledge.
 
     python -m kd_jax ablate experiments/configs/ablation.py --workdir runs/ablation --seeds 0 1 2
 
-All students but `ce_scratch` start from the teacher's layers, so `shrink_finetune` and `ce_smoothed` are the controls
-that papers forget, which `ablate` would add if they were not here: the same student, start, data order and steps, with
-cross-entropy alone, plain and smoothed. The figures stand in experiments/benchmarks/RESULTS.md.
+All students except `ce_scratch` start from the teacher's layers. `shrink_finetune` and `ce_smoothed` are their
+controls: the same student, first parameters, data order and steps, with cross-entropy alone, plain and with label
+smoothing. Results: experiments/benchmarks/RESULTS.md.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ scratch, start = quickstart.students["student_scratch"], quickstart.students["st
 
 
 def student(targets=None, **terms):
-    """The quickstart's student from the teacher's layers; half cross-entropy, half what is given."""
+    """Return the quickstart's student from the teacher's layers, with cross-entropy at half weight and `terms`."""
     half = {"ce": Term(cross_entropy, weight=0.5)} if terms else {"ce": Term(cross_entropy)}
     return dataclasses.replace(start, terms=half | terms, targets=targets)
 

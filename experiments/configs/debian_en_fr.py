@@ -2,7 +2,7 @@
 
     python -m kd_jax run experiments/configs/debian_en_fr.py --workdir runs/debian_en_fr
 
-The student has under half of the teacher's parameters outside the embeddings. Its figures stand in README.md.
+The student has less than half of the teacher's parameters outside the embeddings.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ teacher = Recipe(
     ),
 )
 ce_alone = Recipe(
-    # Too few steps to overfit: dropout would only slow the students down.
+    # The students train for too few steps to overfit, so they need no dropout.
     model=dataclasses.replace(teacher.model, encoder_layers=3, decoder_layers=1, dropout=0.0),
     terms={"ce": Term(cross_entropy)},
     training=Training(

@@ -1,4 +1,4 @@
-"""Synopses of Debian's packages from their descriptions: a teacher of 3+3 layers, students of 2+1.
+"""Summarization of Debian's package descriptions into their synopses: a teacher of 3+3 layers, students of 2+1.
 
 python -m kd_jax run experiments/configs/debian_summaries.py --workdir runs/debian_summaries
 """

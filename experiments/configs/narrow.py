@@ -1,11 +1,12 @@
-"""Students narrower than the quickstart's teacher: does it matter which heads, neurons and channels they start with?
+"""Narrow students of the quickstart's teacher, which keep different heads, neurons and channels.
 
     python -m kd_jax teacher experiments/configs/narrow.py --workdir runs/narrow
     python -m kd_jax shrink experiments/configs/narrow.py --workdir runs/narrow
     python -m kd_jax student experiments/configs/narrow.py --workdir runs/narrow
 
-Two sizes, as deep as the teacher: three quarters and half as wide in everything. Each starts from the most important
-parts, from random ones and from chance, and trains for 350 steps on the data alone. RESULTS.md has the figures.
+The students have the teacher's depth, and three quarters or half of its width. They start from the most important
+parts, from random parts, or from random parameters, and train for 350 steps on the data alone. Results:
+experiments/benchmarks/RESULTS.md.
 """
 
 import dataclasses

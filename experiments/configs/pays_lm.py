@@ -1,8 +1,8 @@
-"""Where does distillation pay in language modelling? debian_lm on a third of its text, students by start, size, length.
+"""Distillation for language modelling in several settings: debian_lm on a third of its text.
 
     python -m kd_jax ablate experiments/configs/pays_lm.py --workdir runs/pays_lm --seeds 0 1 2 --metric all
 
-As pays_translation.py. `--metric all` compares what is written too: distinct-2, repetition, self-BLEU.
+The students are those of pays_translation.py. `--metric all` compares generated texts too.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ lm = load_experiment(__file__.replace("pays_lm", "debian_lm"))
 
 
 def shorter(recipe, **model):
-    """Half of the steps, and a smaller network."""
+    """Return the recipe with half of the steps and a smaller network."""
     training = dataclasses.replace(recipe.training, steps=recipe.training.steps // 2, eval_every=250)
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **model), training=training)
 

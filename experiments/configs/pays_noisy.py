@@ -1,8 +1,8 @@
-"""Noisy references: three in ten training sentences have another sentence's translation, for the teacher too.
+"""Distillation with noisy references: 30% of the training sentences have another sentence's translation.
 
     python -m kd_jax ablate experiments/configs/pays_noisy.py --workdir runs/pays_noisy --seeds 0 1 2
 
-Validation and test are as they were.
+The teacher trains on them too. Validation and test splits stay the same.
 """
 
 import dataclasses

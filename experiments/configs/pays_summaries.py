@@ -1,8 +1,8 @@
-"""Where does distillation pay in summarisation? debian_summaries on a part of its text, students of several kinds.
+"""Distillation for summarization in several settings: debian_summaries on a part of its text.
 
     python -m kd_jax ablate experiments/configs/pays_summaries.py --workdir runs/pays_summaries --seeds 0 1 2
 
-As pays_translation.py.
+The students are those of pays_translation.py.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ summaries = load_experiment(__file__.replace("pays_summaries", "debian_summaries
 
 
 def shorter(recipe, steps, **model):
-    """Fewer steps, and a smaller network."""
+    """Return the recipe with other steps and a smaller network."""
     training = dataclasses.replace(recipe.training, steps=steps, eval_every=250)
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **model), training=training)
 

@@ -1,10 +1,10 @@
-"""Where does distillation pay in translation? The quickstart's teacher, and students by start, size and length.
+"""Distillation for translation in several settings: first parameters, sizes and lengths of training.
 
     python -m kd_jax ablate experiments/configs/pays_translation.py --workdir runs/pays_translation --seeds 0 1 2
 
-From the teacher's layers (`init`), from chance (`scratch`), three times as long (`long`), and small: half as wide and
-one layer deep, from chance. Each with cross-entropy alone, its control, and with the teacher. Nothing was tuned for it:
-these are the quickstart's settings.
+Students start from the teacher's layers (`init`) or from random parameters (`scratch`), train three times as long
+(`long`), or have half the width and one layer (`small`). Each one trains with the teacher and, as its control, with
+cross-entropy alone. All settings are the quickstart's, without tuning.
 """
 
 import dataclasses

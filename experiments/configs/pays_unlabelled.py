@@ -1,9 +1,9 @@
-"""Fewer references than inputs: 4,000 sentences have a translation, the other 13,600 are there in English alone.
+"""Distillation with unlabelled data: 4,000 sentences have a translation, and 13,600 are in English only.
 
     python -m kd_jax ablate experiments/configs/pays_unlabelled.py --workdir runs/pays_unlabelled --seeds 0 1 2
 
-The teacher sees the 4,000 references alone; what it writes for the rest is what students can learn from besides. All
-have the same start and steps.
+The teacher trains on the 4,000 translations and writes translations of the others for the students. All students have
+the same first parameters and steps.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from kd_jax import Comparison, Debian, Decoding, PseudoTargets, Translation, loa
 
 quickstart = load_experiment(__file__.replace("pays_unlabelled", "quickstart"))
 ce, kd = quickstart.students["student_init"], quickstart.students["student_kd"]
-written = PseudoTargets("best", of="unlabelled")  # beside the references
+pseudo_targets = PseudoTargets("best", of="unlabelled")  # besides the references
 
 experiment = dataclasses.replace(
     quickstart,
@@ -22,8 +22,8 @@ experiment = dataclasses.replace(
     students={
         "ce": ce,
         "kd": kd,
-        "pseudo": dataclasses.replace(ce, targets=written),
-        "pseudo_kd": dataclasses.replace(kd, targets=written),
+        "pseudo": dataclasses.replace(ce, targets=pseudo_targets),
+        "pseudo_kd": dataclasses.replace(kd, targets=pseudo_targets),
     },
     comparison=Comparison("ce", "pseudo_kd", controls=("ce",)),
 )

@@ -1,10 +1,10 @@
-"""A pretrained decoder-only teacher, as it is, and a student of a third of its layers, on English package descriptions.
+"""A pretrained decoder-only teacher and a student with a third of its layers, on English package descriptions.
 
     python -m kd_jax run experiments/configs/pretrained_lm.py --workdir runs/pretrained_lm --teacher.init.folder DIR
 
-DIR is a local folder in Hugging Face's layout, such as SmolLM2-135M's. Its tokeniser is cut to the tokens that the text
-uses (`--tokenizer.cut False` keeps them all). `--teacher.training.steps 200` trains the teacher on the text first;
-`--students.student_kd.model.layers 6` makes a smaller student (and likewise `student_init`).
+DIR is a local folder in Hugging Face's layout, such as that of SmolLM2-135M. Its vocabulary is pruned to the tokens of
+the text (`--tokenizer.cut False` keeps all). `--teacher.training.steps 200` trains the teacher on the text first.
+`--students.student_kd.model.layers 6` makes a smaller student (likewise `student_init`).
 """
 
 import dataclasses

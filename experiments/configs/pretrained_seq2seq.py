@@ -1,12 +1,13 @@
-"""A pretrained encoder-decoder teacher, as it is, and a student with two of its decoder layers, English to French.
+r"""A pretrained encoder-decoder teacher and a student with two of its decoder layers, English to French.
 
-    python -m kd_jax run experiments/configs/pretrained_seq2seq.py --workdir runs/pretrained_seq2seq \\
+    python -m kd_jax run experiments/configs/pretrained_seq2seq.py --workdir runs/pretrained_seq2seq \
         --teacher.init.folder DIR
 
-DIR is a local folder in Hugging Face's layout: OPUS-MT's (Helsinki-NLP/opus-mt-en-fr) as it is, or, where it writes
-several languages, with `--tokenizer.target '>>fra<<'`; NLLB's with `--tokenizer.source eng_Latn --tokenizer.target
-fra_Latn`; a T5's, which is told what to do by `--tokenizer.prefix "translate English to French: "`. The rest as
-pretrained_lm.py.
+DIR is a local folder in Hugging Face's layout, for example:
+- OPUS-MT (Helsinki-NLP/opus-mt-en-fr); with several target languages add `--tokenizer.target '>>fra<<'`
+- NLLB with `--tokenizer.source eng_Latn --tokenizer.target fra_Latn`
+- T5 with `--tokenizer.prefix "translate English to French: "`
+See pretrained_lm.py for further options.
 """
 
 import dataclasses

@@ -29,7 +29,7 @@ teacher = Recipe(
     training=Training(steps=2000, tokens_per_batch=512, eval_every=500, optimizer=Optimizer(learning_rate=3e-3)),
 )
 ce_alone = Recipe(
-    # Too few steps to overfit: dropout would only slow the students down.
+    # The students train for too few steps to overfit, so they need no dropout.
     model=dataclasses.replace(teacher.model, encoder_layers=2, decoder_layers=1, dropout=0.0),
     terms={"ce": Term(cross_entropy)},
     training=Training(steps=700, tokens_per_batch=512, eval_every=350, optimizer=Optimizer(learning_rate=3e-3)),

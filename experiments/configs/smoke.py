@@ -1,4 +1,4 @@
-"""The whole pipeline in under a minute, on a made-up language: for tests and a first look. Its figures mean nothing.
+"""All phases in about a minute on a made-up language, for tests and a first look. The figures mean nothing.
 
 python -m kd_jax run experiments/configs/smoke.py --workdir runs/smoke
 """

@@ -1,4 +1,4 @@
-"""The whole pipeline of text generation in under a minute, on made-up documents.
+"""All phases of language modelling in about a minute, on made-up documents.
 
 python -m kd_jax run experiments/configs/smoke_lm.py --workdir runs/smoke_lm
 """

@@ -1,4 +1,4 @@
-"""The whole pipeline of summarisation in under a minute, on made-up lists: decoder-only, packed.
+"""All phases of summarization in about a minute, on made-up lists, with decoder-only models and packed rows.
 
 python -m kd_jax run experiments/configs/smoke_summaries.py --workdir runs/smoke_summaries
 """
@@ -11,7 +11,7 @@ smoke = load_experiment(__file__.replace("smoke_summaries", "smoke"))
 
 
 def decoder_only(recipe, layers):
-    """The smoke's recipe for another family, its rows packed."""
+    """Return the recipe for a decoder-only model with packed rows."""
     model = DecoderOnly(layers=layers, d_model=32, heads=2, d_ff=64, dropout=0.0)
     training = dataclasses.replace(recipe.training, packed=True)
     return dataclasses.replace(recipe, model=model, training=training)

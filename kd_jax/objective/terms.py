@@ -65,6 +65,11 @@ class TokenInputs(NamedTuple):
       weight: float32, factor on the token's losses.
       payload: signal name -> field name -> array; empty if no term has a cached signal.
       teacher_hidden: float [..., D], the teacher's hidden states; None if no teacher runs in the step.
+
+    Examples:
+      >>> tokens = TokenInputs(jnp.array([5, 2]), mask=jnp.array([True, False]), weight=jnp.ones(2), payload={})
+      >>> tokens.targets[tokens.mask].tolist()  # padding does not count
+      [5]
     """
 
     targets: Array
@@ -80,6 +85,10 @@ class StepInputs(NamedTuple):
     Attributes:
       step: number of the update, from 0; schedules depend on it.
       teacher_head: the teacher's output layer; None if no teacher runs in the step.
+
+    Examples:
+      >>> StepInputs(step=10)
+      StepInputs(step=10, teacher_head=None)
     """
 
     step: Array | int = 0

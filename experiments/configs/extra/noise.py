@@ -1,24 +1,26 @@
-"""A source whose training references are wrong in part, as in a corpus from the web: what a config may import."""
+"""A source with wrong references for a share of its training examples, as in a corpus from the web."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from kd_jax.sources import Source
+from kd_jax.sources.base import Splits
 
 
 @dataclasses.dataclass(frozen=True)
 class WrongReferences:
-    """Another source, but a share of its training examples have the reference of another one.
+    """A source whose training examples have, in part, the reference of another example.
 
     Attributes:
-      source: the other one.
-      share: of the training examples.
-      seed: decides which.
+      source: the original source.
+      share: share of training examples with a wrong reference.
+      seed: decides which examples.
     """
 
-    source: Any
+    source: Source
     share: float = 0.3
     seed: int = 0
 
@@ -27,22 +29,22 @@ class WrongReferences:
         return f"{self.source.name}, {self.share:.0%} of the training references wrong"
 
     def files(self) -> list[Path]:
-        """The other source's."""
+        """Return the files of the original source."""
         return self.source.files()
 
     def check(self) -> None:
-        """As the other source's."""
+        """Check the original source."""
         self.source.check()
 
     def splits(
         self, fields: Sequence[str], held_out_fields: Sequence[str] = (), prompt_fields: Sequence[str] = ()
-    ) -> dict[str, list[dict[str, str]]]:
-        """As the other source's, with references moved around in a circle of the chosen ones."""
+    ) -> Splits:
+        """Return the splits of the original source, with the references of the drawn examples rotated."""
         splits = self.source.splits(fields, held_out_fields, prompt_fields)
-        train, given = splits["train"], set(prompt_fields)
+        train, prompt = splits["train"], set(prompt_fields)
         rng = np.random.default_rng(self.seed)
-        chosen = rng.permutation(len(train))[: int(self.share * len(train))]
+        drawn = rng.permutation(len(train))[: int(self.share * len(train))]
         wrong = list(train)
-        for i, j in zip(chosen, np.roll(chosen, 1), strict=True):
-            wrong[i] = {field: train[i if field in given else j][field] for field in train[i]}
+        for i, j in zip(drawn, np.roll(drawn, 1), strict=True):
+            wrong[i] = {field: train[i if field in prompt else j][field] for field in train[i]}
         return splits | {"train": wrong}

@@ -1,27 +1,27 @@
-"""Students of one teacher by start, size and length, each with cross-entropy alone and with the teacher."""
+"""Students of one teacher in several settings, with and without the teacher."""
 
 import dataclasses
-from typing import Any
 
 from kd_jax import FromTeacher, Random, Recipe
+from kd_jax.models import Architecture
 
 CONTROLS = ("init_ce", "scratch_ce", "long_ce", "small_ce")
 
 
 def longer(recipe: Recipe, times: int) -> Recipe:
-    """The same for more steps."""
+    """Return the recipe with `times` the steps."""
     training = recipe.training
     training = dataclasses.replace(training, steps=times * training.steps, eval_every=times * training.eval_every)
     return dataclasses.replace(recipe, training=training)
 
 
-def by_setting(ce: Recipe, kd: Recipe, small: Any) -> dict[str, Recipe]:
-    """Name -> recipe.
+def by_setting(ce: Recipe, kd: Recipe, small: Architecture) -> dict[str, Recipe]:
+    """Return name -> recipe of a student in each setting.
 
     Args:
       ce: the student with cross-entropy alone.
-      kd: the same with the teacher.
-      small: a narrower and shallower model; twice the steps, from chance.
+      kd: the same student with the teacher.
+      small: a narrower model with fewer layers; it trains from random parameters for twice the steps.
     """
     change = dataclasses.replace
     return {
