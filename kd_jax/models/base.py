@@ -186,7 +186,8 @@ class Model(NamedTuple):
       >>> from kd_jax.types import Tokens
       >>> model = DecoderOnly(layers=1, d_model=8, heads=2, d_ff=16).build(vocab_size=10)
       >>> params = model.init(jax.random.key(0))
-      >>> tokens = Tokens(jnp.array([[1, 5, 7]]), position_BT=jnp.array([[0, 1, 2]]), segment_BT=jnp.ones((1, 3)))
+      >>> position_BT, segment_BT = jnp.array([[0, 1, 2]]), jnp.array([[1, 1, 1]])
+      >>> tokens = Tokens(jnp.array([[1, 5, 7]]), position_BT, segment_BT)
       >>> inputs = Inputs(index_B=jnp.array([0]), decoder=tokens, encoder=None)
       >>> logits_BTV = model.head(params).logits(model.apply(params, inputs))  # teacher-forced
       >>> cache = model.prefill(params, inputs, room=1)

@@ -28,7 +28,7 @@ CHOICES = {
     "remat": Remat,
 }
 
-# Fields that do not affect the shapes of parameters.
+# Fields that do not affect which parameters the network has.
 COMPUTE_FIELDS = ("dropout", "compute", "remat", "scan_layers")
 
 
