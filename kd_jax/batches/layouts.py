@@ -97,6 +97,11 @@ class Layout(RowLayout[Batch], Protocol):
         """The ids that every completion starts with."""
         ...
 
+    @staticmethod
+    def sizes(lengths: np.ndarray) -> np.ndarray:
+        """Return the room that lengths take in a row; see `RowLayout.sizes`."""
+        ...
+
     def prompts(self, prompts: Sequence[np.ndarray], count: int, width: int) -> Inputs:
         """Return the inputs that decoding starts from; the decoder's last column is the token to continue from.
 

@@ -61,7 +61,7 @@ class HostOptions:
 
         if not self.host:
             return
-        if files.in_s3(workdir):
+        if files.in_s3(files.as_path(workdir)):
             raise KdError(f"--host: expected a workdir in gs:// or on a disk, got {workdir}. In s3:// one host works.")
         hosts.join(None if self.host == "auto" else parse_share("host", self.host), self.coordinator, self.patience)
         preemption.install_handler()

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.models.huggingface.write import find_format, write_model
 from kd_jax.models.int8 import Int8, quantize
+from kd_jax.models.transformer import Transformer
 from kd_jax.phases.generate import resolve_model_name
 from kd_jax.reporting import page, tables, verdict
 from kd_jax.reporting.report import read_report
@@ -114,7 +115,8 @@ def run(
         raise KdError(f"--to: expected a new folder, got {to}, which exists. Choose another or move it away.")
     folder, architecture = workdir.model(name), experiment.recipes[name].model
     tokenizer = tokenizers.load(experiment.tokenizer, folder)
-    form = find_format(architecture).class_name if format == "transformers" else "programs of jax.export"
+    transformer = cast(Transformer, architecture)  # find_format refuses other architectures
+    form = find_format(transformer).class_name if format == "transformers" else "programs of jax.export"
     params = checkpoint.load_params(folder, architecture.build(tokenizer.vocab_size).init)
     if int8:
         architecture, params, form = Int8(architecture), quantize(params), form + INT8_NOTE
@@ -124,7 +126,7 @@ def run(
         part.mkdir()
         special_ids = tokenizer.export(part, architecture.family, experiment.task.prompted)
         if format == "transformers":
-            write_transformers(part, experiment, architecture, params, tokenizer, special_ids)
+            write_transformers(part, experiment, transformer, params, tokenizer, special_ids)
         else:
             write_jax(part, experiment, architecture, params, tokenizer, eos=special_ids["eos_token_id"])
         card = model_card(experiment, workdir, name, form, format, int8)
@@ -136,7 +138,7 @@ def run(
 def write_transformers(
     to: Path,
     experiment: ResolvedExperiment,
-    architecture: Architecture,
+    architecture: Transformer,
     params: Params,
     tokenizer: Tokenizer,
     special_ids: Mapping[str, int],
@@ -183,7 +185,8 @@ def generation_config(decoding: Decoding, max_prompt_length: int) -> dict[str, A
       >>> generation_config(Decoding(length_ratio=1.0, length=8), max_prompt_length=32)
       {'max_new_tokens': 40, 'num_beams': 1, 'do_sample': False}
     """
-    sampling, settings = decoding.sampling, {"max_new_tokens": decoding.max_length(max_prompt_length), "num_beams": 1}
+    sampling = decoding.sampling
+    settings: dict[str, Any] = {"max_new_tokens": decoding.max_length(max_prompt_length), "num_beams": 1}
     if sampling.repetition_penalty != 1:
         settings["repetition_penalty"] = sampling.repetition_penalty
     if not sampling.temperature:

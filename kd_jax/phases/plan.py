@@ -61,8 +61,9 @@ def show_scale(
     """Print a table of each model's training step on a mesh of chips of that kind; train and prepare nothing."""
     if only and only not in experiment.recipes:
         raise KdError(f"--only: expected one of {', '.join(experiment.recipes)}, got {only}.")
-    prepared = workdir is not None and workdir.data.finished() and workdir.data.inputs() == prepare.inputs(experiment)
-    vocab_size = workdir.data.outputs()["vocab_size"] if prepared else experiment.tokenizer.vocab_size
+    vocab_size = experiment.tokenizer.vocab_size
+    if workdir is not None and workdir.data.finished() and workdir.data.inputs() == prepare.inputs(experiment):
+        vocab_size = workdir.data.outputs()["vocab_size"]
     names = [name for name, recipe in experiment.recipes.items() if recipe.training.steps and only in ("", name)]
     if not names:
         raise KdError(f"{only or 'training'}.training.steps: expected at least 1 to plan for, got 0.")
@@ -125,7 +126,7 @@ def show_cache(experiment: ResolvedExperiment, workdir: Workdir | None) -> None:
             for cost in costs
         ]
         progress.print_result(progress.format_table(("student step", "time", "of ce", "memory"), rows))
-        progress.print_result(f"{student}'s network, one batch of the longest bucket, a cache of the top 32.")
+        progress.print_result(f"{student}'s network, a batch of the longest bucket, a cache of the top 32.")
 
 
 def _train_stand_in(teacher: Teacher) -> None:

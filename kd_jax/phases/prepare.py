@@ -104,7 +104,7 @@ def inputs(experiment: ResolvedExperiment) -> dict[str, Any]:
 def training_texts(experiment: ResolvedExperiment, splits: Splits) -> Iterator[str]:
     """Yield the texts that train the tokenizer: of the training examples, and of examples without references."""
     task = experiment.task
-    fields = {"train": task.text_fields()}
+    fields: dict[str, Sequence[str]] = {"train": task.text_fields()}
     if UNLABELLED in splits:
         fields[UNLABELLED] = [field for field in task.text_fields() if field in task.prompt_fields()]
     rows = ConcatenatedRows(*(MappedRows(splits[split], SelectFields(*texts)) for split, texts in fields.items()))

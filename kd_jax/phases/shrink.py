@@ -1,5 +1,6 @@
 """Compare what choices of layers and widths keep of the teacher, on a sample, before any training."""
 
+import dataclasses
 import functools
 import textwrap
 import time
@@ -17,6 +18,7 @@ from kd_jax.errors import KdError
 from kd_jax.evaluation.closeness import compare_step, mean_metrics
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
+from kd_jax.models.transformer import Transformer
 from kd_jax.runtime import progress
 from kd_jax.students.init import FromTeacher, count_parameters, init_from_teacher, layer_maps
 from kd_jax.students.narrow import WidthRule, is_narrower
@@ -144,10 +146,10 @@ def _all_choices(experiment: ResolvedExperiment) -> Iterator[Choice]:
             names_of.setdefault((recipe.model, recipe.init), []).append(name)
     for (model, init), names in names_of.items():
         configured_maps = layer_maps(init, teacher, model)
-        widths = get_args(WidthRule) if is_narrower(teacher, model) else (init.width,)
+        widths = get_args(WidthRule) if _is_narrower(teacher, model) else (init.width,)
         for layers, maps in _layer_choices(init, model, teacher):
             for width in widths:
-                choice = FromTeacher(**maps, width=width, sample=init.sample)
+                choice = dataclasses.replace(_with_layers(maps), width=width, sample=init.sample)
                 configured = maps == configured_maps and width == init.width
                 yield Choice(tuple(names), layers, model, choice, configured)
 
@@ -161,11 +163,11 @@ def _layer_choices(
     rules = {"listed": listed} if listed != FromTeacher() else {}
     if all(depths[stack] <= teacher_depths[stack] for stack in depths):
         rules["spaced"] = FromTeacher()
-        rules["first"] = FromTeacher(**{stack: tuple(range(count)) for stack, count in depths.items()})
+        rules["first"] = _with_layers({stack: tuple(range(count)) for stack, count in depths.items()})
         last = {
             stack: tuple(range(teacher_depths[stack] - count, teacher_depths[stack])) for stack, count in depths.items()
         }
-        rules["last"] = FromTeacher(**last)
+        rules["last"] = _with_layers(last)
     rules_of: dict[tuple, list[str]] = {}
     for rule, choice in rules.items():
         try:
@@ -175,6 +177,16 @@ def _layer_choices(
     if len(rules_of) == 1 and depths == teacher_depths and "listed" not in rules:
         return [("all", dict(maps)) for maps in rules_of]
     return [(", ".join(names), dict(maps)) for maps, names in rules_of.items()]
+
+
+def _with_layers(maps: Mapping[str, tuple[int, ...]]) -> FromTeacher:
+    """Return the init of these teacher's layers for each stack."""
+    return FromTeacher(encoder=maps.get("encoder", ()), decoder=maps.get("decoder", ()))
+
+
+def _is_narrower(teacher: Architecture, student: Architecture) -> bool:
+    """Return whether a student has smaller widths; one of another architecture than ours keeps its teacher's."""
+    return isinstance(teacher, Transformer) and isinstance(student, Transformer) and is_narrower(teacher, student)
 
 
 def measure(teacher: Teacher, options: Sequence[Choice]) -> list[Row]:
@@ -214,7 +226,7 @@ def measure(teacher: Teacher, options: Sequence[Choice]) -> list[Row]:
             rows.append(row(architecture, params, None, None))
         bar.advance(1)
         for choice in options:
-            narrower, init = is_narrower(architecture, choice.model), choice.init
+            narrower, init = _is_narrower(architecture, choice.model), choice.init
             with bar.compiling_once(choice.students[0]):
                 width = scores(init.width, init.sample) if narrower else None
                 student_params = init_from_teacher(init, architecture, choice.model, params, vocab_size, width)

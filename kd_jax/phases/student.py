@@ -12,6 +12,7 @@ from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
 from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
+from kd_jax.signals.base import compares_logits
 from kd_jax.students.init import FromCheckpoint, FromTeacher
 from kd_jax.teaching.imported.base import required_signal
 from kd_jax.training.model import Monitoring, TrainingInputs, train_model
@@ -81,7 +82,7 @@ def _payloads(recipe: ResolvedRecipe, workdir: Workdir, digests: Mapping[str, st
         folder.file("records.index.json")
         payloads[signal] = Store(folder.path, "records")
     for term in recipe.terms.values():
-        if term.signal is not None and term.signal.origin == "cache":
+        if compares_logits(term.signal) and term.signal.origin == "cache":
             name = term.signal.name
             check_readable(name, term.signal, data["vocab_size"], payloads[name].schema)
     return payloads
