@@ -39,7 +39,7 @@ class Online:
     temperature: ScalarOrSchedule = 1.0
     tail: Tail = "bucket"
 
-    name: ClassVar[str] = "online"
+    name = "online"
     origin: ClassVar[Origin] = "step"
     level: ClassVar[Level] = "logits"
     loss_kind: ClassVar[LossKind] = "divergence"

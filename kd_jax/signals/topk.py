@@ -52,7 +52,7 @@ class TopK:
     tail: Tail = "bucket"
     temperatures: tuple[float, ...] = ()
 
-    name: ClassVar[str] = "topk"
+    name = "topk"
     origin: ClassVar[Origin] = "cache"
     level: ClassVar[Level] = "logits"
     loss_kind: ClassVar[LossKind] = "divergence"

@@ -81,5 +81,8 @@ def longest_batch(experiment: ResolvedExperiment, name: str, vocab_size: int, di
     width = int(layout.sizes(np.asarray(bucket))[-1])
     rows = round_up(max(1, training.tokens_per_batch // width), divisor * training.microbatches)
     signals = required_signals(experiment)[recipe.targets] if name != TEACHER else {}
-    schemas = {signal: signals[signal].schema(vocab_size) for signal in cached_signals(recipe.terms)}
+    schemas = {}
+    for signal in cached_signals(recipe.terms):
+        schemas[signal] = signals[signal].schema(vocab_size)
+        assert schemas[signal] is not None  # a cached signal has one
     return layout.batch([], rows, bucket, schemas)
