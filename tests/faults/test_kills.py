@@ -11,9 +11,9 @@ import chex
 import jax
 import numpy as np
 import pytest
-from kd_jax.cli.resolve import apply_overrides
 
 from kd_jax.artifacts.workdir import Workdir
+from kd_jax.cli.overrides import apply_overrides
 from kd_jax.phases import cache, prepare, report
 from kd_jax.training.model import load_trained
 from tests.faults.pipeline import Stop, start
