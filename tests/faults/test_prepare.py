@@ -48,7 +48,7 @@ def test_killed_and_asked_to_stop(root, tmp_path):
         assert process.exitcode == (-number if number == signal.SIGKILL else 0)
         wait_for(lambda: not writers_to(log))
         assert not (data / "manifest.json").exists()
-    assert "stopped by SIGTERM; the same command goes on from here" in log.read_text()
+    assert "stopped by SIGTERM; the same command resumes the run" in log.read_text()
     for name, options in (("stopped", ["--processes", "2"]), ("whole", [])):
         process = start([*command, str(tmp_path / name), *options], log)
         process.join(PATIENCE)
