@@ -32,11 +32,7 @@ class BeamRunner:
     folder: Path
 
     def check(self) -> None:
-        """Check that Beam is installed and knows the runner.
-
-        Raises:
-          KdError: if it does not.
-        """
+        """Check that Beam is installed and knows the runner."""
         try:
             from apache_beam.runners import runner  # pyright: ignore[reportMissingImports]  # an extra
         except ImportError as error:
@@ -50,11 +46,7 @@ class BeamRunner:
 
     @contextlib.contextmanager
     def start(self, shared: Any) -> Iterator[ParallelMap]:
-        """Prepare the pipelines, as `Workers.start`; a function returns a number or an array.
-
-        Raises:
-          KdError: from the map, if the function raises one or the pipeline fails.
-        """
+        """Prepare the pipelines, as `Workers.start`; a function returns a number or an array."""
         if self.folder.exists():  # of a pipeline that was stopped
             files.remove_tree(self.folder)
         pickled = pickle.dumps(shared)  # trusted: only our own workers load it

@@ -15,23 +15,12 @@ MAX_LENGTH = 8192  # tokens of a prompt or completion: one head's scores of one 
 
 
 def assign_buckets(lengths: np.ndarray, buckets: Sequence[Bucket], layout: RowLayout[Any]) -> np.ndarray:
-    """Return the number of the first bucket that each example fits into.
+    """Return the first bucket that each example fits into; len(buckets) where it fits into none.
 
     Args:
       lengths: int [N, 2], tokens of each prompt and completion.
       buckets: padded lengths, ascending.
       layout: the model family's.
-
-    Returns:
-      int [N]; len(buckets) for an example that fits into none.
-
-    Examples:
-      >>> from kd_jax.batches.layouts import DecoderOnlyLayout, EncoderDecoderLayout
-      >>> lengths, buckets = np.array([[3, 9], [9, 3], [20, 3]]), [Bucket(4, 4), Bucket(12, 12)]
-      >>> assign_buckets(lengths, buckets, EncoderDecoderLayout(start=1)).tolist()  # each side has its own room
-      [1, 1, 2]
-      >>> assign_buckets(lengths, buckets, DecoderOnlyLayout(start=1)).tolist()  # in rows of 8 and of 24
-      [1, 1, 1]
     """
     sizes_NX, rooms_BX = layout.sizes(lengths), layout.sizes(np.asarray(buckets))
     fits = [np.searchsorted(room_B, sizes_N) for room_B, sizes_N in zip(rooms_BX.T, sizes_NX.T, strict=True)]
@@ -68,16 +57,8 @@ def pack_rows(sizes_NX: np.ndarray, room_X: np.ndarray, seed: int) -> PackedRows
       room_X: int, a row's room; no example is larger.
       seed: decides the order, and so which examples share a row.
 
-    Returns:
-      The numbers of the examples in each row; each example is in exactly one.
-
     References:
       Krell et al. 2021, arXiv 2107.02027.
-
-    Examples:
-      >>> rows = pack_rows(np.array([[6], [4], [7], [3]]), np.array([10]), seed=0)
-      >>> sorted(sorted(row.tolist()) for row in rows)
-      [[0, 1], [2, 3]]
     """
     free_OX = np.tile(room_X, (OPEN_ROWS, 1))
     num_opened = OPEN_ROWS
@@ -102,22 +83,7 @@ def pack_rows(sizes_NX: np.ndarray, room_X: np.ndarray, seed: int) -> PackedRows
 
 
 def padded_lengths(lengths: np.ndarray, buckets: Sequence[Bucket], layout: RowLayout[Any]) -> np.ndarray:
-    """Return the first bucket that each example fits into, or the smallest multiple of the last one.
-
-    Args:
-      lengths: int [N, 2], tokens of each prompt and completion.
-      buckets: padded lengths, ascending.
-      layout: the model family's.
-
-    Returns:
-      int [N, 2], padded lengths of prompt and completion.
-
-    Examples:
-      >>> from kd_jax.batches.layouts import EncoderDecoderLayout
-      >>> layout = EncoderDecoderLayout(start=1)
-      >>> padded_lengths(np.array([[3, 9], [30, 3]]), [Bucket(4, 4), Bucket(12, 12)], layout).tolist()
-      [[12, 12], [36, 36]]
-    """
+    """Return the first bucket that each example fits into, or the smallest multiple of the last one, int [N, 2]."""
     last = np.asarray(buckets[-1])
     fitting = np.asarray(buckets)[np.minimum(assign_buckets(lengths, buckets, layout), len(buckets) - 1)]
     multiple_N1 = (-(-layout.sizes(lengths) // layout.sizes(last))).max(-1, keepdims=True)
@@ -127,28 +93,14 @@ def padded_lengths(lengths: np.ndarray, buckets: Sequence[Bucket], layout: RowLa
 def rows_per_batch(batch_size: int, divisor: int, length: int) -> int:
     """Return `batch_size`, or fewer rows where one head's float32 scores would exceed MAX_SCORES_BYTES.
 
-    The result is a multiple of `divisor`, at least one.
-
-    Args:
-      batch_size: rows.
-      divisor: for example the number of devices.
-      length: padded tokens of a row.
-
-    Examples:
-      >>> rows_per_batch(64, 1, 36), rows_per_batch(64, 1, 4096)
-      (64, 4)
+    The result is a multiple of `divisor`, at least one; `length` is the padded tokens of a row.
     """
     fitting = MAX_SCORES_BYTES // (4 * length**2)
     return max(1, min(-(-batch_size // divisor), fitting // divisor)) * divisor
 
 
 def round_up(rows: int, divisor: int) -> int:
-    """Return the smallest multiple of `divisor` that is at least `rows`.
-
-    Examples:
-      >>> round_up(25, 4), round_up(25, 64)
-      (28, 64)
-    """
+    """Return the smallest multiple of `divisor` that is at least `rows`."""
     return -(-rows // divisor) * divisor
 
 

@@ -27,13 +27,7 @@ MAX_SHARDS = 512  # of a split; a reader keeps all of them open
 
 
 class Shard(NamedTuple):
-    """One shard of a split.
-
-    Attributes:
-      split: name of the split.
-      number: of the shard.
-      examples: numbers of the split's examples.
-    """
+    """One shard of a split, and the numbers of the split's examples in it."""
 
     split: str
     number: int
@@ -42,14 +36,7 @@ class Shard(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EncodeJob:
-    """All that a process needs to encode a shard.
-
-    Attributes:
-      folder: of the prepared data, with the tokeniser.
-      settings: the tokeniser's.
-      task: encodes an example.
-      splits: split -> examples.
-    """
+    """All that a process needs to encode a shard; `folder` holds the prepared data with the tokeniser."""
 
     folder: Path
     settings: TokenizerSettings
@@ -87,16 +74,7 @@ def examples_per_shard(examples: int) -> int:
 
 
 def encode_split(job: EncodeJob, split: str, workers: Workers = IN_PROCESS) -> str:
-    """Write an encoded split, SPLIT.lengths.npy and SPLIT.owners.npy; resume where an earlier call was stopped.
-
-    Args:
-      job: the data.
-      split: name of the split.
-      workers: encode the shards.
-
-    Returns:
-      The split's digest.
-    """
+    """Write an encoded split, SPLIT.lengths.npy and SPLIT.owners.npy, or resume; return the split's digest."""
     folder, count = job.folder, len(job.splits[split])
     size = examples_per_shard(count)
     shards = [

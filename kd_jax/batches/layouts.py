@@ -15,12 +15,7 @@ BatchT = TypeVar("BatchT", covariant=True)
 
 
 class Bucket(NamedTuple):
-    """Padded lengths that a batch is compiled for; examples up to both lengths fit.
-
-    Attributes:
-      prompt: tokens.
-      completion: tokens.
-    """
+    """Padded lengths that a batch is compiled for, in tokens; examples up to both lengths fit."""
 
     prompt: int
     completion: int
@@ -49,15 +44,9 @@ class RowLayout(Protocol[BatchT]):
     """How examples become rows of a training or evaluation batch."""
 
     def sizes(self, lengths: np.ndarray) -> np.ndarray:
-        """Return the room that lengths take in a row, for examples and for buckets alike.
+        """Return the room that lengths [..., prompt and completion] take in a row, int [..., sides].
 
-        The sizes of examples in one row are added up.
-
-        Args:
-          lengths: int [..., 2], of prompt and completion.
-
-        Returns:
-          int [..., sides].
+        The same for examples and for buckets. The sizes of examples in one row are added up.
         """
         ...
 
@@ -119,9 +108,6 @@ class EncoderDecoderLayout:
 
     Each side is padded to its own length.
 
-    Attributes:
-      start, forced_prefix: as of `Layout`.
-
     Examples:
       >>> prompts = EncoderDecoderLayout(start=1).prompts([np.array([7, 8, 2])], count=1, width=4)
       >>> prompts.encoder.ids_BT.tolist(), prompts.encoder.segment_BT.tolist(), prompts.decoder.ids_BT.tolist()
@@ -160,9 +146,6 @@ class EncoderDecoderLayout:
 @dataclasses.dataclass(frozen=True)
 class DecoderOnlyLayout:
     """Prompt and completion are concatenated in one row, shifted right behind the start token.
-
-    Attributes:
-      start, forced_prefix: as of `Layout`.
 
     Examples:
       >>> prompts = DecoderOnlyLayout(start=1).prompts([np.array([7, 8, 2]), np.array([9])], count=2, width=4)
@@ -204,9 +187,6 @@ class DecoderOnlyLayout:
 @dataclasses.dataclass(frozen=True)
 class JointLayout:
     """The same examples in the same rows of several layouts, for example the teacher's and the student's.
-
-    Attributes:
-      layouts: one for each batch.
 
     Examples:
       >>> joint = JointLayout((EncoderDecoderLayout(start=1), DecoderOnlyLayout(start=1)))

@@ -60,23 +60,12 @@ class Split:
     """An encoded split with the signals of its examples.
 
     Attributes:
-      name: of the split.
-      examples: the store of encoded examples.
       lengths: int32 [examples, 2], tokens of each prompt and completion.
       payloads: signal name -> store; record i belongs to example i.
     """
 
     def __init__(self, folder: Folder, name: str, payloads: Mapping[str, Store] | None = None):
-        """Open the split's files.
-
-        Args:
-          folder: of the phase `prepare`, or of pseudo-targets.
-          name: of the split.
-          payloads: signal name -> store with one record for each example.
-
-        Raises:
-          KdError: if a file was modified, or a signal's store has another number of records.
-        """
+        """Open the split `name` of the phase `prepare`, or of pseudo-targets."""
         self.name, self.examples, self.payloads = name, Store(folder.path, name), dict(payloads or {})
         folder.file(f"{name}.index.json")  # checks its digest
         self.lengths = files.read_array(folder.file(f"{name}.lengths.npy"))
@@ -92,11 +81,7 @@ class Split:
         return len(self.examples)
 
     def read(self, i: int) -> Segment:
-        """Return example i with its signals' records.
-
-        Raises:
-          KdError: if a record was made for other token ids.
-        """
+        """Return example i with its signals' records; a record of other token ids is an error."""
         example = self.examples[i]
         encoded = Encoded(*(example[field] for field in ENCODED))
         records = {signal: dict(store[i]) for signal, store in self.payloads.items()}
@@ -120,14 +105,7 @@ class Split:
         count: int,
         bucket: Bucket,
     ) -> BatchT:
-        """Return one batch.
-
-        Args:
-          layout: the model family's.
-          rows: the numbers of the examples in each row.
-          count: number of rows, at least len(rows).
-          bucket: padded lengths.
-        """
+        """Return one batch, as `RowLayout.batch`; `rows` holds the numbers of the examples in each row."""
         schemas = {
             signal: {name: field for name, field in store.schema.items() if name not in DIGEST}
             for signal, store in self.payloads.items()
@@ -140,8 +118,6 @@ class _TrainBucket:
     """The rows of one padded length.
 
     Attributes:
-      bucket: padded lengths.
-      batch_size: rows of a batch.
       rows: the numbers of the examples in each row.
       first: number of its first batch in an epoch, before the batches are permuted.
     """
@@ -159,9 +135,6 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
     batches; rows that do not fill a batch wait for another epoch's permutation, and a bucket with too few rows for one
     batch repeats them. Then the batches are permuted. A row is one example. In packed batches it is several examples,
     chosen by the seed, and all rows are in the last bucket.
-
-    Attributes:
-      batches_per_epoch: number of batches.
     """
 
     def __init__(
@@ -176,11 +149,7 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
         seed: int,
         shard: tuple[int, int] = (0, 1),
     ):
-        """Plan the batches; arguments as of `train_batches`.
-
-        Raises:
-          KdError: if no example fits into a bucket.
-        """
+        """Plan the batches; arguments as of `train_batches`."""
         self._split, self._layout, self._seed, self._divisor, self._shard = split, layout, seed, divisor, shard
         bucket_N = assign_buckets(split.lengths, buckets, layout)
         if not (bucket_N < len(buckets)).any():
@@ -308,7 +277,7 @@ class EvalBatches(Sequence[BatchT], Generic[BatchT]):
           layout: the model family's.
           buckets: padded lengths, ascending.
           batch_size: rows of a batch; fewer for long examples.
-          divisor: number of devices; every batch is padded to a multiple of it.
+          divisor: every batch is padded to a multiple of it.
           indices: numbers of some examples; None for all.
           shard: (index of this host, number of hosts).
         """
@@ -355,14 +324,14 @@ class PromptBatches(Sequence[Inputs]):
         divisor: int = 1,
         indices: Sequence[int] | None = None,
     ):
-        """Plan the batches.
+        """Plan the batches; arguments as of `EvalBatches`.
 
         Args:
           prompts: int32 [P] each.
           layout: the model family's.
           widths: padded lengths, ascending.
           batch_size: rows of a batch; fewer for long prompts.
-          divisor: number of devices; every batch is padded to a multiple of it.
+          divisor: every batch is padded to a multiple of it.
           indices: the prompts' numbers; None for 0, 1, ...
         """
         self._layout = layout

@@ -49,11 +49,7 @@ class Index:
 
 
 def pack(schema: Schema, record: Record) -> bytes:
-    """Return a record's bytes: the length of every field's first axis as uint32, then the fields, little-endian.
-
-    Raises:
-      KdError: if a field has another shape than its schema, or a value that its dtype cannot hold.
-    """
+    """Return a record's bytes: the length of every field's first axis as uint32, then the fields, little-endian."""
     lengths, chunks = [], []
     for name, field in schema.items():
         value = np.asarray(record[name])
@@ -114,7 +110,7 @@ def write(
       writer: (index of this writer, number of writers).
 
     Returns:
-      The store's digest, over its schema and all shards; None while shards of other writers are missing.
+      The store's digest; None while shards of other writers are missing.
     """
     index, writers = writer
     shards = -(-count // records_per_shard)
@@ -150,18 +146,7 @@ def write_shard(folder: Path, name: str, shard: int, schema: Schema, records: It
 
 
 def write_index(folder: Path, name: str, schema: Schema, counts: Sequence[int], records_per_shard: int) -> str:
-    """Write the index of a store whose shards are complete.
-
-    Args:
-      folder: of the store.
-      name: of the store within it.
-      schema: field name -> shape per token, and dtype.
-      counts: records of each shard.
-      records_per_shard: of every shard but the last, where `counts` are even.
-
-    Returns:
-      The store's digest, over its schema and all shards.
-    """
+    """Write the index of a store whose shards are complete; return the store's digest."""
     for part in folder.glob(f"{name}-*.part"):  # of killed writers
         part.unlink(missing_ok=True)
     even = all(count == records_per_shard for count in counts[:-1]) and sum(counts[-1:]) <= records_per_shard
@@ -178,11 +163,7 @@ def write_index(folder: Path, name: str, schema: Schema, counts: Sequence[int], 
 
 
 def read_index(path: Path) -> Index:
-    """Return a store's index.
-
-    Raises:
-      KdError: if the file was modified.
-    """
+    """Return a store's index."""
     index = manifest.read_json(path)
     digest = index.pop("digest", None)
     if digest != _digest(index):
@@ -202,11 +183,7 @@ def _digest(index: Mapping[str, Any]) -> str:
 
 
 def remove_damaged(folder: Path, name: str) -> list[Path]:
-    """Delete the shards of a finished store whose bytes were modified, so that `write` writes them again.
-
-    Returns:
-      The paths of damaged and missing shards.
-    """
+    """Delete a store's modified shards; return their paths and those of missing ones."""
     index = read_index(folder / f"{name}.index.json")
     paths = [shard_path(folder, name, shard) for shard in range(len(index.shards))]
     damaged = [
@@ -223,22 +200,10 @@ class Store:
     """A finished store: `len(store)`, and `store[i]` for record i.
 
     A shard's digest is checked when it is first opened.
-
-    Attributes:
-      schema: field name -> shape per token, and dtype.
-      digest: over the schema and all shards.
     """
 
     def __init__(self, folder: Path, name: str):
-        """Read the index.
-
-        Args:
-          folder: of the store.
-          name: of the store within it.
-
-        Raises:
-          KdError: if the store is unfinished or a shard is missing.
-        """
+        """Read the index; an unfinished store or a missing shard is an error."""
         self._folder, self._name = folder, name
         path = folder / f"{name}.index.json"
         if not path.exists():

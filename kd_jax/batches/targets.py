@@ -18,12 +18,7 @@ WEIGHT = {"weight": Field((), "float32")}  # of a target; the mean over an examp
 
 
 class WeightedTarget(NamedTuple):
-    """A hypothesis that became a target.
-
-    Attributes:
-      ids: int32 [T], the end of the sentence included.
-      weight: factor on its losses.
-    """
+    """A hypothesis that became a target: int32 [T] with the end token, and a factor on its losses."""
 
     ids: np.ndarray
     weight: float
@@ -66,11 +61,7 @@ class PseudoTargets:
         return ("train", "unlabelled") if self.of == "both" else (self.of,)
 
     def check(self) -> None:
-        """Check the fields.
-
-        Raises:
-          KdError: for an unknown rule or split, or a beam below 1.
-        """
+        """Check the fields."""
         if self.rule not in ("best", "nbest", "interpolated"):
             raise KdError(f"targets.rule: expected best, nbest or interpolated, got {self.rule!r}. Set targets.rule.")
         if self.beam < 1:
@@ -84,11 +75,7 @@ class PseudoTargets:
             )
 
     def check_splits(self, splits: Collection[str]) -> None:
-        """Check that the source has the splits that targets are written for.
-
-        Raises:
-          KdError: if a split is missing.
-        """
+        """Check that the source has the splits that targets are written for."""
         for split in self.splits:
             if split not in splits:
                 raise KdError(
@@ -115,13 +102,7 @@ class PseudoTargets:
 
 
 def pack_hypotheses(ids_KT: np.ndarray, logp_K: np.ndarray, eos: int) -> dict[str, np.ndarray]:
-    """Return a record of NBEST without unfinished and repeated hypotheses.
-
-    Args:
-      ids_KT: int, padded ids of each hypothesis, best first.
-      logp_K: float, their log-probabilities.
-      eos: id that ends a hypothesis.
-    """
+    """Return a record of NBEST without unfinished and repeated hypotheses; `ids_KT` and `logp_K` are best first."""
     hypotheses, logp, seen = [], [], set()
     for ids_T, score in zip(ids_KT.tolist(), logp_K, strict=True):
         if eos not in ids_T or tuple(ids_T) in seen:

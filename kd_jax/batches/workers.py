@@ -37,9 +37,6 @@ class Processes:
 
     Worker processes end with their parent, however it ends. They ignore SIGTERM and SIGINT, which the parent handles.
 
-    Attributes:
-      count: number of processes.
-
     Examples:
       >>> with Processes().start(10) as parallel_map:
       ...     list(parallel_map(max, [3, 12]))
@@ -50,11 +47,7 @@ class Processes:
 
     @contextlib.contextmanager
     def start(self, shared: Any) -> Iterator[ParallelMap]:
-        """Start the processes, as `Workers.start`; several need a function that can be pickled.
-
-        Raises:
-          KdError: from the map, if a process was killed.
-        """
+        """Start the processes, as `Workers.start`; several need a function that can be pickled."""
         if self.count == 1:
             yield lambda function, items: (function(shared, item) for item in items)
             return

@@ -57,14 +57,10 @@ def candidate_signals(vocab_size: int) -> dict[str, TopK | Sampled]:
 
 
 def signal_costs(teacher: Teacher, folder: Path) -> list[SignalCost]:
-    """Measure each candidate signal on a sample of the training split.
+    """Measure each candidate signal on a sample of the training split, written to the scratch folder.
 
     The teacher reads the sample once, in the batches that `cache` would use. Every signal is computed from the same
     last hidden states, since all caches cost the same up to there.
-
-    Args:
-      teacher: of the run.
-      folder: scratch space for the sample and its caches.
     """
     whole = pipeline.Split(teacher.workdir.data, "train")
     sample = _sample(teacher, whole, Folder(folder / "sample", "plan"))

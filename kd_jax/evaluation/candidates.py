@@ -20,12 +20,11 @@ from kd_jax.types import Params
 
 
 class Candidate(NamedTuple):
-    """A model under evaluation.
+    """A model under evaluation: "teacher", a student, or one of these with int8 weights.
 
     Attributes:
-      name: "teacher" or the student's name; its own with int8 weights.
-      trained_name: of the trained model whose parameters these are; `name` but for int8 weights.
-      architecture: of the network.
+      name: its own with int8 weights.
+      trained_name: of the trained model whose parameters these are.
       params: best parameters, on the host.
     """
 
@@ -40,11 +39,7 @@ class Candidate(NamedTuple):
 
 
 def load_candidates(experiment: ResolvedExperiment, workdir: Workdir) -> list[Candidate]:
-    """Load all trained models of a run, the teacher first, then those with int8 weights.
-
-    Raises:
-      KdError: if evaluation.int8 names an imported teacher, or a model is not trained yet.
-    """
+    """Load all trained models of a run, the teacher first, then those with int8 weights."""
     names, in_int8 = trained_models(experiment, workdir), experiment.evaluation.in_int8
     for source in in_int8.values():
         if source not in names:
@@ -75,13 +70,7 @@ class Programs:
     """
 
     def __init__(self, decoding: Decoding, teacher: Model, tokenizer: Tokenizer):
-        """Compile nothing yet.
-
-        Args:
-          decoding: settings of the task.
-          teacher: its network, which students are compared with.
-          tokenizer: of the run.
-        """
+        """Compile nothing yet; students are compared with the teacher."""
         self._decoding, self._teacher, self._tokenizer = decoding, teacher, tokenizer
         self.compare = functools.cache(self._compare)
         self.student_metrics = functools.cache(self._student_metrics)

@@ -55,12 +55,6 @@ def calibration_error(bins: Sum) -> float:
 
     .. math:: \sum_b \frac{n_b}{n} |acc_b - conf_b|
 
-    Args:
-      bins: as `calibration` returns them, added over all tokens.
-
-    Returns:
-      A number in [0, 1]; 0 without tokens.
-
     References:
       Guo et al. 2017, arXiv 1706.04599, eq. 3.
     """
@@ -75,13 +69,7 @@ def mean_metrics(sums: Mapping[str, Sum]) -> dict[str, float]:
 
 
 def compare(teacher_logits_NV: Array, student_logits_NV: Array, targets_N: Array, mask_N: Array) -> Sums:
-    """Compute the student's own metrics and its closeness to the teacher.
-
-    Args:
-      teacher_logits_NV: float [N, V].
-      student_logits_NV: float [N, V].
-      targets_N: int [N].
-      mask_N: bool [N], tokens that count.
+    """Compute the student's own metrics and its closeness to the teacher over the tokens of the mask.
 
     Returns:
       "cross_entropy" in nats; "kl_to_teacher" = KL(teacher || student) in nats; "agreement", the share of tokens
@@ -106,22 +94,14 @@ def student_metrics(logits_NV: Array, targets_N: Array, mask_N: Array) -> Sums:
 
 
 def compare_cached(signal: TopK, payload: Payload, student_logits_NV: Array, targets_N: Array, mask_N: Array) -> Sums:
-    """Compute `compare` from a top-k cache, with bounds on its errors.
+    """Compute `compare` from a top-k cache, with bounds "kl_error" and "acceptance_error" on its errors.
 
     The tokens outside the k form one bucket. By the data-processing inequality the true KL is at least the value
     returned, and the true acceptance at most. Their errors are bounded by
     KL: each p outside the k is at most the k-th, so sum_rest p log(p / q) <= p_rest (log p_k - log min q);
     acceptance: the rest's part of the total variation exceeds the bucket's by at most min(p_rest, q_rest).
 
-    Args:
-      signal: with the tail "bucket", at temperature 1.
-      payload: of the cache, [N, ...] per field.
-      student_logits_NV: float [N, V].
-      targets_N: int [N].
-      mask_N: bool [N], tokens that count.
-
-    Returns:
-      As `compare`, and "kl_error", "acceptance_error".
+    The signal has the tail "bucket", at temperature 1.
     """
     aligned = signal.align(student_logits_NV, payload, 1.0)
     assert aligned.log_z_N is not None  # the tail "bucket" has it
@@ -151,14 +131,10 @@ def compare_step(
     student: Model,
     all_sum: Callable[[Any], Any],
 ) -> Sums:
-    """Compute `compare` over the targets of a batch that count.
+    """Compute `compare` over the targets that count.
 
-    Args:
-      params: of teacher and student.
-      batches: the same examples in the rows of the teacher's layout and of the student's.
-      teacher: network.
-      student: network, maybe of another family.
-      all_sum: adds over devices.
+    Both batches hold the same examples, in the rows of the teacher's layout and of the student's. The models may be of
+    different families. `all_sum` adds over devices.
     """
     heads = teacher.head(params[0]), student.head(params[1])
     width = min(batch.mask_BT.shape[1] for batch in batches)  # holds every target that counts

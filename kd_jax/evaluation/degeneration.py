@@ -12,19 +12,8 @@ def repetition(texts: Sequence[str], n: int = NGRAM) -> float:
 
     .. math:: 1 - \frac{\sum_i |\mathrm{unique\ n\text{-}grams}_i|}{\sum_i |\mathrm{n\text{-}grams}_i|}
 
-    Args:
-      texts: one text each.
-      n: characters in an n-gram.
-
-    Returns:
-      A number in [0, 1]; 0 if no text has n characters.
-
     References:
       Welleck et al. 2020, arXiv 1908.04319, section 6 (there over tokens).
-
-    Examples:
-      >>> repetition(["abcabc"], n=3)
-      0.25
     """
     ngrams = [[text[i : i + n] for i in range(len(text) - n + 1)] for text in texts]
     total = sum(map(len, ngrams))
@@ -32,45 +21,18 @@ def repetition(texts: Sequence[str], n: int = NGRAM) -> float:
 
 
 def length_ratio(texts: Sequence[str], references: Sequence[str]) -> float:
-    """Return characters of the texts over characters of the references; 1 if all references are empty.
-
-    Args:
-      texts: generated, one text each.
-      references: in the same order.
-
-    Examples:
-      >>> length_ratio(["ab", "c"], ["abcd", "ef"])
-      0.5
-    """
+    """Return characters of the texts over characters of the references; 1 if all references are empty."""
     expected = sum(map(len, references))
     return sum(map(len, texts)) / expected if expected else 1.0
 
 
 def empty_texts(texts: Sequence[str], references: Sequence[str]) -> int:
-    """Count the texts that are empty where the reference is not.
-
-    Args:
-      texts: generated, one text each.
-      references: in the same order.
-
-    Examples:
-      >>> empty_texts(["", " ", "a"], ["a", "", "a"])
-      1
-    """
+    """Count the texts that are empty where the reference is not."""
     return sum(not text.strip() and bool(ref.strip()) for text, ref in zip(texts, references, strict=True))
 
 
 def warnings(texts: Sequence[str], references: Sequence[str]) -> list[str]:
-    """Return one line for each kind of degeneration; none for texts like the references.
-
-    Args:
-      texts: generated, one text each.
-      references: in the same order.
-
-    Examples:
-      >>> warnings(["", "a cat"], ["a dog", "a cat"])
-      ["length is 0.50 times the references' (0.67 to 1.5 is usual)", '1 of 2 texts are empty']
-    """
+    """Return one line for each kind of degeneration; none for texts like the references."""
     share, reference_share = repetition(texts), repetition(references)
     ratio, (low, high) = length_ratio(texts, references), LENGTH_RATIO
     empty = empty_texts(texts, references)

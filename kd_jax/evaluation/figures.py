@@ -173,16 +173,7 @@ class ModelFigures:
 
     @classmethod
     def from_json(cls, flat: Json, metrics: Iterable[str], warnings: Iterable[str] = ()) -> "ModelFigures":
-        """Return the inverse of `to_json`.
-
-        Args:
-          flat: the object; further keys are ignored.
-          metrics: names of the task's metrics.
-          warnings: of the texts.
-
-        Raises:
-          KeyError: if a figure is missing.
-        """
+        """Return the inverse of `to_json`; raises KeyError for a missing figure, and ignores further keys."""
         return cls(
             metrics=metrics_from_json(flat, metrics),
             closeness=_select(Closeness, flat),
@@ -197,21 +188,13 @@ class ModelFigures:
 
 
 def read_model_figures(path: Path, metrics: Iterable[str]) -> ModelFigures:
-    """Read evaluation/MODEL.json.
-
-    Args:
-      path: of the file.
-      metrics: names of the task's metrics.
-
-    Raises:
-      KdError: if the file is missing, is not JSON, or lacks a figure.
-    """
+    """Read evaluation/MODEL.json."""
     with expect_figures(path, "evaluate --force"):
         return ModelFigures.from_json(manifest.read_json(path), metrics)
 
 
 def read_baselines(path: Path, metrics: Sequence[str]) -> dict[str, dict[str, MetricFigure]]:
-    """Read evaluation/baselines.json as name -> metric -> figure; arguments and errors as `read_model_figures`."""
+    """Read evaluation/baselines.json as name -> metric -> figure."""
     with expect_figures(path, "evaluate --force"):
         return {name: metrics_from_json(flat, metrics) for name, flat in manifest.read_json(path).items()}
 

@@ -75,17 +75,7 @@ class LoadedModel:
         buckets: Sequence[Bucket],
         prompt_lengths: Sequence[int],
     ):
-        """Build the network.
-
-        Args:
-          architecture: the network's hyper-parameters.
-          params: its parameters.
-          tokenizer: its tokenizer.
-          encode_prompt: text -> token ids of a prompt, int32 [P].
-          decoding: default settings of generation.
-          buckets: padded lengths of prompt and completion, ascending.
-          prompt_lengths: padded lengths of prompts for generation, ascending.
-        """
+        """Build the network; lengths and buckets are ascending."""
         self.architecture, self.tokenizer, self.decoding = architecture, tokenizer, decoding
         self.model = architecture.build(tokenizer.vocab_size)
         self._devices = make_devices("jit")
@@ -97,16 +87,7 @@ class LoadedModel:
 
     @classmethod
     def from_run(cls, experiment: ResolvedExperiment, workdir: Workdir, name: str) -> "LoadedModel":
-        """Load a trained model of a run.
-
-        Args:
-          experiment: the experiment that the workdir was made with.
-          workdir: a run with trained models.
-          name: "teacher" or a student's name.
-
-        Raises:
-          KdError: if the model is not trained, or its tokenizer was changed.
-        """
+        """Load a trained model of a run by its name, "teacher" or a student's."""
         folder = workdir.model(name)
         tokenizer = tokenizers.load(experiment.tokenizer, folder)
         if tokenizers.digest(tokenizer) != folder.inputs()["consumed.tokenizer"]:
@@ -128,13 +109,7 @@ class LoadedModel:
     def from_folder(cls, folder: Path) -> "LoadedModel":
         """Load a model from a local folder in Hugging Face's layout.
 
-        Prompts are encoded as transformers does it with the folder's tokenizer.
-
-        Args:
-          folder: with config.json, safetensors and the tokenizer's files.
-
-        Raises:
-          KdError: if a file is missing, or the architecture is not supported.
+        The folder has config.json, safetensors and the tokenizer's files. Prompts are encoded as transformers does it.
         """
         init = FromHuggingFace(str(folder))
         architecture = init.architecture()
@@ -252,15 +227,12 @@ class LoadedModel:
     def generate_from_ids(
         self, prompts: Mapping[int, np.ndarray], decoding: Decoding, batch_size: int = INFERENCE_BATCH_SIZE
     ) -> dict[int, str]:
-        """Generate a text for each prompt.
+        """Return number -> generated text; the number and the seed decide a sampled text.
 
         Args:
-          prompts: number -> token ids, int32 [P]. The number and the seed decide a sampled text.
+          prompts: number -> token ids, int32 [P].
           decoding: settings of generation; beam search if its beam is above 1.
           batch_size: prompts generated together.
-
-        Returns:
-          Number -> text.
         """
         program = self._generate_program(decoding)
         batches = PromptBatches(

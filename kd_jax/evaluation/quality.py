@@ -20,12 +20,7 @@ from kd_jax.types import Batch, Params
 
 
 class EvalSet(NamedTuple):
-    """A split's examples as text.
-
-    Attributes:
-      examples: of the split.
-      text_indices: ascending numbers of the examples that texts are generated for.
-    """
+    """A split's examples as text, and the ascending numbers of those that texts are generated for."""
 
     examples: Sequence[Example]
     text_indices: Sequence[int]
@@ -56,20 +51,7 @@ def generate_texts(
     tokenizer: Tokenizer,
     devices: Devices,
 ) -> dict[str, list[str]]:
-    """Generate a text for every prompt in every way of decoding.
-
-    Args:
-      candidate: the model.
-      params: its parameters on the devices.
-      programs: compiled functions.
-      batches: prompts.
-      ways: of decoding, such as ("greedy", "beam").
-      tokenizer: of the run.
-      devices: of the run.
-
-    Returns:
-      Way -> texts in the order of the prompts.
-    """
+    """Return way of decoding -> a generated text for every prompt, in their order."""
 
     def generate(indices: np.ndarray, batch: Any) -> dict[str, list[tuple[int, str]]]:
         prompts = devices.shard(batch)
@@ -89,18 +71,9 @@ def negative_log_likelihoods(
     owners: np.ndarray,
     devices: Devices,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute (nats, tokens) of each text example's targets that count.
+    """Return (nats, tokens) of each text example's targets that count, float64 and int64.
 
-    Args:
-      candidate: the model.
-      params: its parameters on the devices.
-      programs: compiled functions.
-      batches: the encoded examples.
-      owners: int [encoded examples], the number of the text example that each is a part of.
-      devices: of the run.
-
-    Returns:
-      float64 and int64 arrays [text examples].
+    `owners` holds the number of the text example that each encoded example is a part of.
     """
 
     def measure(indices: np.ndarray, batch: Batch) -> tuple[list[int], list[float], list[int]]:
@@ -117,15 +90,9 @@ def negative_log_likelihoods(
 
 
 def map_batches(title: str, batches: PromptBatches | EvalBatches, measure: Callable[[np.ndarray, Any], Any]) -> list:
-    """Apply a function to every batch under a progress bar; several hosts share the batches.
+    """Apply a function of (example numbers, batch) to every batch; return the values on every host.
 
-    Args:
-      title: of the bar.
-      batches: with their `plan` of (padded length, example numbers).
-      measure: (example numbers, batch) -> a JSON-able value.
-
-    Returns:
-      The values in the order of the batches, on every host.
+    Several hosts share the batches, so a value must be JSON-able.
     """
     process = hosts.process()
     own, values = range(process.index, len(batches), process.count), []
@@ -143,11 +110,7 @@ def score_metrics(
 ) -> dict[str, MetricFigure]:
     """Score all metrics of a task, with 95% intervals; the first text metric also for the beam search.
 
-    Args:
-      metrics: of the task.
-      texts: way of decoding -> outcome; the metrics are about the first.
-      tokens: the outcome with likelihoods; None without any, which leaves metrics of tokens without a value.
-      resamples: for the intervals.
+    The metrics are about the first way of `texts`. Without `tokens`, metrics of tokens have no value.
     """
     first = next(iter(texts.values()))
     first_text_metric = next((metric.name for metric in metrics if metric.reads == "texts"), None)
@@ -176,11 +139,7 @@ def text_rows(task: Task, eval_set: EvalSet, texts: Mapping[str, Sequence[str]])
 def read_outcome(
     task: Task, eval_set: EvalSet, folder: Folder, name: str, reads: Literal["texts", "tokens"]
 ) -> Outcome:
-    """Read a model's texts of the first way of decoding, or its likelihoods, from a finished evaluation.
-
-    Raises:
-      KdError: if a file is missing or modified.
-    """
+    """Read a model's texts of the first way of decoding, or its likelihoods, from a finished evaluation."""
     if reads == "texts":
         rows = read_lines(folder.file(f"{name}.jsonl"))
         with_texts = eval_set._replace(text_indices=[row["number"] for row in rows])

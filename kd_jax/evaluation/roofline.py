@@ -16,13 +16,7 @@ MIB = 2**20
 
 
 class Roofline(NamedTuple):
-    """Lower bounds of a program's seconds, for a chip at its peak.
-
-    Attributes:
-      compute: seconds for matrix products.
-      memory: seconds for traffic with the memory.
-      collectives: seconds for data sent to other devices.
-    """
+    """Lower bounds of a program's seconds for matrix products, memory traffic and collectives, at a chip's peak."""
 
     compute: float
     memory: float
@@ -80,15 +74,7 @@ def model_flops(experiment: ResolvedExperiment, name: str, vocab_size: int, port
 def step_figures(
     experiment: ResolvedExperiment, name: str, vocab_size: int, devices: MeshDevices, chip: Chip
 ) -> dict[str, str]:
-    """Return title -> figure, as text, of a model's training step on each device.
-
-    Args:
-      experiment: with the model.
-      name: of the model.
-      vocab_size: of the tokenizer.
-      devices: mesh to compile for.
-      chip: that each device stands for.
-    """
+    """Return title -> figure, as text, of a model's training step on each device of a mesh."""
     step = compile_step(experiment, name, vocab_size, devices)
     cost, memory = analyze_program(step.compiled), device_memory(step.compiled)
     bounds = roofline(cost, chip)

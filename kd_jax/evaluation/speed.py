@@ -28,12 +28,7 @@ REPEATS = 5
 
 
 class Timing(NamedTuple):
-    """Time to write the texts of some prompts.
-
-    Attributes:
-      seconds: until all are written.
-      tokens: written, end tokens included.
-    """
+    """Seconds to write the texts of some prompts, and the tokens written, end tokens included."""
 
     seconds: float
     tokens: int
@@ -49,23 +44,10 @@ def decoding_speeds(
     way: str,
     devices: Devices,
 ) -> dict[str, DecodingSpeed]:
-    """Time every candidate in batches and one prompt at a time.
+    """Time every candidate in batches and one prompt at a time, the latter on one device.
 
     The prompts are those of the most common padded length. A first round compiles and is not timed; the figures are
     medians over REPEATS rounds. End tokens count.
-
-    Args:
-      evaluation: batch size and number of prompts.
-      candidates: models.
-      programs: compiled functions.
-      prompts: int32 [P] token ids each.
-      widths: padded lengths, ascending.
-      tokenizer: of the run.
-      way: of decoding.
-      devices: for batches; one prompt at a time runs on one device.
-
-    Returns:
-      Candidate's name -> its speed.
     """
     indices = _most_common_width(prompts, widths)
 
@@ -108,16 +90,7 @@ def drafting_speed(
 ) -> DraftingFigures:
     """Time the teacher's greedy decoding with a student's drafts, one prompt at a time.
 
-    With and without drafts take turns on the same prompts; the figures are medians.
-
-    Args:
-      evaluation: tokens drafted a round, and number of prompts.
-      teacher: the model whose texts are written.
-      student: the draft, of the same model family.
-      prompts: int32 [P] token ids each.
-      widths: padded lengths, ascending.
-      tokenizer: of the run.
-      decoding: maximum length of a text.
+    With and without drafts take turns on the same prompts; the figures are medians. Both models are of one family.
     """
     devices = make_devices("jit")
     indices = _most_common_width(prompts, widths)[: evaluation.speed_texts]

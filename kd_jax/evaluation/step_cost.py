@@ -27,13 +27,7 @@ STEPS = 9  # timed for each objective
 
 
 class StepCost(NamedTuple):
-    """Cost of a student's step with one objective.
-
-    Attributes:
-      title: of the objective.
-      seconds: median.
-      memory: bytes of arguments and temporaries, from XLA's memory analysis.
-    """
+    """Cost of a student's step with one objective: median seconds, and bytes of arguments and temporaries."""
 
     title: str
     seconds: float

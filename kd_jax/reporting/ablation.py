@@ -28,23 +28,15 @@ class Ablation:
     """The figures of ablation.json.
 
     Attributes:
-      name: of the experiment.
-      task: its name.
-      dataset: its name.
       split: evaluated.
       examples: number of examples that the first metric is computed on.
       resamples: draws of the examples for the intervals.
-      seeds: of the runs.
       metrics: that models are compared by, the deciding one first.
-      all_metrics: of the task.
-      distilled: name of the distilled student.
       controls: names of the students that the others are compared with.
       models: model -> metric or "kl_to_teacher" -> value of each seed.
       baselines: baseline -> metric -> value of each seed; None where a metric does not apply.
       differences: metric -> control -> model -> model minus control.
-      warnings: of single runs.
       wall_seconds: seed -> phase -> seconds.
-      versions: library -> version.
     """
 
     name: str
@@ -71,11 +63,7 @@ class Ablation:
 
 
 def select_metrics(task: Task, name: str) -> tuple[Metric, ...]:
-    """Return the task's metric of that name; "" for its headline, "all" for all of them.
-
-    Raises:
-      KdError: if the task has no such metric; lists those it has.
-    """
+    """Return the task's metric of that name; "" for its headline, "all" for all of them."""
     metrics = {metric.name: metric for metric in task.metrics}
     if name == "all":
         return tuple(metrics.values())

@@ -18,9 +18,6 @@ def with_controls(experiment: ResolvedExperiment) -> ResolvedExperiment:
     targets: plain ("shrink and fine-tune", arXiv 2010.13002) and with label smoothing 0.1. A control is added unless
     a student equals it under another name. The distilled student is the comparison's, or the last one.
 
-    Raises:
-      KdError: if there are no students, or another student has a control's name.
-
     Examples:
       >>> from kd_jax.config import load_experiment
       >>> enlarged = with_controls(load_experiment("experiments/configs/smoke.py"))

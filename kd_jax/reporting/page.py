@@ -31,9 +31,6 @@ class Document(NamedTuple):
     """The content of a report; all of it is plain text but the plots.
 
     Attributes:
-      title: of the page.
-      lead: the outcome in a paragraph.
-      warnings: one line each.
       sections: heading -> blocks, in order; the heading "" is not shown.
       versions: library -> version.
       resolved: the experiment with every field.
@@ -88,11 +85,9 @@ class Plots(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Texts side by side.
+    """Texts side by side: "source", "reference" and each model's name -> text.
 
-    Attributes:
-      samples: "source", "reference" and each model's name -> text.
-      models: names, the teacher first; departures of the others from its text are marked.
+    The teacher comes first in `models`; departures of the others from its text are marked.
     """
 
     samples: Sequence[Sample]
@@ -125,10 +120,6 @@ class Samples(NamedTuple):
 
 def runs_beside(text: str, other: str) -> Runs:
     """Split a text into runs of words, each with whether it departs from the other text.
-
-    Args:
-      text: words separated by white space.
-      other: text to compare with; the longest common runs of words match.
 
     Examples:
       >>> runs_beside("a red cat sat", "a black cat sat")

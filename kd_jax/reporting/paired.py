@@ -53,13 +53,7 @@ class Difference:
 
 
 def scores(metric: Metric, outcomes: Sequence[Outcome], resamples: int) -> Scores:
-    """Compute a metric of one model for every seed, and on resampled examples.
-
-    Args:
-      metric: of the task.
-      outcomes: of the same examples, one for each seed.
-      resamples: number of draws of the examples.
-    """
+    """Compute a metric of one model for every seed, and on resamples of the same examples."""
     statistics = [np.asarray(metric.statistics(outcome), np.float64) for outcome in outcomes]
     value_S = np.asarray([metric.value(rows.sum(0)) for rows in statistics], np.float64)
     resampled = [[metric.value(sums) for sums in resampled_sums(rows, resamples)] for rows in statistics]
@@ -67,12 +61,7 @@ def scores(metric: Metric, outcomes: Sequence[Outcome], resamples: int) -> Score
 
 
 def difference(ours: Scores, theirs: Scores, higher_is_better: bool | None) -> Difference:
-    """Compute `ours` minus `theirs` with its 95% interval and verdict.
-
-    Args:
-      ours: scores of one model.
-      theirs: scores of the other, on the same examples and with the same seeds.
-      higher_is_better: direction of the metric.
+    """Compute `ours` minus `theirs` with its 95% interval and verdict; both of the same examples and seeds.
 
     Examples:
       >>> rng = np.random.default_rng(0)

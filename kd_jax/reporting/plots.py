@@ -66,14 +66,7 @@ def trade_off(report: Report) -> Figure:
 
 
 def curve(curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, label: str, models: Iterable[str]) -> Figure:
-    """Plot one value of the metrics logs against the step, a line for each model.
-
-    Args:
-      curves: model -> rows of its metrics log.
-      key: of the value; rows without it are skipped.
-      label: of the vertical axis.
-      models: names of all models of the report, the teacher first.
-    """
+    """Plot one value of the metrics logs against the step, a line for each model; rows without it are skipped."""
     model_styles = styles(models)
 
     def draw(axes: Axes) -> None:
@@ -94,12 +87,7 @@ def curve(curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, label: st
 
 
 def forest(differences: Mapping[str, Difference], label: str) -> Figure:
-    """Plot differences with their 95% intervals, a row for each model, and a stroke for each seed.
-
-    Args:
-      differences: model -> difference.
-      label: of the horizontal axis.
-    """
+    """Plot differences with their 95% intervals, a row for each model, and a stroke for each seed."""
     verdicts = dict.fromkeys(one.verdict for one in differences.values())
 
     def draw(axes: Axes) -> None:
@@ -128,12 +116,7 @@ def report_plots(report: Report, curves: Mapping[str, Sequence[Mapping[str, Any]
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """Return the figure as an <svg> element for a page, with ids unlike those of other figures.
-
-    Args:
-      figure: in the text colour INK.
-      name: one word, unique on the page.
-    """
+    """Return the figure as an <svg> element, with ids unlike those of other figures; `name` is unique on the page."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(

@@ -21,15 +21,7 @@ from kd_jax.tasks.metrics import Metric
 
 @dataclasses.dataclass(frozen=True)
 class MetricInfo:
-    """How a task's metric is shown.
-
-    Attributes:
-      name: its key.
-      label: its heading.
-      higher_is_better: its direction; None where it has none.
-      digits: after the point.
-      signature: how it is computed, in the metric's own notation.
-    """
+    """How a task's metric is shown."""
 
     name: str
     label: str
@@ -45,15 +37,7 @@ class MetricInfo:
 
 @dataclasses.dataclass(frozen=True)
 class CacheFigures:
-    """Size and cost of a signal's cache.
-
-    Attributes:
-      target_tokens: number of records' targets.
-      bytes: on disk.
-      bytes_per_target_token: their ratio.
-      seconds: to write it.
-      other: further outputs of the phase.
-    """
+    """Size and cost of a signal's cache; `other` are further outputs of the phase."""
 
     target_tokens: int
     bytes: int
@@ -75,12 +59,7 @@ class CacheFigures:
 
 @dataclasses.dataclass(frozen=True)
 class Int8Comparison:
-    """A model with int8 weights against the same model with float weights.
-
-    Attributes:
-      of: name of the model with float weights.
-      difference: int8 minus float, of the headline metric.
-    """
+    """A model with int8 weights against the same model `of` with float weights, by the headline metric."""
 
     of: str
     difference: Difference
@@ -91,10 +70,6 @@ class Report:
     """All figures of a run.
 
     Attributes:
-      name: of the experiment.
-      task: its name.
-      dataset: its name.
-      seed: of the run.
       metrics: of the task, the headline first.
       comparison: the students that the headline is about; None for the best student.
       models: name -> figures, the teacher first; int8 models last. Without an imported teacher.
@@ -102,11 +77,9 @@ class Report:
       differences: other trained model -> leading student minus that model, of the headline metric.
       int8: name of a model with int8 weights -> its comparison.
       gap_recovered: share of the gap between baseline and teacher that the distilled student closes, or None.
-      caches: name -> figures.
       wall_seconds: phase -> seconds.
       counts: split -> number of examples.
       dropped_as_seen_in_training: split -> number of held-out examples removed because training has their source.
-      versions: library -> version.
     """
 
     name: str
@@ -196,10 +169,6 @@ class Report:
 
 
 def read_report(path: Path) -> Report:
-    """Read report.json.
-
-    Raises:
-      KdError: if the file is missing, is not JSON, or lacks a figure.
-    """
+    """Read report.json."""
     with expect_figures(path, "report"):
         return Report.from_json(manifest.read_json(path))

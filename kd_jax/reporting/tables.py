@@ -18,25 +18,14 @@ INT8_NOTE = (
 
 
 class Row(NamedTuple):
-    """One model or baseline.
-
-    Attributes:
-      metrics: of the task.
-      model: all figures; None for a baseline.
-    """
+    """One model or baseline; `model` is None for a baseline."""
 
     metrics: Mapping[str, MetricFigure]
     model: ModelFigures | None
 
 
 class Column(NamedTuple):
-    """One column.
-
-    Attributes:
-      heading: of pages.
-      short: heading for a terminal.
-      cell: row -> text.
-    """
+    """One column: headings of pages and of a terminal, and row -> text."""
 
     heading: str
     short: str
@@ -48,11 +37,7 @@ def model_column(
 ) -> Column:
     """Return a column of a model's figure; a dash stands for a baseline and for a missing figure.
 
-    Args:
-      heading: of the column.
-      get: model -> figure.
-      show: a format specification, or figure -> text.
-      short: heading for a terminal.
+    `show` is a format specification, or figure -> text. `short` is the heading for a terminal.
     """
 
     def cell(row: Row) -> str:
@@ -156,12 +141,7 @@ def times(report: Report) -> Table:
 
 
 def text_table(report: Report, width: int = 80) -> str:
-    """Return the summary for a terminal, with as many columns from the left as fit.
-
-    Args:
-      report: of a run.
-      width: in characters.
-    """
+    """Return the summary for a terminal, with as many columns from the left as fit into `width` characters."""
     columns = summary_columns(report)
     table = [["model", *(column.short for column in columns)], *_table(report, columns)[1:]]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]

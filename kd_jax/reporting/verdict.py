@@ -19,14 +19,6 @@ def leading_student(
 ) -> str | None:
     """Return the student that a report is about: the distilled one, or the best without a comparison.
 
-    Args:
-      values: model -> its headline metric.
-      comparison: of the experiment.
-      higher_is_better: direction of the headline metric.
-
-    Returns:
-      A student's name; None without students.
-
     Examples:
       >>> leading_student({"teacher": 2.0, "small": 3.0, "smaller": 4.0}, None, higher_is_better=False)
       'small'
@@ -45,13 +37,7 @@ def gap_recovered(
 
     .. math:: \frac{distilled - baseline}{teacher - baseline}
 
-    Args:
-      values: model -> its headline metric.
-      comparison: names of baseline and distilled student, or None.
-      higher_is_better: direction of the headline metric.
-
-    Returns:
-      None without a comparison, with an imported teacher, or if the teacher is no better than the baseline.
+    None without a comparison, with an imported teacher, or if the teacher is no better than the baseline.
 
     Examples:
       >>> values = {"teacher": 2.0, "scratch": 3.0, "kd": 2.5}

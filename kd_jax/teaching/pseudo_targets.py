@@ -35,15 +35,6 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
     """Write the teacher's n-best list of every example of a split; return the folder.
 
     The list does not depend on the rule that chooses targets from it.
-
-    Args:
-      teacher: the trained teacher.
-      split_name: "train" or "unlabelled".
-      beam: width of the beam search, and number of hypotheses.
-      force: write all of it anew.
-
-    Raises:
-      KdError: if other writers have not yet written their shards.
     """
     experiment, data = teacher.experiment, teacher.data
     folder, decoding = teacher.workdir.hypotheses(split_name, beam), experiment.task.decoding
@@ -125,16 +116,7 @@ def nbest_step(
 
 
 def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None:
-    """Write the training split with the targets that the rule chooses from the hypotheses.
-
-    Args:
-      teacher: the trained teacher.
-      targets: the rule.
-      force: write all of it anew.
-
-    Raises:
-      KdError: if the data has no such split, or other writers have not yet written their shards.
-    """
+    """Write the training split with the targets that the rule chooses from the hypotheses."""
     folder = teacher.workdir.split(targets.name)
     targets.check_splits(teacher.data["splits"])
     nbest_folders = {split: write_hypotheses(teacher, split, targets.beam, force) for split in targets.splits}

@@ -19,11 +19,7 @@ BatchT = TypeVar("BatchT", covariant=True)
 
 
 class PlannedBatches(Protocol[BatchT]):
-    """Batches of examples (`EvalBatches`, `PromptBatches`).
-
-    Attributes:
-      plan: for each batch its padded length and its examples' numbers.
-    """
+    """Batches of examples (`EvalBatches`, `PromptBatches`)."""
 
     @property
     def plan(self) -> list[tuple[Any, np.ndarray]]:
@@ -36,14 +32,7 @@ class PlannedBatches(Protocol[BatchT]):
 
 
 def begin_store(folder: Folder, name: str, inputs: Mapping[str, Any], force: bool) -> bool:
-    """Begin a store's folder and delete damaged shards; return whether records are missing.
-
-    Args:
-      folder: of the store.
-      name: of the store within it.
-      inputs: what the manifest records of the store's origin.
-      force: write all records anew.
-    """
+    """Begin a store's folder and delete damaged shards; return whether records are missing."""
     if folder.begin(inputs, force):
         return True
     damaged = hosts.run_on_main(lambda: [str(path) for path in store.remove_damaged(folder.path, name)])
@@ -58,14 +47,6 @@ def write_records(
     teacher: Teacher, folder: Folder, name: str, schema: store.Schema, count: int, make: MakeRecords
 ) -> str | None:
     """Write this writer's shards of a store; the main process writes the index.
-
-    Args:
-      teacher: whose `writer` says which shards are written here.
-      folder: of the store.
-      name: of the store within it.
-      schema: field name -> shape per token, and dtype.
-      count: number of records.
-      make: (start, stop) -> records start to stop - 1.
 
     Returns:
       The store's digest; None while shards of other writers are missing.

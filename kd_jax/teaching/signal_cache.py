@@ -31,15 +31,7 @@ def write_signal(
     """Write the cache of one signal of one split; resume or repair one that exists.
 
     A finished cache that covers the signal (a larger k, further temperatures) is used as it is. Damaged shards are
-    named and written again.
-
-    Args:
-      teacher: the trained teacher.
-      folder: of the cache.
-      signal: its fields are stored.
-      targets: the pseudo-targets that the split holds, or None for references.
-      split_name: "train" or "validation".
-      force: write all of it anew.
+    named and written again. `targets` are the pseudo-targets that the split holds, None for references.
     """
     if not force and folder.finished():
         cached = _cached_signal(folder.inputs(), signal)
@@ -79,17 +71,7 @@ def store_outputs(folder: Folder, digest: str, split: pipeline.Split) -> dict[st
 def signal_records(
     teacher: Teacher, split: pipeline.Split, signal: LogitSignal, bar: progress.Bar, shapes: Sequence[Bucket]
 ) -> MakeRecords:
-    """Return (start, stop) -> the signal's records of those examples, for `store.write`.
-
-    A record has one entry for each target that counts.
-
-    Args:
-      teacher: the trained teacher.
-      split: the examples.
-      signal: reduces the teacher's logits.
-      bar: advanced by the number of examples.
-      shapes: padded lengths of the batches.
-    """
+    """Return (start, stop) -> the signal's records of those examples, one entry for each target that counts."""
     step = functools.partial(signal_step, model=teacher.model, signal=signal, seed=teacher.experiment.seed)
     compiled = teacher.devices.compile(step)
 
@@ -123,13 +105,6 @@ def signal_step(params: Params, batch: Batch, *, model: Model, signal: LogitSign
 
     Random draws depend only on (seed, example, position in the example). So a shard that is written again is the same,
     and every layout draws the same.
-
-    Args:
-      params: the teacher's.
-      batch: one example a row.
-      model: the teacher's network.
-      signal: reduces the teacher's logits.
-      seed: the experiment's.
     """
     hidden_BTD = model.apply(params, batch.inputs)
     fold = jax.vmap(jax.random.fold_in, (None, 0))

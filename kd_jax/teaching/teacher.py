@@ -15,32 +15,15 @@ from kd_jax.types import Params
 
 
 class Teacher:
-    """The trained teacher of a run; its parameters are loaded on first use.
+    """The trained teacher of a run, on this host's devices; its parameters are loaded on first use.
 
     Attributes:
-      experiment: the run's.
-      workdir: the run's.
       writer: (index, count) of the process among those that write records.
       data: the outputs of the phase `prepare`.
-      vocab_size: of the run's tokeniser.
-      devices: this host's.
-      model: the teacher's network.
-      layout: how examples become its rows.
-      tokenizer: the run's.
-      params: the parameters of the best step, on the devices.
     """
 
     def __init__(self, experiment: ResolvedExperiment, workdir: Workdir, writer: tuple[int, int] | None = None):
-        """Build the network; load nothing yet.
-
-        Args:
-          experiment: the run's.
-          workdir: the run's; its data must be prepared.
-          writer: as in `store.write`; None for this host among all hosts.
-
-        Raises:
-          KdError: if the data is not prepared.
-        """
+        """Build the network; `writer` is as in `store.write`, None for this host among all hosts."""
         self.experiment, self.workdir, self.writer = experiment, workdir, writer or hosts.process()
         self.data = workdir.data.outputs()
         self.vocab_size: int = self.data["vocab_size"]
@@ -68,12 +51,7 @@ class Teacher:
         _ = self.params
 
     def manifest_inputs(self, targets: PseudoTargets | None, split: str) -> dict[str, Any]:
-        """Return the digests of all that the teacher's records of a split depend on.
-
-        Args:
-          targets: the pseudo-targets that the split holds, or None for references.
-          split: name of the split.
-        """
+        """Return the digests of all that the teacher's records of a split depend on."""
         outputs = self.workdir.split(targets_name(targets)).outputs()
         return {
             "consumed.teacher": self.workdir.model(TEACHER).outputs()["digest"],

@@ -15,10 +15,7 @@ from kd_jax.teaching.teacher import Teacher
 def width_scores(teacher: Teacher, width: WidthRule, sample: int) -> Scores:
     """Return a score for each head, neuron and channel of the teacher.
 
-    Args:
-      teacher: the trained teacher.
-      width: the rule, as in `FromTeacher.width`.
-      sample: number of training examples for "importance"; the experiment's seed draws them, all where there are fewer.
+    The rule "importance" needs a sample of training examples; the experiment's seed draws them.
     """
     experiment = teacher.experiment
     # Scores are of the parts of a Transformer; a student of another architecture has its teacher's widths.

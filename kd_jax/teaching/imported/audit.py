@@ -68,21 +68,15 @@ class AuditFigures:
 
 @dataclasses.dataclass
 class Audit:
-    """Counts of one split, added up while files are read.
+    """Counts of one split, added up while files are read; see `AuditFigures`.
 
     Attributes:
-      examples: of the split.
-      targets: of the split; targets that count.
-      matched: examples that are in the files.
-      covered: targets that are in the files.
-      min_named: fewest tokens named for a target; 0 where a target is missing.
-      max_named: most tokens named for a target.
+      min_named: 0 where a target is missing.
       full_vocabulary: targets for which every token of the vocabulary is named.
       mass: sum over covered targets of the named tokens' probabilities, for log-probabilities.
       reciprocal_ranks: for each of SHIFTS the sum over positions of 1 / rank of the token so far from the one that the
         position predicts; 0 where that token is not named.
       positions: number of positions in these sums.
-      repeats: records of sequences that other records have too.
       difference: largest difference between log-probabilities of a repeat, relative to the most likely token's.
     """
 
@@ -100,13 +94,7 @@ class Audit:
     difference: float = 0.0
 
     def add(self, logprobs: TargetLogprobs, vocab_size: int, normalised: bool) -> None:
-        """Add an example's targets.
-
-        Args:
-          logprobs: at the targets.
-          vocab_size: of the tokeniser.
-          normalised: whether they are log-probabilities (else logits).
-        """
+        """Add an example's targets."""
         named_n = (logprobs.ids_nK != NO_TOKEN).sum(-1)
         self.matched += 1
         self.covered += int((named_n > 0).sum())
@@ -140,17 +128,13 @@ class Audit:
         return 1 - self.covered / self.targets if self.targets else 0.0
 
     def tail(self, normalised: bool) -> str:
-        """Return how the mass outside the named tokens is known.
-
-        Returns:
-          "exact" where all tokens are named, "by subtraction" from one, or "unknown".
-        """
+        """Return how the mass outside the named tokens is known."""
         if self.covered and self.full_vocabulary == self.covered:
             return "exact"
         return "by subtraction" if normalised else "unknown"
 
     def figures(self, normalised: bool) -> AuditFigures:
-        """Return the figures; `normalised` as in `add`."""
+        """Return the figures."""
         ranks = (self.reciprocal_ranks / max(1, self.positions)).tolist()
         return AuditFigures(
             examples=self.examples,

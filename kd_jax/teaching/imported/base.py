@@ -43,11 +43,7 @@ class LogprobSource:
     sum_error: float = 1e-3
 
     def check(self) -> None:
-        """Check the fields.
-
-        Raises:
-          KdError: names the option that is out of its range.
-        """
+        """Check the fields."""
         choices = {"format": tuple(FORMATS), "mode": get_args(Mode), "sequence": get_args(SequenceKind)}
         for field, values in choices.items():
             if getattr(self, field) not in values:
@@ -74,9 +70,7 @@ class LogprobSource:
 class RequiredSignal(NamedTuple):
     """The signal that is read from the files for one split.
 
-    Attributes:
-      signal: its fields are stored.
-      rests: temperature at which the mass outside the k is needed -> the field that needs it.
+    `rests` is temperature at which the mass outside the k is needed -> the field that needs it.
     """
 
     signal: TopK
@@ -89,11 +83,7 @@ class RequiredSignal(NamedTuple):
 
 
 def required_signal(experiment: Experiment) -> RequiredSignal:
-    """Return the TopK that the students' terms read from the training split.
-
-    Raises:
-      KdError: names a student that needs more of a teacher than log-probabilities; or if no term reads TopK.
-    """
+    """Return the TopK that the students' terms read from the training split; any other need is an error."""
     rests: dict[float, str] = {}
     for name, recipe in experiment.students.items():
         if isinstance(recipe.init, FromTeacher):

@@ -30,12 +30,10 @@ class CollectedSplit(NamedTuple):
     """The log-probabilities of one split, collected from the files.
 
     Attributes:
-      split: the examples.
       index: the examples by their token ids.
       required: the signal that is read.
       audit: of the records that were read.
-      offsets: example's number -> where its TargetLogprobs stand in `file`.
-      file: a temporary file without a name.
+      offsets: example's number -> where its TargetLogprobs stand in `file`, a temporary file without a name.
     """
 
     split: pipeline.Split
@@ -72,18 +70,9 @@ def collect(
     splits: Mapping[str, tuple[pipeline.Split, RequiredSignal]],
     scratch: Path,
 ) -> dict[str, CollectedSplit]:
-    """Read all files once.
+    """Read all files once; return name -> collected split.
 
-    Args:
-      files: of one format.
-      source: how they were made.
-      vocab_size: of the tokeniser.
-      special: the tokeniser's ids that may stand around an example's.
-      splits: name -> (split, the signal that is read).
-      scratch: a folder with room for a temporary file.
-
-    Raises:
-      KdError: names a record that is rejected; or if no record belongs to an example.
+    `splits` are name -> (split, the signal that is read). `scratch` is a folder with room for a temporary file.
     """
     collected = {}
     for name, (split, required) in splits.items():
@@ -132,17 +121,7 @@ def _add_record(collected: CollectedSplit, record: LogprobRecord, vocab_size: in
 
 
 def check_complete(name: str, collected: CollectedSplit, max_missing: float) -> None:
-    """Check that the files hold enough targets, and enough tokens of each.
-
-    Args:
-      name: of the split.
-      collected: the split.
-      max_missing: largest share of the targets that may be missing.
-
-    Raises:
-      KdError: for a larger share of missing targets, with the first example that has one; or if every target names
-        fewer tokens than k.
-    """
+    """Check that the files hold enough targets (all but the share `max_missing`), and at least k tokens of each."""
     audit, k = collected.audit, collected.required.signal.k
     if audit.missing() > max_missing:
         first = next(i for i in range(audit.examples) if not (collected.load(i).ids_nK != NO_TOKEN).any(-1).all())
@@ -167,17 +146,7 @@ def write_cache(
     vocab_size: int,
     force: bool,
 ) -> None:
-    """Write or repair the split's cache, in the form of the phase `cache`.
-
-    Args:
-      folder: of the cache.
-      collected: the split's log-probabilities.
-      k: entries of a record, at most the required signal's.
-      source: how the files were made.
-      inputs: what the manifest records besides the signal.
-      vocab_size: of the tokeniser.
-      force: write all of it anew.
-    """
+    """Write or repair the split's cache with k entries a record, in the form of the phase `cache`."""
     start_time, split = time.perf_counter(), collected.split
     temperatures = collected.required.rest_temperatures(source)
     signal = dataclasses.replace(collected.required.signal, k=k)

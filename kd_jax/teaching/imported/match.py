@@ -47,20 +47,10 @@ class Match(NamedTuple):
 
 
 class ExampleIndex:
-    """The examples of a split by their token ids.
-
-    Attributes:
-      examples: the split.
-    """
+    """The examples of a split by their token ids."""
 
     def __init__(self, examples: Examples, sequence: SequenceKind, special: SpecialIds):
-        """Read all examples.
-
-        Args:
-          examples: the split.
-          sequence: as `LogprobSource.sequence`.
-          special: ids that may stand around an example's.
-        """
+        """Read all examples."""
         self.examples, self._sequence, self._special = examples, sequence, special
         self._indices: dict[bytes, list[int]] = {}
         for i in range(len(examples)):
@@ -77,11 +67,7 @@ class ExampleIndex:
         return np.flatnonzero(encoded.counts[-len(self.tokens(encoded)) :])
 
     def find(self, record: LogprobRecord) -> Match | None:
-        """Return the examples with the record's sequence, with or without start and end tokens; None for no example.
-
-        Raises:
-          KdError: if the sequence is the completion of examples with different prompts.
-        """
+        """Return the examples with the record's sequence, with or without start and end tokens; None for no example."""
         for tokens_S, offset, ids in stored_variants(record.tokens_S, self._special):
             indices = self._indices.get(_key(ids))
             if indices is not None:

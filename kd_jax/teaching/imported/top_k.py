@@ -18,16 +18,6 @@ def check_rests_known(
 
     The rest of a position that names the whole vocabulary is known at any temperature. The rest of log-probabilities is
     known at their own temperature, by subtraction from one. The rest of logits without their log Z is unknown.
-
-    Args:
-      where: the file and the record's number, for messages.
-      ids_nK: NO_TOKEN where nothing is named.
-      vocab_size: of the tokeniser.
-      source: of the file.
-      required: temperatures of the rests.
-
-    Raises:
-      KdError: names the record and the field that needs the rest.
     """
     named_n = (ids_nK != NO_TOKEN).sum(-1)
     partial_n = (named_n > 0) & (named_n < vocab_size)
@@ -46,23 +36,13 @@ def check_rests_known(
 def top_k_fields(
     logprobs: TargetLogprobs, k: int, vocab_size: int, source: LogprobSource, temperatures: tuple[float, ...]
 ) -> dict[str, np.ndarray]:
-    r"""Return TopK's fields of n positions.
+    r"""Return TopK's fields of n positions: int64 ids, float32 logits and "rest_tT" of each temperature.
 
     .. math:: logits_i = T (\log p_i - \log p_1), \quad rest_T = \log(1 - \sum_{i \le k} p_i) - \log p_1
 
     with p the file's distribution, of temperature T, and p_1 its largest probability. The mass of named tokens beyond
     the k is added up, not subtracted from one. Where fewer than k tokens are named, other ids of the vocabulary fill
-    up, at -inf.
-
-    Args:
-      logprobs: log-probabilities, or logits over T; the ids of a position differ.
-      k: entries of a record.
-      vocab_size: of the tokeniser.
-      source: of the file.
-      temperatures: of the rests; these must be known, as `check_rests_known` checks.
-
-    Returns:
-      {"ids" [n, k], "logits" [n, k], "rest_tT" [n] for every T}; ids int64, the others float32.
+    up, at -inf. `check_rests_known` must have passed for the temperatures.
 
     Examples:
       >>> logprobs = TargetLogprobs(np.array([[7, 9, 8]]), np.log([[0.1, 0.5, 0.2]]))

@@ -55,22 +55,10 @@ def make_record(where: str, tokens: Sequence[int], positions: Iterable[tuple[int
 
 
 def check_record(record: LogprobRecord, vocab_size: int, normalised: bool, sum_error: float) -> None:
-    """Check that a record holds a teacher's log-probabilities on this vocabulary.
+    """Check that a record holds a teacher's log-probabilities (or logits) on this vocabulary.
 
-    Args:
-      record: one record.
-      vocab_size: of the tokeniser.
-      normalised: whether it holds log-probabilities (else logits, which may be any numbers).
-      sum_error: how much the sum of a position's probabilities may exceed one.
-
-    Raises:
-      KdError: names the file, the record and the position, for an id outside the vocabulary or named twice, two
-        positions for one token, a number that is no log-probability, and probabilities whose sum exceeds one.
-
-    Examples:
-      >>> check_record(make_record("f, record 3", [5, 6], [(1, [(6, -0.1), (6, -0.1)])]), 10, True, 1e-3)
-      Traceback (most recent call last):
-      kd_jax.errors.KdError: f, record 3, token 1: expected different ids, got the id 6 twice. Write the file again.
+    An error names the file, the record and the position of an id outside the vocabulary or named twice, two positions
+    for one token, a number that is no log-probability, or probabilities whose sum exceeds 1 by more than `sum_error`.
     """
     where, tokens_S, target_N, ids_NK, logp_NK = record
     if not 0 < len(tokens_S) <= LONGEST_SEQUENCE:
@@ -119,11 +107,7 @@ def _check_positions(record: LogprobRecord, bad_N: Any, expected: str, got: str)
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (file and record's number, value) of every line that is not empty.
-
-    Raises:
-      KdError: for a line that is not JSON, has a duplicate key, or is longer than LONGEST_LINE.
-    """
+    """Yield (file and record's number, value) of every line that is not empty."""
     with open(path, "rb") as file:
         number = 0
         while line := file.readline(LONGEST_LINE + 1):
@@ -158,42 +142,26 @@ def shorten(error: Exception) -> str:
 
 
 def get_field(where: str, holder: Any, name: str) -> Any:
-    """Return holder[name].
-
-    Raises:
-      KdError: if the holder is not an object or lacks the field.
-    """
+    """Return holder[name] of an object that has the field."""
     if type(holder) is not dict or name not in holder:
         raise KdError(f"{where}: expected a field {name}, got none. Check --format.")
     return holder[name]
 
 
 def get_typed(where: str, holder: Any, name: str, kind: type[FieldT]) -> FieldT:
-    """Return holder[name], which must be of the type `kind`.
-
-    Raises:
-      KdError: if the field is missing or of another type.
-    """
+    """Return holder[name], which must be of the type `kind`."""
     return check_type(where, get_field(where, holder, name), kind, name)
 
 
 def check_type(where: str, value: Any, kind: type[FieldT], name: str) -> FieldT:
-    """Return the value, which must be of the type `kind`.
-
-    Raises:
-      KdError: if it is of another type.
-    """
+    """Return the value, which must be of the type `kind`."""
     if type(value) is not kind:
         raise KdError(f"{where}: expected a {kind.__name__} as {name}, got a {type(value).__name__}. Check --format.")
     return value
 
 
 def parse_token_id(where: str, value: Any) -> int:
-    """Return a token id from an integer, or from its digits as text.
-
-    Raises:
-      KdError: for any other value.
-    """
+    """Return a token id from an integer, or from its digits as text."""
     if type(value) is str and value.isascii() and value.isdigit() and len(value) < 11:
         value = int(value)
     if type(value) is not int or not 0 <= value <= LARGEST_ID:
@@ -204,11 +172,7 @@ def parse_token_id(where: str, value: Any) -> int:
 
 
 def parse_number(where: str, value: Any) -> float:
-    """Return a log-probability as a float.
-
-    Raises:
-      KdError: for a value that is not a number, or nan.
-    """
+    """Return a log-probability as a float."""
     if type(value) not in (int, float) or value != value or abs(value) > 1e300 and value != -np.inf:
         raise KdError(
             f"{where}: expected a number as a log-probability, got {str(value)[:40]!r}. Write the file again."

@@ -22,13 +22,7 @@ NUM_READ = 16  # rows that are read at once
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """Residuals that share one scale.
-
-    Attributes:
-      scale_dtype: of the scale.
-      element_bits: bits of each residual.
-      num_elements: number of residuals.
-    """
+    """Residuals that share one scale; `element_bits` are the bits of each."""
 
     scale_dtype: str
     element_bits: int
@@ -64,14 +58,7 @@ class Compression:
     normalize_t: bool = False
 
     def check(self, where: str) -> None:
-        """Check the fields.
-
-        Args:
-          where: the file, for messages.
-
-        Raises:
-          KdError: names the field that is out of its range.
-        """
+        """Check the fields; `where` is the file, for messages."""
         for field, value, least in (("d", self.d, 2), ("k", self.k, 1), ("exact_k", self.exact_k, 0)):
             if not is_count(value, least) or value > MAX_SIZE:
                 raise KdError(
@@ -103,11 +90,7 @@ class Compression:
 
 
 def read(path: Path) -> Iterator[LogprobRecord]:
-    """Yield the records of a file: row i of a sequence predicts token i + 1, so there is one row fewer than tokens.
-
-    Raises:
-      KdError: names the file, the record and the error; or if pyarrow is not installed.
-    """
+    """Yield the records of a file: row i of a sequence predicts token i + 1, so there is one row fewer than tokens."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -139,11 +122,7 @@ def read(path: Path) -> Iterator[LogprobRecord]:
 
 
 def read_compression(path: Path) -> Compression:
-    """Return the settings of the parquet files in the same folder.
-
-    Raises:
-      KdError: if the file is missing, or not as DistillKit writes it.
-    """
+    """Return the settings of the parquet files in the same folder."""
     import yaml
 
     if not path.exists():

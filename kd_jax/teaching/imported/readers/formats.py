@@ -9,12 +9,7 @@ from kd_jax.teaching.imported.readers.base import LogprobRecord
 
 
 class Format(NamedTuple):
-    """A format of files.
-
-    Attributes:
-      read: path -> records.
-      normalised: whether the files hold log-probabilities (else logits without their log Z).
-    """
+    """A format of files: the reader, and whether they hold log-probabilities (else logits without their log Z)."""
 
     read: Callable[[Path], Iterator[LogprobRecord]]
     normalised: bool

@@ -47,9 +47,6 @@ def read(path: Path) -> Iterator[LogprobRecord]:
     """Yield the records of a file: row t of `top_k_logits`, [S k] flattened, predicts token t + 1.
 
     The logits are raw: they have no log Z. `sequence_hash` is ignored.
-
-    Raises:
-      KdError: names the file, the record and the error.
     """
     try:
         reader = ArrayRecordReader(str(path))
@@ -71,11 +68,7 @@ def read(path: Path) -> Iterator[LogprobRecord]:
 
 
 def parse(where: str, record: bytes) -> LogprobRecord:
-    """Return the record of a serialised tf.train.Example.
-
-    Raises:
-      KdError: if it is none, or lacks a field.
-    """
+    """Return the record of a serialised tf.train.Example."""
     try:
         example: Any = Example.FromString(record)  # the class is built at run time, so its fields have no types
         features = example.features.feature

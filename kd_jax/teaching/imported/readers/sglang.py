@@ -25,9 +25,6 @@ def read(path: Path) -> Iterator[LogprobRecord]:
     A line is a response or a list of responses. `meta_info.input_token_logprobs` has [log-probability, id, text] of
     every input token from `logprob_start_len` on. `meta_info.input_top_logprobs` has a list of such triples for each,
     or null for the first. If `logprob_start_len` is not 0, the request's `input_ids` must stand beside `meta_info`.
-
-    Raises:
-      KdError: names the file, the record and the error.
     """
     for where, line in json_lines(path):
         for response in line if type(line) is list else [line]:

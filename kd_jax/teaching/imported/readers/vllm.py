@@ -30,9 +30,6 @@ def read(path: Path) -> Iterator[LogprobRecord]:
     A line is a server's response to a completion or a chat, or an offline output. It has `prompt_token_ids`, and
     `prompt_logprobs`: a list of null or {id: {"logprob", "rank"}}, or the fields of a FlatLogprobs. Entry t scores
     token t. A scored token whose rank is beyond the k most likely tokens is dropped.
-
-    Raises:
-      KdError: names the file, the record and the error.
     """
     for where, response in json_lines(path):
         for holder in _holders(where, response):
