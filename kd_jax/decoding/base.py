@@ -1,7 +1,7 @@
 """Shared parts of decoding, and the loop that writes token by token."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -12,8 +12,8 @@ from kd_jax.types import Array, Inputs, Params
 
 NO_TOKEN = -1  # padding after the end token
 
-# (logits_BV, tokens written so far, memory) -> (token_B, memory)
-Choose = Callable[[Array, Array, chex.ArrayTree], tuple[Array, chex.ArrayTree]]
+# (logits_BV, tokens written so far, memory) -> (token_B, memory), with any pytree as memory
+Choose = Callable[[Array, Array, Any], tuple[Array, Any]]
 
 
 def suppress(model: Model, ids: tuple[int, ...]) -> Model:

@@ -98,16 +98,18 @@ def speculative(
         raise KdError(f"drafts: expected at least 1, got {drafts}. Use `greedy` to draft none.")
     token_B, is_real_B = last_prompt_tokens(inputs)
     # A round starts with at most `length` - 1 tokens written and reads `drafts` + 1.
-    caches = [side.model.prefill(side.params, inputs, length).reserve(drafts) for side in (target, draft)]
-    _check_pair(target, draft, *caches, token_B)
+    target_cache, draft_cache = (
+        side.model.prefill(side.params, inputs, length).reserve(drafts) for side in (target, draft)
+    )
+    _check_pair(target, draft, target_cache, draft_cache, token_B)
     zeros_B = jnp.zeros(len(token_B), jnp.int32)
     first = LoopState(
         written=jnp.int32(0),
         token_B=token_B,
         ended_B=~is_real_B,
         output=SpeculativeOutput(jnp.full((len(token_B), length + drafts), NO_TOKEN, jnp.int32), zeros_B, zeros_B),
-        target_cache=caches[0],
-        draft_cache=caches[1],
+        target_cache=target_cache,
+        draft_cache=draft_cache,
     )
     step = functools.partial(_round, target, draft, eos, length, drafts)
     last = jax.lax.while_loop(lambda state: (state.written < length) & ~state.ended_B.all(), step, first)

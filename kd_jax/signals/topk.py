@@ -88,6 +88,7 @@ class TopK:
         return self.fields(vocab_size, () if self.tail == "renormalise" else (self.temperature,))
 
     def fields(self, vocab_size: int, temperatures: Iterable[float]) -> dict[str, Field]:
+        """Return the fields of a record with the rest at these temperatures."""
         rests = {rest_field(temperature): Field((), "float32") for temperature in temperatures}
         return {"ids": Field((self.k,), id_dtype(vocab_size)), "logits": Field((self.k,), "float16")} | rests
 
