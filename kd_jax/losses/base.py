@@ -7,7 +7,7 @@ A loss is a pure function of two arrays that returns one float per token. A term
   - a signal of vectors: ``loss(teacher_NX, student_NX, **options)``.
 
 The teacher comes first. Losses with the argument names of optax, which puts the student first, are called by name: see
-`compare`. Further arguments with a default are options. An option declares its range by its annotation, see `Range`.
+`comparison`. Further arguments with a default are options. An option declares its range by its annotation, see `Range`.
 """
 
 import difflib
@@ -73,20 +73,18 @@ def argument_names(loss: Loss) -> tuple[str, ...]:
     return tuple(inspect.signature(function_of(loss)).parameters)[:2]
 
 
-def compare(loss: Loss, teacher_NK: Array, student_NK: Array, options: Mapping[str, float]) -> Array:
-    """Return the loss between the teacher's and the student's arrays.
+def comparison(loss: Loss, options: Mapping[str, float]) -> Callable[[Array, Array], Array]:
+    """Return a loss as a function of the teacher's and the student's arrays, float [N, K] each.
 
     A loss is called as ``loss(teacher, student, **options)``. If its arguments have the names of optax, the student is
     passed as `predictions` or `log_predictions` and the teacher as `targets` or `log_targets`.
 
     Args:
       loss: a divergence or a distance.
-      teacher_NK: float [N, K].
-      student_NK: float [N, K].
       options: further arguments.
 
     Returns:
-      float32 [N].
+      (teacher_NK, student_NK) -> float32 [N].
 
     Examples:
       >>> import jax.numpy as jnp
@@ -94,15 +92,15 @@ def compare(loss: Loss, teacher_NK: Array, student_NK: Array, options: Mapping[s
       >>> from kd_jax.losses.divergence import forward_kl
       >>> p, q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
       >>> for loss in (forward_kl, optax.losses.kl_divergence_with_log_targets):  # both are KL(p || q)
-      ...     print(f"{compare(loss, p, q, {})[0]:.4f}")
+      ...     print(f"{comparison(loss, {})(p, q)[0]:.4f}")
       0.3681
       0.3681
     """
     names = argument_names(loss)
     if names in OPTAX_ARGUMENTS:
         student, teacher = names
-        return loss(**{student: student_NK, teacher: teacher_NK}, **options)
-    return loss(teacher_NK, student_NK, **options)
+        return lambda teacher_NK, student_NK: loss(**{student: student_NK, teacher: teacher_NK}, **options)
+    return functools.partial(loss, **options)
 
 
 def option_ranges(loss: Loss) -> dict[str, Range]:

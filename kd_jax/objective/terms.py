@@ -1,7 +1,7 @@
 """Terms of an objective, and their sum over tokens."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class Term:
 
     The loss returns one float per token, [N]. Any function with these arguments will do, also a functools.partial with
     keyword arguments and the losses of optax, for example `optax.losses.kl_divergence_with_log_targets`, which are
-    called by the names of their arguments (see `kd_jax.losses.base.compare`).
+    called by the names of their arguments (see `kd_jax.losses.base.comparison`).
 
     Attributes:
       loss: function of two arrays and options.
@@ -48,9 +48,10 @@ class Term:
     signal: Signal | None = None
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    def compare(self, teacher_NK: Array, student_NK: Array) -> Array:
-        """Return the loss between the arrays of both sides, [N]."""
-        return base.compare(self.loss, teacher_NK, student_NK, self.options)
+    @property
+    def compare(self) -> Callable[[Array, Array], Array]:
+        """Return the loss with its options as a function of the teacher's and the student's arrays; it gives [N]."""
+        return base.comparison(self.loss, self.options)
 
 
 Terms = Mapping[str, Term]

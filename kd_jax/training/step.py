@@ -256,11 +256,16 @@ def train_step(
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     trainable = (state.params, state.adapters)
 
-    def loss(trainable: Trainable, portion: Batch) -> tuple[Array, Sums]:
-        return loss_fn(
-            trainable, portion, counts, key, teacher_params, state.step, model=model, terms=terms, teacher=teacher
-        )
-
+    loss = functools.partial(
+        loss_fn,
+        counts=counts,
+        dropout_key=key,
+        teacher_params=teacher_params,
+        step=state.step,
+        model=model,
+        terms=terms,
+        teacher=teacher,
+    )
     gradient = functools.partial(jax.grad(loss, has_aux=True), trainable)
     if microbatches == 1:
         grads, sums = gradient(batch)

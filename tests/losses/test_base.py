@@ -10,7 +10,7 @@ import pytest
 
 from kd_jax.errors import KdError
 from kd_jax.losses import divergence
-from kd_jax.losses.base import Range, check_options, compare, function_of, name_of, option_ranges
+from kd_jax.losses.base import Range, check_options, comparison, function_of, name_of, option_ranges
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl, jensen_shannon
 from kd_jax.losses.features import cosine, mse
@@ -20,23 +20,25 @@ FORWARD_KL = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
 
 
 def test_the_teacher_comes_first():
-    np.testing.assert_allclose(compare(forward_kl, P, Q, {}), [FORWARD_KL], rtol=1e-5)
+    np.testing.assert_allclose(comparison(forward_kl, {})(P, Q), [FORWARD_KL], rtol=1e-5)
     np.testing.assert_allclose(
-        compare(lambda teacher, student: (teacher - 2 * student)[:, 0], P, Q, {}), P[0, :1] - 2 * Q[0, :1]
+        comparison(lambda teacher, student: (teacher - 2 * student)[:, 0], {})(P, Q), P[0, :1] - 2 * Q[0, :1]
     )
 
 
 def test_optax_losses_get_the_student_as_predictions():
-    np.testing.assert_allclose(compare(optax.losses.kl_divergence_with_log_targets, P, Q, {}), [FORWARD_KL], rtol=1e-5)
+    np.testing.assert_allclose(
+        comparison(optax.losses.kl_divergence_with_log_targets, {})(P, Q), [FORWARD_KL], rtol=1e-5
+    )
     teacher, student = jnp.asarray([[1.0, 2.0]]), jnp.asarray([[2.0, -1.0]])
-    np.testing.assert_allclose(compare(optax.losses.cosine_distance, teacher, student, {}), [1.0], rtol=1e-6)
+    np.testing.assert_allclose(comparison(optax.losses.cosine_distance, {})(teacher, student), [1.0], rtol=1e-6)
 
 
 def test_options_and_the_keywords_of_a_partial_reach_the_loss():
     want = jensen_shannon(P, Q, beta=0.3)
     partial = functools.partial(jensen_shannon, beta=0.3)
-    np.testing.assert_array_equal(compare(partial, P, Q, {}), want)
-    np.testing.assert_array_equal(compare(jensen_shannon, P, Q, {"beta": 0.3}), want)
+    np.testing.assert_array_equal(comparison(partial, {})(P, Q), want)
+    np.testing.assert_array_equal(comparison(jensen_shannon, {"beta": 0.3})(P, Q), want)
     assert function_of(partial) is jensen_shannon and function_of(jensen_shannon) is jensen_shannon
     assert name_of(jensen_shannon) == "jensen_shannon"
 
