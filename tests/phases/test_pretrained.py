@@ -187,7 +187,7 @@ def test_an_invalid_teacher_is_refused_before_any_work(root, tmp_path, change, m
 
 def test_a_field_that_the_family_lacks_is_named(root, tmp_path):
     folder = write_pretrained(tmp_path / "model", "encoder_decoder")
-    with pytest.raises(KdError, match="model.layers: 1; the teacher is encoder_decoder and has no layers"):
+    with pytest.raises(KdError, match="model.layers: expected 0, since a encoder_decoder teacher has no layers, got 1"):
         resolve(pretrained_experiment(root, folder, "decoder_only"))
 
 
