@@ -48,10 +48,7 @@ class Source(Protocol):
 def check_share(share: float) -> None:
     """Raise KdError if a source's `held_out` is not a share of the training examples."""
     if not 0 < share < 1:
-        raise KdError(
-            f"source.held_out: expected a share of the training examples between 0 and 1, got {share}. Use 0.02, for "
-            "example."
-        )
+        raise KdError(f"source.held_out: expected a share between 0 and 1, got {share}. Use 0.02, for example.")
 
 
 def check_counts(**counts: int) -> None:
@@ -62,15 +59,9 @@ def check_counts(**counts: int) -> None:
 
 
 def check_unlabelled(prompt_fields: Sequence[str], **options: object) -> None:
-    """Raise KdError if a source's fields ask for unlabelled examples and the task cannot use them.
-
-    Args:
-      prompt_fields: the task's fields of an unlabelled example; empty if it has none.
-      **options: the source's fields.
-    """
+    """Raise KdError if one of a source's fields asks for unlabelled examples and the task has no prompts."""
     for field, value in options.items():
         if value and not prompt_fields:
             raise KdError(
-                f"source.{field}: expected no unlabelled examples for this task, got {value!r}. Remove the option, or "
-                "use a task with prompts."
+                f"source.{field}: expected no unlabelled examples for this task, got {value!r}. Remove the option."
             )

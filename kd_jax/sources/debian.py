@@ -57,10 +57,8 @@ class Debian:
             raise KdError(f"source.config: expected {', '.join(CONFIGS)}, got {self.config!r}. Choose one.")
         kinds = CONFIGS[self.config].kinds
         if set(self.kinds) - set(kinds):
-            raise KdError(
-                f"source.kinds: expected kinds of {self.config} ({', '.join(kinds)}), got {self.kinds}. Name some of "
-                "them, or none for all."
-            )
+            names = ", ".join(kinds)
+            raise KdError(f"source.kinds: expected kinds of {self.config} ({names}), got {self.kinds}. Name some.")
         check_counts(max_characters=self.max_characters, limit=self.limit, labelled=self.labelled)
 
     def splits(
@@ -70,20 +68,18 @@ class Debian:
         from kd_jax.sources import debian_builder, tfds_reader  # import tensorflow_datasets, which takes seconds
 
         check_unlabelled(prompt_fields, labelled=self.labelled)
-        builder = debian_builder.DebianDescriptions(
-            config=self.config, data_dir=Path(self.data_dir).expanduser(), file_format="array_record"
-        )
-        text_fields = (*fields, *held_out_fields)
-        columns = {field: field for field in ("kind", *text_fields)}
+        data_dir = Path(self.data_dir).expanduser()
+        builder = debian_builder.DebianDescriptions(config=self.config, data_dir=data_dir, file_format="array_record")
+        texts = (*fields, *held_out_fields)
+        columns = {field: field for field in ("kind", *texts)}
         tfds_reader.check_fields(builder, columns)
         tfds_reader.prepare(builder)
-        kinds, max_characters = self.kinds or CONFIGS[self.config].kinds, self.max_characters or math.inf
+        kinds, maximum = self.kinds or CONFIGS[self.config].kinds, self.max_characters or math.inf
 
         def keep(row: Example) -> bool:
-            short = all(len(row[field]) <= max_characters for field in text_fields)
+            short = all(len(row[field]) <= maximum for field in texts)
             return row["kind"] in kinds and short and not any(map(is_blank, row.values()))
 
-        splits: Splits = {
-            split: take(tfds_reader.TfdsRows(builder, split, columns), self.limit, keep) for split in SPLITS
-        }
+        rows = {split: tfds_reader.TfdsRows(builder, split, columns) for split in SPLITS}
+        splits: Splits = {split: take(examples, self.limit, keep) for split, examples in rows.items()}
         return drop_references(splits, fields[0], prompt_fields, self.labelled)

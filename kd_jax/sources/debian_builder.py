@@ -4,8 +4,9 @@ All examples of a source package are in one split, so that similar packages are 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import tensorflow_datasets as tfds
 
@@ -17,21 +18,19 @@ from kd_jax.sources.splits import remove_leaks
 
 
 def make_splits(examples: Iterable[Row], fields: Sequence[str]) -> tuple[Splits, Counter]:
-    """Assign examples to splits and drop unsuitable ones.
+    """Assign examples to splits and drop unsuitable ones; return the splits, and reason -> number of dropped examples.
 
     Dropped are untranslated or empty examples, translations of very different length, repetitions, and held-out
     examples whose first field is in the training data.
-
-    Returns:
-      (split -> examples, reason -> number of dropped examples).
     """
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     seen, dropped = set(), Counter()
     for example in examples:
         texts = tuple(example[field] for field in fields)
+        lengths = [len(text) for text in texts]
         if not all(texts) or len(set(texts)) < len(texts):
             dropped["untranslated"] += 1
-        elif set(fields) <= set(LANGUAGES) and _lengths_differ(*texts):
+        elif set(fields) <= set(LANGUAGES) and max(lengths) > 3 * min(lengths) + 20:
             dropped["of different length"] += 1
         elif texts in seen:
             dropped["repeated"] += 1
@@ -41,34 +40,6 @@ def make_splits(examples: Iterable[Row], fields: Sequence[str]) -> tuple[Splits,
     clean, leaks = remove_leaks(dict(splits), fields[0])
     dropped["seen in an earlier split"] = sum(leaks.values())
     return clean, +dropped
-
-
-def describe_splits(name: str, counts: Mapping[str, int], dropped: Mapping[str, int]) -> str:
-    """Describe the result of `make_splits` in one sentence.
-
-    Args:
-      name: of the dataset.
-      counts: split -> examples.
-      dropped: reason -> dropped examples.
-
-    Examples:
-      >>> describe_splits("debian", {"train": 9000, "test": 400}, {"untranslated": 1200, "repeated": 3})
-      'debian: 9,000 train and 400 test examples; 1,203 dropped: 1,200 untranslated and 3 repeated'
-      >>> describe_splits("debian", {"train": 9000, "test": 400}, {})
-      'debian: 9,000 train and 400 test examples; 0 dropped'
-    """
-    sizes = _enumerate([f"{count:,} {split}" for split, count in counts.items()])
-    reasons = _enumerate([f"{count:,} {reason}" for reason, count in dropped.items()])
-    return f"{name}: {sizes} examples; {sum(dropped.values()):,} dropped" + (f": {reasons}" if dropped else "")
-
-
-def _enumerate(parts: Sequence[str]) -> str:
-    """Return "a, b and c"."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def _lengths_differ(a: str, b: str) -> bool:
-    return max(len(a), len(b)) > 3 * min(len(a), len(b)) + 20
 
 
 class DebianDescriptions(tfds.core.GeneratorBasedBuilder):
@@ -83,24 +54,21 @@ class DebianDescriptions(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(name=name, description=config.description) for name, config in CONFIGS.items()
     ]
 
-    @property
-    def _config_name(self) -> str:
-        assert self.builder_config is not None  # TFDS takes the first of BUILDER_CONFIGS as the default
-        return self.builder_config.name
-
     def _info(self) -> tfds.core.DatasetInfo:
-        names = ("package", "source_package", "kind", *CONFIGS[self._config_name].fields)
+        config = cast(tfds.core.BuilderConfig, self.builder_config)  # by default the first
+        names = ("package", "source_package", "kind", *CONFIGS[config.name].fields)
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict({name: tfds.features.Text() for name in names}),
             homepage="https://ddtp.debian.org",
         )
 
     def _split_generators(self, dl_manager):
-        name = self._config_name
+        name = cast(tfds.core.BuilderConfig, self.builder_config).name
         lists = fetch_lists(Path(self.data_dir).parents[2])
         splits, dropped = make_splits(generate_rows(lists, name), CONFIGS[name].fields)
-        counts = {split: len(examples) for split, examples in splits.items()}
-        progress.log(describe_splits(f"debian_descriptions/{name}", counts, dropped))
+        counts = ", ".join(f"{len(examples):,} {split}" for split, examples in splits.items())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "none"
+        progress.log(f"debian_descriptions/{name}: {counts} examples; dropped: {reasons}")
         return {split: enumerate(examples) for split, examples in splits.items()}
 
     def _generate_examples(self):

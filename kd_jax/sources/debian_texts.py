@@ -13,21 +13,7 @@ from typing import NamedTuple
 from kd_jax.sources.debian_apt import read_index
 
 Row = dict[str, str]
-
-
-class Description(NamedTuple):
-    """The description of a binary package: its synopsis, then its lines."""
-
-    package: str
-    lines: list[str]
-
-
-class TextExample(NamedTuple):
-    """Field -> text, with the package and the kind of example."""
-
-    package: str
-    kind: str
-    texts: Row
+Descriptions = Mapping[str, tuple[str, list[str]]]  # Description-md5 -> package, and synopsis with the further lines
 
 
 class Package(NamedTuple):
@@ -37,26 +23,18 @@ class Package(NamedTuple):
     section: str
 
 
-Descriptions = Mapping[str, Description]  # Description-md5 -> description
-
-
 class Configuration(NamedTuple):
-    """One kind of dataset made from the descriptions.
-
-    Attributes:
-      description: of the dataset.
-      fields: of its texts; a model reads the first.
-      kinds: of its examples.
-    """
+    """One dataset made from the descriptions: fields of its texts (a model reads the first), kinds of its examples."""
 
     description: str
     fields: tuple[str, ...]
     kinds: tuple[str, ...]
 
 
+PAIR_KINDS = ("synopsis", "paragraph")
 CONFIGS = {
-    "en-fr": Configuration("English and French, synopses and paragraphs", ("en", "fr"), ("synopsis", "paragraph")),
-    "en-de": Configuration("English and German, synopses and paragraphs", ("en", "de"), ("synopsis", "paragraph")),
+    "en-fr": Configuration("English and French, synopses and paragraphs", ("en", "fr"), PAIR_KINDS),
+    "en-de": Configuration("English and German, synopses and paragraphs", ("en", "de"), PAIR_KINDS),
     "summaries": Configuration(
         "English description and its one-line synopsis", ("description", "synopsis"), ("summary",)
     ),
@@ -88,64 +66,56 @@ QUESTIONS = {
 
 
 def generate_rows(folder: Path, config: str) -> Iterator[Row]:
-    """Yield all examples of a configuration, in the order of the index.
-
-    Args:
-      folder: that kd_jax.sources.debian_apt.fetch_lists returns.
-      config: one of CONFIGS.
-    """
+    """Yield all examples of a configuration of CONFIGS, in the order of the index in apt's folder."""
     english, packages = read_descriptions(folder, "en"), read_packages(folder)
     if config in ("en-fr", "en-de"):
-        examples = translations(english, read_descriptions(folder, config[3:]), config[3:])
+        rows = translations(english, read_descriptions(folder, config[3:]), config[3:])
     elif config == "index":
-        examples = questions({package: lines[0] for package, lines in english.values()}, packages)
+        rows = questions({package: lines[0] for package, lines in english.values()}, packages)
     else:
-        examples = {"summaries": summaries, "english": documents}[config](english)
-    for package, kind, texts in examples:
-        source = packages[package].source if package in packages else package
-        yield {"package": package, "source_package": source, "kind": kind} | texts
+        rows = {"summaries": summaries, "english": documents}[config](english)
+    for row in rows:
+        package = row["package"]
+        yield row | {"source_package": packages[package].source if package in packages else package}
 
 
-def translations(english: Descriptions, other: Descriptions, language: str) -> Iterator[TextExample]:
+def translations(english: Descriptions, other: Descriptions, language: str) -> Iterator[Row]:
     """Yield synopses, and paragraphs if both descriptions have the same number, in English and another language."""
     for md5, (package, lines) in other.items():
-        if md5 in english:
-            for kind, source, target in _text_pairs(english[md5].lines, lines):
-                yield TextExample(package, kind, {"en": source, language: target})
+        if md5 not in english:
+            continue
+        english_lines = english[md5][1]
+        yield {"package": package, "kind": "synopsis", "en": english_lines[0], language: lines[0]}
+        sources, targets = split_paragraphs(english_lines), split_paragraphs(lines)
+        if len(sources) == len(targets):
+            for source, target in zip(sources, targets, strict=True):
+                if source and target:
+                    yield {"package": package, "kind": "paragraph", "en": source, language: target}
 
 
-def summaries(english: Descriptions) -> Iterator[TextExample]:
+def summaries(english: Descriptions) -> Iterator[Row]:
     """Yield descriptions (their paragraphs) with their synopses."""
     for package, lines in english.values():
-        texts = [text for text in split_paragraphs(lines) if text]
-        if texts:
-            yield TextExample(package, "summary", {"description": " ".join(texts), "synopsis": lines[0]})
+        if text := " ".join(filter(None, split_paragraphs(lines))):
+            yield {"package": package, "kind": "summary", "description": text, "synopsis": lines[0]}
 
 
-def documents(english: Descriptions) -> Iterator[TextExample]:
+def documents(english: Descriptions) -> Iterator[Row]:
     """Yield descriptions with one paragraph per line."""
     for package, lines in english.values():
-        texts = [text for text in split_paragraphs(lines) if text]
-        if texts:
-            yield TextExample(package, "document", {"text": "\n".join(texts)})
+        if text := "\n".join(filter(None, split_paragraphs(lines))):
+            yield {"package": package, "kind": "document", "text": text}
 
 
-def questions(synopses: Mapping[str, str], packages: Mapping[str, Package]) -> Iterator[TextExample]:
-    """Yield one question per package; a hash of its name chooses the kind of answer and the wording.
+def questions(synopses: Mapping[str, str], packages: Mapping[str, Package]) -> Iterator[Row]:
+    """Yield one question per package of `synopses`; a hash of its name chooses the kind of answer and the wording.
 
     A question by synopsis is left out if two packages share the synopsis.
 
-    Args:
-      synopses: package -> one-line description.
-      packages: as `read_packages` returns them.
-
     Examples:
-      >>> synopses = {"tree": "displays an indented directory tree", "sl": "Correct you if you type `sl`"}
-      >>> for package, kind, texts in questions(synopses, {}):
-      ...     print(kind, texts)
-      synopsis {'prompt': 'What does the package tree of Debian contain?', \
-'response': 'displays an indented directory tree'}
-      package {'prompt': 'Which Debian package is this: Correct you if you type `sl`', 'response': 'sl'}
+      >>> list(questions({"tree": "displays an indented directory tree"}, {}))  # doctest: +NORMALIZE_WHITESPACE
+      [{'package': 'tree', 'kind': 'synopsis', 'prompt': 'What does the package tree of Debian contain?',
+        'response': 'displays an indented directory tree'}]
     """
     owners = Counter(synopses.values())
     for package, synopsis in synopses.items():
@@ -155,15 +125,7 @@ def questions(synopses: Mapping[str, str], packages: Mapping[str, Package]) -> I
         answer = {"synopsis": synopsis, "package": package, "section": section}[kind]
         if answer and not (kind == "package" and owners[synopsis] > 1):
             question = QUESTIONS[kind][wording].format(package=package, synopsis=synopsis)
-            yield TextExample(package, kind, {"prompt": question, "response": answer})
-
-
-def _text_pairs(english: list[str], other: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield (kind, English, other) of one description."""
-    yield "synopsis", english[0], other[0]
-    sources, targets = split_paragraphs(english), split_paragraphs(other)
-    if len(sources) == len(targets):
-        yield from (("paragraph", a, b) for a, b in zip(sources, targets, strict=True) if a and b)
+            yield {"package": package, "kind": kind, "prompt": question, "response": answer}
 
 
 def split_paragraphs(description: list[str]) -> list[str]:
@@ -177,18 +139,14 @@ def split_paragraphs(description: list[str]) -> list[str]:
             blocks.append([])
         else:
             blocks[-1].append(line)
-    return [
-        "" if any(re.match(r"\s|[-*+•]\s", line) for line in block) else " ".join(block).strip() for block in blocks
-    ]
+    is_list = re.compile(r"\s|[-*+•]\s").match
+    return ["" if any(map(is_list, block)) else " ".join(block).strip() for block in blocks]
 
 
 def read_descriptions(folder: Path, language: str) -> Descriptions:
-    """Return Description-md5 -> description."""
-    texts = {}
-    for stanza in read_index(folder, f"*_Translation-{language}*"):
-        if f"Description-{language}" in stanza:
-            texts[stanza["Description-md5"][0]] = Description(stanza["Package"][0], stanza[f"Description-{language}"])
-    return texts
+    """Return Description-md5 -> package and description."""
+    stanzas, field = read_index(folder, f"*_Translation-{language}*"), f"Description-{language}"
+    return {s["Description-md5"][0]: (s["Package"][0], s[field]) for s in stanzas if field in s}
 
 
 def read_packages(folder: Path) -> dict[str, Package]:
@@ -196,8 +154,7 @@ def read_packages(folder: Path) -> dict[str, Package]:
     packages = {}
     for stanza in read_index(folder, "*_Packages*"):
         (name,) = stanza["Package"]
-        source = stanza["Source"][0].split()[0] if "Source" in stanza else name
-        packages[name] = Package(source, stanza.get("Section", [""])[0])
+        packages[name] = Package(stanza.get("Source", [name])[0].split()[0], stanza.get("Section", [""])[0])
     return packages
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
 from kd_jax.sources.base import UNLABELLED, Source, Splits
-from kd_jax.sources.rows import InterleavedRows, MappedRows
+from kd_jax.sources.rows import MappedRows, interleave
 from kd_jax.sources.splits import describe_leaks, remove_leaks
 from kd_jax.types import Example
 
@@ -47,8 +47,7 @@ class Directions:
         """Raise KdError if a field has an invalid value, here or in a pair's source."""
         if not self.pairs:
             raise KdError(
-                "source.pairs: expected two languages and their source, got none. Use {'en-fr': Debian('en-fr')}, for "
-                "example."
+                "source.pairs: expected languages and their source, got none. Use {'en-fr': Debian('en-fr')}."
             )
         for pair, source in self.pairs.items():
             if len(set(pair.split("-")) - {""}) != 2 or pair.count("-") != 1:
@@ -63,9 +62,9 @@ class Directions:
     ) -> Splits:
         """Return the splits of all directions, interleaved; unlabelled text is in a pair's first language."""
         if unknown := set((*fields, *held_out_fields)) - set(FIELDS):
+            names = ", ".join(sorted(unknown))
             raise KdError(
-                f"source: expected a task with the fields {', '.join(FIELDS)} of Directions, got "
-                f"{', '.join(sorted(unknown))}. Rename the task's fields."
+                f"source: expected a task with the fields {', '.join(FIELDS)} of Directions, got {names}. Rename them."
             )
         parts: dict[str, list[Sequence[Example]]] = {}
         for pair, source in self.pairs.items():
@@ -75,7 +74,7 @@ class Directions:
                 parts.setdefault(split, []).extend(
                     MappedRows(rows, functools.partial(_to_direction, *direction)) for direction in directions
                 )
-        interleaved: Splits = {split: InterleavedRows(*rows) for split, rows in parts.items()}
+        interleaved: Splits = {split: interleave(*rows) for split, rows in parts.items()}
         splits, leaks = remove_leaks(interleaved, "source", "target")
         if description := describe_leaks({split: len(rows) for split, rows in interleaved.items()}, leaks):
             progress.log(f"data: {description}, in any direction")

@@ -56,17 +56,12 @@ class Files:
         return [require_file(path) for paths in self._paths.values() for path in paths]
 
     def check(self) -> None:
-        """Raise KdError if a field has an invalid value.
-
-        The files may be missing: a workdir stays usable without the files that it was prepared from.
-        """
+        """Raise KdError if a field has an invalid value. A prepared workdir is usable without the files."""
         for split, paths in self._paths.items():
             if isinstance(paths, str):
                 raise KdError(f"source.{split}: expected a tuple of paths, got the string {paths!r}. Use ({paths!r},).")
         if not self.train:
-            raise KdError(
-                "source.train: expected one .jsonl, or a text file for each field of the task, got no files. Name them."
-            )
+            raise KdError("source.train: expected one .jsonl, or a text file for each field, got no files. Name them.")
         check_share(self.held_out)
         check_counts(limit=self.limit, labelled=self.labelled)
 
@@ -76,18 +71,11 @@ class Files:
         """Return the splits, as Source.splits; a line is checked when it is read."""
         check_unlabelled(prompt_fields, unlabelled=self.unlabelled, labelled=self.labelled)
         missing = [split for split in SPLITS[1:] if not self._paths[split]]
-        all_fields = (*fields, *held_out_fields)
-        fields_of = {
-            "train": all_fields if missing else fields,
-            "validation": all_fields,
-            "test": all_fields,
-            UNLABELLED: prompt_fields,
-        }
-        examples = {
-            split: read_files(paths, fields_of[split], f"source.{split}")
-            for split, paths in self._paths.items()
-            if paths
-        }
+        fields_of = dict.fromkeys(SPLITS, (*fields, *held_out_fields)) | {UNLABELLED: tuple(prompt_fields)}
+        if not missing:
+            fields_of["train"] = tuple(fields)
+        paths_of = {split: paths for split, paths in self._paths.items() if paths}
+        examples = {split: read_files(paths, fields_of[split], f"source.{split}") for split, paths in paths_of.items()}
         held_out = hold_out(examples["train"], fields[0], missing, self.held_out, self.limit)
         splits = {split: take(rows, self.limit) for split, rows in examples.items()} | held_out
         return drop_references(splits, fields[0], prompt_fields, self.labelled)

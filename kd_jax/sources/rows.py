@@ -19,10 +19,6 @@ CHUNK = 1024  # examples per read
 class Rows(Sequence):
     """Examples by number. A subclass implements `__len__` and `read`; equality compares the examples."""
 
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        raise NotImplementedError
-
     def read(self, numbers_N: np.ndarray) -> list[Example]:
         """Return the examples with these numbers (int [N]), in their order."""
         raise NotImplementedError
@@ -63,17 +59,7 @@ def with_progress(rows: Sequence[Example], title: str) -> Iterator[Example]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset(Rows):
-    """The examples of other rows with some numbers.
-
-    Attributes:
-      rows: the other rows.
-      numbers: int [N].
-
-    Examples:
-      >>> rows = Subset([{"en": "a"}, {"en": "b"}, {"en": "c"}], np.array([0, 2]))
-      >>> len(rows), rows[-1], rows[:1]
-      (2, {'en': 'c'}, [{'en': 'a'}])
-    """
+    """The examples of other rows with some numbers, int [N]."""
 
     rows: Sequence[Example]
     numbers: np.ndarray
@@ -94,16 +80,7 @@ def subset(rows: Sequence[Example], numbers_N: np.ndarray) -> Subset:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MappedRows(Rows):
-    """A function's values for the examples of other rows.
-
-    Attributes:
-      rows: the other rows.
-      function: of one example; picklable.
-
-    Examples:
-      >>> MappedRows([{"en": "a", "fr": "b"}], SelectFields("en"))[0]
-      {'en': 'a'}
-    """
+    """The values of a picklable function for the examples of other rows."""
 
     rows: Sequence[Example]
     function: Callable[[Example], Example]
@@ -130,12 +107,7 @@ class SelectFields:
 
 
 class ConcatenatedRows(Rows):
-    """The examples of several parts, one part after the other.
-
-    Examples:
-      >>> list(ConcatenatedRows([{"en": "a"}], [{"en": "b"}, {"en": "c"}]))
-      [{'en': 'a'}, {'en': 'b'}, {'en': 'c'}]
-    """
+    """The examples of several parts, one part after the other."""
 
     def __init__(self, *parts: Sequence[Example]):
         """Concatenate these parts."""
@@ -147,69 +119,31 @@ class ConcatenatedRows(Rows):
         return int(self._ends[-1])
 
     def read(self, numbers_N: np.ndarray) -> list[Example]:
-        """Return the examples with these numbers."""
+        """Return the examples with these numbers, with one read per part."""
         part_N = np.searchsorted(self._ends, numbers_N, side="right")
-        starts = np.concatenate([[0], self._ends[:-1]])
-        return _read_parts(self._parts, part_N, numbers_N - starts[part_N])
+        examples: dict[int, Example] = {}
+        for i in np.unique(part_N):
+            here = np.flatnonzero(part_N == i)
+            part = self._parts[i]
+            examples |= zip(here.tolist(), read(part, numbers_N[here] - self._ends[i] + len(part)), strict=True)
+        return [examples[i] for i in range(len(part_N))]
 
 
-class InterleavedRows(Rows):
-    """One example of each part, then the next of each, until all parts end.
+def interleave(*parts: Sequence[Example]) -> Subset:
+    """Return one example of each part, then the next of each, until all parts end.
 
     Examples:
-      >>> list(InterleavedRows([{"en": "a"}, {"en": "b"}, {"en": "c"}], [{"en": "x"}]))
+      >>> list(interleave([{"en": "a"}, {"en": "b"}, {"en": "c"}], [{"en": "x"}]))
       [{'en': 'a'}, {'en': 'x'}, {'en': 'b'}, {'en': 'c'}]
     """
-
-    def __init__(self, *parts: Sequence[Example]):
-        """Interleave these parts."""
-        self._parts = parts
-        lengths = np.asarray([len(part) for part in parts])
-        # Between two of the lengths, the same parts take turns. Of each such stretch: its first turn, its parts, and
-        # the number of its first example.
-        self._turns = np.unique([0, *lengths])[:-1]
-        self._active = [np.flatnonzero(lengths > turn) for turn in self._turns]
-        self._starts = np.asarray([np.minimum(lengths, turn).sum() for turn in self._turns], int)
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return sum(map(len, self._parts))
-
-    def read(self, numbers_N: np.ndarray) -> list[Example]:
-        """Return the examples with these numbers."""
-        part_N, number_N = np.zeros(len(numbers_N), int), np.zeros(len(numbers_N), int)
-        stretch_N = np.searchsorted(self._starts, numbers_N, side="right") - 1
-        for stretch, (turn, active, start) in enumerate(zip(self._turns, self._active, self._starts, strict=True)):
-            here = stretch_N == stretch
-            number_N[here], which = np.divmod(numbers_N[here] - start, len(active))
-            number_N[here] += turn
-            part_N[here] = active[which]
-        return _read_parts(self._parts, part_N, number_N)
-
-
-def _read_parts(parts: Sequence[Sequence[Example]], part_N: np.ndarray, number_N: np.ndarray) -> list[Example]:
-    """Return example number_N[i] of parts[part_N[i]] for every i, with one read per part."""
-    examples: dict[int, Example] = {}
-    for part in np.unique(part_N):
-        here = np.flatnonzero(part_N == part)
-        examples |= zip(here.tolist(), read(parts[part], number_N[here]), strict=True)
-    return [examples[i] for i in range(len(part_N))]
+    turns_N = np.concatenate([np.arange(len(part)) for part in parts])
+    return subset(ConcatenatedRows(*parts), np.argsort(turns_N, kind="stable"))
 
 
 def sample(rows: Sequence[Example], characters: int) -> Sequence[Example]:
-    """Return uniformly drawn examples with at most `characters` characters in all, in their order.
+    """Return uniformly drawn examples with at most `characters` characters (0 for all) in all fields, in their order.
 
-    The draw depends on the number of examples and their lengths only. There is at least one example. Memory: a few
-    bytes per example.
-
-    Args:
-      rows: examples to draw from.
-      characters: sum of the lengths of all fields; 0 for all examples.
-
-    Examples:
-      >>> rows = [{"en": "four"}] * 10
-      >>> len(sample(rows, 12)), len(sample(rows, 40)), len(sample(rows, 0))
-      (3, 10, 10)
+    The draw depends on the number of examples and their lengths only. There is at least one example.
     """
     if not characters:
         return rows

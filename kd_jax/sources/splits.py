@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from kd_jax.sources.rows import ConcatenatedRows, MappedRows, SelectFields, subs
 from kd_jax.types import Example
 
 if TYPE_CHECKING:
-    from kd_jax.batches.workers import ParallelMap, Workers
+    from kd_jax.batches.workers import Workers
 
 CHUNK = 16_384  # examples that a worker compares at a time
 
@@ -29,27 +29,19 @@ def hold_out(
 ) -> Splits:
     """Split the training examples: a share for each missing split, the rest for training.
 
-    An example's text decides its split. It stays there if the data grow or are shuffled.
+    An example's text decides its split. It stays there if the data grow or are shuffled. The examples are read once,
+    and only up to the limit.
 
     Args:
-      train: training examples; read once, and only up to the limit.
+      train: training examples.
       field: whose text decides.
       missing: the splits to fill, such as ("validation", "test").
       share: of the training examples, for each of them.
       limit: maximum number of examples of a split; 0 for all.
       keep: whether to keep an example at all; None for all.
-
-    Returns:
-      "train" and the missing splits -> examples, in their order.
-
-    Examples:
-      >>> rows = [{"text": f"sentence {i}"} for i in range(1000)]
-      >>> splits = hold_out(rows, "text", ("test",), share=0.1, limit=0)
-      >>> {split: len(examples) for split, examples in splits.items()}
-      {'train': 884, 'test': 116}
     """
     names = ("train", *missing)
-    if not missing and keep is None:
+    if not missing and not keep:
         return {"train": subset(train, np.arange(min(limit, len(train)))) if limit else train}
     split_N, counts = np.full(len(train), len(names), np.uint8), [0] * len(names)  # len(names): in no split
     for number, row in enumerate(with_progress(train, "read")):
@@ -72,30 +64,15 @@ def take(rows: Sequence[Example], limit: int, keep: Callable[[Example], bool] | 
 def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], labelled: int) -> Splits:
     """Move all but `labelled` training examples to "unlabelled", without their references.
 
-    An example's text decides whether it keeps its reference. The labelled examples of a smaller number are among those
-    of a larger one, so runs with several numbers are comparable.
-
-    Args:
-      splits: "train" and others -> examples.
-      field: whose text decides.
-      prompt_fields: fields of an unlabelled example.
-      labelled: number of training examples that keep their reference; 0 for all.
-
-    Raises:
-      KdError: if there are fewer training examples.
-
-    Examples:
-      >>> rows = [{"en": en, "fr": fr} for en, fr in (("one", "un"), ("two", "deux"), ("three", "trois"))]
-      >>> splits = drop_references({"train": rows}, "en", ("en",), labelled=1)
-      >>> {split: list(rows) for split, rows in splits.items()}
-      {'train': [{'en': 'one', 'fr': 'un'}], 'unlabelled': [{'en': 'two'}, {'en': 'three'}]}
+    The text in `field` decides whether an example keeps its reference. The labelled examples of a smaller number are
+    among those of a larger one, so runs with several numbers are comparable; 0 keeps all references.
     """
     train = splits["train"]
     if not labelled:
         return splits
     if labelled > len(train):
         raise KdError(
-            f"source.labelled: expected at most the {len(train)} training examples, got {labelled}. Use 0 for all."
+            f"source.labelled: expected at most the {len(train)} training examples, got {labelled}. Lower it."
         )
     values = (_hash_to_unit(row[field]) for row in with_progress(train, "choose references"))
     keep_N = np.zeros(len(train), bool)
@@ -117,21 +94,16 @@ def remove_leaks(splits: Splits, *fields: str, workers: "Workers | None" = None)
       workers: processes that read the training data; None for this process.
 
     Returns:
-      (splits, split -> number of removed examples).
-
-    Examples:
-      >>> splits = {"train": [{"en": "Yes"}], "validation": [{"en": "yes"}, {"en": "no"}], "test": [{"en": "so"}]}
-      >>> list(remove_leaks(splits, "en")[0]["validation"])
-      [{'en': 'no'}]
-      >>> remove_leaks(splits, "en")[1]
-      {'train': 0, 'validation': 1, 'test': 0}
+      The splits, and split -> number of removed examples.
     """
     order = [split for split in ("train", UNLABELLED, "validation", "test") if split in splits]
     held_out = {split: _hashes(splits[split], fields) for split in SPLITS[1:] if split in splits}
     hashes_H = np.unique(np.concatenate([np.zeros(0, np.uint64), *(x_NF.ravel() for x_NF in held_out.values())]))
     seen_H = np.zeros(len(hashes_H), bool)  # in an earlier split
     clean: Splits = {}
-    with (workers.start if workers else _in_process)(_LeakSearch(splits, fields, hashes_H)) as parallel_map:
+    search = splits, fields, hashes_H
+    in_process = contextlib.nullcontext(lambda function, items: (function(search, item) for item in items))
+    with workers.start(search) if workers else in_process as parallel_map:
         for split in order:
             clean[split], rows = splits[split], splits[split]
             if split in held_out:
@@ -148,16 +120,7 @@ def remove_leaks(splits: Splits, *fields: str, workers: "Workers | None" = None)
 
 
 def describe_leaks(counts_before: Mapping[str, int], removed: Mapping[str, int]) -> str:
-    """Describe the examples that `remove_leaks` removed; "" if there are none.
-
-    Args:
-      counts_before: split -> examples before.
-      removed: split -> removed examples.
-
-    Examples:
-      >>> describe_leaks({"train": 90_000, "validation": 800, "test": 1200}, {"train": 0, "validation": 0, "test": 41})
-      'test: 41 of 1,200 examples removed, their source is in the training data'
-    """
+    """Describe the examples that `remove_leaks` removed, of those of each split before; "" if there are none."""
     return "; ".join(
         f"{split}: {count:,} of {counts_before[split]:,} examples removed, their source is in the training data"
         for split, count in removed.items()
@@ -165,33 +128,14 @@ def describe_leaks(counts_before: Mapping[str, int], removed: Mapping[str, int])
     )
 
 
-class _LeakSearch(NamedTuple):
-    """The hashes to look for, uint64 [H], ascending, and the splits to read."""
-
-    splits: Splits
-    fields: Sequence[str]
-    hashes_H: np.ndarray
-
-
-def _matching_hashes(search: _LeakSearch, chunk: tuple[str, range]) -> np.ndarray:
-    """Return the indices of those hashes that texts of a chunk (split, example numbers) have."""
-    split, numbers = chunk
-    hashes_N = _hashes(search.splits[split][numbers.start : numbers.stop], search.fields).ravel()
-    hashes_H = search.hashes_H
+def _matching_hashes(search: tuple[Splits, Sequence[str], np.ndarray], chunk: tuple[str, range]) -> np.ndarray:
+    """Return the indices of those hashes, uint64 [H], ascending, that texts of a chunk have."""
+    (splits, fields, hashes_H), (split, numbers) = search, chunk
+    hashes_N = _hashes(splits[split][numbers.start : numbers.stop], fields).ravel()
     indices_N = np.searchsorted(hashes_H, hashes_N)
     within = indices_N < len(hashes_H)
     indices_N, hashes_N = indices_N[within], hashes_N[within]
     return np.unique(indices_N[hashes_H[indices_N] == hashes_N])
-
-
-@contextlib.contextmanager
-def _in_process(shared: Any) -> "Iterator[ParallelMap]":
-    """Give the map of a single worker: this process."""
-
-    def serial_map(function: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        return (function(shared, item) for item in items)
-
-    yield serial_map
 
 
 def _hashes(rows: Sequence[Example], fields: Sequence[str]) -> np.ndarray:

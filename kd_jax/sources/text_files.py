@@ -24,30 +24,21 @@ NEWLINE, BLOCK = ord("\n"), 2**20  # bytes that are searched for newlines at a t
 def read_files(paths: Sequence[str], fields: Sequence[str], where: str) -> Rows:
     """Return the examples of one JSON-lines file, or of one text file per field; lines are checked when read.
 
-    A single file is plain text only if there is one field and its name does not end in .jsonl or .json.
-
-    Args:
-      paths: one .jsonl, or one text file per field, in their order.
-      fields: names of an example's fields.
-      where: the field of the source in error messages, such as "source.train".
-
-    Raises:
-      KdError: if a file is missing or empty, or the numbers of lines differ; while reading, if a line is invalid.
+    A single file is plain text only if there is one field and its name does not end in .jsonl or .json. Error messages
+    begin with the source's field `where`.
     """
     if len(paths) == 1 and (len(fields) > 1 or paths[0].endswith(JSON_SUFFIXES)):
         return JsonLines(Lines(paths[0]), tuple(fields))
     if len(paths) != len(fields):
+        names = ", ".join(fields)
         raise KdError(
-            f"{where}: expected one .jsonl or one file for each of the fields {', '.join(fields)}, got {len(paths)} "
-            "files. Name the files in the order of the fields."
+            f"{where}: expected one .jsonl, or a text file for each of the fields {names}, got {len(paths)} files. Name "
+            "them in this order."
         )
     sides = [Lines(path) for path in paths]
     if len({len(side) for side in sides}) > 1:
         counts = ", ".join(f"{len(side)} in {path}" for path, side in zip(paths, sides, strict=True))
-        raise KdError(
-            f"{where}: expected as many lines in every file, got {counts}. Line n of one file must belong to line n of "
-            "the other."
-        )
+        raise KdError(f"{where}: expected as many lines in every file, got {counts}. Align them line by line.")
     return ParallelLines(tuple(sides), tuple(fields))
 
 
@@ -60,19 +51,14 @@ class Lines:
     Examples:
       >>> import pathlib, tempfile
       >>> path = pathlib.Path(tempfile.mkdtemp(), "text")
-      >>> path.write_bytes("one\r\ntwo\u2028still two".encode("utf-8-sig"))
-      23
+      >>> _ = path.write_bytes("one\r\ntwo\u2028still two".encode("utf-8-sig"))
       >>> lines = Lines(str(path))
       >>> len(lines), lines.read([1, 0])
       (2, ['two\u2028still two', 'one'])
     """
 
     def __init__(self, path: str):
-        """Find the lines of a file.
-
-        Raises:
-          KdError: if the file is missing or empty.
-        """
+        """Find the lines of a file; raise KdError if it is missing or empty."""
         self.path = path
         with open(require_file(path), "rb") as file:
             begin = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
@@ -93,38 +79,26 @@ class Lines:
         return len(self._starts) - 1
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
-        """Return the lines with these numbers, from 0.
-
-        Raises:
-          KdError: if a line is not UTF-8.
-        """
+        """Return the lines with these numbers, from 0; raise KdError if one is not UTF-8."""
         numbers_N = np.asarray(numbers, int)
         starts, ends = self._starts[numbers_N].tolist(), self._starts[numbers_N + 1].tolist()
         texts = []
         with open(self.path, "rb") as file:
             for number, start, end in zip(numbers_N.tolist(), starts, ends, strict=True):
                 file.seek(start)
-                texts.append(self._decode(file.read(end - start), number))
+                try:
+                    texts.append(file.read(end - start).removesuffix(b"\n").decode().removesuffix("\r"))
+                except UnicodeDecodeError as error:
+                    raise KdError(
+                        f"{self.path}, line {number + 1}: expected UTF-8, got another encoding at byte "
+                        f"{error.start + 1}. Convert the file with iconv."
+                    ) from error
         return texts
-
-    def _decode(self, line: bytes, number: int) -> str:
-        try:
-            return line.removesuffix(b"\n").decode().removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise KdError(
-                f"{self.path}, line {number + 1}: expected UTF-8, got another encoding at byte {error.start + 1}. "
-                "Convert the file with iconv."
-            ) from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JsonLines(Rows):
-    """Examples with one JSON object per line.
-
-    Attributes:
-      lines: of the file.
-      fields: to read of every object.
-    """
+    """Examples with one JSON object per line, of which some fields are read."""
 
     lines: Lines
     fields: tuple[str, ...]
@@ -143,12 +117,7 @@ class JsonLines(Rows):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParallelLines(Rows):
-    """Examples of line n of one file per field.
-
-    Attributes:
-      sides: the files' lines.
-      fields: their names.
-    """
+    """Examples of line n of one file (side) per field."""
 
     sides: tuple[Lines, ...]
     fields: tuple[str, ...]
@@ -159,11 +128,11 @@ class ParallelLines(Rows):
 
     def read(self, numbers_N: np.ndarray) -> list[Example]:
         """Return the examples with these numbers; raise KdError for an empty line."""
-        texts = [side.read(numbers_N) for side in self.sides]
-        for side, column in zip(self.sides, texts, strict=True):
-            for number, text in zip(numbers_N.tolist(), column, strict=True):
+        columns = [side.read(numbers_N) for side in self.sides]
+        for side, texts in zip(self.sides, columns, strict=True):
+            for number, text in zip(numbers_N.tolist(), texts, strict=True):
                 _check_text(text, f"{side.path}, line {number + 1}")
-        return [dict(zip(self.fields, row, strict=True)) for row in zip(*texts, strict=True)]
+        return [dict(zip(self.fields, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def require_file(path: str) -> Path:
@@ -190,22 +159,19 @@ def _parse_json(line: str, fields: Sequence[str], where: str) -> Example:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise KdError(f"{where}: expected a JSON object, got invalid JSON ({error.msg}). Correct the line.") from error
+    names = ", ".join(fields)
     if not isinstance(row, dict):
-        raise KdError(
-            f"{where}: expected an object with the fields {', '.join(fields)}, got {type(row).__name__}. Correct the "
-            "line."
-        )
+        kind = type(row).__name__
+        raise KdError(f"{where}: expected an object with the fields {names}, got {kind}. Correct the line.")
     for field in fields:
         if field not in row:
             raise KdError(
-                f"{where}: expected the fields {', '.join(fields)}, got {', '.join(row)} without {field!r}. Add the "
-                "field, or rename the task's."
+                f"{where}: expected the fields {names}, got {', '.join(row)} without {field!r}. Add it, or rename the "
+                "task's."
             )
         if not isinstance(row[field], str):
-            raise KdError(
-                f"{where}: expected text in the field {field!r}, got {type(row[field]).__name__}. Convert it to a "
-                "string."
-            )
+            kind = type(row[field]).__name__
+            raise KdError(f"{where}: expected text in the field {field!r}, got {kind}. Convert it to a string.")
         _check_text(row[field], f"{where}, field {field!r}")
     return {field: row[field] for field in fields}
 

@@ -62,8 +62,7 @@ class Tfds:
         """Raise KdError if a field has an invalid value."""
         if not self.dataset or not self.train or not self.fields:
             raise KdError(
-                "source: expected dataset, fields and train, got an empty one. Use Tfds('lm1b', {'text': 'text'}), for "
-                "example."
+                "source: expected dataset, fields and train, got an empty one. Use Tfds('lm1b', {'text': 'text'})."
             )
         check_share(self.held_out)
         check_counts(limit=self.limit, labelled=self.labelled)
@@ -77,10 +76,8 @@ class Tfds:
         check_unlabelled(prompt_fields, unlabelled=self.unlabelled, labelled=self.labelled)
         all_fields = (*fields, *held_out_fields)
         if set(all_fields) - set(self.fields):
-            raise KdError(
-                f"source.fields: expected the task's fields {', '.join(all_fields)}, got {', '.join(self.fields)}. Add "
-                "the others."
-            )
+            names, ours = ", ".join(all_fields), ", ".join(self.fields)
+            raise KdError(f"source.fields: expected the task's fields {names}, got {ours}. Add the others.")
         builder = tfds_reader.find_builder(self.dataset, self.data_dir)
         tfds_reader.check_fields(builder, {field: self.fields[field] for field in all_fields})
         tfds_reader.prepare(builder)

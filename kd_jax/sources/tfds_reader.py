@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import functools
 import importlib
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,55 +25,40 @@ from kd_jax.types import Example
 # TFDS registers its older builders by importing folders in a fixed order. It stops at the first that needs TensorFlow,
 # before those with text.
 TEXT_FOLDERS = ("question_answering", "summarization", "text", "text_simplification", "translate")
-SUGGESTIONS = 20  # similar names in an error message
-REMEDY = (
-    "or prepare it on another machine with `tfds build --file_format=array_record` and name that folder as "
-    "source.data_dir"
-)
+REMEDY = "or prepare it elsewhere with `tfds build --file_format=array_record`, and set source.data_dir"
 
 
 def find_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """Return the catalogue's builder of a dataset; download nothing.
-
-    Args:
-      dataset: "name", "name/config" or "name/config:version".
-      data_dir: folder of prepared datasets; "" for TFDS's default.
-
-    Raises:
-      KdError: if there is no such dataset, configuration or version.
-    """
+    """Return the builder of a dataset "name/config:version" of the catalogue; download nothing."""
     for folder in TEXT_FOLDERS:
         importlib.import_module(f"tensorflow_datasets.{folder}")
     folder = Path(data_dir).expanduser() if data_dir else None
     try:
         return tfds.builder(dataset, data_dir=folder, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        names = tfds.list_builders(with_community_datasets=False)
+        names = _similar(dataset, tfds.list_builders(with_community_datasets=False))
         raise KdError(
-            f"source.dataset: expected a dataset of the TFDS catalogue, got {dataset!r}. Similar names: "
-            f"{_similar(dataset, names)}."
+            f"source.dataset: expected a dataset of the TFDS catalogue, got {dataset!r}. Similar names: {names}."
         ) from error
     except (ValueError, TypeError, AssertionError, RuntimeError, ImportError, OSError) as error:
         name, _, config = dataset.partition(":")[0].partition("/")
-        configs = _configs(name)
+        configs = []
+        with contextlib.suppress(ValueError, ImportError):  # an unknown dataset has none
+            configs = list(tfds.builder_cls(name).builder_configs)
         if config and config not in configs:
+            names = _similar(config, configs)
             raise KdError(
-                f"source.dataset: expected a configuration of {name}, got {config!r}. It has "
-                f"{_similar(config, configs)}."
+                f"source.dataset: expected a configuration of {name}, got {config!r}. It has {names}."
             ) from error
         reason = str(error).rpartition('}": ')[2].strip().partition("\n")[0]  # without TFDS's list of arguments
         raise KdError(
-            f"source.dataset: expected NAME/CONFIGURATION, prepared as ArrayRecord if it is in source.data_dir, got "
+            "source.dataset: expected NAME/CONFIGURATION, prepared as ArrayRecord if it is in source.data_dir, got "
             f"{dataset!r}. TFDS: {reason}"
         ) from error
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Download the dataset and write it as ArrayRecord, unless that is done; one process at a time.
-
-    Raises:
-      KdError: if the network, a library, or a file that must be downloaded by hand is missing.
-    """
+    """Download the dataset and write it as ArrayRecord, unless that is done; one process at a time."""
     name = f"source.dataset: {builder.info.full_name}"
     folder = Path(builder.data_dir)
     if folder.exists():
@@ -83,13 +69,13 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
             builder.download_and_prepare()
             builder.info.read_from_directory(folder)  # another process may have prepared it
     except ImportError as error:
-        raise KdError(f"{name} cannot be prepared: {_last_line(error)}. Install the library, {REMEDY}.") from error
+        reason = str(error).strip().splitlines()[-1]  # TFDS prints the current example before it
+        raise KdError(f"{name} cannot be prepared: {reason}. Install the library, {REMEDY}.") from error
     except AssertionError as error:  # TFDS says which file to download by hand, and where to put it
         raise KdError(f"{name} cannot be prepared: {_one_line(error)}") from error
     except (OSError, DownloadError, NonMatchingChecksumError, ExtractError) as error:
-        raise KdError(
-            f"{name} cannot be downloaded: {_one_line(error)}. Check the network and the disk, {REMEDY}."
-        ) from error
+        reason = _one_line(error)
+        raise KdError(f"{name} cannot be downloaded: {reason}. Check the network and the disk, {REMEDY}.") from error
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise KdError(f"{name} cannot be prepared: {_one_line(error)}. Use another dataset, {REMEDY}.") from error
 
@@ -106,48 +92,31 @@ def text_paths(features: tfds.features.FeaturesDict, prefix: str = "") -> list[s
 
 
 def check_fields(builder: tfds.core.DatasetBuilder, fields: Mapping[str, str]) -> None:
-    """Raise KdError if a field is not a text feature of the dataset; read the dataset's declaration only.
-
-    Args:
-      builder: of the dataset.
-      fields: our field -> path of the dataset's feature.
-    """
+    """Raise KdError if one of the paths is not a text feature of the dataset; read the dataset's declaration only."""
     features = cast(tfds.features.FeaturesDict, builder.info.features)
     paths = text_paths(features)
     for field, path in fields.items():
         if path not in paths:
+            names = ", ".join(paths) or "none"
             raise KdError(
-                f"source.fields.{field}: expected a text of {builder.info.full_name} ({', '.join(paths) or 'none'}), "
-                f"got {path!r}, {_describe_feature(features, path)}. Name one of the texts."
+                f"source.fields.{field}: expected a text of {builder.info.full_name} ({names}), got {path!r}, "
+                f"{_describe_feature(features, path)}. Name one of the texts."
             )
 
 
 class TfdsRows(Rows):
-    """The examples of a prepared split, in the order of its files.
-
-    Attributes:
-      name: of dataset and split.
-    """
+    """The examples of a prepared split, in the order of its files."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, fields: Mapping[str, str]):
-        """Find the split; read nothing.
-
-        Args:
-          builder: of a prepared dataset.
-          split: in TFDS's slicing syntax, such as "train[:10%]".
-          fields: our field -> path of the dataset's feature.
-
-        Raises:
-          KdError: if there is no such split.
-        """
+        """Find the split, in TFDS's slicing syntax; `fields`: our field -> path of the dataset's feature."""
         dataset = builder.info.full_name
         self.name, self._builder, self._split, self._fields = f"{dataset}, {split}", builder, split, dict(fields)
         try:
             self._count = builder.info.splits[split].num_examples
         except (KeyError, ValueError, AssertionError) as error:
+            names = ", ".join(builder.info.splits)
             raise KdError(
-                f"source: expected a split of {dataset} ({', '.join(builder.info.splits)}), got {split!r}. Slices such "
-                "as train[:10%] are possible."
+                f"source: expected a split of {dataset} ({names}), got {split!r}. Slices are possible: train[:10%]."
             ) from error
 
     @functools.cached_property
@@ -166,7 +135,11 @@ class TfdsRows(Rows):
     def read(self, numbers_N: np.ndarray) -> list[Example]:
         """Return the examples with these numbers."""
         rows = self._source.__getitems__(numbers_N.tolist()) if len(numbers_N) else []
-        return [{field: _text_at(row, path.split("/")) for field, path in self._fields.items()} for row in rows]
+        paths = {field: path.split("/") for field, path in self._fields.items()}
+        return [
+            {field: functools.reduce(operator.getitem, path, row).decode() for field, path in paths.items()}
+            for row in rows
+        ]
 
 
 def _tfds_rows(data_dir: str, split: str, fields: Mapping[str, str]) -> TfdsRows:
@@ -189,13 +162,6 @@ def without_blanks(rows: TfdsRows) -> Iterator[Callable[[Example], bool]]:
         progress.log(f"data: {rows.name}: {refused:,} examples with an empty text removed")
 
 
-def _text_at(row: Mapping[str, Any], path: Sequence[str]) -> str:
-    value: Any = row
-    for name in path:
-        value = value[name]
-    return value.decode()
-
-
 def _describe_feature(features: tfds.features.FeaturesDict, path: str) -> str:
     """Return the feature at a path as TFDS prints it: "Translation", "Sequence(Text(...))", "ClassLabel(...)"."""
     feature: Any = features
@@ -208,22 +174,9 @@ def _describe_feature(features: tfds.features.FeaturesDict, path: str) -> str:
     return repr(feature).splitlines()[0].rstrip("({")
 
 
-def _configs(name: str) -> list[str]:
-    """Return the dataset's configurations; [] for an unknown dataset."""
-    try:
-        return list(tfds.builder_cls(name).builder_configs)
-    except (ValueError, ImportError):
-        return []
-
-
 def _similar(name: str, names: Sequence[str]) -> str:
-    return ", ".join(difflib.get_close_matches(name, names, n=SUGGESTIONS, cutoff=0)) or "none"
+    return ", ".join(difflib.get_close_matches(name, names, n=20, cutoff=0)) or "none"
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _last_line(error: Exception) -> str:
-    """Return the reason; TFDS prints the current example before it."""
-    return str(error).strip().splitlines()[-1]

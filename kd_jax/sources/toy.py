@@ -50,9 +50,7 @@ class Toy:
         if self.kind not in GENERATORS:
             raise KdError(f"source.kind: expected {', '.join(GENERATORS)}, got {self.kind!r}. Choose one.")
         if not 8 <= self.examples <= 50_000:
-            raise KdError(
-                f"source.examples: expected 8 to 50,000, got {self.examples}. There is no more distinct text."
-            )
+            raise KdError(f"source.examples: expected 8 to 50,000, got {self.examples}. No more text is distinct.")
         check_counts(seed=self.seed, labelled=self.labelled)
 
     def splits(
@@ -63,16 +61,14 @@ class Toy:
         held_out = self.examples // 8
         texts = GENERATORS[self.kind](self.examples + 2 * held_out, self.seed)
         if len(fields) != len(texts[0]) or held_out_fields:
+            names = ", ".join((*fields, *held_out_fields))
             raise KdError(
-                f"source.kind: expected a kind with the task's fields {', '.join((*fields, *held_out_fields))}, got "
-                f"{self.kind!r} with {len(texts[0])} texts per example. Use another kind or source."
+                f"source.kind: expected a kind with the task's fields {names}, got {self.kind!r} with {len(texts[0])} "
+                "texts per example. Use another kind or source."
             )
         rows = [dict(zip(fields, row, strict=True)) for row in texts]
-        splits: Splits = {
-            "test": rows[:held_out],
-            "validation": rows[held_out : 2 * held_out],
-            "train": rows[2 * held_out :],
-        }
+        train = 2 * held_out
+        splits: Splits = {"test": rows[:held_out], "validation": rows[held_out:train], "train": rows[train:]}
         return drop_references(splits, fields[0], prompt_fields, self.labelled)
 
 
@@ -80,11 +76,6 @@ def generate_pairs(count: int, seed: int) -> list[tuple[str, ...]]:
     """Return distinct pairs (sentence, translation) of one or two phrases; there are 78,680 in all.
 
     The translation has the same words with their letters reversed, and the colour after its noun.
-
-    Examples:
-      >>> generate_pairs(2, seed=0)  # doctest: +NORMALIZE_WHITESPACE
-      [('five green birds and three red houses', 'evif sdrib neerg et eerht sesuoh der'),
-       ('two black clouds', 'owt sduolc kcalb')]
     """
     rng = np.random.default_rng(seed)
     translations: dict[str, str] = {}
@@ -99,12 +90,9 @@ def generate_summaries(count: int, seed: int) -> list[tuple[str, ...]]:
     """Return distinct pairs: a list of three to six phrases, and its first phrase with the number of the others.
 
     Examples:
-      >>> text, short_form = generate_summaries(1, seed=0)[0]
-      >>> text.split(", ")  # doctest: +NORMALIZE_WHITESPACE
-      ['five green birds', 'three red houses', 'one red doors', 'five black trees', 'five black clouds',
-       'five green trees']
-      >>> short_form
-      'five green birds and five more'
+      >>> generate_summaries(1, seed=0)  # doctest: +NORMALIZE_WHITESPACE
+      [('five green birds, three red houses, one red doors, five black trees, five black clouds, five green trees',
+        'five green birds and five more')]
     """
     rng = np.random.default_rng(seed)
     short_forms: dict[str, str] = {}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_jax.sources.rows import ConcatenatedRows, InterleavedRows, MappedRows, SelectFields, Subset, sample
+from kd_jax.sources.rows import ConcatenatedRows, MappedRows, SelectFields, interleave, sample, subset
 from kd_jax.sources.text_files import read_files
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=4)
@@ -23,7 +23,7 @@ def make_rows(part, count):
 def test_interleaved_and_concatenated_rows_equal_lists(lengths, data):
     lists = list(itertools.starmap(make_rows, enumerate(lengths)))
     turns = [row for turn in itertools.zip_longest(*lists) for row in turn if row is not None]
-    for rows, expected in ((InterleavedRows(*lists), turns), (ConcatenatedRows(*lists), sum(lists, []))):
+    for rows, expected in ((interleave(*lists), turns), (ConcatenatedRows(*lists), sum(lists, []))):
         assert list(rows) == expected and rows == expected and len(rows) == len(expected)
         numbers = data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=9)) if expected else []
         assert rows.read(np.asarray(numbers, int)) == [expected[i] for i in numbers]
@@ -36,9 +36,8 @@ def test_interleaved_and_concatenated_rows_equal_lists(lengths, data):
 def test_pickled_rows_do_not_contain_the_text(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"en": "x" * 1000, "fr": str(i)}) + "\n" for i in range(300)))
-    rows = MappedRows(
-        Subset(read_files((str(path),), ("en", "fr"), "source.train"), np.arange(0, 300, 2)), SelectFields("fr")
-    )
+    rows = read_files((str(path),), ("en", "fr"), "source.train")
+    rows = MappedRows(subset(rows, np.arange(0, 300, 2)), SelectFields("fr"))
     pickled = pickle.dumps(rows)
     assert len(pickled) < 8 * 300 + 8 * 150 + 1000
     assert pickle.loads(pickled) == [{"fr": str(i)} for i in range(0, 300, 2)]
