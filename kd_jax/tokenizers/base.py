@@ -11,13 +11,6 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.errors import KdError
 
 NO_ID = -1
-# Common fields of every tokenizer_config.json. The last value is transformers' "no limit".
-COMMON_CONFIG = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "clean_up_tokenization_spaces": False,
-    "model_input_names": ["input_ids", "attention_mask"],
-    "model_max_length": int(1e30),
-}
 
 
 class Tokenizer(Protocol):
@@ -171,40 +164,13 @@ def describe_difference(ours: Tokenizer, theirs: Tokenizer) -> str:
 
 def require_files(folder: Path, names: Iterable[str]) -> None:
     """Raise KdError if a file of a prepared tokenizer is missing."""
-    for name in names:
-        if not (folder / name).exists():
-            raise KdError(
-                f"{folder / name}: expected a prepared tokenizer, got no file. Run the phase `prepare` first."
-            )
-
-
-def require_input_files(folder: str, names: Sequence[str], kind: str) -> None:
-    """Raise KdError if a file of a pretrained model's folder is missing.
-
-    Args:
-      folder: the field `tokenizer.folder`.
-      names: of the required files.
-      kind: of the folder, such as "a Marian folder".
-    """
-    for name in names:
-        if not (Path(folder) / name).exists():
-            raise KdError(
-                f"tokenizer.folder: expected {kind} with {', '.join(names)}, got {folder!r} without {name}. "
-                "Copy the missing file, or name another local folder."
-            )
-
-
-def existing_files(folder: str, names: Sequence[str]) -> tuple[Path, ...]:
-    """Return the paths of those files that a folder contains."""
-    return tuple(Path(folder) / name for name in names if (Path(folder) / name).exists())
+    for path in (folder / name for name in names):
+        if not path.exists():
+            raise KdError(f"{path}: expected a prepared tokenizer, got no file. Run the phase `prepare` first.")
 
 
 def load(settings: TokenizerSettings, folder: Folder) -> Tokenizer:
-    """Return a finished folder's tokenizer, after a check of its files' digests.
-
-    Raises:
-      KdError: if a file is missing or was changed.
-    """
+    """Return a finished folder's tokenizer, after a check of its files' digests."""
     for name in settings.files:
         folder.file(name)
     return settings.load(folder.path)

@@ -18,11 +18,7 @@ TEMPLATE = "chat_template.jinja"
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """A chat template and the special tokens that it may use.
-
-    Attributes:
-      template: its text, in Jinja's language.
-      tokens: role ("bos", "eos", ...) -> token.
+    """A chat template in Jinja's language, and the special tokens that it may use: role ("bos", ...) -> token.
 
     Examples:
       >>> template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -36,52 +32,35 @@ class Chat:
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer_config: Mapping[str, Any], tokens: Mapping[str, str]) -> "Chat":
-        """Return the template in a folder's chat_template.jinja or tokenizer_config.json.
-
-        Raises:
-          KdError: if the folder has no template.
-        """
+        """Return the template in a folder's chat_template.jinja or tokenizer_config.json."""
         path = folder / TEMPLATE
         template = path.read_text(encoding="utf-8") if path.exists() else tokenizer_config.get("chat_template")
         if isinstance(template, list):  # several templates with names
             template = {named["name"]: named["template"] for named in template}.get("default")
         if not isinstance(template, str):
             raise KdError(
-                f"tokenizer.chat: expected {TEMPLATE} in {folder}, got no chat template. Add the file, or set chat to "
-                "False."
+                f"tokenizer.chat: expected {TEMPLATE} in {folder}, got no chat template. Add it, or set chat to False."
             )
         return cls(template, tokens)
 
     def render(self, prompt: str, answer: str | None = None) -> str:
-        """Return the chat of one user message, up to the answer's beginning or with the answer.
-
-        Raises:
-          KdError: if the template fails.
-        """
+        """Return the chat of one user message, up to the answer's beginning or with the answer."""
         messages = [{"role": "user", "content": prompt}]
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
         tokens = {f"{role}_token": token for role, token in self.tokens.items() if role != "start"}
+        # The filters and functions that templates of the Hugging Face hub use.
+        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        sandbox.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        sandbox.globals["raise_exception"] = _raise_exception
         try:
-            template = _environment().from_string(self.template)
+            template = sandbox.from_string(self.template)
             return template.render(messages=messages, add_generation_prompt=answer is None, **tokens)
         except (jinja2.TemplateError, TypeError, ValueError, OverflowError, ArithmeticError, LookupError) as error:
             raise KdError(
-                f"tokenizer.chat: expected a template that renders a user message, got the error: {error}. Correct "
-                "the template, or set chat to False."
+                f"tokenizer.chat: expected a template that renders a user message, got the error: {error}. Correct it."
             ) from error
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Return a sandbox with the filters and functions that templates of the Hugging Face hub use."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    return environment
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
 
 
 def _raise_exception(message: str) -> None:

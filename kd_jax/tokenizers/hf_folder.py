@@ -1,10 +1,13 @@
-"""Configuration files of a model folder in Hugging Face's layout: special tokens, languages, suppressed ids."""
+"""Files of a model folder in Hugging Face's layout, and the settings of tokenizers that read it."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from kd_jax.artifacts import manifest
+import numpy as np
+
+from kd_jax.artifacts import files, manifest
 from kd_jax.errors import KdError
 
 Json = Mapping[str, Any]
@@ -14,15 +17,49 @@ SPECIAL, ROWS = "tokenizer_special.json", "tokenizer_rows.npy"  # kd_jax's own, 
 MULTILINGUAL = ("m2m_100", "mbart")  # model types whose texts begin with a language token
 
 
-def read_special(path: Path, kind: type[Special]) -> Special:
-    """Return the dataclass whose fields are in a tokenizer_special.json.
+@dataclasses.dataclass(frozen=True)
+class FolderTokenizer:
+    """Base class of the settings of a pretrained model's tokenizer, whose files are in `folder`."""
 
-    Raises:
-      KdError: if the file has other fields, as another version of kd_jax may write.
-    """
+    folder: str = ""
+
+    pretrained: ClassVar[bool] = True
+    kind: ClassVar[str]  # of the folder, in error messages
+    required: ClassVar[tuple[str, ...]]  # names of files
+    optional: ClassVar[tuple[str, ...]] = (MODEL_CONFIG, GENERATION_CONFIG)  # files that decide the tokenizer too
+    sample = 0  # all texts, whose tokens `cut` keeps
+
+    def require_files(self) -> None:
+        """Raise KdError if a file of the folder is missing."""
+        for name in self.required:
+            if not (Path(self.folder) / name).exists():
+                raise KdError(
+                    f"tokenizer.folder: expected {self.kind} with {', '.join(self.required)}, got {self.folder!r} "
+                    f"without {name}. Copy the missing file, or name another local folder."
+                )
+
+    def input_files(self) -> tuple[Path, ...]:
+        """Return the folder's files that decide the tokenizer."""
+        paths = (Path(self.folder) / name for name in (*self.required, *self.optional))
+        return tuple(path for path in paths if path.exists())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return the content of one of the folder's files."""
+        return manifest.read_json(Path(self.folder) / name)
+
+
+def write_special(folder: Path, special: Any, rows: list[int]) -> None:
+    """Write the dataclass of special tokens, and each token's row in the pretrained embedding."""
+    manifest.write_json(folder / SPECIAL, dataclasses.asdict(special))
+    manifest.write_array(folder / ROWS, np.asarray(rows, np.int32))
+
+
+def read_special(folder: Path, kind: type[Special]) -> tuple[Special, np.ndarray]:
+    """Return the special tokens and the rows that `write_special` wrote."""
+    path = folder / SPECIAL
     try:
-        return kind(**manifest.read_json(path))
-    except TypeError as error:
+        return kind(**manifest.read_json(path)), files.read_array(folder / ROWS)
+    except TypeError as error:  # another version of kd_jax may write other fields
         raise KdError(f"{path}: expected the fields of {kind.__name__}, got others. Run `prepare --force`.") from error
 
 
@@ -48,12 +85,7 @@ def named_tokens(tokenizer_config: Json, names: Iterable[str]) -> dict[str, str]
 
 
 def suppressed_ids(model_config: Json) -> list[int]:
-    """Return the ids that the folder's model never generates; suppressed sequences of several ids are ignored.
-
-    Examples:
-      >>> suppressed_ids({"bad_words_ids": [[7], [8, 9]], "suppress_tokens": [3]})
-      [3, 7]
-    """
+    """Return the ids that the folder's model never generates; suppressed sequences of several ids are ignored."""
     single = [ids[0] for ids in model_config.get("bad_words_ids", ()) if len(ids) == 1]
     return sorted({*single, *model_config.get("suppress_tokens", ())})
 
@@ -63,15 +95,7 @@ def language_tokens(
 ) -> list[str]:
     """Return the tokens of the source and the target language; [] for a model without language tokens.
 
-    Args:
-      tokenizer_config: fields of tokenizer_config.json.
-      model_config: as `read_model_config` returns it.
-      ids: token -> id.
-      source: the field `tokenizer.source`; "" for the folder's.
-      target: the field `tokenizer.target`; "" for the folder's.
-
-    Raises:
-      KdError: if a language is missing or not in the vocabulary, or the model has no language tokens.
+    Languages of the settings, `source` and `target`, replace those of the folder, unless they are "".
     """
     kind = model_config.get("model_type")
     if kind not in MULTILINGUAL:
@@ -95,13 +119,7 @@ def language_tokens(
 
 
 def renumber_added_tokens(tokenizer_config: Json, new_ids: Mapping[int, int]) -> dict[str, Any]:
-    """Return a tokenizer_config.json with new ids (old id -> new id) of its added tokens.
-
-    Examples:
-      >>> config = {"added_tokens_decoder": {"5": "<s>", "7": "<pad>"}, "eos_token": "</s>"}
-      >>> renumber_added_tokens(config, {7: 1})  # 5 is removed
-      {'added_tokens_decoder': {'1': '<pad>'}, 'eos_token': '</s>'}
-    """
+    """Return a tokenizer_config.json with new ids (old id -> new id) of its added tokens."""
     if "added_tokens_decoder" not in tokenizer_config:
         return dict(tokenizer_config)
     tokens = {int(old): token for old, token in tokenizer_config["added_tokens_decoder"].items()}

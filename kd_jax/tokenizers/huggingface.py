@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import tokenizers
 
-from kd_jax.artifacts import files, manifest
+from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
 from kd_jax.tokenizers import base, hf_folder, post_processor, prune_vocabulary
 from kd_jax.tokenizers.chat import TEMPLATE, Chat
-from kd_jax.tokenizers.hf_folder import GENERATION_CONFIG, MODEL_CONFIG, ROWS, SPECIAL, TOKENIZER_CONFIG
+from kd_jax.tokenizers.hf_folder import MODEL_CONFIG, ROWS, SPECIAL, TOKENIZER_CONFIG, FolderTokenizer
 from kd_jax.tokenizers.m2m100 import MODEL, M2M100Tokenizer
 from kd_jax.tokenizers.marian import SOURCE, MarianTokenizer
 from kd_jax.tokenizers.prune_vocabulary import vocabulary
@@ -24,29 +24,19 @@ TOKENIZER = "tokenizer.json"
 
 @dataclasses.dataclass(frozen=True)
 class FastSpecialTokens:
-    """Special tokens and the format of texts; stored as tokenizer_special.json.
+    """Special tokens and the format of texts; stored as tokenizer_special.json."""
 
-    Attributes:
-      tokens: role -> token. The roles are "start" and "eos", and "bos", "pad", "unk" if the folder has them.
-      template: chat template; "" for none.
-      prefix: text before every prompt.
-      has_encoder: whether the model is an encoder-decoder.
-      languages: source and target language; empty for a model without language tokens.
-      forced_prefix: tokens that every completion begins with.
-      suppress_tokens: tokens that decoding never generates.
-    """
-
-    tokens: Mapping[str, str]
-    template: str
-    prefix: str
+    tokens: Mapping[str, str]  # of the roles "start" and "eos", and "bos", "pad", "unk" if the folder has them
+    template: str  # of a chat; "" for none
+    prefix: str  # of every prompt
     has_encoder: bool
-    languages: Sequence[str]
+    languages: Sequence[str]  # source and target, or empty
     forced_prefix: Sequence[str]
     suppress_tokens: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(FolderTokenizer):
     """The tokenizer of a pretrained model in a local folder.
 
     An encoder-decoder's completions begin with `forced_prefix` after `start`: the target language (NLLB), <s> (BART),
@@ -72,7 +62,6 @@ class HuggingFaceTokenizer:
 tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missing file, or name another local folder.
     """
 
-    folder: str = ""
     chat: bool = False
     prefix: str = ""
     end: str = ""
@@ -80,13 +69,10 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
     source: str = ""
     target: str = ""
 
-    pretrained: ClassVar[bool] = True
-    files: ClassVar[tuple[str, ...]] = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL, ROWS)
-
-    @property
-    def sample(self) -> int:
-        """0: all texts, whose tokens `cut` keeps."""
-        return 0
+    kind: ClassVar[str] = "a folder in Hugging Face's layout"
+    required: ClassVar[tuple[str, ...]] = (TOKENIZER, TOKENIZER_CONFIG)
+    optional: ClassVar[tuple[str, ...]] = (TEMPLATE, *FolderTokenizer.optional)
+    files: ClassVar[tuple[str, ...]] = (*required, SPECIAL, ROWS)
 
     @property
     def vocab_size(self) -> int:
@@ -94,47 +80,35 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
         return max(vocabulary(self._spec).values()) + 1
 
     def with_folder(self, folder: str) -> "HuggingFaceTokenizer | MarianTokenizer | M2M100Tokenizer":
-        """Return these settings for another folder, as MarianTokenizer or M2M100Tokenizer if its files require that.
-
-        Raises:
-          KdError: if a field is set that such a tokenizer does not have.
-        """
+        """Return these settings for another folder, as MarianTokenizer or M2M100Tokenizer if its files require that."""
         if (Path(folder) / SOURCE).exists():
-            self._require_defaults(("chat", "prefix", "end", "source"), f"a Marian model's folder ({folder!r})")
-            return MarianTokenizer(folder, target=self.target, cut=self.cut)
-        if (Path(folder) / MODEL).exists() and not (Path(folder) / TOKENIZER).exists():
-            self._require_defaults(("chat", "prefix", "end", "cut"), f"an M2M100 model's folder ({folder!r})")
-            return M2M100Tokenizer(folder, self.source, self.target)
-        return dataclasses.replace(self, folder=folder)
-
-    def _require_defaults(self, fields: Iterable[str], kind: str) -> None:
-        for field in fields:
-            if getattr(self, field):
-                raise KdError(
-                    f"tokenizer.{field}: expected its default for {kind}, got {getattr(self, field)!r}. Remove it; "
-                    "tokenizer.target names the target language."
-                )
+            settings, kind = MarianTokenizer(folder, target=self.target, cut=self.cut), "a Marian"
+            unused = ("chat", "prefix", "end", "source")
+        elif (Path(folder) / MODEL).exists() and not (Path(folder) / TOKENIZER).exists():
+            settings, kind = M2M100Tokenizer(folder, self.source, self.target), "an M2M100"
+            unused = ("chat", "prefix", "end", "cut")
+        else:
+            return dataclasses.replace(self, folder=folder)
+        for field in unused:
+            if value := getattr(self, field):
+                kind = f"{kind} model's folder ({folder!r})"
+                raise KdError(f"tokenizer.{field}: expected its default for {kind}, got {value!r}. Remove it.")
+        return settings
 
     def check(self) -> None:
         """Raise KdError if files or special tokens are missing, or the chat template fails."""
-        base.require_input_files(self.folder, (TOKENIZER, TOKENIZER_CONFIG), "a folder in Hugging Face's layout")
+        self.require_files()
         self._special_tokens()
 
-    def input_files(self) -> tuple[Path, ...]:
-        """Return the folder's files that decide the tokenizer."""
-        names = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, MODEL_CONFIG, GENERATION_CONFIG)
-        return base.existing_files(self.folder, names)
-
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """Copy the tokenizer, pruned to the tokens of the texts if `cut` is set.
-
-        Raises:
-          KdError: if one of the symbols is not a token.
-        """
-        special, config = self._special_tokens(), manifest.read_json(Path(self.folder) / TOKENIZER_CONFIG)
-        ids, spec = vocabulary(self._spec), self._with_language(special, config)
+        """Copy the tokenizer, pruned to the tokens of the texts if `cut` is set; the symbols must be tokens."""
+        special, config = self._special_tokens(), self.read_json(TOKENIZER_CONFIG)
+        ids, spec = vocabulary(self._spec), self._spec
         if special.languages:
             config |= dict(zip(("src_lang", "tgt_lang"), special.languages, strict=True))
+            eos, legacy = special.tokens["eos"], bool(config.get("legacy_behaviour"))
+            processor = post_processor.language_post_processor(special.languages[0], eos, ids, legacy)
+            spec = {**spec, "post_processor": processor}  # transformers adds it when it loads
         for symbol in symbols:
             if symbol not in ids:
                 raise KdError(
@@ -144,13 +118,12 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
         rows = list(range(max(ids.values()) + 1))
         if self.cut:
             whole = FastTokenizer(spec, special, None, Path(self.folder))
-            required = {
-                *special.tokens.values(),
-                *special.forced_prefix,
-                *post_processor.all_tokens(spec["post_processor"]),
-                *symbols,
-            }
-            rows = prune_vocabulary.required_ids(spec, _used_ids(whole, texts), required)
+            used: set[int] = set()
+            for text in texts:
+                used.update(whole.encode(text), whole.encode_prompt(text))
+            required = {*special.tokens.values(), *special.forced_prefix, *symbols}
+            required |= post_processor.all_tokens(spec["post_processor"])
+            rows = prune_vocabulary.required_ids(spec, used, required)
             new_ids = {old: new for new, old in enumerate(rows)}
             spec = prune_vocabulary.prune(spec, rows)
             config = hf_folder.renumber_added_tokens(config, new_ids)
@@ -158,36 +131,23 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
             special = dataclasses.replace(special, suppress_tokens=suppressed)
         manifest.write_text(folder / TOKENIZER, json.dumps(spec, ensure_ascii=False))
         manifest.write_json(folder / TOKENIZER_CONFIG, config)
-        manifest.write_json(folder / SPECIAL, dataclasses.asdict(special))
-        manifest.write_array(folder / ROWS, np.asarray(rows, np.int32))
+        hf_folder.write_special(folder, special, rows)
 
     def load(self, folder: Path) -> "FastTokenizer":
         """Return the tokenizer that `prepare` wrote."""
         base.require_files(folder, self.files)
-        special = hf_folder.read_special(folder / SPECIAL, FastSpecialTokens)
-        return FastTokenizer(manifest.read_json(folder / TOKENIZER), special, files.read_array(folder / ROWS), folder)
+        special, rows_V = hf_folder.read_special(folder, FastSpecialTokens)
+        return FastTokenizer(manifest.read_json(folder / TOKENIZER), special, rows_V, folder)
 
     @functools.cached_property
     def _spec(self) -> dict[str, Any]:
         """The folder's tokenizer.json."""
-        return manifest.read_json(Path(self.folder) / TOKENIZER)
-
-    def _with_language(self, special: FastSpecialTokens, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return tokenizer.json with the source language around a prompt, which transformers adds when it loads."""
-        if not special.languages:
-            return self._spec
-        processor = post_processor.language_post_processor(
-            special.languages[0],
-            special.tokens["eos"],
-            vocabulary(self._spec),
-            legacy=bool(config.get("legacy_behaviour")),
-        )
-        return {**self._spec, "post_processor": processor}
+        return self.read_json(TOKENIZER)
 
     def _special_tokens(self) -> FastSpecialTokens:
         """Read the special tokens of the folder."""
         folder, ids = Path(self.folder), vocabulary(self._spec)
-        config, model_config = manifest.read_json(folder / TOKENIZER_CONFIG), hf_folder.read_model_config(folder)
+        config, model_config = self.read_json(TOKENIZER_CONFIG), hf_folder.read_model_config(folder)
         words = {i: token for token, i in ids.items()}
         has_encoder, roles = bool(model_config.get("is_encoder_decoder")), ("bos", "eos", "pad", "unk")
         named: dict[str, str | None] = {**hf_folder.named_tokens(config, roles)}
@@ -198,72 +158,55 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
             tokens["eos"] = self.end
         if tokens.get("eos") not in ids:
             raise KdError(
-                f"tokenizer.end: expected a token of {self.folder!r}, got {tokens.get('eos')!r}. Name the token that "
-                "ends a text."
+                f"tokenizer.end: expected a token of {self.folder!r}, got {tokens.get('eos')!r}. Name the last token."
             )
+        start = tokens.get("bos", tokens["eos"])
         if has_encoder:
             start = words.get(model_config.get("decoder_start_token_id", model_config.get("pad_token_id", -1)))
-            if start is None:
-                raise KdError(
-                    f"{folder / MODEL_CONFIG}: expected decoder_start_token_id, got none. Add the id that decoding "
-                    "begins with."
-                )
-            tokens["start"] = start
-        else:
-            tokens["start"] = tokens.get("bos", tokens["eos"])
+        if start is None:
+            raise KdError(f"{folder / MODEL_CONFIG}: expected decoder_start_token_id, got none. Add the id.")
+        tokens["start"] = start
         template = ""
         if self.chat:
             chat = Chat.from_folder(folder, config, tokens)
             template, tokens["start"] = chat.template, self._chat_start(chat)
         languages = hf_folder.language_tokens(config, model_config, ids, self.source, self.target)
-        forced = words.get(model_config.get("forced_bos_token_id", -1))
+        forced, forced_prefix = words.get(model_config.get("forced_bos_token_id", -1)), []
+        if has_encoder and languages:
+            forced_prefix = languages[1:]
+        elif has_encoder and forced is not None:
+            forced_prefix = [forced]
+        elif has_encoder:
+            leading = post_processor.leading_tokens(self._spec["post_processor"])
+            forced_prefix = [token for token in leading if token != tokens["start"]]
         return FastSpecialTokens(
             tokens=tokens,
             template=template,
             prefix=self.prefix,
             has_encoder=has_encoder,
             languages=languages,
-            forced_prefix=self._forced_prefix(tokens["start"], languages, forced) if has_encoder else [],
+            forced_prefix=forced_prefix,
             suppress_tokens=[words[i] for i in hf_folder.suppressed_ids(model_config) if i in words],
         )
 
-    def _forced_prefix(self, start: str, languages: Sequence[str], forced: str | None) -> list[str]:
-        """Return the target language, or the forced first token, or the post-processor's leading tokens."""
-        if languages:
-            return list(languages[1:])
-        if forced is not None:
-            return [forced]
-        return [token for token in post_processor.leading_tokens(self._spec["post_processor"]) if token != start]
-
     def _chat_start(self, chat: Chat) -> str:
-        """Return the token that every chat begins with; it replaces the folder's start token.
-
-        Raises:
-          KdError: if an answer in the template does not end with `end`.
-        """
+        """Return the token that every chat begins with, after a check that an answer ends with `end`."""
         whole = tokenizers.Tokenizer.from_str(json.dumps(self._spec))
-        encode = functools.partial(whole.encode, add_special_tokens=False)
-        with_answer = encode(chat.render("a", "b")).tokens
-        if chat.tokens["eos"] not in with_answer[len(encode(chat.render("a")).tokens) :]:
+        texts = chat.render("a"), chat.render("a", "b")
+        prompt, with_answer = (whole.encode(text, add_special_tokens=False).tokens for text in texts)
+        if chat.tokens["eos"] not in with_answer[len(prompt) :]:
             raise KdError(
                 f"tokenizer.end: expected the token that ends an answer in the chat template of {self.folder!r}, got "
                 f"{chat.tokens['eos']!r}. The template ends with {with_answer[-1]!r}."
             )
-        return encode(chat.render("a")).tokens[0]
+        return prompt[0]
 
 
 class FastTokenizer:
     """A `Tokenizer` of a tokenizer.json."""
 
     def __init__(self, spec: Mapping[str, Any], special: FastSpecialTokens, rows_V: np.ndarray | None, folder: Path):
-        """Build the tokenizer.
-
-        Args:
-          spec: the tokenizer.json.
-          special: special tokens and the format of texts.
-          rows_V: rows of the pretrained embedding.
-          folder: of tokenizer.json and tokenizer_config.json.
-        """
+        """Build the tokenizer of a tokenizer.json (`spec`), whose file is in `folder`."""
         self._whole = tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
         self._whole.no_truncation()
         self._whole.no_padding()
@@ -327,11 +270,3 @@ class FastTokenizer:
         if family == "encoder_decoder":
             roles["decoder_start_token_id"] = "start"
         return {name: self._ids[tokens[role]] for name, role in roles.items() if role in tokens}
-
-
-def _used_ids(tokenizer: FastTokenizer, texts: Iterable[str]) -> set[int]:
-    """Return the ids of all texts, as completions and as prompts."""
-    used: set[int] = set()
-    for text in texts:
-        used.update(tokenizer.encode(text), tokenizer.encode_prompt(text))
-    return used

@@ -5,13 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
-from kd_jax.artifacts import files, manifest
+from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
 from kd_jax.tokenizers import base, hf_folder
-from kd_jax.tokenizers.hf_folder import GENERATION_CONFIG, MODEL_CONFIG, ROWS, SPECIAL, TOKENIZER_CONFIG
-from kd_jax.tokenizers.marian import SOURCE, TARGET, VOCAB, LoadedMarian, MarianSpecialTokens
+from kd_jax.tokenizers.hf_folder import ROWS, SPECIAL, TOKENIZER_CONFIG, FolderTokenizer
+from kd_jax.tokenizers.marian import SOURCE, TARGET, VOCAB, LoadedMarian, MarianSpecialTokens, require_tokens
 
 MODEL = "sentencepiece.bpe.model"
 TOKENS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
@@ -22,11 +20,11 @@ CODES = {
     "pt ro ru sd si sk sl so sq sr ss su sv sw ta th tl tn tr uk ur uz vi wo xh yi yo zh zu",
     "wmt21": "en ha is ja cs ru zh de",
 }
-LANGUAGES = {f"__{code}__" for codes in CODES.values() for code in codes.split()}
+LANGUAGES = frozenset(f"__{code}__" for codes in CODES.values() for code in codes.split())
 
 
 @dataclasses.dataclass(frozen=True)
-class M2M100Tokenizer:
+class M2M100Tokenizer(FolderTokenizer):
     """The tokenizer of an M2M100 model in a local folder; HuggingFaceTokenizer.with_folder gives it.
 
     The ids are those of transformers' M2M100Tokenizer, except that texts such as "</s>" are encoded as characters.
@@ -44,27 +42,18 @@ tokenizer_config.json, got 'models/none' without sentencepiece.bpe.model. Copy t
 folder.
     """
 
-    folder: str = ""
     source: str = ""
     target: str = ""
 
-    pretrained: ClassVar[bool] = True
-    files: ClassVar[tuple[str, ...]] = (MODEL, VOCAB, TOKENIZER_CONFIG, SPECIAL, ROWS)
-
-    @property
-    def sample(self) -> int:
-        """0: the texts change nothing."""
-        return 0
+    kind: ClassVar[str] = "an M2M100 folder"
+    required: ClassVar[tuple[str, ...]] = (MODEL, VOCAB, TOKENIZER_CONFIG)
+    files: ClassVar[tuple[str, ...]] = (*required, SPECIAL, ROWS)
+    cut = False  # a BPE SentencePiece model cannot be pruned
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens of the folder's tokenizer."""
         return max(self._vocab().values()) + 1
-
-    @property
-    def cut(self) -> bool:
-        """False: a BPE SentencePiece model cannot be pruned."""
-        return False
 
     def with_folder(self, folder: str) -> "M2M100Tokenizer":
         """Return these settings for another folder."""
@@ -72,20 +61,11 @@ folder.
 
     def check(self) -> None:
         """Raise KdError if files or special tokens are missing."""
-        base.require_input_files(self.folder, (MODEL, VOCAB, TOKENIZER_CONFIG), "an M2M100 folder")
+        self.require_files()
         self._special_tokens()
 
-    def input_files(self) -> tuple[Path, ...]:
-        """Return the folder's files that decide the tokenizer."""
-        return base.existing_files(self.folder, (MODEL, VOCAB, TOKENIZER_CONFIG, MODEL_CONFIG, GENERATION_CONFIG))
-
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """Copy the tokenizer, with the ids of the languages in vocab.json.
-
-        Raises:
-          KdError: if one of the symbols is not a token.
-        """
-        del texts  # a copy does not depend on the training texts
+        """Copy the tokenizer, with the ids of the languages in vocab.json; the texts change nothing."""
         vocab, special = self._vocab(), self._special_tokens()
         for symbol in symbols:
             if symbol not in vocab:
@@ -93,25 +73,22 @@ folder.
                     f"task.directions: expected languages of {self.folder!r}, got the tag {symbol}, which is not a "
                     "token. Use the model's languages."
                 )
-        config = manifest.read_json(Path(self.folder) / TOKENIZER_CONFIG)
+        config = self.read_json(TOKENIZER_CONFIG)
         config |= {"src_lang": special.tokens["source"].strip("_"), "tgt_lang": special.tokens["target"].strip("_")}
         manifest.write_bytes(folder / MODEL, (Path(self.folder) / MODEL).read_bytes())
         manifest.write_json(folder / VOCAB, vocab)
         manifest.write_json(folder / TOKENIZER_CONFIG, config)
-        manifest.write_json(folder / SPECIAL, dataclasses.asdict(special))
-        manifest.write_array(folder / ROWS, np.arange(max(vocab.values()) + 1, dtype=np.int32))
+        hf_folder.write_special(folder, special, list(range(max(vocab.values()) + 1)))
 
     def load(self, folder: Path) -> "LoadedM2M100":
         """Return the tokenizer that `prepare` wrote."""
         base.require_files(folder, self.files)
-        vocab = manifest.read_json(folder / VOCAB)
-        special = hf_folder.read_special(folder / SPECIAL, MarianSpecialTokens)
-        return LoadedM2M100((folder / MODEL).read_bytes(), vocab, special, files.read_array(folder / ROWS), folder)
+        return LoadedM2M100(folder, *hf_folder.read_special(folder, MarianSpecialTokens))
 
     def _vocab(self) -> dict[str, int]:
         """Return token -> id, with the languages."""
-        pieces = manifest.read_json(Path(self.folder) / VOCAB)
-        codes = manifest.read_json(Path(self.folder) / TOKENIZER_CONFIG).get("language_codes", "m2m100")
+        pieces = self.read_json(VOCAB)
+        codes = self.read_json(TOKENIZER_CONFIG).get("language_codes", "m2m100")
         if codes not in CODES:
             raise KdError(
                 f"tokenizer.folder: expected language_codes {' or '.join(CODES)} in {TOKENIZER_CONFIG}, got {codes!r}. "
@@ -121,22 +98,17 @@ folder.
 
     def _special_tokens(self) -> MarianSpecialTokens:
         """Read the special tokens of the folder, the two languages among them."""
-        vocab, config = self._vocab(), manifest.read_json(Path(self.folder) / TOKENIZER_CONFIG)
+        vocab, config = self._vocab(), self.read_json(TOKENIZER_CONFIG)
         words, model_config = {i: token for token, i in vocab.items()}, hf_folder.read_model_config(Path(self.folder))
         tokens: dict[str, str] = TOKENS | hf_folder.named_tokens(config, TOKENS)
         tokens["start"] = words.get(model_config.get("decoder_start_token_id", -1), tokens["eos"])
-        tokens["source"] = self.source or _language_token(config.get("src_lang"))
-        tokens["target"] = self.target or _language_token(config.get("tgt_lang"))
-        for role, token in tokens.items():
-            if token not in vocab and role in ("source", "target"):
+        require_tokens(tokens, vocab, self.folder)
+        for role, field, language in (("source", "src_lang", self.source), ("target", "tgt_lang", self.target)):
+            tokens[role] = language or (f"__{config[field]}__" if config.get(field) else "")
+            if tokens[role] not in vocab:
                 raise KdError(
-                    f"tokenizer.{role}: expected a language token of {self.folder!r}, got {token!r}. Name one, such as "
-                    "__en__."
-                )
-            if token not in vocab:
-                raise KdError(
-                    f"tokenizer.folder: expected the token {role} in {VOCAB} of {self.folder!r}, got no {token!r}. Use "
-                    "the files of one model."
+                    f"tokenizer.{role}: expected a language token of {self.folder!r}, got {tokens[role]!r}. Name one, "
+                    "such as __en__."
                 )
         suppressed = [words[i] for i in hf_folder.suppressed_ids(model_config) if i in words]
         return MarianSpecialTokens(tokens, "", suppressed)
@@ -145,21 +117,8 @@ folder.
 class LoadedM2M100(LoadedMarian):
     """A `Tokenizer` of one SentencePiece model, with a language token before source and completion."""
 
-    def __init__(
-        self, model: bytes, vocab: dict[str, int], special: MarianSpecialTokens, rows_V: np.ndarray, folder: Path
-    ):
-        """Build the tokenizer.
-
-        Args:
-          model: serialised SentencePiece model.
-          vocab: token -> id.
-          special: special tokens and the two languages.
-          rows_V: rows of the pretrained embedding.
-          folder: of the tokenizer's files.
-        """
-        super().__init__({SOURCE: model, TARGET: model}, vocab, special, rows_V, folder)
-        self._not_decoded |= LANGUAGES
-        self.forced_prefix = (vocab[special.tokens["target"]],)
+    model_files = {SOURCE: MODEL, TARGET: MODEL}
+    language_tokens = LANGUAGES
 
     def split_language(self, text: str) -> tuple[list[str], str]:
         """Return the token of the source language, and the text."""
@@ -172,12 +131,7 @@ class LoadedM2M100(LoadedMarian):
         manifest.write_json(to / VOCAB, pieces)
         tokens = {f"{role}_token": self._special.tokens[role] for role in TOKENS}
         languages = sorted(set(self._vocab) - set(pieces), key=self._vocab.__getitem__)
-        config = {"additional_special_tokens": languages, "tokenizer_class": "M2M100Tokenizer"}
-        manifest.write_json(
-            to / TOKENIZER_CONFIG, manifest.read_json(self._folder / TOKENIZER_CONFIG) | tokens | config
-        )
+        config = manifest.read_json(self._folder / TOKENIZER_CONFIG) | tokens
+        config |= {"additional_special_tokens": languages, "tokenizer_class": "M2M100Tokenizer"}
+        manifest.write_json(to / TOKENIZER_CONFIG, config)
         return self._config_ids(family)
-
-
-def _language_token(code: str | None) -> str:
-    return f"__{code}__" if code else ""

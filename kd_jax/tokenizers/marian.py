@@ -3,15 +3,15 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import sentencepiece
 
-from kd_jax.artifacts import files, manifest
+from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
 from kd_jax.tokenizers import base, hf_folder
-from kd_jax.tokenizers.hf_folder import GENERATION_CONFIG, MODEL_CONFIG, ROWS, SPECIAL, TOKENIZER_CONFIG
+from kd_jax.tokenizers.hf_folder import ROWS, SPECIAL, TOKENIZER_CONFIG, FolderTokenizer
 from kd_jax.tokenizers.sentencepiece_json import NORMAL, SPACE, UNIGRAM, parse_model
 
 SOURCE, TARGET, VOCAB = "source.spm", "target.spm", "vocab.json"
@@ -21,21 +21,15 @@ BEGIN, END = ">>", "<<"  # around a language's name
 
 @dataclasses.dataclass(frozen=True)
 class MarianSpecialTokens:
-    """Special tokens of a Marian or M2M100 model; stored as tokenizer_special.json.
+    """Special tokens of a Marian or M2M100 model; stored as tokenizer_special.json."""
 
-    Attributes:
-      tokens: role ("start", "eos", "pad", "unk"; M2M100: "bos", "source", "target") -> token.
-      target: language token before every source; "" for none.
-      suppress_tokens: tokens that decoding never generates.
-    """
-
-    tokens: Mapping[str, str]
-    target: str
+    tokens: Mapping[str, str]  # of the roles "start", "eos", "pad", "unk"; M2M100: "bos", "source", "target" too
+    target: str  # language token before every source of Marian; "" for none
     suppress_tokens: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
-class MarianTokenizer:
+class MarianTokenizer(FolderTokenizer):
     """The tokenizer of a Marian model in a local folder; HuggingFaceTokenizer.with_folder gives it.
 
     The ids are those of transformers' MarianTokenizer, with two exceptions. The text "</s>" is encoded as characters,
@@ -55,22 +49,17 @@ class MarianTokenizer:
 tokenizer_config.json, got 'models/none' without source.spm. Copy the missing file, or name another local folder.
     """
 
-    folder: str = ""
     target: str = ""
     cut: bool = False
 
-    pretrained: ClassVar[bool] = True
-    files: ClassVar[tuple[str, ...]] = (SOURCE, TARGET, VOCAB, TOKENIZER_CONFIG, SPECIAL, ROWS)
-
-    @property
-    def sample(self) -> int:
-        """0: all texts, whose tokens `cut` keeps."""
-        return 0
+    kind: ClassVar[str] = "a Marian folder"
+    required: ClassVar[tuple[str, ...]] = (SOURCE, TARGET, VOCAB, TOKENIZER_CONFIG)
+    files: ClassVar[tuple[str, ...]] = (*required, SPECIAL, ROWS)
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens of the folder's tokenizer."""
-        return max(self._json(VOCAB).values()) + 1
+        return max(self.read_json(VOCAB).values()) + 1
 
     def with_folder(self, folder: str) -> "MarianTokenizer":
         """Return these settings for another folder."""
@@ -78,15 +67,16 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
 
     def check(self) -> None:
         """Raise KdError if files are missing or belong to different models, or a special token is missing."""
-        base.require_input_files(self.folder, (SOURCE, TARGET, VOCAB, TOKENIZER_CONFIG), "a Marian folder")
-        if self._json(TOKENIZER_CONFIG).get("separate_vocabs"):
+        self.require_files()
+        if self.read_json(TOKENIZER_CONFIG).get("separate_vocabs"):
             raise KdError(
-                f"tokenizer.folder: expected one vocabulary for both sides, got separate_vocabs in {self.folder!r}. "
-                "Use a model with a joint vocabulary."
+                f"tokenizer.folder: expected one vocabulary, got separate_vocabs in {self.folder!r}. Use another model."
             )
-        vocab = self._json(VOCAB)
+        vocab = self.read_json(VOCAB)
         for name in (SOURCE, TARGET):
-            pieces = _text_pieces(_load_model(name, (Path(self.folder) / name).read_bytes()))
+            model = _load_model(name, (Path(self.folder) / name).read_bytes())
+            ids = [i for i in range(model.get_piece_size()) if not (model.is_control(i) or model.is_unknown(i))]
+            pieces = [model.id_to_piece(i) for i in ids if not model.is_byte(i)]
             known = sum(piece in vocab for piece in pieces)
             if 2 * known < len(pieces):
                 raise KdError(
@@ -95,32 +85,20 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
                 )
         self._special_tokens()
 
-    def input_files(self) -> tuple[Path, ...]:
-        """Return the folder's files that decide the tokenizer."""
-        names = (SOURCE, TARGET, VOCAB, TOKENIZER_CONFIG, MODEL_CONFIG, GENERATION_CONFIG)
-        return base.existing_files(self.folder, names)
-
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """Copy the tokenizer, pruned to the pieces of the texts if `cut` is set.
-
-        Raises:
-          KdError: if symbols are given, or `cut` is set for a model other than unigram.
-        """
-        origin, vocab, special = Path(self.folder), self._json(VOCAB), self._special_tokens()
-        config = self._json(TOKENIZER_CONFIG)
+        """Copy the tokenizer, pruned to the pieces of the texts if `cut` is set; there can be no symbols."""
+        origin, vocab, special = Path(self.folder), self.read_json(VOCAB), self._special_tokens()
+        config = self.read_json(TOKENIZER_CONFIG)
         if symbols:
             raise KdError(
                 f"task.directions: expected one direction for the Marian model {self.folder!r}, got the tags "
-                f"{', '.join(symbols)}. Set tokenizer.target, or begin sources with Marian's own tags, such as "
-                "'>>fra<<'."
+                f"{', '.join(symbols)}. Set tokenizer.target, or begin sources with Marian's tags, such as '>>fra<<'."
             )
         models = {name: (origin / name).read_bytes() for name in (SOURCE, TARGET)}
         rows = list(range(max(vocab.values()) + 1))
         if self.cut:
-            models, tokens = _prune(LoadedMarian(models, vocab, special, None, origin), models, texts)
-            tokens |= {*special.tokens.values(), *special.suppress_tokens}
-            if self.target:
-                tokens.add(self.target)
+            models, tokens = _prune(LoadedMarian(origin, special, None), models, texts)
+            tokens |= {*special.tokens.values(), *special.suppress_tokens, self.target}
             rows = sorted(vocab[token] for token in tokens if token in vocab)
             new_ids = {old: new for new, old in enumerate(rows)}
             vocab = {token: new_ids[old] for token, old in vocab.items() if old in new_ids}
@@ -129,35 +107,21 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
             manifest.write_bytes(folder / name, model)
         manifest.write_json(folder / VOCAB, vocab)
         manifest.write_json(folder / TOKENIZER_CONFIG, config)
-        manifest.write_json(folder / SPECIAL, dataclasses.asdict(special))
-        manifest.write_array(folder / ROWS, np.asarray(rows, np.int32))
+        hf_folder.write_special(folder, special, rows)
 
     def load(self, folder: Path) -> "LoadedMarian":
         """Return the tokenizer that `prepare` wrote."""
         base.require_files(folder, self.files)
-        models = {name: (folder / name).read_bytes() for name in (SOURCE, TARGET)}
-        special = hf_folder.read_special(folder / SPECIAL, MarianSpecialTokens)
-        vocab = manifest.read_json(folder / VOCAB)
-        return LoadedMarian(models, vocab, special, files.read_array(folder / ROWS), folder)
-
-    def _json(self, name: str) -> dict[str, Any]:
-        return manifest.read_json(Path(self.folder) / name)
+        return LoadedMarian(folder, *hf_folder.read_special(folder, MarianSpecialTokens))
 
     def _special_tokens(self) -> MarianSpecialTokens:
         """Read the special tokens of the folder."""
-        vocab, model_config = self._json(VOCAB), hf_folder.read_model_config(Path(self.folder))
+        vocab, model_config = self.read_json(VOCAB), hf_folder.read_model_config(Path(self.folder))
         words = {i: token for token, i in vocab.items()}
-        tokens: dict[str, str] = TOKENS | hf_folder.named_tokens(self._json(TOKENIZER_CONFIG), TOKENS)
-        if "decoder_start_token_id" in model_config:
-            tokens["start"] = words.get(model_config["decoder_start_token_id"], "")
-        else:
-            tokens["start"] = tokens["pad"]
-        for role, token in tokens.items():
-            if token not in vocab:
-                raise KdError(
-                    f"tokenizer.folder: expected the token {role} in {VOCAB} of {self.folder!r}, got no {token!r}. Use "
-                    "the files of one model."
-                )
+        tokens: dict[str, str] = TOKENS | hf_folder.named_tokens(self.read_json(TOKENIZER_CONFIG), TOKENS)
+        start = model_config.get("decoder_start_token_id")
+        tokens["start"] = tokens["pad"] if start is None else words.get(start, "")
+        require_tokens(tokens, vocab, self.folder)
         if self.target and self.target not in vocab:
             known = " ".join([token for token in vocab if token.startswith(BEGIN) and token.endswith(END)][:5])
             raise KdError(
@@ -171,33 +135,22 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
 class LoadedMarian:
     """A `Tokenizer` of two SentencePiece models, one for each side, over one vocabulary."""
 
-    forced_prefix: tuple[int, ...] = ()
+    model_files: Mapping[str, str] = {SOURCE: SOURCE, TARGET: TARGET}
+    language_tokens: frozenset[str] = frozenset()  # that a decoded text does not show
 
-    def __init__(
-        self,
-        models: Mapping[str, bytes],
-        vocab: dict[str, int],
-        special: MarianSpecialTokens,
-        rows_V: np.ndarray | None,
-        folder: Path,
-    ):
-        """Build the tokenizer.
-
-        Args:
-          models: SOURCE and TARGET -> serialised SentencePiece model.
-          vocab: token -> id.
-          special: special tokens.
-          rows_V: rows of the pretrained embedding.
-          folder: of the tokenizer's files.
-        """
-        self.models = {name: _load_model(name, proto) for name, proto in models.items()}
+    def __init__(self, folder: Path, special: MarianSpecialTokens, rows_V: np.ndarray | None):
+        """Read the vocabulary and the models of a folder."""
+        names, vocab = self.model_files, manifest.read_json(folder / VOCAB)
+        self.models = {side: _load_model(name, (folder / name).read_bytes()) for side, name in names.items()}
         self._vocab, self._special, self._folder, self.rows_V = vocab, special, folder, rows_V
         self._tokens = {i: token for token, i in vocab.items()}
         self.vocab_size = max(self._tokens) + 1
-        self._not_decoded = set(special.tokens.values())
+        self._not_decoded = {*special.tokens.values(), *self.language_tokens}
         self.start, self.eos, self.pad = (vocab[special.tokens[role]] for role in ("start", "eos", "pad"))
         self._unknown = vocab[special.tokens["unk"]]
         self.suppress_tokens = tuple(vocab[token] for token in special.suppress_tokens)
+        target = special.tokens.get("target")
+        self.forced_prefix: tuple[int, ...] = () if target is None else (vocab[target],)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a completion's text, by the target model."""
@@ -229,10 +182,7 @@ class LoadedMarian:
         return [self._tokens.get(i, "") for i in range(self.vocab_size)]
 
     def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
-        """Write the files of transformers' MarianTokenizer.
-
-        That class adds no language token. The texts of a model with several target languages must begin with it.
-        """
+        """Write the files of transformers' MarianTokenizer, which adds no language token to a text."""
         for name in (SOURCE, TARGET, VOCAB):
             (to / name).write_bytes((self._folder / name).read_bytes())
         tokens = {f"{role}_token": self._special.tokens[role] for role in TOKENS}
@@ -249,6 +199,16 @@ class LoadedMarian:
         return [self._vocab.get(piece, self._unknown) for piece in pieces]
 
 
+def require_tokens(tokens: Mapping[str, str], vocab: Mapping[str, int], folder: str) -> None:
+    """Raise KdError if a special token (role -> token) is not in the vocabulary."""
+    for role, token in tokens.items():
+        if token not in vocab:
+            raise KdError(
+                f"tokenizer.folder: expected the token {role} in {VOCAB} of {folder!r}, got no {token!r}. Use files of "
+                "one model."
+            )
+
+
 def _load_model(name: str, proto: bytes) -> sentencepiece.SentencePieceProcessor:
     """Return the SentencePiece model of these bytes; raise KdError if they are invalid."""
     try:
@@ -257,12 +217,6 @@ def _load_model(name: str, proto: bytes) -> sentencepiece.SentencePieceProcessor
         raise KdError(
             f"tokenizer.folder: expected a SentencePiece model in {name}, got other content. Copy the file again."
         ) from error
-
-
-def _text_pieces(model: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """Return the pieces that consist of a text's characters."""
-    ids = (i for i in range(model.get_piece_size()) if not (model.is_control(i) or model.is_unknown(i)))
-    return [model.id_to_piece(i) for i in ids if not model.is_byte(i)]
 
 
 def _prune(whole: LoadedMarian, models: Mapping[str, bytes], texts: Iterable[str]) -> tuple[dict[str, bytes], set[str]]:

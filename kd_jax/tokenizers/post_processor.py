@@ -8,17 +8,9 @@ from tokenizers import processors
 
 
 def language_post_processor(source: str, eos: str, ids: Mapping[str, int], legacy: bool) -> dict[str, Any]:
-    """Return the post-processor of a multilingual model's source text.
+    """Return the post-processor of a multilingual model's text: token of the source language, text, `eos`.
 
-    Args:
-      source: token of the source language.
-      eos: token that ends the text.
-      ids: token -> id.
-      legacy: whether the language stands after the text, as in NLLB's legacy_behaviour.
-
-    Examples:
-      >>> language_post_processor("en", "</s>", {"en": 7, "</s>": 2}, legacy=False)["single"][0]
-      {'SpecialToken': {'id': 'en', 'type_id': 0}}
+    Legacy: the language stands last, as in NLLB's legacy_behaviour.
     """
     single = ["$A", eos, source] if legacy else [source, "$A", eos]
     tokens = [(token, ids[token]) for token in (source, eos)]
@@ -63,10 +55,8 @@ def renumber(processor: Mapping[str, Any] | None, new_ids: Mapping[int, int]) ->
     if processor["type"] == "Sequence":
         return {**processor, "processors": [renumber(part, new_ids) for part in processor["processors"]]}
     if processor["type"] == "TemplateProcessing":
-        tokens = {
-            name: {**token, "ids": [new_ids[i] for i in token["ids"]]}
-            for name, token in processor["special_tokens"].items()
-        }
+        tokens = processor["special_tokens"]
+        tokens = {name: {**token, "ids": [new_ids[i] for i in token["ids"]]} for name, token in tokens.items()}
         return {**processor, "special_tokens": tokens}
     if processor["type"] in ("BertProcessing", "RobertaProcessing"):
         ends = {end: [processor[end][0], new_ids[processor[end][1]]] for end in ("sep", "cls")}

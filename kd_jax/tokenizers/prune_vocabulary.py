@@ -16,15 +16,8 @@ def required_ids(spec: Json, used: Iterable[int], required_tokens: Iterable[str]
     """Return the ids to keep, ascending: used ids, the parts of their merges, and single characters.
 
     Merges make a byte-pair token, so the halves of every merge that gives a kept token are kept too. Every text of
-    `used` then merges as before, since a removed merge gave no token of these texts.
-
-    Args:
-      spec: a tokenizer.json.
-      used: ids of the texts' tokens.
-      required_tokens: special tokens to keep even if no text uses them.
-
-    Raises:
-      KdError: if the model is neither BPE nor Unigram.
+    `used` then merges as before, since a removed merge gave no token of these texts. The special `required_tokens` are
+    kept even if no text uses them.
     """
     model, ids = spec["model"], vocabulary(spec)
     tokens = {i: token for token, i in ids.items()}
@@ -34,9 +27,7 @@ def required_ids(spec: Json, used: Iterable[int], required_tokens: Iterable[str]
         keep.add(model["vocab"][model["unk_id"]][0])
         return sorted(ids[token] for token in keep)
     if model["type"] != "BPE":
-        raise KdError(
-            f"tokenizer.cut: expected a BPE or a Unigram model, got {model['type']}. Set tokenizer.cut to False."
-        )
+        raise KdError(f"tokenizer.cut: expected a BPE or a Unigram model, got {model['type']}. Set it to False.")
     if model.get("unk_token") in ids:
         keep.add(model["unk_token"])
     halves: dict[str, set[str]] = {}

@@ -18,6 +18,12 @@ from kd_jax.tokenizers.sentencepiece_json import to_tokenizer_json
 PAD, START, EOS, UNKNOWN = range(4)
 MODEL = "tokenizer.model"
 MAX_BYTES = 2**30  # of a training text; SentencePiece's default of 4,192 silently skips longer documents
+COMMON_CONFIG = {  # of every tokenizer_config.json
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "model_max_length": int(1e30),  # transformers' "no limit"
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,31 +61,22 @@ class SentencePiece:
         """Raise KdError if a field has an invalid value."""
         if type(self.vocab_size) is not int or not UNKNOWN + 1 < self.vocab_size < 2**31:
             raise KdError(
-                f"tokenizer.vocab_size: expected an integer above {UNKNOWN + 1}, got {self.vocab_size}. Use at least "
-                "the number of characters."
+                f"tokenizer.vocab_size: expected an integer above {UNKNOWN + 1}, got {self.vocab_size}. Use more."
             )
         if self.model_type not in ("unigram", "bpe"):
             raise KdError(f"tokenizer.model_type: expected unigram or bpe, got {self.model_type!r}. Choose one.")
         if not 0.98 <= self.character_coverage <= 1:
-            raise KdError(
-                f"tokenizer.character_coverage: expected a share in [0.98, 1], got {self.character_coverage}. Use 1.0 "
-                "for alphabets, 0.9995 for rich scripts."
-            )
+            coverage = self.character_coverage
+            raise KdError(f"tokenizer.character_coverage: expected a share in [0.98, 1], got {coverage}. Use 1.0.")
         if type(self.sample) is not int or self.sample < 0:
-            raise KdError(
-                f"tokenizer.sample: expected an integer of at least 0, got {self.sample}. Use 0 for all text."
-            )
+            raise KdError(f"tokenizer.sample: expected an integer of at least 0, got {self.sample}. Use 0 for all.")
 
     def input_files(self) -> tuple[Path, ...]:
         """Return no files: the training texts alone decide the tokenizer."""
         return ()
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
-        """Train the model and write it; the symbols count in vocab_size.
-
-        Raises:
-          KdError: if the texts do not suit the vocabulary size.
-        """
+        """Train the model and write it; the symbols count in vocab_size."""
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -155,7 +152,7 @@ class SentencePieceTokenizer:
         tokenizer = to_tokenizer_json(self._path, template if has_encoder else f"<s> {template}")
         tokenizer.save(str(to / "tokenizer.json"))
         special = {"pad_token": pad, "bos_token": START, "eos_token": EOS, "unk_token": UNKNOWN}
-        config = base.COMMON_CONFIG | {name: tokenizer.id_to_token(i) for name, i in special.items()}
+        config = COMMON_CONFIG | {name: tokenizer.id_to_token(i) for name, i in special.items()}
         if not has_encoder:
             config["padding_side"] = "left"
         manifest.write_json(to / TOKENIZER_CONFIG, config)

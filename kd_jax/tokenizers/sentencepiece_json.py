@@ -20,33 +20,28 @@ def parse_model(proto: bytes) -> Any:
 
 
 def to_tokenizer_json(path: Path, template: str) -> Tokenizer:
-    """Return the tokenizer of a SentencePiece model.
+    """Return the tokenizer of a model that SentencePiece.prepare wrote; its `save` writes tokenizer.json.
 
-    Args:
-      path: of a unigram or bpe model that kd_jax.tokenizers.sentencepiece trained.
-      template: special tokens around a text, such as "<s> $A </s>".
-
-    Returns:
-      A tokenizer of the library `tokenizers`; its `save` writes tokenizer.json.
+    `template` has the special tokens around a text, such as "<s> $A </s>".
     """
     model = parse_model(path.read_bytes())
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
     tokenizer = Tokenizer(_model(model, pieces))
-    tokenizer.normalizer = _normalizer(model)
+    # SentencePiece trims spaces only; other white space is an ordinary character.
+    steps: list[Any] = [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if charsmap := model.normalizer_spec.precompiled_charsmap:
+        steps.insert(0, normalizers.Precompiled(charsmap))
+    tokenizer.normalizer = normalizers.Sequence(steps)
     control, symbols = ([p.piece for p in model.pieces if p.type == kind] for kind in (CONTROL, USER_DEFINED))
-    steps: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")]
+    steps = [pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")]
     if symbols:
         pattern = Regex("|".join(re.escape(piece) for piece in symbols))
         steps.append(pre_tokenizers.Split(pattern, behavior="isolated"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    unknown = decoders.Replace(pieces[model.trainer_spec.unk_id][0], model.trainer_spec.unk_surface)
+    strip = decoders.Strip(" ", MAX_LEADING_SPACES, 0)
     tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace(SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", MAX_LEADING_SPACES, 0),
-            decoders.Replace(pieces[model.trainer_spec.unk_id][0], model.trainer_spec.unk_surface),
-        ]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), strip, unknown]
     )
     tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in control])
     special = [(piece, tokenizer.token_to_id(piece)) for piece in control]
@@ -68,13 +63,3 @@ def _model(model: Any, pieces: list[tuple[str, float]]) -> models.Model:
     return models.BPE(
         ids, ordered, unk_token=pieces[unknown][0], fuse_unk=True, byte_fallback=byte_fallback, ignore_merges=True
     )
-
-
-def _normalizer(model: Any) -> normalizers.Normalizer:
-    """Return the normalisation of the model and of its spaces."""
-    steps: list[normalizers.Normalizer] = []
-    if model.normalizer_spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap))
-    # SentencePiece trims spaces only; other white space is an ordinary character.
-    steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    return normalizers.Sequence(steps)
