@@ -32,8 +32,8 @@ def read_files(paths: Sequence[str], fields: Sequence[str], where: str) -> Rows:
     if len(paths) != len(fields):
         names = ", ".join(fields)
         raise KdError(
-            f"{where}: expected one .jsonl, or a text file for each of the fields {names}, got {len(paths)} files. Name "
-            "them in this order."
+            f"{where}: expected one .jsonl, or a text file for each of the fields {names}, got {len(paths)} files. "
+            "Name them in this order."
         )
     sides = [Lines(path) for path in paths]
     if len({len(side) for side in sides}) > 1:
