@@ -25,7 +25,7 @@ def pages():
             yield pytest.param(page, id=name, marks=() if name in ALWAYS else pytest.mark.extended)
 
 
-@pytest.mark.parametrize("page", pages())
+@pytest.mark.parametrize("page", list(pages()))
 def test_blocks_run(page, smoke_run, tmp_path):
     """All blocks of a page run in order, in one folder with the repository's files and a finished smoke run."""
     for name in ("experiments", "kd_jax", "README.md", "pyproject.toml", "requirements.txt"):
@@ -45,9 +45,7 @@ def test_blocks_run(page, smoke_run, tmp_path):
             command = [sys.executable, "-c", python]
         else:
             command = ["bash", "-euo", "pipefail", "-c", block.code]
-        result = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS
-        )
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS)
         assert result.returncode == 0, f"{page}:{block.line}\n{block.code}\n{result.stderr[-3000:]}"
         for text in block.prints:
             assert text in result.stdout + result.stderr, f"{page}:{block.line} prints {result.stdout!r}"

@@ -75,7 +75,6 @@ def test_any_function_that_fits_the_signal_is_a_loss(term):
         (Term(functools.partial(reverse_kl), signal=Sampled()), r"supports \(forward_kl\), got reverse_kl"),
         (Term(max, signal=HIDDEN), "a function with a signature, got max"),
     ],
-    ids=str,
 )
 def test_functions_that_do_not_fit_the_signal_are_refused(term, message):
     with pytest.raises(KdError, match=rf"^terms\.a\.loss: expected .*{message}") as error:
