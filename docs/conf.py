@@ -42,6 +42,8 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # dataclass fields are described once, under Attributes
 napoleon_use_rtype = False
 
+smartquotes_action = "qe"  # "--force" stays as it is typed
+
 copybutton_exclude = ".linenos, .gp, .go"
 html_theme = "furo"
 html_title = f"kd_jax {version}"

@@ -91,7 +91,7 @@ class Workdir:
 
     @property
     def shrink(self) -> Folder:
-        """shrink.json: the quality of students that start from their teacher, before training."""
+        """The quality of students that start from their teacher, before training, in shrink.json."""
         return Folder(self.path / "shrink", "shrink")
 
     def profile(self, name: str) -> Path:
