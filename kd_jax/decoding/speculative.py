@@ -53,15 +53,15 @@ class LoopState(NamedTuple):
 def speculative(
     target: BoundModel, draft: BoundModel, inputs: Inputs, *, eos: int, length: int, drafts: int
 ) -> SpeculativeOutput:
-    """Write the target's greedy text, with tokens drafted by a smaller model.
+    """Generate the target's greedy text, with tokens drafted by a smaller model.
 
     In each round the draft writes `drafts` tokens greedily. The target reads them at once, accepts those that it would
     have written, and adds its own next token: a round gives 1 to `drafts` + 1 tokens. The text equals that of `greedy`,
-    unless two logits tie within rounding: a product over several tokens may be rounded differently.
+    unless two logits are equal within rounding: a matrix product over several tokens may be rounded differently.
 
-    All rows advance by the same number of tokens, the least of the rows that have not ended. So a cache has one slot
-    index for all rows, and going back is a smaller index. Compared with an index for each row, this drafts some tokens
-    twice in large batches, but none at batch size 1, where speculation pays.
+    In a round every row advances by the smallest number of tokens accepted in any unfinished row. So one slot index
+    serves all rows of the cache, and rejected tokens are discarded by lowering it. Rows that could have advanced
+    further draft those tokens again; at batch size 1 this never happens.
 
     Args:
       target: the model whose text is written.
@@ -72,7 +72,7 @@ def speculative(
       drafts: number of tokens drafted in a round, static, at least 1.
 
     Returns:
-      SpeculativeOutput.
+      SpeculativeOutput: ids (-1 after the end token), and the numbers of drafted and of accepted tokens of each row.
 
     Raises:
       KdError: if the models differ in family or vocabulary, or `drafts` is less than 1.

@@ -50,14 +50,14 @@ def logp_with_rest(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
 def logits_with_rest(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
     """Return the logits at the ids, and the log-sum-exp of all other logits.
 
-    The rest is summed directly: 1 - sum(p) would lose it to cancellation.
+    Nothing is normalised. The other logits are summed directly, since 1 minus a sum of probabilities loses digits.
 
     Args:
       logits_NV: float32 [N, V].
-      ids_NK: int [N, K]; the ids of a row differ. An id of V or more stands for no token and may repeat.
+      ids_NK: int [N, K], distinct within a row. An id of V or more stands for no token and may repeat.
 
     Returns:
-      (float32 [N, K], -inf if an id is V or more; float32 [N], -inf if the support covers all tokens).
+      (float32 [N, K], -inf if an id is V or more; float32 [N], -inf if the ids are all tokens).
 
     Examples:
       >>> logits_with_rest(jnp.asarray([[3.0, 0.0, 0.0]]), jnp.asarray([[0]]))[1]  # log(1 + 1)

@@ -56,15 +56,14 @@ def fused_head(
     over chunks c of tokens. Only the hidden states and the head get gradients.
 
     Args:
-      objective: pure function (logits_CV, tokens, shared) -> (scalar to differentiate, pytree of sums). It must be a
-      sum
-        over tokens and must not close over a traced value. The last chunk is padded with zeros, so a mask among
-        `tokens` must mask the padding.
+      objective: pure function (logits_CV, tokens, shared) -> (loss to differentiate, pytree of sums), both sums over
+        the tokens of a chunk of C. The last chunk is padded with zeros, so tokens whose mask is 0 must add nothing.
+        It must not close over traced values: pass them in `shared`.
       hidden_ND: float [N, D], the hidden states.
       head: the output layer.
       tokens: pytree of [N, ...] arrays, the objective's inputs for each token, for example TokenInputs.
       shared: pytree, the objective's inputs for all tokens, for example StepInputs.
-      chunk: number of tokens in a chunk; 0 for `chunk_tokens`.
+      chunk: number of tokens in a chunk; 0 for what the function `chunk_tokens` computes.
 
     Returns:
       (scalar, sums), each summed over the chunks.

@@ -99,10 +99,10 @@ def row_shards() -> int:
 
 
 def shard_map_rows(function: Callable[..., Tree]) -> Callable[..., Tree]:
-    """Return the function of arrays [N, ...] with each device of a mesh computing its own rows.
+    """Wrap a row-wise function in `jax.shard_map` over the mesh that is set, if there is one.
 
-    The compiler does not shard some functions by itself (top_k). Each row's result must depend on that row alone.
-    Without a mesh this is the function itself.
+    All arguments and results have a leading axis N, a multiple of the mesh's row shards, and a row's result depends on
+    that row alone. It serves functions that the compiler would run on all rows on every device, such as top_k.
     """
     if row_shards() == 1:
         return function

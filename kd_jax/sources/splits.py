@@ -83,14 +83,14 @@ def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], la
 
 
 def remove_leaks(splits: Splits, *fields: str, workers: "Workers | None" = None) -> tuple[Splits, dict[str, int]]:
-    """Remove held-out examples whose text is also in the training data, or test texts that are in validation.
+    """Remove held-out examples whose text is also in the training data, and test examples that are also in validation.
 
-    Case is ignored. Unlabelled examples are training data. The comparison uses 64-bit hashes, and keeps those of the
-    held-out examples in memory.
+    Texts are equal if they differ in case alone. Unlabelled examples count as training data. Hashes of 64 bits are
+    compared; those of the held-out examples are held in memory.
 
     Args:
       splits: "train", "validation", "test" and perhaps "unlabelled" -> examples.
-      *fields: whose texts are compared, each with the texts of all of them; usually the field that the model reads.
+      *fields: text fields. An example is removed if any of its texts equals any of these texts of the other split.
       workers: processes that read the training data; None for this process.
 
     Returns:

@@ -192,14 +192,15 @@ def _attention_indices(module: str, teacher: Transformer, student: Transformer, 
 
 
 def narrow(params: Params, indices: Indices) -> Params:
-    """Return the parameters at the indices; an array that is not narrowed is shared.
+    """Select indices of the named axes of a network's parameters; other arrays are returned as they are, not copied.
 
-    Axes of one name within a module are narrowed alike, and "model" is narrowed alike everywhere. Axes of tokens,
-    positions, buckets and the width of a head are never narrowed.
+    `models.axes` names the axes. All axes "model" (the residual stream) take the same indices; axes of another name
+    take the same indices within a layer's module. Axes of tokens, positions, relative-position buckets and the width of
+    an attention head are never narrowed.
 
     Args:
       params: parameters of the wider network.
-      indices: as from `select_indices`.
+      indices: "model", or a module and its axis -> indices, from `select_indices`.
     """
 
     def narrow_array(path: tuple, x: Array) -> Array:
