@@ -7,11 +7,13 @@ from pathlib import Path
 import kd_jax
 
 sys.path.insert(0, str(Path(__file__).parent))
+import cli_reference  # noqa: E402
 import figures  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 # Notebooks are kept in experiments/notebooks; Sphinx reads pages below docs/ alone.
 figures.main()
+cli_reference.main()
 shutil.copytree(ROOT / "experiments/notebooks", ROOT / "docs/notebooks", dirs_exist_ok=True)
 
 project = "kd_jax"
@@ -27,7 +29,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "reference/generated"]
 nitpicky = False  # types of libraries without an inventory here cannot be linked offline
 nb_execution_mode = "off"  # tests/experiments/test_notebooks.py runs them
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
