@@ -27,15 +27,7 @@ NAME = ".kd_jax.lock"  # of the objects, followed by .WRITER for one of several 
 
 @contextlib.contextmanager
 def bucket_lock(folder: Path, writer: tuple[int, int] | None = None) -> Iterator[None]:
-    """Hold the lock of a folder in a bucket for the block.
-
-    Args:
-      folder: of the run.
-      writer: as of `Workdir.lock`.
-
-    Raises:
-      KdError: if another process works there.
-    """
+    """Hold the lock of a run's folder in a bucket for the block, for a `writer` as of `Workdir.lock`."""
     expired = _wait_for_expiry(folder, _conflicting_locks(folder, writer))
     number = 1 + max((int(path.name.rpartition("-")[2]) for path in expired), default=0)
     lock = folder / (f"{NAME}.{writer[0]}-{number}" if writer else f"{NAME}-{number}")
@@ -74,12 +66,7 @@ def bucket_lock(folder: Path, writer: tuple[int, int] | None = None) -> Iterator
 
 
 def workdir_in_use(folder: Path, holder: str) -> KdError:
-    """Return the error for a folder that another process has locked.
-
-    Args:
-      folder: of the run.
-      holder: the text of the lock.
-    """
+    """Return the error for a folder that another process has locked, from the text of the lock."""
     try:
         process = "process {process} of {machine}".format(**json.loads(holder))
     except (ValueError, KeyError, TypeError):  # the holder has just released it

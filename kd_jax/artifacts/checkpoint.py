@@ -61,11 +61,7 @@ class Checkpoints:
     """The checkpoints of one run, in folder/checkpoints; orbax commits each by rename, in gs:// by a marker."""
 
     def __init__(self, folder: Path, step: int | None = None):
-        """Open the checkpoints.
-
-        Args:
-          folder: of the model.
-          step: read this step's parameters alone, so that nothing else is fetched from s3://.
+        """Open the checkpoints of a model's folder; with `step`, fetch its parameters alone from s3://.
 
         Raises:
           DamagedCheckpoint: if a step's metrics cannot be read; see `quarantine_unreadable`.
@@ -111,14 +107,7 @@ class Checkpoints:
         """Save a training state under its step, in place of an earlier checkpoint of that step.
 
         Orbax writes in the background; an upload to s3:// is finished before this returns.
-
-        Args:
-          state: the state of training.
-          iterator: the state of the batch iterator, JSON-able.
-          valid_cross_entropy: nats per token; None if not measured, and then the step is never the best.
-
-        Raises:
-          KdError: if the disk has no space for it.
+        `valid_cross_entropy` is in nats per token; a step with None is never the best.
         """
         needed = OTHER_BYTES + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = files.free_bytes(self._folder)
@@ -157,10 +146,7 @@ class Checkpoints:
             self._mirror.push()
 
     def restore(self, like: StateT) -> tuple[StateT, dict[str, Any]]:
-        """Return the newest state and the iterator's state.
-
-        Args:
-          like: a state of the same shapes, dtypes and shardings.
+        """Return the newest state, in the shapes, dtypes and shardings of `like`, and the iterator's state.
 
         Raises:
           DamagedCheckpoint: if the checkpoint cannot be read, or differs from what was saved.
@@ -177,11 +163,7 @@ class Checkpoints:
         return like._replace(params=params, **rest), metadata["iterator"]
 
     def best_params(self, like: Params) -> Params:
-        """Return the parameters of the best step, as numpy arrays.
-
-        Raises:
-          KdError: if the checkpoint cannot be read, or differs from what was saved.
-        """
+        """Return the parameters of the best step, as numpy arrays."""
         items = ocp.args.Composite(params=_restore_whole_args(like), beside=ocp.args.JsonRestore())
         with _force_as_remedy():
             restored = self._restore(self.best_step(), items)
@@ -189,11 +171,7 @@ class Checkpoints:
         return restored["params"]
 
     def params(self, step: int, like: Params) -> Params:
-        """Return the parameters at a step, also of a checkpoint of an older kd_jax.
-
-        Raises:
-          DamagedCheckpoint: if the checkpoint cannot be read.
-        """
+        """Return the parameters at a step, also of a checkpoint of an older kd_jax."""
         items = ocp.args.Composite(params=_restore_whole_args(like))
         return jax.tree.map(jnp.asarray, self._restore(step, items)["params"])
 
@@ -235,16 +213,7 @@ def _quarantine(path: Path) -> Path:
 
 
 def load_params(folder: Folder, init: Callable[[Array], Params]) -> Params:
-    """Return the best parameters of a finished model, checked against its manifest.
-
-    Args:
-      folder: of the model.
-      init: the network's `init`; its shapes must be the checkpoint's.
-
-    Raises:
-      KdError: if the model is not finished or has other shapes, its bytes differ from what was saved, or the
-        teacher was imported.
-    """
+    """Return the best parameters of a finished model, checked against its manifest."""
     manifest, path = folder.manifest(), folder.path
     if manifest["phase"] == IMPORT_PHASE:
         raise KdError(

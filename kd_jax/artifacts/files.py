@@ -28,15 +28,7 @@ BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs"}  # start of a path -> the package 
 
 
 def as_path(path: str | os.PathLike) -> Path:
-    """Return a path on a disk, or an `epath.Path` in a bucket, which has the methods of a `pathlib.Path`.
-
-    Raises:
-      KdError: if the package for the bucket is not installed.
-
-    Examples:
-      >>> as_path("runs/mine").as_posix(), in_bucket(as_path("runs/mine"))
-      ('runs/mine', False)
-    """
+    """Return a path on a disk, or an `epath.Path` in a bucket, which has the methods of a `pathlib.Path`."""
     text = os.fspath(path)
     if not in_bucket(text):
         return Path(text)
@@ -50,11 +42,7 @@ def absolute(path: Path) -> Path:
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-    """Return whether a path is in a bucket.
-
-    Raises:
-      KdError: for a bucket's address inside a `pathlib.Path`, which makes "gs:/bucket", a folder here, of it.
-    """
+    """Return whether a path is in a bucket; refuse `pathlib.Path("gs://...")`, which is a local folder "gs:"."""
     text = os.fspath(path)
     if match := re.match(r"(gs|s3):/(?!/)", text):
         raise KdError(f"{text}: expected {match[1]}://BUCKET/... as a string, got a pathlib.Path. Pass the string.")

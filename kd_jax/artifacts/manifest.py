@@ -42,18 +42,10 @@ class Folder:
     phase: str
 
     def begin(self, inputs: Mapping[str, Any], force: bool = False) -> bool:
-        """Open the folder for a phase with these inputs; return whether there is work to do.
+        """Open the folder for a phase with flat, JSON-able inputs; return whether there is work to do.
 
-        A folder that was finished with the same inputs needs no work. One that was begun with the same inputs is
-        resumed.
-
-        Args:
-          inputs: flat: fields of the configuration and digests of consumed folders; JSON-able.
-          force: empty the folder first.
-
-        Raises:
-          KdError: if the folder was begun or finished with other inputs (names the first that differs), or has files
-            that no phase wrote.
+        A folder that was finished with the same inputs needs no work, one that was begun with them is resumed. Raise
+        KdError on other inputs, unless `force` empties the folder, and on files that no phase wrote.
         """
         return hosts.run_on_main(lambda: self._begin(inputs, force))
 
@@ -71,12 +63,7 @@ class Folder:
         return not finished
 
     def finish(self, outputs: Mapping[str, Any], seconds: float) -> None:
-        """Mark the phase as finished; the manifest is its last file.
-
-        Args:
-          outputs: of the phase, JSON-able.
-          seconds: that it took.
-        """
+        """Mark the phase as finished, with JSON-able outputs and its seconds; the manifest is its last file."""
         hosts.run_on_main(lambda: self._finish(outputs, seconds))
 
     def _finish(self, outputs: Mapping[str, Any], seconds: float) -> None:
@@ -98,11 +85,7 @@ class Folder:
         return (self.path / "manifest.json").exists()
 
     def manifest(self) -> dict[str, Any]:
-        """Return the folder's manifest.
-
-        Raises:
-          KdError: if the phase is not finished (names the phase to run), or the manifest was edited.
-        """
+        """Return the folder's manifest."""
         path = self.path / "manifest.json"
         if not path.exists():
             raise KdError(f"{self.path}: expected a finished folder, got no manifest.json. Run `{self.phase}` first.")
@@ -120,11 +103,7 @@ class Folder:
         return self.manifest()["inputs"] if self.finished() else read_json(self.path / "inputs.json")["inputs"]
 
     def file(self, name: str) -> Path:
-        """Return the path of a file of the finished phase, its bytes checked.
-
-        Raises:
-          KdError: if the file is missing or its bytes have changed.
-        """
+        """Return the path of a file of the finished phase, its bytes checked."""
         path, digests = self.path / name, self.manifest()["files"]
         if name not in digests:
             raise KdError(f"{path}: expected a file that `{self.phase}` wrote, got a foreign one. {self._remedy}")
@@ -230,11 +209,7 @@ def read_lines(path: Path) -> list[Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file.
-
-    Raises:
-      KdError: if the file is missing or not JSON, for example cut short.
-    """
+    """Return the value in a JSON file."""
     return _parse(_read_text(path), path)
 
 

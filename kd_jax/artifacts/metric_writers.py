@@ -117,11 +117,7 @@ SINKS: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlf
 
 
 def check(names: Sequence[str]) -> None:
-    """Check that each name is in SINKS and its package installed.
-
-    Raises:
-      KdError: if not.
-    """
+    """Check that each name is in SINKS and its package installed."""
     for name in names:
         if name not in SINKS:
             raise KdError(f"--metrics: expected some of {', '.join(SINKS)}, got {name!r}. Choose from them.")
@@ -133,13 +129,7 @@ class ResumableWriter:
     """A sink that receives each step of a metric once, also in a resumed training."""
 
     def __init__(self, name: str, folder: Path, title: str):
-        """Make a writer; nothing is opened yet.
-
-        Args:
-          name: of SINKS.
-          folder: for local files of all models.
-          title: of the model.
-        """
+        """Make a writer to a sink of SINKS, for the model `title`; nothing is opened yet."""
         self._name, self._folder, self._title = name, folder, title
         self._state_path = folder / f"{title}.{name}.json"  # the sink's run, and metric -> the last step written
         self._sink: Sink | None = None

@@ -30,12 +30,7 @@ class MetricsLog:
     """Metrics as JSON lines, one row per `append`, each with its `step`; only the main process writes them."""
 
     def __init__(self, path: Path, writers: Sequence[MetricWriter] = ()):
-        """Make a log; nothing is opened yet.
-
-        Args:
-          path: of the file.
-          writers: further destinations of the rows, from `truncate_after` on.
-        """
+        """Make a log; nothing is opened yet, and `writers` get its rows from `truncate_after` on."""
         self._path, self._writers = path, writers
 
     def append(self, row: dict[str, Any]) -> None:
@@ -58,14 +53,7 @@ class MetricsLog:
         )
 
     def truncate_after(self, step: int) -> None:
-        """Drop the rows of later steps, and a last row that is cut short.
-
-        Args:
-          step: at which training resumes; -1 for a fresh training.
-
-        Raises:
-          KdError: if another row is damaged; names the file and the line.
-        """
+        """Drop the rows after `step` (-1 for a fresh training), and a last row that is cut short."""
         if not hosts.is_main_process():
             return
         for writer in self._writers:
@@ -79,11 +67,7 @@ class MetricsLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a MetricsLog.
-
-    Raises:
-      KdError: if the file is missing or a row is damaged; names the file and the line.
-    """
+    """Return the rows of a MetricsLog."""
     if not path.exists():
         raise KdError(f"{path}: expected the training's log, missing. Train the model again with --force.")
     return _rows(path, path.read_bytes().removesuffix(b"\n"))

@@ -15,18 +15,12 @@ FileStates = list[tuple[str, int, int]]  # (path, size, modification time) of ea
 
 
 class Mirror:
-    """A copy of a model's checkpoints in a bucket, on this machine's disk.
-
-    Attributes:
-      folder: on the disk, in place of the model's folder; it is deleted with the process.
-    """
+    """A copy of a model's checkpoints in a bucket, in `folder` on this machine's disk; deleted with the process."""
 
     def __init__(self, remote: Path, step: int | None = None):
         """Download the complete checkpoints, and delete the incomplete ones in the bucket.
 
-        Args:
-          remote: the model's folder in the bucket.
-          step: download the parameters of this checkpoint alone, to read them; delete nothing.
+        With `step`, download the parameters of this checkpoint alone, and delete nothing.
         """
         self._remote, self._scratch = remote, tempfile.TemporaryDirectory(prefix="kd_jax_")
         self.folder = Path(self._scratch.name)

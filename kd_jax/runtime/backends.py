@@ -16,18 +16,12 @@ BACKENDS = ("auto", "jit", "pmap", "mesh")
 
 
 def check(backend: str, mesh: Mesh = DATA_PARALLEL) -> None:
-    """Check that a backend is known and that it and the mesh fit the hosts and devices.
-
-    Raises:
-      KdError: if they do not.
-    """
+    """Check that a backend is known and that it and the mesh fit the hosts and devices."""
     if backend not in BACKENDS:
         raise KdError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}. Choose one of them.")
     host_count = hosts.process().count
     if host_count > 1 and backend in ("jit", "pmap"):
-        raise KdError(
-            f"backend: expected 'mesh' or 'auto' on {host_count} hosts, got {backend!r}. Choose one of them."
-        )
+        raise KdError(f"backend: expected 'mesh' or 'auto' on {host_count} hosts, got {backend!r}. Choose one of them.")
     if backend == "mesh" or host_count > 1:
         sizes, local = mesh.over(jax.device_count()), jax.local_device_count()
         if local % (sizes.fsdp * sizes.tensor):
@@ -40,14 +34,7 @@ def check(backend: str, mesh: Mesh = DATA_PARALLEL) -> None:
 
 
 def simulate_devices(count: int) -> None:
-    """Give this process `count` CPU devices, for programs that are compiled and never run.
-
-    Raises:
-      KdError: if JAX has started with fewer devices.
-
-    Examples:
-      >>> simulate_devices(jax.device_count())  # no change
-    """
+    """Give this process `count` CPU devices, for programs that are compiled and never run."""
     jax.config.update("jax_platforms", "cpu")
     with contextlib.suppress(RuntimeError):  # JAX has started
         jax.config.update("jax_num_cpu_devices", count)
@@ -59,15 +46,7 @@ def simulate_devices(count: int) -> None:
 
 
 def as_mesh(backend: str, mesh: Mesh, count: int) -> MeshDevices:
-    """Return the mesh that corresponds to a backend on `count` devices; "auto" and "pmap" shard rows alone.
-
-    Raises:
-      KdError: for "jit" with several devices, and as `Mesh.over`.
-
-    Examples:
-      >>> as_mesh("auto", DATA_PARALLEL, 256).shape
-      Mesh(data=256, fsdp=1, tensor=1)
-    """
+    """Return the mesh that corresponds to a backend on `count` devices; "auto" and "pmap" shard rows alone."""
     if backend == "jit" and count > 1:
         raise KdError(f"backend: expected auto, pmap or mesh for {count} devices, got 'jit'. Choose one of them.")
     return MeshDevices((mesh if backend == "mesh" else DATA_PARALLEL).over(count))
@@ -77,13 +56,6 @@ def make_devices(backend: str = "auto", mesh: Mesh = DATA_PARALLEL) -> Devices:
     """Return the devices of a backend: one ("jit"), all of a host ("pmap"), or all of all hosts ("mesh").
 
     "auto" is the mesh with several hosts, pmap with several devices, and jit otherwise.
-
-    Raises:
-      KdError: as `check`.
-
-    Examples:
-      >>> make_devices("jit").count
-      1
     """
     if backend == "jit" and mesh == DATA_PARALLEL:
         return OneDevice()

@@ -46,9 +46,6 @@ CHIPS = {
 def find_chip(kind: str) -> Chip:
     """Return the chip with a name of CHIPS.
 
-    Raises:
-      KdError: for an unknown name.
-
     Examples:
       >>> round(find_chip("tpu-v5e").intensity)
       241

@@ -10,12 +10,7 @@ from kd_jax.runtime import progress
 
 @contextlib.contextmanager
 def file_lock(path: Path, work: str) -> Iterator[None]:
-    """Wait until no other process holds the lock, then hold it for the block.
-
-    Args:
-      path: an empty file of its own, created if missing; it is not deleted.
-      work: what the lock protects, for the log.
-    """
+    """Wait until no other process holds the lock file `path`, then hold it for the block; it is never deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         try:

@@ -28,12 +28,7 @@ STEPS_AHEAD = 3  # no process is so many training steps ahead of another: each r
 
 
 class Process(NamedTuple):
-    """This process among those of the run.
-
-    Attributes:
-      index: its number, from 0; process 0 is the main process.
-      count: the number of processes.
-    """
+    """This process among `count` processes of the run: its index, from 0; process 0 is the main process."""
 
     index: int
     count: int
@@ -63,9 +58,6 @@ def join(process: tuple[int, int] | None, coordinator: str, patience: float = PA
       process: (index, count); None to take both from the environment of a TPU pod, SLURM or MPI.
       coordinator: "ADDRESS:PORT" at which the main process can listen; "" to take it from the environment.
       patience: seconds without progress after which this process ends, and with it all others.
-
-    Raises:
-      KdError: if the environment gives no processes, or the others do not connect.
     """
     import jax.distributed
     from jax._src import distributed  # the service's client has no public name
@@ -104,15 +96,9 @@ def is_main_process() -> bool:
 
 
 def run_on_main(function: Callable[[], Any]) -> Any:
-    """Call a function on the main process and return its result on every process.
+    """Call a function on the main process and return its JSON-able result on every process.
 
-    The other processes wait. A nested call inside the function runs on the main process alone.
-
-    Args:
-      function: () -> a JSON-able value.
-
-    Raises:
-      KdError: on every process, if the function raises it on the main process.
+    The other processes wait, and a KdError is raised on all. A nested call runs on the main process alone.
 
     Examples:
       >>> run_on_main(lambda: {"step": 3})
@@ -137,10 +123,7 @@ def run_on_main(function: Callable[[], Any]) -> Any:
 
 
 def exchange(value: Any) -> list[Any]:
-    """Return every process's value, by process index, on every process.
-
-    Args:
-      value: this process's, JSON-able.
+    """Return every process's JSON-able value, by process index, on every process.
 
     Examples:
       >>> exchange([1.5])
@@ -155,10 +138,7 @@ def exchange(value: Any) -> list[Any]:
 
 
 def all_gather(parts: list[Any]) -> list[Any]:
-    """Return the parts of all processes in order, where process i of n has parts i, i + n, ...
-
-    Args:
-      parts: this process's, JSON-able.
+    """Return the JSON-able parts of all processes in order, where process i of n has parts i, i + n, ...
 
     Examples:
       >>> all_gather(["a", "b"])
@@ -172,12 +152,7 @@ def all_gather(parts: list[Any]) -> list[Any]:
 # jax.experimental.multihost_utils.reached_preemption_sync_point answers this inside training steps only, and its
 # service takes SIGTERM away from Python. Processes must also stop in other phases and while they wait for each other.
 def should_stop(step: int, requested: bool) -> bool:
-    """Return whether all processes stop after this training step; call it on each at every step.
-
-    Args:
-      step: the step that was dispatched last.
-      requested: whether this process was asked to stop.
-    """
+    """Return whether all processes stop after this training step; call it on each at every step."""
     if process().count == 1:
         return requested
     if requested and not _values("last step"):

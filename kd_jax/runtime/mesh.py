@@ -54,11 +54,7 @@ class Mesh:
     tensor: int = 1
 
     def over(self, count: int) -> "Mesh":
-        """Return the mesh over `count` devices, with data = 0 filled in.
-
-        Raises:
-          KdError: if a size is out of its range, or their product is not `count`.
-        """
+        """Return the mesh over `count` devices, with data = 0 filled in."""
         for field, least in (("data", 0), ("fsdp", 1), ("tensor", 1)):
             size = getattr(self, field)
             if not is_count(size, least):
@@ -79,10 +75,7 @@ DATA_PARALLEL = Mesh()
 def partition(names: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[str | None, ...]:
     """Return the mesh axis (or None) of each axis of an array, up to the last sharded one.
 
-    Args:
-      names: of the array's axes, for example "model inner"; "" for an array that is not sharded.
-      shape: of the array. An axis that does not divide evenly is not sharded.
-      sizes: mesh axis -> its size.
+    An axis that does not divide evenly is not sharded; nor is an array with names "".
 
     Examples:
       >>> partition("token model", (48, 16), {"fsdp": 4, "tensor": 2})
@@ -116,10 +109,6 @@ def gather_params(params: Tree, axes: Callable[[Tree], Tree]) -> Tree:
 
     Without this the compiler shards the hidden states as the parameters are, and sums logits over devices. Without a
     mesh the parameters are returned as they are.
-
-    Args:
-      params: a network's.
-      axes: params -> names of the axes, as `Model.axes`.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     if sizes.get("fsdp", 1) == 1:

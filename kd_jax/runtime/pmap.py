@@ -19,11 +19,7 @@ AXIS = "devices"
 
 @dataclasses.dataclass(frozen=True)
 class PmapDevices:
-    """The first devices of this process (a `Devices`).
-
-    Attributes:
-      count: number of devices.
-    """
+    """The first `count` devices of this process (a `Devices`)."""
 
     count: int
 

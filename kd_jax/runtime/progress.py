@@ -27,12 +27,7 @@ def print_result(text: str) -> None:
 
 
 def format_seconds(seconds: float) -> str:
-    """Format seconds as m:ss or h:mm:ss.
-
-    Examples:
-      >>> format_seconds(65), format_seconds(3700)
-      ('1:05', '1:01:40')
-    """
+    """Format seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
@@ -40,19 +35,7 @@ def format_seconds(seconds: float) -> str:
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
     """Format a table as text: the first column aligned left, the others right.
 
-    Args:
-      head: one heading per column.
-      rows: one cell per column, already formatted.
-      width: characters of the screen. In a wider table headings break at spaces. Cells never break, so a table of
-        many wide cells may stay wider.
-
-    Examples:
-      >>> print(format_table(("model", "BLEU greedy"), [("teacher", "22.40"), ("student", "9.09")], width=16))
-                 BLEU
-      model    greedy
-      ---------------
-      teacher   22.40
-      student    9.09
+    In a table wider than `width` characters headings break at spaces. Cells never break, so it may stay wider.
     """
     columns = list(zip(*rows, strict=True)) or [()] * len(head)
     headings = [[heading] for heading in head]
@@ -71,18 +54,10 @@ class Bar:
 
     On a terminal it is one line that changes, elsewhere a line every few seconds. The rate counts neither items of an
     earlier run nor the seconds of compilation.
-
     """
 
     def __init__(self, title: str, total: int, terminal: bool = False, clock: Callable[[], float] = time.monotonic):
-        """Start a bar.
-
-        Args:
-          title: of the work.
-          total: number of items.
-          terminal: whether to draw on a terminal.
-          clock: returns seconds since any fixed time.
-        """
+        """Start a bar for `total` items; `clock` returns seconds since any fixed time."""
         self._title, self._total, self._clock = title, total, clock
         self._start = self._last_line = clock()
         self._done = self._skipped = 0
@@ -96,15 +71,7 @@ class Bar:
             self._live.start()
 
     def advance(self, n: int = 1, **metrics: float) -> None:
-        """Count n more items as done.
-
-        Args:
-          n: number of items.
-          **metrics: shown beside the rate.
-
-        Raises:
-          Preempted: if the run was asked to stop.
-        """
+        """Count n more items as done, and show metrics beside the rate; raise Preempted if a stop was requested."""
         self._done += n
         self._metrics = metrics
         self._draw(self._text())
@@ -190,12 +157,7 @@ def _rich_progress():
 
 @contextlib.contextmanager
 def bar(title: str, total: int) -> Iterator[Bar]:
-    """Show a progress bar while the block runs.
-
-    Args:
-      title: of the work.
-      total: number of items.
-    """
+    """Show a progress bar while the block runs."""
     work = Bar(title, total, terminal=sys.stderr.isatty() and hosts.is_main_process())
     try:
         yield work
