@@ -74,11 +74,6 @@ def attend(
 
     Returns:
       [B, T, H d].
-
-    Examples:
-      >>> q, kv = jnp.zeros((1, 2, 1, 3)), jnp.arange(6.0).reshape(1, 1, 2, 3)
-      >>> print(attend(q, kv, kv, jnp.zeros((1, 1, 1, 2))))  # two heads share one key head, with equal weights
-      [[[1.5 2.5 3.5 1.5 2.5 3.5]]]
     """
     # Batch and heads stay two axes: if they were one, XLA on CPU would copy the decoding cache three times a step.
     batch, heads, length, width = q_BHTd.shape
@@ -96,10 +91,7 @@ def attend(
 def attend_causal(
     q_BHTd: Array, k_BGTd: Array, v_BGTd: Array, bias: Array, scale: float = 0.0, soft_cap: float = 0.0
 ) -> Array:
-    """Return `attend` for a causal bias, computed in blocks of queries; each block reads the keys up to its end.
-
-    Args and Returns are those of `attend`, with S = T.
-    """
+    """Return `attend` for a causal bias, S = T, in blocks of queries; each block reads the keys up to its end."""
     # A CPU optimisation: four blocks skip three eighths of the products. Plain `attend` gives the same values.
     length, parts = q_BHTd.shape[2], []
     block = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
@@ -127,13 +119,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self, x_BTD: Array, attention: AttentionContext, cached_kv: KeyValue | None = None
     ) -> tuple[Array, KeyValue]:
-        """Return (output_BTD, keys and values [B, G, S, d]).
-
-        Args:
-          x_BTD: hidden states.
-          attention: masks and positions.
-          cached_kv: keys and values of the cache, [B, G, S, d]; None to attend among the tokens of `x_BTD` alone.
-        """
+        """Return (output_BTD, keys and values [B, G, S, d]); without `cached_kv`, attend within `x_BTD`."""
         c = self.config
         q_BHTd, k_BGSd, v_BGSd = self.project_heads(x_BTD)
         if c.qk_norm:

@@ -35,15 +35,7 @@ STACKS = ("encoder", "decoder")  # keys of stacked layers (kd_jax.models.stack.s
 
 
 def parameter_axes(name: str) -> tuple[str, ...]:
-    """Return the names of a parameter's axes.
-
-    Args:
-      name: path of the parameter, joined by dots.
-
-    Examples:
-      >>> parameter_axes("decoder_3.ffn.out.kernel")
-      ('neuron', 'model')
-    """
+    """Return the names of a parameter's axes, for a path such as "decoder_3.ffn.out.kernel"."""
     (axes,) = (axes for pattern, axes in AXES.items() if re.fullmatch(pattern, name))
     return axes
 

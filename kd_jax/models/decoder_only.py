@@ -49,10 +49,6 @@ class DecoderOnly(Transformer):
         return {"decoder": self.layers}
 
     def build(self, vocab_size: int) -> Model:
-        """Return the network as pure functions.
-
-        Raises:
-          KdError: as `check`.
-        """
+        """Return the network as pure functions."""
         self.check()
         return pure_functions(Network(self, vocab_size))

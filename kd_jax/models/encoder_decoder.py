@@ -58,11 +58,7 @@ class EncoderDecoder(Transformer):
         return {"encoder": self.encoder_layers, "decoder": self.decoder_layers}
 
     def build(self, vocab_size: int) -> Model:
-        """Return the network as pure functions.
-
-        Raises:
-          KdError: as `check`.
-        """
+        """Return the network as pure functions."""
         self.check()
         return pure_functions(EncoderDecoderNetwork(self, vocab_size))
 

@@ -47,21 +47,7 @@ class Workload(NamedTuple):
 
 
 def flops_per_unit(model: Model, params: Params) -> Workload:
-    """Return the FLOPs of a forward pass for one token or pair of each kind.
-
-    Args:
-      model: the network.
-      params: its parameters or their shapes, with names as in kd_jax.models.axes.
-
-    Examples:
-      >>> from kd_jax.models.decoder_only import DecoderOnly
-      >>> model = DecoderOnly(layers=2, d_model=8, heads=2, d_ff=16).build(vocab_size=10)
-      >>> flops = flops_per_unit(model, jax.eval_shape(model.init, jax.random.key(0)))
-      >>> flops.targets == 2 * 8 * 10, flops.decoder_pairs == 2 * 4 * 8
-      (True, True)
-      >>> flops.decoder == 2 * 2 * (8 * 24 + 8 * 8 + 3 * 8 * 16)  # qkv, out, and a gated feed-forward layer
-      True
-    """
+    """Return the FLOPs of a forward pass for one token or pair of each kind, from parameters or their shapes."""
     flops = dict.fromkeys(Workload._fields, 0.0)
     flops["targets"] = 2.0 * math.prod(jax.eval_shape(model.head, params).kernel_DV.shape)
     for path, x in jax.tree_util.tree_leaves_with_path(params):
@@ -78,15 +64,7 @@ def flops_per_unit(model: Model, params: Params) -> Workload:
 
 
 def count_workload(batch: Batch) -> Workload:
-    """Return the workload of a batch on the host, without its padding.
-
-    Examples:
-      >>> from kd_jax.types import Inputs, Tokens
-      >>> position, segment = np.array([[0, 1, 2, 0, 1, 0]]), np.array([[1, 1, 1, 2, 2, 0]])  # two examples, one row
-      >>> inputs = Inputs(np.array([0]), Tokens(segment, position, segment), None)
-      >>> count_workload(Batch(inputs, segment, segment > 1, segment, {}))
-      Workload(targets=2, decoder=5, encoder=0, decoder_pairs=9, encoder_pairs=0, cross_pairs=0)
-    """
+    """Return the workload of a batch on the host, without its padding."""
     decoder, encoder = batch.inputs.decoder, batch.inputs.encoder
     exists_BT = decoder.segment_BT > 0
     decoder_pairs = int((decoder.position_BT + 1)[exists_BT].sum())  # 1 + 2 + ... for each example

@@ -27,15 +27,6 @@ class Int8:
 
     Attributes:
       architecture: the network with float parameters; all members but `build` are delegated to it.
-
-    Examples:
-      >>> from kd_jax import DecoderOnly
-      >>> model = Int8(DecoderOnly(layers=1, d_model=8, heads=2, d_ff=16)).build(vocab_size=10)
-      >>> params = model.init(jax.random.key(0))
-      >>> params["embedding"].qvalue.dtype, params["embedding"].scale.shape, params["decoder_norm"]["scale"].dtype
-      (dtype('int8'), (10, 1), dtype('float32'))
-      >>> model.head(params).kernel_DV.dtype
-      dtype('float32')
     """
 
     architecture: Architecture
@@ -66,11 +57,7 @@ class Int8:
         return self.architecture.layout
 
     def check(self) -> None:
-        """Check the float network, and that qwix is installed.
-
-        Raises:
-          KdError: if qwix is not installed, or as of the float network.
-        """
+        """Check the float network, and that qwix is installed."""
         import_qwix()
         self.architecture.check()
 
@@ -103,22 +90,9 @@ def quantize(params: Params) -> Params:
 
     Norms, biases and positions stay as they are.
 
-    Args:
-      params: float parameters of a network.
-
     Returns:
       The tree with a `qwix.QArray` for each matrix: `qvalue`, int8 in the matrix's shape, and `scale`, in its dtype, of
       size 1 along the axis that a product sums over.
-
-    Raises:
-      KdError: if qwix is not installed.
-
-    Examples:
-      >>> kernel = quantize({"kernel": jnp.array([[1.0, 0.0], [-0.5, 255.0]])})["kernel"]
-      >>> kernel.qvalue.tolist()  # each column has a scale of its own
-      [[127, 0], [-64, 127]]
-      >>> (127.5 * kernel.scale).tolist()
-      [[1.0, 255.0]]
     """
     qwix = import_qwix()
 
@@ -142,11 +116,7 @@ def dequantize(params: Params) -> Params:
 
 
 def import_qwix() -> ModuleType:
-    """Return the module qwix; it is imported on first use because that takes half a second.
-
-    Raises:
-      KdError: if it is not installed.
-    """
+    """Return the module qwix; it is imported on first use because that takes half a second."""
     try:
         import qwix
     except ImportError as error:

@@ -116,15 +116,9 @@ class Network(nn.Module):
         table: Array | None,
         two_sided: bool = False,
     ) -> AttentionContext:
-        """Return the context of self-attention.
+        """Return the context of self-attention, with a mask [B, 1, T, S], true where a query sees a key.
 
-        Args:
-          mask: bool [B, 1, T, S], whether a query sees a key.
-          position_BT: positions of the queries in their texts.
-          column_T: columns of the queries in their rows, for relative positions.
-          column_S: columns of the keys in their rows.
-          table: parameters of the stack's positions.
-          two_sided: whether queries see later keys.
+        Columns of queries and keys in their rows serve relative positions. `two_sided`: queries see later keys.
         """
         c = self.config
         bias, rotary, local_rotary = mask_bias(mask), None, None

@@ -15,19 +15,11 @@ BUCKETS, MAX_DISTANCE = 32, 128  # as in T5
 def sinusoids(length: int, d_model: int, timing: bool = False, xp: ModuleType = jnp) -> Array:
     """Return sinusoidal position encodings, float32 [length, d_model]: sines first, then cosines.
 
-    Args:
-      length: number of positions.
-      d_model: width.
-      timing: whether the rates fall from 1 to exactly 1 / 10,000, as in tensor2tensor's timing signal. Otherwise they
-        end one step earlier.
-      xp: jax.numpy, or numpy to compute on the host without compilation.
+    With `timing` the rates fall from 1 to exactly 1 / 10,000, as in tensor2tensor; otherwise they end one step earlier.
+    `xp` is jax.numpy, or numpy to compute on the host without compilation.
 
     References:
       Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
-
-    Examples:
-      >>> print(sinusoids(2, 4)[0])
-      [0. 0. 1. 1.]
     """
     half = -(-d_model // 2)
     rates = 10_000.0 ** (-xp.arange(half, dtype=xp.float32) / (max(half - 1, 1) if timing else d_model / 2))
@@ -54,19 +46,8 @@ def rotary_embedding(position_BT: Array, head_dim: int, theta: float, scaling: L
 
     Angle i of position t is t theta^(-2i / head_dim).
 
-    Args:
-      position_BT: positions in the text.
-      head_dim: d, the width of a head, even.
-      theta: base of the angles.
-      scaling: scaling of the angles for long texts; None for none.
-
     References:
       Su et al. 2021, arXiv 2104.09864, section 3.2.
-
-    Examples:
-      >>> cosine, sine = rotary_embedding(jnp.array([[0, 1]]), head_dim=2, theta=10_000.0)
-      >>> cosine.shape, bool(jnp.allclose(sine[0, 0, 1], jnp.sin(jnp.array([-1.0, 1.0]))))
-      ((1, 1, 2, 2), True)
     """
     rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
@@ -80,11 +61,6 @@ def apply_rotary(x_BHTd: Array, rotary: Rotary) -> Array:
     """Return queries or keys with each pair (i, i + d/2) rotated by its position's angle, as in transformers' Llama.
 
     Scores of rotated queries and keys depend on their distance alone.
-
-    Examples:
-      >>> quarter = rotary_embedding(jnp.full((1, 1), jnp.pi / 2), head_dim=2, theta=10_000.0)
-      >>> print(apply_rotary(jnp.array([[[[1.0, 2.0]]]]), quarter).ravel().round(5))
-      [-2.  1.]
     """
     float_BHTd = x_BHTd.astype(jnp.float32)
     halves_BHT2h = float_BHTd.reshape(*x_BHTd.shape[:-1], 2, x_BHTd.shape[-1] // 2)
@@ -111,13 +87,6 @@ def relative_buckets(distance: Array, two_sided: bool) -> Array:
 
     References:
       Raffel et al. 2019, arXiv 1910.10683, section 2.1.
-
-    Examples:
-      >>> distances = jnp.array([-1000, -128, -9, -1, 0, 1, 9])
-      >>> relative_buckets(distances, two_sided=True).tolist()
-      [15, 15, 8, 1, 0, 17, 24]
-      >>> relative_buckets(distances, two_sided=False).tolist()
-      [31, 31, 9, 1, 0, 0, 0]
     """
     side = BUCKETS // 2 if two_sided else BUCKETS
     exact = side // 2

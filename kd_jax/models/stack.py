@@ -63,15 +63,7 @@ class Block(nn.Module):
         source_kv: KeyValue | None = None,
         cached_kv: KeyValue | None = None,
     ) -> tuple[Array, KeyValue]:
-        """Return (x_BTD, keys and values of self-attention).
-
-        Args:
-          x_BTD: hidden states.
-          number_BT: `token_numbers`, for dropout; None in decoding.
-          attention: masks and positions.
-          source_kv: keys and values of the source, for cross-attention.
-          cached_kv: keys and values of the cache; None without a cache.
-        """
+        """Return (x_BTD, keys and values of self-attention); `number_BT` are `token_numbers`, None in decoding."""
         out_BTD, kv = self.self_attention(self.pre_norm("self", x_BTD), attention, cached_kv)
         x_BTD = self.add_residual("self", x_BTD, out_BTD, number_BT)
         if self.cross:
@@ -112,12 +104,7 @@ def stack_layers(params: Params) -> Params:
 
 
 def unstack_layers(params: Params) -> Params:
-    """Return the inverse of `stack_layers`; unstacked parameters stay as they are.
-
-    Examples:
-      >>> unstack_layers({"decoder": {"bias": jnp.arange(2.0)}})
-      {'decoder_0': {'bias': Array(0., dtype=float32)}, 'decoder_1': {'bias': Array(1., dtype=float32)}}
-    """
+    """Return the inverse of `stack_layers`; unstacked parameters stay as they are."""
     stacks = {key: params[key] for key in axes.STACKS if key in params}
     return {key: value for key, value in params.items() if key not in stacks} | _unstack(stacks) if stacks else params
 
@@ -170,14 +157,8 @@ def apply_layers(
     The layers run in a Python loop, which is faster on CPU, or with `scan_layers` in a scan, which compiles one layer.
     With a cache they run in a loop either way, because stacking the cache would copy it.
 
-    Args:
-      layers: the layers, all alike but for `local`.
-      params: parameters of all layers, as `stack_layers` arranges them, to scan over; None if each layer has its own.
-      x_BTD: hidden states.
-      number_BT: `token_numbers`, for dropout; None in decoding.
-      attention: masks and positions.
-      source_kv: keys and values of the source.
-      self_kv: keys and values of the cache, one pair per layer; () without a cache.
+    `params` are those of all layers, as `stack_layers` arranges them, or None if each layer has its own. `self_kv` has
+    one pair per layer; () without a cache. `number_BT` are `token_numbers`, for dropout; None in decoding.
     """
     c, depth, keys = layers[0].config, len(layers), None
     if layers[0].has_rng("dropout"):

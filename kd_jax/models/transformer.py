@@ -132,11 +132,7 @@ class Transformer:
         return self.head_dim or self.d_model // self.heads
 
     def embedding_rows(self, vocab_size: int) -> int:
-        """Return the number of rows of the embedding for a tokeniser of `vocab_size` tokens.
-
-        Raises:
-          KdError: if `vocab_rows` is less than `vocab_size`.
-        """
+        """Return the number of rows of the embedding for a tokeniser of `vocab_size` tokens."""
         if self.vocab_rows and self.vocab_rows < vocab_size:
             raise KdError(
                 f"model.vocab_rows: expected at least {vocab_size}, the tokeniser's number of tokens, "
@@ -154,22 +150,12 @@ class Transformer:
         raise NotImplementedError
 
     def widths(self) -> dict[str, int]:
-        """Return the widths of a layer's taps: "hidden", and "q", "k", "v" over all heads.
-
-        Examples:
-          >>> from kd_jax.models.decoder_only import DecoderOnly
-          >>> DecoderOnly(2, d_model=8, heads=4, kv_heads=2, head_dim=6).widths()
-          {'hidden': 8, 'q': 24, 'k': 12, 'v': 12}
-        """
+        """Return the widths of a layer's taps: "hidden", and "q", "k", "v" over all heads."""
         keys = self.key_heads * self.head_width
         return {"hidden": self.d_model, "q": self.heads * self.head_width, "k": keys, "v": keys}
 
     def check(self) -> None:
-        """Check each field and how the fields fit together.
-
-        Raises:
-          KdError: if a field is out of range or contradicts another; the message names it.
-        """
+        """Check each field and how the fields fit together."""
         for field in (*self.depth_fields, "d_model", "heads", "d_ff", "vocab_multiple"):
             self._check_count(field, 1)
         for field in ("kv_heads", "head_dim", "context", "first_position", "vocab_rows"):

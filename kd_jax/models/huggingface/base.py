@@ -31,10 +31,7 @@ class Setting:
 def same_value(field: str, *keys: str, default: Any = None) -> Setting:
     """Return the setting of a field whose value stands under one key, or under several that must agree.
 
-    Args:
-      field: of the architecture.
-      keys: of config.json.
-      default: value if no key is present; None if one is required.
+    Without a default one of the keys must be present.
     """
 
     def read(config: Config) -> dict[str, Any]:
@@ -51,11 +48,7 @@ def same_value(field: str, *keys: str, default: Any = None) -> Setting:
 def choice(field: str, key: str, values: Mapping[Any, Any], default: Any = None) -> Setting:
     """Return the setting of a field that has one of several values.
 
-    Args:
-      field: of the architecture.
-      key: of config.json.
-      values: the key's value -> the field's value. If several map to one, the first is written.
-      default: value of the key if it is absent.
+    `values` maps the key's value to the field's; if several map to one, the first is written.
     """
 
     def read(config: Config) -> dict[str, Any]:
@@ -133,11 +126,7 @@ class TensorMapping:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     def parameter_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """Return the shape of the parameter from those of the tensors.
-
-        Raises:
-          ValueError: if the tensors cannot be concatenated.
-        """
+        """Return the shape of the parameter; raise ValueError if the tensors cannot be concatenated."""
         # A broadcast scalar has a shape, and takes no memory.
         parts = [self._to_part(np.broadcast_to(np.float32(0), shape)).shape for shape in shapes]
         if len({part[:-1] for part in parts}) > 1:
@@ -204,26 +193,14 @@ class Format:
     mandatory_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def read_config(self, config: Config, tied: bool) -> Transformer:
-        """Return the hyper-parameters of a config.json.
-
-        Args:
-          config: the contents of config.json.
-          tied: whether the file has no output matrix.
-
-        Raises:
-          KdError: if a setting is not implemented.
-        """
+        """Return the hyper-parameters of a config.json; `tied` if the file has no output matrix."""
         fields: dict[str, Any] = {"tied": tied, "dropout": 0.0}
         for setting in self.settings:
             fields |= setting.read(config)
         return self.architecture_class(**fields)
 
     def write_config(self, model: Transformer, vocab_rows: int) -> dict[str, Any]:
-        """Return the contents of config.json.
-
-        Raises:
-          KdError: if the format cannot express a field.
-        """
+        """Return the contents of config.json."""
         keys: dict[str, Any] = {"model_type": self.model_type, "architectures": [self.class_name]}
         for setting in self.settings:
             keys |= setting.write(model)

@@ -23,14 +23,7 @@ GATED = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
 
 
 def read_rope_scaling(rope: Config) -> Linear | Llama3 | None:
-    """Return the scaling of rotary angles.
-
-    Args:
-      rope: `rope_parameters` (transformers 5) or `rope_scaling` (4).
-
-    Raises:
-      KdError: if its type is not implemented.
-    """
+    """Return the scaling of rotary angles from `rope_parameters` (transformers 5) or `rope_scaling` (4)."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None

@@ -159,12 +159,7 @@ M2M100 = dataclasses.replace(
 
 
 def _t5_stack(stack: str, sublayers: Mapping[str, tuple[int, str]]) -> dict[str, TensorMapping]:
-    """Return the mappings of a stack of T5's layers.
-
-    Args:
-      stack: "encoder" or "decoder".
-      sublayers: our name of each sub-layer -> (its number, T5's name).
-    """
+    """Return the mappings of a stack of T5; `sublayers` is our sub-layer's name -> (its number, T5's name)."""
     mappings: dict[str, TensorMapping] = {}
     for ours, (number, theirs) in sublayers.items():
         block = f"{stack}.block.{{i}}.layer.{number}"

@@ -16,11 +16,7 @@ SHARD_BYTES = 5 * 2**30
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-      KdError: if the file cannot be read or does not hold a JSON object.
-    """
+    """Return the JSON object in a file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -39,14 +35,7 @@ class Tensors:
     """
 
     def __init__(self, folder: Path):
-        """Read the names and shapes of all tensors.
-
-        Args:
-          folder: with safetensors.
-
-        Raises:
-          KdError: if a file is missing, truncated, or not safetensors.
-        """
+        """Read the names and shapes of all tensors of a folder with safetensors."""
         if (folder / INDEX).exists():
             names = set(read_json(folder / INDEX).get("weight_map", {}).values())
         elif (folder / SINGLE_FILE).exists():

@@ -22,26 +22,12 @@ CONFIG = "config.json"
 
 
 def read_architecture(folder: str | Path) -> Transformer:
-    """Return the hyper-parameters of a model, with dropout 0 and the embedding's rows as vocab_rows.
-
-    Args:
-      folder: with config.json and safetensors.
-
-    Raises:
-      KdError: if config.json is missing, or its model_type or a setting is not implemented.
-    """
+    """Return the hyper-parameters of a model, with dropout 0 and the embedding's rows as vocab_rows."""
     return _read_architecture(Path(folder), Tensors(Path(folder)))
 
 
 def read_model(folder: str | Path) -> tuple[Transformer, Params]:
-    """Return the hyper-parameters of a model and its parameters, float32 on the host.
-
-    Args:
-      folder: with config.json and safetensors.
-
-    Raises:
-      KdError: as `read_architecture`, or if tensors are missing, unknown, or of a wrong shape.
-    """
+    """Return the hyper-parameters of a model and its parameters, float32 on the host."""
     folder = Path(folder)
     tensors = Tensors(folder)
     model = _read_architecture(folder, tensors)

@@ -19,16 +19,7 @@ from kd_jax.types import Params
 
 
 def find_format(model: Transformer) -> Format:
-    """Return the first format that can express every hyper-parameter.
-
-    Raises:
-      KdError: if there is none; the message names the first field that each format cannot express.
-
-    Examples:
-      >>> from kd_jax.models.decoder_only import DecoderOnly
-      >>> find_format(DecoderOnly()).class_name, find_format(DecoderOnly(qk_norm=True)).class_name
-      ('LlamaForCausalLM', 'Qwen3ForCausalLM')
-    """
+    """Return the first format that can express every hyper-parameter."""
     reasons = []
     for model_format in FORMATS.values():
         if isinstance(model, model_format.architecture_class):
@@ -50,15 +41,7 @@ def add_mandatory_fields(model: Transformer, model_format: Format) -> Transforme
 def write_model(folder: Path, model: Transformer, params: Params, config: Mapping[str, Any], vocab_size: int) -> None:
     """Write config.json and safetensors in float32; mandatory parameters that the model lacks are zeros.
 
-    Args:
-      folder: an existing folder.
-      model: hyper-parameters.
-      params: parameters of the model.
-      config: further keys of config.json, such as the ids of special tokens.
-      vocab_size: the tokeniser's number of tokens; further rows of the embedding are not written.
-
-    Raises:
-      KdError: as `find_format`.
+    `config` has further keys of config.json. Rows of the embedding beyond `vocab_size` are not written.
     """
     model_format = find_format(model)
     complete = dataclasses.replace(add_mandatory_fields(model, model_format), vocab_multiple=1, vocab_rows=vocab_size)
