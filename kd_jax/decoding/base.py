@@ -17,17 +17,7 @@ Choose = Callable[[Array, Array, Any], tuple[Array, Any]]
 
 
 def suppress(model: Model, ids: tuple[int, ...]) -> Model:
-    """Return the model with logits of -inf for some ids, so that it never writes them.
-
-    Args:
-      model: the network; its `extend` is wrapped.
-      ids: static, for example Marian's pad, an untrained token with which decoding begins.
-
-    Examples:
-      >>> echo = Model(*[None] * 5, extend=lambda table, cache, ids_BT: (table[ids_BT], cache))
-      >>> suppress(echo, (2,)).step(jnp.array([[1.0, 2.0, 3.0]]), (), jnp.array([0]))[0].tolist()
-      [[1.0, 2.0, -inf]]
-    """
+    """Return the model with logits of -inf for some static ids, so that it never writes them."""
     if not ids:
         return model
 
@@ -66,14 +56,7 @@ def decode_token_by_token(
 ) -> Array:
     """Write one token after another until every row has ended, in one `lax.while_loop`.
 
-    Args:
-      model: the network.
-      params: its parameters.
-      inputs: prompts, as from a layout's `prompts`; rows of padding end at once.
-      eos: id of the end token.
-      length: maximum number of tokens written, static.
-      choose: (logits_BV, tokens written so far, memory) -> (token_B, memory).
-      memory: first state of `choose`.
+    Rows of padding end at once. `length` is static; `memory` is the first state of `choose`.
 
     Returns:
       int32 [B, length], the end token included, NO_TOKEN after it.

@@ -15,15 +15,7 @@ IMPOSSIBLE = -1e9  # log-probability of a place without a hypothesis
 
 
 def length_penalty(length: Array, alpha: float) -> Array:
-    """Compute ((5 + length) / 6) ** alpha.
-
-    References:
-      Wu et al. 2016, arXiv 1609.08144, eq. 14.
-
-    Examples:
-      >>> float(length_penalty(jnp.float32(7.0), 0.5))  # sqrt(12 / 6)
-      1.414213...
-    """
+    """Compute ((5 + length) / 6) ** alpha (Wu et al. 2016, arXiv 1609.08144, eq. 14)."""
     return ((5.0 + length) / 6.0) ** alpha
 
 

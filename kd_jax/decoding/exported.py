@@ -34,16 +34,7 @@ def export_programs(
         step(params, cache, token_B) -> (token_B, logits_BV, cache)
 
     `params` and `cache` are tuples of arrays. The token of `prefill` is the first input of `step`.
-
-    Args:
-      model: the network.
-      params: its parameters, of which only shapes and dtypes are used.
-      has_encoder: whether prompts are the encoder's input.
-      start: id of the decoder's start token.
-      prompt_length: S, the padded length of prompts, which are left-aligned.
-      max_length: maximum number of tokens written.
-      forced_prefix: the tokeniser's ids that begin every completion.
-      suppress_tokens: ids that are never written.
+    Of `params` only shapes and dtypes are used. Prompts are left-aligned and padded to `prompt_length` = S.
 
     Returns:
       {"prefill": ..., "step": ...}, for `jax.export.deserialize`.
@@ -64,13 +55,7 @@ def flat_functions(
 ) -> tuple[Callable[..., tuple[Array, Leaves]], Callable[..., tuple[Array, Array, Leaves]]]:
     """Return `prefill` and `step` of tuples of arrays, so that no class of kd_jax is needed to call them.
 
-    Args:
-      model: the network.
-      params: its parameters, of which only the structure is used.
-      has_encoder: whether prompts are the encoder's input.
-      prefix: ids of the start token and of the forced prefix.
-      prompt_length: S, the padded length of prompts.
-      max_length: maximum number of tokens written.
+    Of `params` only the structure is used. `prefix` holds the start token and the forced prefix.
     """
 
     def prefill_tree(params: Params, ids_BS: Array, length_B: Array) -> tuple[Array, chex.ArrayTree]:
@@ -93,19 +78,7 @@ def flat_functions(
 
 
 def prompts(ids_BS: Array, length_B: Array, has_encoder: bool, prefix: tuple[int, ...]) -> Inputs:
-    """Return the inputs of padded prompts, as a layout's `prompts`, inside a compiled program.
-
-    Args:
-      ids_BS: int32, prompts, left-aligned.
-      length_B: int32, their lengths.
-      has_encoder: whether prompts are the encoder's input.
-      prefix: ids of the start token and of the forced prefix.
-
-    Examples:
-      >>> inputs = prompts(jnp.array([[7, 8, 2, 0]]), jnp.array([3]), has_encoder=False, prefix=(1,))
-      >>> inputs.decoder.ids_BT.tolist(), inputs.decoder.position_BT.tolist()
-      ([[0, 1, 7, 8, 2]], [[0, 0, 1, 2, 3]])
-    """
+    """Return the inputs of left-aligned prompts, as a layout's `prompts`, inside a compiled program."""
     rows, prompt_length = ids_BS.shape
     index_B = jnp.full(rows, -1, jnp.int32)
     prefix_BT = jnp.broadcast_to(jnp.array(prefix, jnp.int32), (rows, len(prefix)))

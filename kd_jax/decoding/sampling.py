@@ -74,20 +74,8 @@ def _prompt_tokens(model: Model, params: Params, inputs: Inputs, eos: int) -> Ar
 def penalise_repetition(logits_NV: Array, seen_NV: Array, penalty: float) -> Array:
     """Divide positive logits of seen tokens by the penalty, and multiply negative ones.
 
-    Args:
-      logits_NV: float [N, V].
-      seen_NV: bool [N, V], tokens seen before.
-      penalty: more than 1 against repetition, less than 1 for it.
-
-    Returns:
-      float [N, V].
-
     References:
       Keskar et al. 2019, arXiv 1909.05858, section 4.1 (there over positive scores alone).
-
-    Examples:
-      >>> penalise_repetition(jnp.array([[3.0, -3.0, 3.0]]), jnp.array([[True, True, False]]), 2.0).tolist()
-      [[1.5, -6.0, 3.0]]
     """
     penalised_NV = jnp.where(logits_NV > 0, logits_NV / penalty, logits_NV * penalty)
     return jnp.where(seen_NV, penalised_NV, logits_NV)
@@ -96,20 +84,7 @@ def penalise_repetition(logits_NV: Array, seen_NV: Array, penalty: float) -> Arr
 def truncate(logits_NV: Array, sampling: Sampling) -> Array:
     """Divide the logits by the temperature, and set tokens that must not be drawn to -inf.
 
-    Args:
-      logits_NV: float [N, V].
-      sampling: its temperature, more than 0, then top_k, top_p and min_p, each on the tokens that the one before left.
-
-    Returns:
-      float32 [N, V], not normalised.
-
-    Examples:
-      >>> logits_NV = jnp.log(jnp.array([[0.4, 0.1, 0.3, 0.2]]))
-      >>> for sampling in (Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.6), Sampling(1.0, min_p=0.6)):
-      ...     print(jnp.isfinite(truncate(logits_NV, sampling)))
-      [[ True False  True  True]]
-      [[ True False  True False]]
-      [[ True False  True False]]
+    top_k, top_p and min_p each apply to the tokens that the one before left.
     """
     logits_NV = logits_NV.astype(jnp.float32) / sampling.temperature
     if sampling.top_k:

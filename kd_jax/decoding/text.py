@@ -13,13 +13,7 @@ from kd_jax.types import Array, Inputs, Params
 
 
 def output_length(decoding: Decoding, architecture: Architecture, inputs: Inputs) -> int:
-    """Return the maximum number of tokens written for prompts of this padded length.
-
-    Args:
-      decoding: settings, with the maximum for a length of the prompt.
-      architecture: the network, with the maximum number of positions.
-      inputs: prompts.
-    """
+    """Return the maximum number of tokens written for prompts of this padded length."""
     positions = inputs.decoder.ids_BT.shape[1] - 1
     prompt_length = positions if inputs.encoder is None else inputs.encoder.ids_BT.shape[1]
     length = decoding.max_length(prompt_length)
@@ -37,17 +31,7 @@ def generate(
     eos: int,
     suppress_tokens: tuple[int, ...] = (),
 ) -> Array:
-    """Write a text for each prompt.
-
-    Args:
-      params: the model's parameters.
-      inputs: prompts, as from a layout's `prompts`.
-      model: the network.
-      architecture: its architecture.
-      way: "beam" for the best hypothesis of beam search; else token by token.
-      decoding: settings.
-      eos: id of the end token.
-      suppress_tokens: ids that are never written.
+    """Write a text for each prompt, by beam search if `way` is "beam", else token by token.
 
     Returns:
       int32 [B, T], the end token included, NO_TOKEN (-1) after it.

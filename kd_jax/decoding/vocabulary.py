@@ -16,13 +16,6 @@ def argmax(logits_NV: Array) -> Array:
     """Return the first id of the largest logit, int32 [N].
 
     Plain form: ``jnp.argmax(logits_NV, -1)``. Reason: this is 7 times as fast on CPU.
-
-    Args:
-      logits_NV: float or bool [N, V].
-
-    Examples:
-      >>> argmax(jnp.array([[1.0, 3.0, 3.0], [0.0, -1.0, -2.0]])).tolist()
-      [1, 0]
     """
     is_max_NV = logits_NV == logits_NV.max(-1, keepdims=True)
     ids_NV = jax.lax.broadcasted_iota(jnp.int32, logits_NV.shape, 1)
@@ -34,18 +27,6 @@ def top_k(logits_NV: Array, k: int) -> tuple[Array, Array]:
 
     Plain form: ``jax.lax.top_k(logits_NV, k)``. Reason: XLA runs it on one core of a CPU; this is 2.5 times as fast at
     k = 8 of 4,000. The k largest lie in the k chunks of a row with the largest maxima, so only those are searched.
-
-    Args:
-      logits_NV: float [N, V].
-      k: static, at most V.
-
-    Returns:
-      (values [N, k], ids int32 [N, k]).
-
-    Examples:
-      >>> values, ids = top_k(jnp.array([[1.0, 3.0, 2.0, 3.0]]), 3)
-      >>> values.tolist(), ids.tolist()
-      ([[3.0, 3.0, 2.0]], [[1, 3, 2]])
     """
     rows, vocab_size = logits_NV.shape
     chunk = 2 ** round(math.log2(vocab_size / k) / 2)  # about as many chunks as candidates in the chosen chunks
@@ -65,17 +46,6 @@ def top_k_mask(logits_NV: Array, k: int) -> Array:
 
     Plain form: take the k-th value as ``values_NK[:, -1:]``. Reason: with a slice after top_k, XLA on CPU sorts the
     whole row, which is 50 times as slow.
-
-    Args:
-      logits_NV: float [N, V].
-      k: static, at most V.
-
-    Returns:
-      bool [N, V].
-
-    Examples:
-      >>> top_k_mask(jnp.array([[1.0, 3.0, 2.0, 2.0]]), 2).tolist()
-      [[False, True, True, False]]
     """
     values_NK, ids_NK = top_k(logits_NV, k)
     least_N1 = values_NK.min(-1, keepdims=True)
@@ -90,17 +60,6 @@ def nucleus_mask(logits_NV: Array, top_p: float) -> Array:
     Plain form: sort the probabilities, sum them up and scatter back. Reason: a sort takes 20 times as long on CPU. This
     finds the least probability in the nucleus by bisection on the bits of floats in [0, 1], whose order is that of the
     floats: 30 sums over a row, and exact.
-
-    Args:
-      logits_NV: float32 [N, V].
-      top_p: in (0, 1).
-
-    Returns:
-      bool [N, V].
-
-    Examples:
-      >>> nucleus_mask(jnp.log(jnp.array([[0.4, 0.1, 0.3, 0.2]])), 0.6).tolist()
-      [[True, False, True, False]]
     """
     p_NV = jax.nn.softmax(logits_NV)
     bits_NV = jax.lax.bitcast_convert_type(p_NV, jnp.int32)
@@ -126,17 +85,6 @@ def draw(keys_N: Array, logits_NV: Array) -> Array:
     The id is the first at which the cumulative distribution exceeds a uniform number. Plain form:
     ``jax.vmap(jax.random.categorical)(keys_N, logits_NV)``, with other draws. Reason: one random number per row instead
     of V is 4 times as fast on CPU.
-
-    Args:
-      keys_N: typed keys.
-      logits_NV: float32 [N, V]; an id with -inf is never drawn.
-
-    Returns:
-      int32 [N].
-
-    Examples:
-      >>> draw(jax.random.split(jax.random.key(0), 2), jnp.log(jnp.eye(2))).tolist()
-      [0, 1]
     """
     p_NV = jax.nn.softmax(logits_NV)
     is_possible_NV = p_NV > 0  # by rounding, a cumulative sum may rise where p is 0

@@ -180,41 +180,24 @@ def compares_layers(signal: Signal | None) -> TypeGuard[FeatureSignal]:
 
 
 def check_integer(field: str, value: Any, least: int, greatest: int) -> None:
-    """Check that a field of a signal is an integer in [least, greatest].
-
-    Raises:
-      KdError: names the field.
-    """
+    """Check that a field of a signal is an integer in [least, greatest]."""
     if type(value) is not int or not least <= value <= greatest:
         raise KdError(f"signal.{field}: expected an integer in [{least}, {greatest}], got {value!r}.")
 
 
 def check_temperature(value: Any) -> None:
-    """Check that a temperature is a positive number.
-
-    Raises:
-      KdError: also for a schedule, since a cache holds fixed temperatures.
-    """
+    """Check that a temperature is a positive number, not a schedule: a cache holds fixed temperatures."""
     if not (is_number(value) and value > 0):
         remedy = "A temperature that changes needs signal=Online(...)." if callable(value) else ""
         raise KdError(f"signal.temperature: expected a positive number, got {value!r}. {remedy}".rstrip())
 
 
 def check_tail(value: Any) -> None:
-    """Check that a tail rule is one of TAILS.
-
-    Raises:
-      KdError: names the value.
-    """
+    """Check that a tail rule is one of TAILS."""
     if value not in TAILS:
         raise KdError(f"signal.tail: expected one of {', '.join(TAILS)}, got {value!r}.")
 
 
 def id_dtype(vocab_size: int) -> str:
-    """Return the smallest unsigned dtype that holds every token's id.
-
-    Examples:
-      >>> id_dtype(65_536), id_dtype(65_537)
-      ('uint16', 'uint32')
-    """
+    """Return the smallest unsigned dtype that holds every token's id."""
     return "uint16" if vocab_size <= 2**16 else "uint32"

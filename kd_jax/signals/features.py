@@ -46,26 +46,11 @@ class HiddenStates:
     loss_kind: ClassVar[LossKind] = "vectors"
 
     def check(self, vocab_size: int) -> None:
-        """Check the ranges of all fields.
-
-        Args:
-          vocab_size: not used.
-
-        Raises:
-          KdError: names the field.
-        """
+        """Check the ranges of all fields."""
         _check_pairs(self.stack, self.layers)
 
     def check_layers(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
-        """Check that both networks have the layers.
-
-        Args:
-          student: stack -> depth, for example {"encoder": 3, "decoder": 1}.
-          teacher: the same of the teacher.
-
-        Raises:
-          KdError: names the stack or the layer.
-        """
+        """Check that both networks have the layers."""
         _check_depths(self.stack, self.layers, student, teacher)
 
     def check_widths(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
@@ -82,11 +67,6 @@ class HiddenStates:
     def init_adapter(self, key: Array, student: Taps, teacher: Taps) -> Params:
         """Initialise the projections, scaled to preserve a vector's length.
 
-        Args:
-          key: random key.
-          student: tap -> array, of which only the shapes are used.
-          teacher: the same of the teacher.
-
         Returns:
           {index of the pair: float32 [D of the student, D of the teacher]}; {} if the widths agree.
         """
@@ -101,12 +81,6 @@ class HiddenStates:
 
     def align(self, student: Taps, teacher: Taps, segment_BT: Array, adapter: Params) -> tuple[Array, Array]:
         """Return the hidden states of both sides, the student's projected to the teacher's width.
-
-        Args:
-          student: tap -> [B, T, D of the student].
-          teacher: tap -> [B, T, D of the teacher].
-          segment_BT: not used.
-          adapter: projections as from `init_adapter`.
 
         Returns:
           (teacher_PBTD, student_PBTD) with P = pairs of layers.
@@ -150,41 +124,18 @@ class AttentionRelations:
     loss_kind: ClassVar[LossKind] = "divergence"
 
     def check(self, vocab_size: int) -> None:
-        """Check the ranges of all fields.
-
-        Args:
-          vocab_size: not used.
-
-        Raises:
-          KdError: names the field.
-        """
+        """Check the ranges of all fields."""
         _check_pairs(self.stack, self.layers)
         if not self.kinds or set(self.kinds) - set(get_args(Projection)):
             raise KdError(f"signal.kinds: expected a selection of q, k, v, got {self.kinds!r}.")
         check_integer("heads", self.heads, 1, 2**16)
 
     def check_layers(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
-        """Check that both networks have the layers.
-
-        Args:
-          student: stack -> depth, for example {"encoder": 3, "decoder": 1}.
-          teacher: the same of the teacher.
-
-        Raises:
-          KdError: names the stack or the layer.
-        """
+        """Check that both networks have the layers."""
         _check_depths(self.stack, self.layers, student, teacher)
 
     def check_widths(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
-        """Check that the relation heads divide the widths of all kinds.
-
-        Args:
-          student: kind -> width, as an architecture's `widths`.
-          teacher: the same of the teacher.
-
-        Raises:
-          KdError: names the heads and the width.
-        """
+        """Check that the relation heads divide the widths of all kinds."""
         for side, widths in (("student", student), ("teacher", teacher)):
             for kind in self.kinds:
                 if widths[kind] % self.heads:
@@ -204,13 +155,7 @@ class AttentionRelations:
         return {}
 
     def align(self, student: Taps, teacher: Taps, segment_BT: Array, adapter: Params) -> tuple[Array, Array]:
-        """Compute the log-probabilities of both sides' relations.
-
-        Args:
-          student: tap -> [B, T, width of the student's].
-          teacher: tap -> [B, T, width of the teacher's].
-          segment_BT: segments of the positions; positions relate within a segment.
-          adapter: not used.
+        """Compute the log-probabilities of both sides' relations, between positions of one segment.
 
         Returns:
           (teacher_logp_PBTT, student_logp_PBTT) with P = pairs x kinds x heads.

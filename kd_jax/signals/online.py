@@ -45,14 +45,7 @@ class Online:
     loss_kind: ClassVar[LossKind] = "divergence"
 
     def check(self, vocab_size: int) -> None:
-        """Check the ranges of all fields.
-
-        Args:
-          vocab_size: number of tokens of the tokeniser.
-
-        Raises:
-          KdError: names the field.
-        """
+        """Check the ranges of all fields."""
         check_integer("k", self.k, 0, vocab_size)
         check_tail(self.tail)
         schedules.check(self.temperature, "signal.temperature", 1e-3)
@@ -77,11 +70,6 @@ class Online:
 
     def align(self, logits_NV: Array, payload: Payload, temperature: Any) -> Aligned:
         """Compute the log-probabilities of teacher and student.
-
-        Args:
-          logits_NV: float [N, V], the student's.
-          payload: {"logits": float [N, V], the teacher's}.
-          temperature: a number, or a traced scalar.
 
         Returns:
           Aligned with K = V, or as TopK if k is not 0.

@@ -56,14 +56,7 @@ class Sampled:
         return f"sampled_{self.draws}_t{self.temperature:g}_s{self.seed}"
 
     def check(self, vocab_size: int) -> None:
-        """Check the ranges of all fields.
-
-        Args:
-          vocab_size: number of tokens of the tokeniser.
-
-        Raises:
-          KdError: names the field.
-        """
+        """Check the ranges of all fields."""
         check_integer("draws", self.draws, 1, 2**16 - 1)
         check_integer("seed", self.seed, 0, 2**32 - 1)
         check_temperature(self.temperature)
@@ -88,10 +81,6 @@ class Sampled:
     def reduce(self, logits_NV: Array, key_N: Array) -> Payload:
         """Draw ids from the teacher's distribution.
 
-        Args:
-          logits_NV: float [N, V], the teacher's.
-          key_N: one random key per token.
-
         Returns:
           {"ids": int32 [N, R], "counts": int32 [N, R]} with R = draws.
         """
@@ -103,11 +92,6 @@ class Sampled:
         """Compute the logarithms of the estimate and of the student's probabilities at the drawn ids.
 
         The estimate sums to one over the ids. The student's side does not, and forward KL does not need it.
-
-        Args:
-          logits_NV: float [N, V], the student's.
-          payload: as from `reduce`.
-          temperature: that of the signal.
 
         Returns:
           Aligned with K = draws.

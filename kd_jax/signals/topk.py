@@ -58,14 +58,7 @@ class TopK:
     loss_kind: ClassVar[LossKind] = "divergence"
 
     def check(self, vocab_size: int) -> None:
-        """Check the ranges of all fields.
-
-        Args:
-          vocab_size: number of tokens of the tokeniser.
-
-        Raises:
-          KdError: names the field.
-        """
+        """Check the ranges of all fields."""
         check_integer("k", self.k, 1, vocab_size)
         check_tail(self.tail)
         for temperature in (self.temperature, *self.temperatures):
@@ -100,10 +93,6 @@ class TopK:
     def reduce(self, logits_NV: Array, key_N: Any = None) -> Payload:
         """Reduce teacher logits to the k largest and the log-sum-exp of the others.
 
-        Args:
-          logits_NV: float [N, V], the teacher's.
-          key_N: not used.
-
         Returns:
           {"ids": int32 [N, k], "logits": float16 [N, k], "rest_tT": float32 [N] for each temperature T}.
         """
@@ -115,12 +104,7 @@ class TopK:
         return {"ids": ids_NK, "logits": top_NK.astype(jnp.float16)} | rests
 
     def align(self, logits_NV: Array, payload: Payload, temperature: Any) -> Aligned:
-        """Compute the log-probabilities of teacher and student on the support.
-
-        Args:
-          logits_NV: float [N, V], the student's.
-          payload: as from `reduce`, for this k or a larger one, with this temperature among others.
-          temperature: that of the signal.
+        """Compute the log-probabilities of teacher and student on the support. The cache may have a larger k.
 
         Returns:
           Aligned with K = k + 1 for the tail "bucket" (all other tokens last), else K = k.

@@ -31,13 +31,7 @@ def importance(
     For a head |x| is the L2 norm of its output, before the output matrix. For a neuron it is the absolute value of its
     activation after the gate. For a channel it is the absolute value of a norm's output, and F is summed over all
     norms.
-
-    Args:
-      model: the teacher's network.
-      params: the teacher's, on the devices.
-      batches: one example a row.
-      devices: run the model.
-      head_width: width of an attention head.
+    Batches hold one example a row.
 
     Returns:
       Component -> scores, as in `narrow.component_sizes`.
@@ -65,12 +59,7 @@ def importance_step(
 ) -> Mapping[str, Array]:
     """Return tap -> sum over examples of the squared mean over tokens of the activations' sizes, float32.
 
-    Args:
-      params: the teacher's parameters.
-      batch: one example a row; a row without tokens adds nothing.
-      model: the teacher's network.
-      head_width: width of an attention head.
-      all_sum: sums a tree over devices.
+    A row of the batch holds one example; a row without tokens adds nothing. `all_sum` sums a tree over devices.
     """
     _, taps = model.taps(params, batch.inputs, None)
     stacks = {"encoder": batch.inputs.encoder, "decoder": batch.inputs.decoder}

@@ -73,15 +73,7 @@ class FromTeacher:
     sample: int = 256
 
     def check(self, teacher: Architecture, student: Architecture) -> None:
-        """Check that the student can start from the teacher.
-
-        Args:
-          teacher: the teacher's architecture.
-          student: the student's.
-
-        Raises:
-          KdError: as `layer_maps`; for an unknown rule of widths, or a sample of less than one example.
-        """
+        """Check that the student can start from the teacher."""
         layer_maps(self, teacher, student)
         check_width_rule(self.width, self.sample)
 
@@ -103,15 +95,7 @@ got 'runs/other/student', which does not exist.
     folder: str
 
     def check(self, teacher: Architecture | None, student: Architecture | None) -> None:
-        """Check that the folder exists; its shapes are checked when it is read.
-
-        Args:
-          teacher: not used.
-          student: not used.
-
-        Raises:
-          KdError: if there is no such folder.
-        """
+        """Check that the folder exists; its shapes are checked when it is read."""
         if not Path(self.folder).is_dir():
             raise KdError(
                 "init.folder: expected the folder of a trained model, for example runs/x/teacher, "
@@ -124,26 +108,12 @@ def evenly_spaced_layers(teacher_layers: int, student_layers: int) -> tuple[int,
 
     References:
       DistilBART, arXiv 2010.13002, section 3; Distil-Whisper, arXiv 2311.00430, section 4.
-
-    Examples:
-      >>> evenly_spaced_layers(6, 3)
-      (0, 2, 5)
     """
     return tuple(int(i) for i in np.linspace(0, teacher_layers - 1, student_layers).round())
 
 
 def layer_map(layers: tuple[int, ...], teacher_layers: int, student_layers: int, field: str) -> tuple[int, ...]:
-    """Return the teacher's layer for each of the student's.
-
-    Args:
-      layers: the map; empty for evenly spaced layers.
-      teacher_layers: number of the teacher's layers.
-      student_layers: number of the student's layers.
-      field: name of the field for messages.
-
-    Raises:
-      KdError: if the map has not one entry for each layer of the student, or names a layer that the teacher lacks.
-    """
+    """Return the teacher's layer for each of the student's; an empty map gives evenly spaced layers."""
     if student_layers > teacher_layers and not layers:
         raise KdError(
             f"{field}: expected a teacher's layer for each of the {student_layers} student layers, got (). The teacher "
@@ -160,16 +130,7 @@ def layer_map(layers: tuple[int, ...], teacher_layers: int, student_layers: int,
 
 
 def layer_maps(init: FromTeacher, teacher: Architecture, student: Architecture) -> dict[str, tuple[int, ...]]:
-    """Return stack -> the teacher's layer for each of the student's.
-
-    Args:
-      init: the initialiser.
-      teacher: the teacher's architecture.
-      student: the student's.
-
-    Raises:
-      KdError: if the networks differ in more than sizes, the student is wider, or a layer map does not fit.
-    """
+    """Return stack -> the teacher's layer for each of the student's."""
     if not (isinstance(teacher, Transformer) and isinstance(student, Transformer)) or student.family != teacher.family:
         raise KdError(
             f"model: expected {teacher.family}, the teacher's family, for init=FromTeacher, got {student.family}."
@@ -203,19 +164,8 @@ def init_from_teacher(
 ) -> Params:
     """Return the student's parameters as a selection of the teacher's.
 
-    Args:
-      init: the initialiser.
-      teacher: the teacher's architecture.
-      student: the student's, equal except for sizes, dropout and the padding of the vocabulary.
-      params: the teacher's parameters.
-      vocab_size: number of tokens of the tokeniser; each network pads it to its own multiple.
-      scores: scores of the teacher's parts, as in `narrow.component_sizes`; None if no width differs.
-
-    Returns:
-      A tree of the student's structure. It shares the teacher's arrays if no width differs.
-
-    Raises:
-      KdError: as `layer_maps`.
+    The arrays are the teacher's own if no width differs; then `scores` may be None. Each network pads the `vocab_size`
+    tokens to its own multiple.
     """
     maps = layer_maps(init, teacher, student)
     assert isinstance(teacher, Transformer) and isinstance(student, Transformer)
@@ -243,11 +193,5 @@ def count_parameters(params: Params) -> tuple[int, int]:
 
 
 def random_params(model: Architecture, vocab_size: int, key: Array) -> Params:
-    """Return random initial parameters.
-
-    Args:
-      model: the architecture.
-      vocab_size: number of tokens of the tokeniser.
-      key: random key.
-    """
+    """Return random initial parameters."""
     return jax.jit(model.build(vocab_size).init)(key)

@@ -34,11 +34,7 @@ def _widths(model: Transformer) -> dict[str, int]:
 
 
 def check_widths(teacher: Transformer, student: Transformer) -> None:
-    """Check that the student's widths and heads can be selected from the teacher's.
-
-    Raises:
-      KdError: names the field.
-    """
+    """Check that the student's widths and heads can be selected from the teacher's."""
     teacher_widths = _widths(teacher)
     for field, width in _widths(student).items():
         if width > teacher_widths[field]:
@@ -60,11 +56,7 @@ def check_widths(teacher: Transformer, student: Transformer) -> None:
 
 
 def check_width_rule(width: WidthRule, sample: int) -> None:
-    """Check a rule of widths and its number of examples.
-
-    Raises:
-      KdError: names the field.
-    """
+    """Check a rule of widths and its number of examples."""
     if width not in get_args(WidthRule):
         raise KdError(f"init.width: expected one of {', '.join(get_args(WidthRule))}, got {width!r}.")
     if not is_count(sample, 1):
@@ -75,11 +67,6 @@ def component_sizes(model: Transformer) -> dict[str, int]:
     """Return component -> number of its parts: "channels", and each layer's heads and neurons.
 
     Components of layers have the names of their taps.
-
-    Examples:
-      >>> from kd_jax.models.decoder_only import DecoderOnly
-      >>> component_sizes(DecoderOnly(1, d_model=8, heads=2, d_ff=16))
-      {'channels': 8, 'decoder_0.heads': 2, 'decoder_0.ffn.neurons': 16}
     """
     sizes, stacks = {"channels": model.d_model}, model.stacks()
     for stack, layers in stacks.items():
@@ -92,13 +79,7 @@ def component_sizes(model: Transformer) -> dict[str, int]:
 
 
 def control_scores(width: WidthRule, teacher: Transformer, seed: int) -> Scores:
-    """Return scores that do not measure importance, as controls.
-
-    Args:
-      width: "first" to keep the first parts of each component, "random" for random ones.
-      teacher: the teacher's architecture.
-      seed: seed of the random scores.
-    """
+    """Return scores that select the "first" parts of each component or "random" ones, as controls."""
     rng = np.random.default_rng(seed)
     if width == "first":
         return {name: -np.arange(size, dtype=float) for name, size in component_sizes(teacher).items()}
@@ -121,20 +102,7 @@ def best_heads(
     """Return the best query heads, and the best heads of keys and values.
 
     Each group of query heads that share keys and values counts with the sum of its best query heads.
-
-    Args:
-      scores_H: scores of the teacher's query heads; the heads of a group are adjacent.
-      groups: number of the teacher's groups, which is its number of heads of keys and values.
-      student_heads: number of query heads to select, the same number from each group.
-      student_groups: number of groups to select.
-
-    Returns:
-      (query heads, ascending; heads of keys and values, ascending).
-
-    Examples:
-      >>> heads, groups = best_heads(np.array([9.0, 0, 0, 5, 6, 4]), groups=2, student_heads=2, student_groups=1)
-      >>> heads.tolist(), groups.tolist()  # 5 + 6 is more than 9 + 0
-      ([3, 4], [1])
+    The heads of a group are adjacent. The same number of query heads is selected from each group. Both results ascend.
     """
     scores_GR = scores_H.reshape(groups, -1)
     best_GR = np.stack([top_indices(scores_R, student_heads // student_groups) for scores_R in scores_GR])
@@ -146,20 +114,6 @@ def select_indices(teacher: Transformer, student: Transformer, scores: Scores) -
     """Return the indices that the student keeps of every axis that may be narrowed.
 
     With relative positions all layers of a stack keep the same heads, since they share a table of biases for each head.
-
-    Args:
-      teacher: the teacher's architecture.
-      student: the student's.
-      scores: scores of the teacher's parts.
-
-    Examples:
-      >>> from kd_jax.models.decoder_only import DecoderOnly
-      >>> teacher, student = (DecoderOnly(1, d_model=4, heads=n, head_dim=2, d_ff=3, activation="relu") for n in (3, 1))
-      >>> scores = {"channels": np.ones(4), "decoder_0.heads": np.array([1.0, 3.0, 2.0]),
-      ...           "decoder_0.ffn.neurons": np.ones(3)}
-      >>> indices = select_indices(teacher, student, scores)
-      >>> indices["decoder_0.self_attention.qkv"].tolist()  # the two columns of head 1's queries, keys and values
-      [2, 3, 8, 9, 14, 15]
     """
     indices = {"model": top_indices(scores["channels"], student.d_model)}
     for stack, layers in teacher.stacks().items():
@@ -197,10 +151,6 @@ def narrow(params: Params, indices: Indices) -> Params:
     `models.axes` names the axes. All axes "model" (the residual stream) take the same indices; axes of another name
     take the same indices within a layer's module. Axes of tokens, positions, relative-position buckets and the width of
     an attention head are never narrowed.
-
-    Args:
-      params: parameters of the wider network.
-      indices: "model", or a module and its axis -> indices, from `select_indices`.
     """
 
     def narrow_array(path: tuple, x: Array) -> Array:
@@ -221,11 +171,6 @@ def compensate(teacher: Transformer, student: Transformer, params: Params) -> Pa
     D')^0.5 times as large, so the scales of norms are multiplied by this factor. Embeddings are multiplied by D^0.5 in
     the network, so they are multiplied by the same factor. A tied output matrix grows with them, so its input is
     divided by the factor. Another `head_scale` is compensated there too.
-
-    Args:
-      teacher: the teacher's architecture.
-      student: the student's.
-      params: parameters of the student's shapes.
     """
     norm_factor = (teacher.d_model / student.d_model) ** 0.5
     embedding_factor = norm_factor if teacher.embedding_scale else 1.0

@@ -39,15 +39,7 @@ got 'models/none' without config.json. For example --teacher.init.folder models/
     dtype: Dtype = "float32"
 
     def check(self, teacher: Architecture | None, student: Architecture | None) -> None:
-        """Check that the folder has the model's architecture.
-
-        Args:
-          teacher: not used.
-          student: the recipe's architecture.
-
-        Raises:
-          KdError: for another dtype, if there is no such folder, or if its architecture differs; names the field.
-        """
+        """Check that the folder has the model's architecture."""
         if self.dtype not in get_args(Dtype):
             raise KdError(f"init.dtype: expected {' or '.join(get_args(Dtype))}, got {self.dtype!r}.")
         architecture = self.architecture()
@@ -60,11 +52,7 @@ got 'models/none' without config.json. For example --teacher.init.folder models/
                 )
 
     def architecture(self) -> Transformer:
-        """Return the folder's architecture.
-
-        Raises:
-          KdError: if there is no such folder, or its model is not supported.
-        """
+        """Return the folder's architecture."""
         if not (Path(self.folder) / "config.json").exists():
             raise KdError(
                 f"init.folder: expected a local folder in Hugging Face's layout, got {self.folder!r} without "
@@ -73,14 +61,7 @@ got 'models/none' without config.json. For example --teacher.init.folder models/
         return read_architecture(self.folder)
 
     def load_params(self, rows_V: np.ndarray) -> Params:
-        """Read the folder's parameters.
-
-        Args:
-          rows_V: the row in the folder's embedding for each token of the tokeniser.
-
-        Raises:
-          KdError: if the tokeniser has more tokens than the embedding has rows.
-        """
+        """Read the folder's parameters; `rows_V` has the row in the folder's embedding for each token."""
         model, params = read_model(self.folder)
         if rows_V.max() >= model.vocab_rows:
             raise KdError(
@@ -91,16 +72,7 @@ got 'models/none' without config.json. For example --teacher.init.folder models/
 
 
 def select_vocab_rows(params: Params, rows_V: np.ndarray) -> Params:
-    """Return the parameters with some rows of the vocabulary.
-
-    Args:
-      params: parameters of a model.
-      rows_V: the rows to keep, in the order of the new vocabulary.
-
-    Examples:
-      >>> select_vocab_rows({"embedding": jnp.arange(8.0).reshape(4, 2)}, np.array([0, 3]))["embedding"].tolist()
-      [[0.0, 1.0], [6.0, 7.0]]
-    """
+    """Return the parameters with the rows `rows_V` of the vocabulary, in this order."""
     selected = {name: jnp.take(params[name], rows_V, axis=axis) for name, axis in VOCAB_AXES.items() if name in params}
     return {**params, **selected}
 
@@ -136,14 +108,7 @@ class Smaller:
     kv_heads: int = 0
 
     def resolve(self, teacher: Transformer) -> Transformer:
-        """Return the student's architecture.
-
-        Args:
-          teacher: the teacher's architecture.
-
-        Raises:
-          KdError: for a field that the teacher's family does not have.
-        """
+        """Return the student's architecture."""
         sizes = {field: size for field, size in dataclasses.asdict(self).items() if size}
         for field, size in sizes.items():
             if not hasattr(teacher, field):
