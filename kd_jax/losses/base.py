@@ -54,13 +54,7 @@ def function_of(loss: Loss) -> Loss:
 
 
 def name_of(loss: Loss) -> str:
-    """Return the name of a loss for messages.
-
-    Examples:
-      >>> from kd_jax.losses.divergence import jensen_shannon
-      >>> name_of(functools.partial(jensen_shannon, beta=0.3))
-      'jensen_shannon(beta=0.3)'
-    """
+    """Return the name of a loss for messages."""
     function = function_of(loss)
     name = getattr(function, "__name__", repr(function))
     if not isinstance(loss, functools.partial):
@@ -78,23 +72,6 @@ def comparison(loss: Loss, options: Mapping[str, float]) -> Callable[[Array, Arr
 
     A loss is called as ``loss(teacher, student, **options)``. If its arguments have the names of optax, the student is
     passed as `predictions` or `log_predictions` and the teacher as `targets` or `log_targets`.
-
-    Args:
-      loss: a divergence or a distance.
-      options: further arguments.
-
-    Returns:
-      (teacher_NK, student_NK) -> float32 [N].
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> import optax
-      >>> from kd_jax.losses.divergence import forward_kl
-      >>> p, q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
-      >>> for loss in (forward_kl, optax.losses.kl_divergence_with_log_targets):  # both are KL(p || q)
-      ...     print(f"{comparison(loss, {})(p, q)[0]:.4f}")
-      0.3681
-      0.3681
     """
     names = argument_names(loss)
     if names in OPTAX_ARGUMENTS:
@@ -104,13 +81,7 @@ def comparison(loss: Loss, options: Mapping[str, float]) -> Callable[[Array, Arr
 
 
 def option_ranges(loss: Loss) -> dict[str, Range]:
-    """Return the range of every option of a loss; without bounds if none is declared.
-
-    Examples:
-      >>> from kd_jax.losses.divergence import jensen_shannon
-      >>> option_ranges(jensen_shannon)
-      {'beta': Range(least=0.0, greatest=1.0)}
-    """
+    """Return the range of every option of a loss; without bounds if none is declared."""
     unbounded = Range(-float("inf"), float("inf"))
     ranges = {}
     for parameter in list(inspect.signature(function_of(loss)).parameters.values())[2:]:
@@ -121,22 +92,7 @@ def option_ranges(loss: Loss) -> dict[str, Range]:
 
 
 def check_options(loss: Loss, options: Mapping[str, float]) -> None:
-    """Check that a loss has these options and that their values are in range.
-
-    Args:
-      loss: the loss; the keyword arguments of a functools.partial are checked too.
-      options: name -> value.
-
-    Raises:
-      KdError: for an unknown option, with the nearest one; for a value that is no number in the option's range.
-
-    Examples:
-      >>> from kd_jax.losses.divergence import jensen_shannon
-      >>> check_options(jensen_shannon, {"beta": 0.1})
-      >>> check_options(jensen_shannon, {"bata": 0.1})
-      Traceback (most recent call last):
-      kd_jax.errors.KdError: options.bata: expected an option of jensen_shannon (beta), got bata. Did you mean beta?
-    """
+    """Check that a loss, also a functools.partial, has these options and that their values are in range."""
     ranges = option_ranges(loss)
     bound = loss.keywords if isinstance(loss, functools.partial) else {}
     for option, value in {**bound, **options}.items():

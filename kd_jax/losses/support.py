@@ -16,29 +16,13 @@ def logits_at(logits_NV: Array, ids_NK: Array) -> Array:
 
 
 def logp_at(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
-    """Return the log-probabilities at the ids, and the log-sum-exp of the logits.
-
-    Args:
-      logits_NV: float32 [N, V].
-      ids_NK: int [N, K].
-
-    Returns:
-      (float32 [N, K], -inf if an id is V or more; float32 [N]).
-    """
+    """Return the log-probabilities [N, K] at the ids (-inf for V or more), and the log-sum-exp [N] of the logits."""
     log_z_N = jax.nn.logsumexp(logits_NV, axis=-1)
     return logits_at(logits_NV, ids_NK) - log_z_N[:, None], log_z_N
 
 
 def logp_with_rest(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
-    """Return the log-probabilities at the ids and, last, of all other tokens together.
-
-    Args:
-      logits_NV: float32 [N, V].
-      ids_NK: int [N, K], as `logits_with_rest`.
-
-    Returns:
-      (float32 [N, K + 1]; float32 [N], the log-sum-exp of the logits).
-    """
+    """Return (log-probabilities [N, K + 1] at the ids and, last, of all others; log-sum-exp [N] of the logits)."""
     logits_NK, rest_N = logits_with_rest(logits_NV, ids_NK)
     logits_NX = jnp.concatenate([logits_NK, rest_N[:, None]], axis=-1)
     log_z_N = jax.nn.logsumexp(logits_NX, axis=-1)
@@ -58,10 +42,6 @@ def logits_with_rest(logits_NV: Array, ids_NK: Array) -> tuple[Array, Array]:
 
     Returns:
       (float32 [N, K], -inf if an id is V or more; float32 [N], -inf if the ids are all tokens).
-
-    Examples:
-      >>> logits_with_rest(jnp.asarray([[3.0, 0.0, 0.0]]), jnp.asarray([[0]]))[1]  # log(1 + 1)
-      Array([0.6931472], dtype=float32)
     """
     return _forward(logits_NV, ids_NK)[0]
 

@@ -38,26 +38,9 @@ TOKENS = 3  # tokens on which a loss is evaluated abstractly; different from any
 
 
 def check(terms: Terms, vocab_size: int) -> None:
-    """Check that an objective is well defined.
+    """Check that there are terms, and that each one's weight, loss, signal and options are valid and fit together.
 
-    Args:
-      terms: name -> Term.
-      vocab_size: number of tokens of the tokeniser.
-
-    Raises:
-      KdError: if there are no terms, or a term has
-        a weight that is neither a positive number nor a schedule;
-        a loss that does not fit the signal, or does not return one float per token;
-        a signal out of its ranges;
-        an unknown option, or one out of its range. Names the term and the field.
-
-    Examples:
-      >>> from kd_jax.losses.features import mse
-      >>> from kd_jax.signals.topk import TopK
-      >>> check({"kd": Term(mse, signal=TopK(k=8))}, vocab_size=100)
-      Traceback (most recent call last):
-      kd_jax.errors.KdError: terms.kd.loss: expected a loss of (teacher_logp_NK, student_logp_NK) for TopK, got mse of \
-(teacher_NX, student_NX). Use a signal of vectors, for example signal=HiddenStates(layers=((0, 2),)).
+    The loss must return one float per token. KdError names the term and the field.
     """
     if not terms:
         raise KdError("terms: expected at least one Term, got none. For example terms={'ce': Term(cross_entropy)}.")
@@ -140,17 +123,7 @@ def _is_float(output: jax.ShapeDtypeStruct) -> bool:
 
 
 def check_readable(name: str, signal: LogitSignal, vocab_size: int, schema: Mapping[str, Field]) -> None:
-    """Check that a cache holds the fields that a signal reads.
-
-    Args:
-      name: of the cache, for messages.
-      signal: a signal with origin "cache".
-      vocab_size: number of tokens of the tokeniser.
-      schema: the cache's fields.
-
-    Raises:
-      KdError: names the first field that is missing, too small or of another dtype.
-    """
+    """Check that a cache's schema has the fields that a signal reads, large enough and of their dtypes."""
     for field, required in (signal.required_schema(vocab_size) or {}).items():
         cached = schema.get(field)
         if cached is None:

@@ -31,14 +31,6 @@ def chunk_tokens(num_tokens: int, vocab_size: int) -> int:
     """Return the number of tokens in a chunk.
 
     Chunks are of equal size, a multiple of 8, with at most CHUNK_TOKENS tokens and CHUNK_BYTES of float32 logits.
-
-    Args:
-      num_tokens: N.
-      vocab_size: V.
-
-    Examples:
-      >>> chunk_tokens(2048, 32_000), chunk_tokens(600, 1000)
-      (512, 304)
     """
     largest = max(8, min(CHUNK_TOKENS, CHUNK_BYTES // (4 * vocab_size)))
     chunks = -(-num_tokens // largest)

@@ -68,14 +68,7 @@ class Optimizer:
     max_skipped_updates: int = 10
 
     def check(self, steps: int) -> None:
-        """Check the ranges of all fields for a run.
-
-        Args:
-          steps: updates (not microbatches) of the whole run.
-
-        Raises:
-          KdError: for a value out of its range, or a warm-up as long as the run; names the field.
-        """
+        """Check the ranges of all fields for a run."""
         values = dataclasses.asdict(self)
         for field, (expected, is_valid) in RANGES.items():
             if not (is_number(values[field]) and is_valid(values[field])):
@@ -109,9 +102,6 @@ class Optimizer:
         Returns:
           Function of the update's number, from 0 (n - 1 above, as optax counts), to its rate, float32.
 
-        Raises:
-          KdError: as `check`.
-
         Examples:
           >>> rate = Optimizer(learning_rate=0.5, warmup=2, schedule="rsqrt").rate(steps=100)
           >>> [float(rate(n)) for n in (0, 1, 7)]
@@ -131,11 +121,7 @@ class Optimizer:
     def build(self, steps: int) -> optax.GradientTransformation:
         """Return the optax chain for a run: skipping of outliers, clipping by the global norm, AdamW.
 
-        Args:
-          steps: updates (not microbatches) of the whole run; 0 for a transformation without state.
-
-        Raises:
-          KdError: as `check`.
+        `steps` counts updates (not microbatches) of the whole run; 0 gives a transformation without state.
         """
         if not steps:
             return optax.set_to_zero()

@@ -42,15 +42,6 @@ def skip_outliers(inner: optax.GradientTransformation, ratio: float) -> optax.Gr
     Args:
       inner: the transformation to wrap; clipping belongs into it, since norms are those before it.
       ratio: r; 0 to skip only gradients that are not finite.
-
-    Returns:
-      The transformation, with a SkipState.
-
-    Examples:
-      >>> tx = skip_outliers(optax.sgd(1.0), ratio=0.0)
-      >>> updates, state = tx.update(jnp.array([jnp.nan, 1.0]), tx.init(jnp.zeros(2)))
-      >>> updates.tolist(), int(state.skipped)
-      ([0.0, 0.0], 1)
     """
 
     def init(params: Params) -> SkipState:
