@@ -117,7 +117,7 @@ def stepper(folder: Folder, shape: Shape, case: str) -> Callable[[], None]:
     """() -> one block of steps, the last one finished."""
     recipe, devices = shape.student, make_devices("jit")
     payloads = {SIGNAL.name: store.Store(folder.path / "cache", "records")} if case == "cached_topk" else {}
-    batches = pipeline.train_batches(
+    batches = pipeline.TrainBatches(
         pipeline.Split(folder, "train", payloads),
         recipe.model.layout(START),
         [shape.bucket],
@@ -125,7 +125,7 @@ def stepper(folder: Folder, shape: Shape, case: str) -> Callable[[], None]:
         packed=recipe.training.packed,
         divisor=1,
         seed=0,
-    )
+    ).prefetch()
     model, teacher = recipe.model.build(shape.vocab_size), shape.teacher.build(shape.vocab_size)
     tx = recipe.training.optimizer.build(recipe.training.steps)
     parts = {"model": model, "terms": CASES[case], "tx": tx, "teacher": teacher if case == "online" else None}

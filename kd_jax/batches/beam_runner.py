@@ -36,9 +36,7 @@ class BeamRunner:
         try:
             from apache_beam.runners import runner  # pyright: ignore[reportMissingImports]  # an extra
         except ImportError as error:
-            raise KdError(
-                "--beam-runner: expected Apache Beam, got no such package. Run `pip install -e '.[beam]'`."
-            ) from error
+            raise KdError("--beam-runner: expected Apache Beam, got none. Run `pip install -e '.[beam]'`.") from error
         try:
             runner.create_runner(self.runner)
         except (ValueError, ImportError, AttributeError) as error:
@@ -83,7 +81,11 @@ class BeamRunner:
                 "--beam-options or the runner, and run the same command again."
             ) from error
         for number in range(len(items)):
-            yield _read_result(folder, number)
+            error_path = folder / f"{number}.error"
+            if error_path.exists():
+                raise KdError(error_path.read_text())
+            result = files.read_array(folder / f"{number}.npy")
+            yield result if result.ndim else result.item()
 
 
 def _write_result(folder: Path, function: Callable[[Any, Any], Any], shared: Any, number: int, item: Any) -> None:
@@ -92,10 +94,3 @@ def _write_result(folder: Path, function: Callable[[Any, Any], Any], shared: Any
         manifest.write_array(folder / f"{number}.npy", np.asarray(function(shared, item)))
     except KdError as error:
         manifest.write_text(folder / f"{number}.error", str(error))
-
-
-def _read_result(folder: Path, number: int) -> Any:
-    if (folder / f"{number}.error").exists():
-        raise KdError((folder / f"{number}.error").read_text())
-    result = files.read_array(folder / f"{number}.npy")
-    return result if result.ndim else result.item()

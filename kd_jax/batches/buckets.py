@@ -15,13 +15,7 @@ MAX_LENGTH = 8192  # tokens of a prompt or completion: one head's scores of one 
 
 
 def assign_buckets(lengths: np.ndarray, buckets: Sequence[Bucket], layout: RowLayout[Any]) -> np.ndarray:
-    """Return the first bucket that each example fits into; len(buckets) where it fits into none.
-
-    Args:
-      lengths: int [N, 2], tokens of each prompt and completion.
-      buckets: padded lengths, ascending.
-      layout: the model family's.
-    """
+    """Return the first of the ascending buckets that each example fits into; len(buckets) for none, int [N]."""
     sizes_NX, rooms_BX = layout.sizes(lengths), layout.sizes(np.asarray(buckets))
     fits = [np.searchsorted(room_B, sizes_N) for room_B, sizes_N in zip(rooms_BX.T, sizes_NX.T, strict=True)]
     return np.max(fits, axis=0)
@@ -29,12 +23,7 @@ def assign_buckets(lengths: np.ndarray, buckets: Sequence[Bucket], layout: RowLa
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedRows(Sequence[np.ndarray]):
-    """The numbers of the examples in each row, in two flat arrays.
-
-    Attributes:
-      index_N: uint32, numbers of all examples, row by row.
-      ends_R: uint32, where each row ends in `index_N`.
-    """
+    """The numbers of the examples in each row, uint32: of all rows, and where each row ends among them."""
 
     index_N: np.ndarray
     ends_R: np.ndarray
@@ -50,12 +39,15 @@ class PackedRows(Sequence[np.ndarray]):
 
 
 def pack_rows(sizes_NX: np.ndarray, room_X: np.ndarray, seed: int) -> PackedRows:
-    """Pack examples into rows by best fit, in a random order, among OPEN_ROWS open rows.
+    """Assign examples to rows by best fit, in a random order of the examples, with at most OPEN_ROWS unfilled rows.
 
     Args:
-      sizes_NX: int, the room that each example takes on each side.
-      room_X: int, a row's room; no example is larger.
+      sizes_NX: int, tokens of each example on each of X sides, for example encoder and decoder.
+      room_X: int, tokens that fit into a row on each side; no example may be larger.
       seed: decides the order, and so which examples share a row.
+
+    Returns:
+      PackedRows: the numbers of the examples in each row.
 
     References:
       Krell et al. 2021, arXiv 2107.02027.

@@ -19,7 +19,7 @@ from kd_jax.batches import store
 from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.runtime import progress
 from kd_jax.sources.base import UNLABELLED, Splits
-from kd_jax.tasks.base import ENCODED, Encoded, Example, Task
+from kd_jax.tasks.base import ENCODED, Encoded, Task
 from kd_jax.tokenizers.base import Tokenizer, TokenizerSettings
 
 MIN_SHARD_EXAMPLES = 4096
@@ -52,15 +52,11 @@ class EncodeJob:
         """Yield (record, number of its example); a long text may have several records."""
         rows = self.splits[shard.split][shard.examples.start : shard.examples.stop]
         for number, example in zip(shard.examples, rows, strict=True):
-            if shard.split == UNLABELLED:
-                yield self._encode_unlabelled(example), number
+            if shard.split == UNLABELLED:  # the teacher writes the completion later
+                prompt = self.task.encode_prompt(self.task.prompt(example), self.tokenizer)
+                yield Encoded(prompt, np.zeros(0, np.int32), np.zeros(len(prompt), bool)), number
             else:
                 yield from ((part, number) for part in self.task.encode(example, self.tokenizer))
-
-    def _encode_unlabelled(self, example: Example) -> Encoded:
-        """Return the prompt with an empty completion, which the teacher writes later."""
-        prompt = self.task.encode_prompt(self.task.prompt(example), self.tokenizer)
-        return Encoded(prompt, np.zeros(0, np.int32), np.zeros(len(prompt), bool))
 
 
 def examples_per_shard(examples: int) -> int:
@@ -77,17 +73,15 @@ def encode_split(job: EncodeJob, split: str, workers: Workers = IN_PROCESS) -> s
     """Write an encoded split, SPLIT.lengths.npy and SPLIT.owners.npy, or resume; return the split's digest."""
     folder, count = job.folder, len(job.splits[split])
     size = examples_per_shard(count)
-    shards = [
-        Shard(split, number, range(start, min(start + size, count)))
-        for number, start in enumerate(range(0, count, size))
-    ]
+    starts = range(0, count, size)
+    shards = [Shard(split, number, range(start, min(start + size, count))) for number, start in enumerate(starts)]
     if not (folder / f"{split}.index.json").exists():  # written when all shards are complete
         missing = [shard for shard in shards if not parts_path(folder, split, shard.number).exists()]
         with progress.bar(f"encode {split}", count) as bar, workers.start(job) as parallel_map:
             bar.skip(count - sum(len(shard.examples) for shard in missing))
             for num_examples in parallel_map(encode_shard, missing):
                 bar.advance(num_examples)
-        parts = [files.read_array(parts_path(folder, split, shard.number)) for shard in shards]
+        parts = [files.read_array(parts_path(folder, split, number)) for number in range(len(shards))]
         parts_N3 = np.concatenate(parts)
         manifest.write_array(folder / f"{split}.lengths.npy", parts_N3[:, :2])
         manifest.write_array(folder / f"{split}.owners.npy", parts_N3[:, 2])

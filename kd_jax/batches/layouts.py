@@ -26,7 +26,6 @@ class Segment(NamedTuple):
 
     Attributes:
       index: its number in the encoded split.
-      encoded: its token ids.
       weight: factor on its losses.
       records: signal name -> field -> [tokens that count, ...].
     """
@@ -109,12 +108,10 @@ class EncoderDecoderLayout:
     Each side is padded to its own length.
 
     Examples:
-      >>> prompts = EncoderDecoderLayout(start=1).prompts([np.array([7, 8, 2])], count=1, width=4)
-      >>> prompts.encoder.ids_BT.tolist(), prompts.encoder.segment_BT.tolist(), prompts.decoder.ids_BT.tolist()
-      ([[7, 8, 2, 0]], [[1, 1, 1, 0]], [[1]])
       >>> layout = EncoderDecoderLayout(start=1, forced_prefix=(9,))
-      >>> layout.prompts([np.array([7])], count=1, width=1).decoder.ids_BT.tolist()
-      [[1, 9]]
+      >>> prompts = layout.prompts([np.array([7, 8, 2])], count=1, width=4)
+      >>> prompts.encoder.ids_BT.tolist(), prompts.encoder.segment_BT.tolist(), prompts.decoder.ids_BT.tolist()
+      ([[7, 8, 2, 0]], [[1, 1, 1, 0]], [[1, 9]])
     """
 
     start: int
@@ -166,10 +163,7 @@ class DecoderOnlyLayout:
     def batch(self, rows: Rows, count: int, bucket: Bucket, schemas: Schemas) -> Batch:
         """Return a batch, as `RowLayout.batch`."""
         texts = [
-            [
-                (np.concatenate([segment.encoded.prompt, segment.encoded.completion]), segment.encoded.counts)
-                for segment in row
-            ]
+            [(np.concatenate([one.encoded.prompt, one.encoded.completion]), one.encoded.counts) for one in row]
             for row in rows
         ]
         return _batch(self.start, rows, texts, None, (count, sum(bucket)), schemas)
@@ -186,11 +180,11 @@ class DecoderOnlyLayout:
 
 @dataclasses.dataclass(frozen=True)
 class JointLayout:
-    """The same examples in the same rows of several layouts, for example the teacher's and the student's.
+    """The same examples in the same rows of several layouts; a row needs room in all of them.
 
     Examples:
       >>> joint = JointLayout((EncoderDecoderLayout(start=1), DecoderOnlyLayout(start=1)))
-      >>> joint.sizes(np.array([3, 5])).tolist()  # a row needs room in all of them
+      >>> joint.sizes(np.array([3, 5])).tolist()
       [3, 5, 8]
     """
 
@@ -207,11 +201,7 @@ class JointLayout:
 
 
 def concat_segments(rows: Sequence[Sequence[tuple[int, Sequence[int] | np.ndarray]]], shape: tuple[int, int]) -> Tokens:
-    """Return rows of concatenated token ids, padded on the right; positions restart with each segment.
-
-    Args:
-      rows: (segment number, token ids) of each segment of each row.
-      shape: rows and padded length.
+    """Return rows of concatenated (segment number, token ids), padded on the right; positions restart.
 
     Examples:
       >>> tokens = concat_segments([[(8, [5, 6]), (3, [7])]], (1, 4))

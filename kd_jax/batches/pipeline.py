@@ -26,7 +26,7 @@ from kd_jax.types import Batch, Field, Inputs
 BatchT = TypeVar("BatchT")
 DIGEST = {"digest": Field((), "uint8")}  # the field of a cache's record that identifies its example
 INFERENCE_BATCH_SIZE = 64  # rows of a batch outside training: evaluation, caching, decoding
-MAX_BATCHES = 2**40  # more than any run trains on
+REMEDY = "Run `cache` again with --force."
 
 
 def example_digest(encoded: Encoded) -> np.ndarray:
@@ -73,7 +73,7 @@ class Split:
             if len(store) != len(self.examples):
                 raise KdError(
                     f"cache {signal}: expected a record for each of {len(self.examples)} examples of {name}, got "
-                    f"{len(store)} records. Run the phase `cache` again with --force."
+                    f"{len(store)} records. {REMEDY}"
                 )
 
     def __len__(self) -> int:
@@ -88,8 +88,8 @@ class Split:
         for signal, record in records.items():
             if not np.array_equal(record.pop("digest"), example_digest(encoded)):
                 raise KdError(
-                    f"cache {signal}: expected record {i} to have the digest of example {i} of {self.name}, got one "
-                    "that was made for other token ids. Run the phase `cache` again with --force."
+                    f"cache {signal}: expected record {i} to have the digest of example {i} of {self.name}, got that "
+                    f"of other token ids. {REMEDY}"
                 )
         weight = float(example["weight"][0]) if "weight" in example else 1.0
         return Segment(int(i), encoded, weight, records)
@@ -99,11 +99,7 @@ class Split:
         return sum(int(self.examples[i]["counts"].sum()) for i in range(len(self)))
 
     def batch(
-        self,
-        layout: RowLayout[BatchT],
-        rows: Sequence[Sequence[int] | np.ndarray] | np.ndarray,
-        count: int,
-        bucket: Bucket,
+        self, layout: RowLayout[BatchT], rows: Sequence[np.ndarray] | np.ndarray, count: int, bucket: Bucket
     ) -> BatchT:
         """Return one batch, as `RowLayout.batch`; `rows` holds the numbers of the examples in each row."""
         schemas = {
@@ -115,12 +111,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainBucket:
-    """The rows of one padded length.
-
-    Attributes:
-      rows: the numbers of the examples in each row.
-      first: number of its first batch in an epoch, before the batches are permuted.
-    """
+    """The rows of one padded length, as numbers of examples; `first` is its first batch in an epoch's plan."""
 
     bucket: Bucket
     batch_size: int
@@ -149,13 +140,22 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
         seed: int,
         shard: tuple[int, int] = (0, 1),
     ):
-        """Plan the batches; arguments as of `train_batches`."""
+        """Plan the batches.
+
+        Args:
+          split: with the signals that the terms read.
+          layout: the model family's.
+          buckets: padded lengths, ascending; longer examples are skipped.
+          tokens_per_batch: padded target tokens of a batch over all hosts.
+          packed: whether several examples share a row.
+          divisor: devices times microbatches; every batch is padded to a multiple of it.
+          seed: decides the order.
+          shard: (index of this host, number of hosts); a host reads its slice of each batch.
+        """
         self._split, self._layout, self._seed, self._divisor, self._shard = split, layout, seed, divisor, shard
         bucket_N = assign_buckets(split.lengths, buckets, layout)
         if not (bucket_N < len(buckets)).any():
-            raise KdError(
-                f"buckets: expected a bucket that holds a training example, got {tuple(buckets)}. Add a longer bucket."
-            )
+            raise KdError(f"buckets: expected a bucket that holds a training example, got {buckets}. Add a longer one.")
         rows_of: dict[Bucket, Sequence[np.ndarray] | np.ndarray] = {}
         if packed:
             fitting = np.flatnonzero(bucket_N < len(buckets)).astype(np.uint32)
@@ -168,14 +168,13 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
         self.batches_per_epoch = 0
         for bucket, rows in rows_of.items():
             if len(rows):
-                batch_size = max(
-                    1, tokens_per_batch // int(layout.sizes(np.asarray(bucket))[-1])
-                )  # of the targets' side
+                target_width = int(layout.sizes(np.asarray(bucket))[-1])
+                batch_size = max(1, tokens_per_batch // target_width)
                 self._buckets.append(_TrainBucket(bucket, batch_size, rows, self.batches_per_epoch))
                 self.batches_per_epoch += max(1, len(rows) // batch_size)
-        self._orders = functools.lru_cache(maxsize=2)(self._permutations)
+        self._permutations = functools.lru_cache(maxsize=2)(self._permute)
 
-    def _permutations(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _permute(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return (the order of an epoch's batches, the order of each bucket's rows)."""
         rows = [
             np.random.default_rng((self._seed, epoch, b)).permutation(len(bucket.rows)).astype(np.uint32)
@@ -186,7 +185,7 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
     def plan(self, i: int) -> tuple[Bucket, list[np.ndarray]]:
         """Return (padded lengths, the numbers of the examples in each row) of batch i."""
         epoch, position = divmod(int(i), self.batches_per_epoch)
-        batch_order, row_orders = self._orders(epoch)
+        batch_order, row_orders = self._permutations(epoch)
         number = int(batch_order[position])
         b = max(b for b, bucket in enumerate(self._buckets) if bucket.first <= number)
         bucket = self._buckets[b]
@@ -197,7 +196,7 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
 
     def __len__(self) -> int:
         """Return a number that no run reaches."""
-        return MAX_BATCHES
+        return 2**40
 
     def __getitem__(self, i: int) -> Batch:
         """Return this host's slice of batch i."""
@@ -207,57 +206,30 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
         count = round_up(len(rows), self._divisor) // hosts
         return self._split.batch(self._layout, rows[index * count :][:count], count, bucket)
 
+    def prefetch(self) -> grain.IterDataset[Batch]:
+        """Return the batches in order, prefetched in a thread; the iterator's state is saved with checkpoints."""
+        return grain.MapDataset.source(self).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
+
     def __repr__(self) -> str:
         """Return the split and the seed."""
         # grain stores this with an iterator's state and rejects the state of another source.
         return f"TrainBatches({self._split.name}, seed={self._seed})"
 
 
-def train_batches(
-    split: Split,
-    layout: Layout,
-    buckets: Sequence[Bucket],
-    *,
-    tokens_per_batch: int,
-    packed: bool,
-    divisor: int,
-    seed: int,
-    shard: tuple[int, int] = (0, 1),
-) -> grain.IterDataset[Batch]:
-    """Return the training batches of a split, without end, prefetched in a thread.
+class PlannedBatches(Sequence[BatchT], Generic[BatchT]):
+    """Batches of examples in the order of a plan: (padded lengths, numbers of the examples) of each batch."""
 
-    The iterator's state is saved with checkpoints.
+    plan: Sequence[tuple[Any, np.ndarray]]
 
-    Args:
-      split: with the signals that the terms read.
-      layout: the model family's.
-      buckets: padded lengths, ascending; longer examples are skipped.
-      tokens_per_batch: padded target tokens of a batch over all hosts.
-      packed: whether several examples share a row.
-      divisor: devices times microbatches; every batch is padded to a multiple of it.
-      seed: decides the order.
-      shard: (index of this host, number of hosts); a host reads its slice of each batch.
-    """
-    source = TrainBatches(
-        split,
-        layout,
-        buckets,
-        tokens_per_batch=tokens_per_batch,
-        packed=packed,
-        divisor=divisor,
-        seed=seed,
-        shard=shard,
-    )
-    return grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.plan)
 
 
-class EvalBatches(Sequence[BatchT], Generic[BatchT]):
+class EvalBatches(PlannedBatches[BatchT]):
     """Every example exactly once, one in a row, in batches of one size for each padded length.
 
-    Examples longer than the last bucket are not truncated: they are padded to a multiple of it, in smaller batches.
-
-    Attributes:
-      plan: (padded lengths, numbers of the examples) of each batch.
+    Examples longer than the last bucket are padded to a multiple of it, in smaller batches.
     """
 
     def __init__(
@@ -288,15 +260,11 @@ class EvalBatches(Sequence[BatchT], Generic[BatchT]):
         self._batch_sizes = {
             shape: rows_per_batch(batch_size, divisor, int(layout.sizes(np.asarray(shape)).max())) for shape in shapes
         }
-        self.plan: list[tuple[Bucket, np.ndarray]] = [
+        self.plan = [
             (shape, chunk)
             for shape in shapes
             for chunk in chunks(index_N[(padded_N2 == shape).all(-1)], self._batch_sizes[shape])
         ]
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return len(self.plan)
 
     def __getitem__(self, i: Any) -> BatchT:
         """Return this host's slice of batch i."""
@@ -306,13 +274,10 @@ class EvalBatches(Sequence[BatchT], Generic[BatchT]):
         return self._split.batch(self._layout, index_N[index * count :][:count, None], count, bucket)
 
 
-class PromptBatches(Sequence[Inputs]):
+class PromptBatches(PlannedBatches[Inputs]):
     """Prompts for decoding, in batches of one size for each padded length.
 
     A prompt longer than the last length is padded to a multiple of it, in smaller batches.
-
-    Attributes:
-      plan: (padded length, numbers of the prompts) of each batch.
     """
 
     def __init__(
@@ -324,16 +289,7 @@ class PromptBatches(Sequence[Inputs]):
         divisor: int = 1,
         indices: Sequence[int] | None = None,
     ):
-        """Plan the batches; arguments as of `EvalBatches`.
-
-        Args:
-          prompts: int32 [P] each.
-          layout: the model family's.
-          widths: padded lengths, ascending.
-          batch_size: rows of a batch; fewer for long prompts.
-          divisor: every batch is padded to a multiple of it.
-          indices: the prompts' numbers; None for 0, 1, ...
-        """
+        """Plan the batches; `indices` are the prompts' numbers, other arguments as of `EvalBatches`."""
         self._layout = layout
         self._prompts = dict(zip(range(len(prompts)) if indices is None else indices, prompts, strict=True))
         lengths_N, last = np.asarray([len(prompt) for prompt in prompts], int), widths[-1]
@@ -343,15 +299,11 @@ class PromptBatches(Sequence[Inputs]):
         self._batch_sizes = {
             width: rows_per_batch(batch_size, divisor, width) for width in np.unique(padded_N).tolist()
         }
-        self.plan: list[tuple[int, np.ndarray]] = [
+        self.plan = [
             (width, chunk)
             for width, rows in self._batch_sizes.items()
             for chunk in chunks(index_N[padded_N == width], rows)
         ]
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return len(self.plan)
 
     def __getitem__(self, i: Any) -> Inputs:
         """Return batch i."""

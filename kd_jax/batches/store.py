@@ -7,7 +7,6 @@ shard's digest; a store without an index is unfinished.
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -24,7 +23,7 @@ from kd_jax.errors import KdError
 from kd_jax.runtime import hosts
 from kd_jax.types import Field
 
-WRITER_OPTIONS = "group_size:1,zstd:3"
+REMEDY = "Run `cache` again to write this shard of a cache anew, or `prepare --force` for data."
 IN_MEMORY_BYTES = 512 * 2**20  # a smaller store is read into memory, each shard by one sequential read
 
 Schema = Mapping[str, Field]
@@ -33,14 +32,7 @@ Record = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What a finished store holds, as in NAME.index.json.
-
-    Attributes:
-      schema: field name -> shape per token, and dtype.
-      counts: records of each shard.
-      shards: digest of each shard.
-      digest: over all of these.
-    """
+    """What a finished store holds, as in NAME.index.json: records and digest of each shard, and a digest over all."""
 
     schema: Schema
     counts: Sequence[int]
@@ -54,16 +46,10 @@ def pack(schema: Schema, record: Record) -> bytes:
     for name, field in schema.items():
         value = np.asarray(record[name])
         if value.shape[1:] != tuple(field.shape):
-            raise KdError(
-                f"field {name}: expected shape {tuple(field.shape)} per token, got {value.shape[1:]}. Make the record "
-                "as its schema says."
-            )
+            raise KdError(f"field {name}: expected shape {field.shape} per token, got {value.shape[1:]}. Correct it.")
         values = value.astype(np.dtype(field.dtype).newbyteorder("<"))
         if np.issubdtype(values.dtype, np.integer) and not np.array_equal(values, value):
-            raise KdError(
-                f"field {name}: expected values that fit into {field.dtype}, got {value.max()}. Use a larger dtype in "
-                "the schema."
-            )
+            raise KdError(f"field {name}: expected values that fit into {field.dtype}, got {value.max()}. Enlarge it.")
         lengths.append(len(value))
         chunks.append(values.tobytes())
     return np.asarray(lengths, "<u4").tobytes() + b"".join(chunks)
@@ -139,7 +125,7 @@ def write_shard(folder: Path, name: str, shard: int, schema: Schema, records: It
     """Write one shard under a temporary name, then rename it."""
     # The temporary name is unique to the process: if two processes write the same shard, both write the same bytes.
     with files.atomic_path(shard_path(folder, name, shard)) as path:
-        file_writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
+        file_writer = ArrayRecordWriter(str(path), "group_size:1,zstd:3")
         for record in records:
             file_writer.write(pack(schema, record))
         file_writer.close()
@@ -167,10 +153,7 @@ def read_index(path: Path) -> Index:
     index = manifest.read_json(path)
     digest = index.pop("digest", None)
     if digest != _digest(index):
-        raise KdError(
-            f"{path}: expected the bytes that were written, got modified ones. Run the phase that writes it again with "
-            "--force."
-        )
+        raise KdError(f"{path}: expected the bytes that were written, got modified ones. Write it again with --force.")
     counts = index["records_per_shard"]  # of every shard but the last, or a list where they differ
     if not isinstance(counts, list):
         counts = [min(counts, index["count"] - start) for start in range(0, index["count"], counts)]
@@ -186,11 +169,8 @@ def remove_damaged(folder: Path, name: str) -> list[Path]:
     """Delete a store's modified shards; return their paths and those of missing ones."""
     index = read_index(folder / f"{name}.index.json")
     paths = [shard_path(folder, name, shard) for shard in range(len(index.shards))]
-    damaged = [
-        path
-        for path, digest in zip(paths, index.shards, strict=True)
-        if not path.exists() or manifest.file_digest(path) != digest
-    ]
+    intact = [path.exists() and manifest.file_digest(path) == index.shards[i] for i, path in enumerate(paths)]
+    damaged = [path for i, path in enumerate(paths) if not intact[i]]
     for path in damaged:
         path.unlink(missing_ok=True)
     return damaged
@@ -214,10 +194,7 @@ class Store:
         self._shards: dict[int, list[bytes] | ArrayRecordReader] = {}
         for shard in range(len(self._shard_digests)):
             if not shard_path(folder, name, shard).exists():
-                raise KdError(
-                    f"{shard_path(folder, name, shard)}: expected a shard, got no file. Run `cache` again to write a "
-                    "missing shard of a cache, or `prepare --force` for data."
-                )
+                raise KdError(f"{shard_path(folder, name, shard)}: expected a file, got a missing shard. {REMEDY}")
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -229,10 +206,6 @@ class Store:
         records, row = self._open(shard), int(i - self._starts[shard])
         return unpack(self.schema, records[row] if isinstance(records, list) else records.read([row])[0])
 
-    @functools.cached_property
-    def _in_memory(self) -> bool:
-        return self.num_bytes() < IN_MEMORY_BYTES
-
     def num_bytes(self) -> int:
         """Return the size of all shards on disk, in bytes."""
         shards = range(len(self._shard_digests))
@@ -243,10 +216,7 @@ class Store:
             path, digest = shard_path(self._folder, self._name, shard), self._shard_digests[shard]
             on_disk = files.local_copy(path, digest)
             if manifest.file_digest(on_disk) != digest:
-                raise KdError(
-                    f"{path}: expected the bytes that were written, got modified ones. Run `cache` again to write this "
-                    "shard of a cache anew, or `prepare --force` for data."
-                )
+                raise KdError(f"{path}: expected the bytes that were written, got modified ones. {REMEDY}")
             reader = ArrayRecordReader(str(on_disk))
-            self._shards[shard] = reader.read_all() if self._in_memory else reader
+            self._shards[shard] = reader.read_all() if self.num_bytes() < IN_MEMORY_BYTES else reader
         return self._shards[shard]

@@ -70,8 +70,7 @@ class PseudoTargets:
             raise KdError(f"targets.of: expected train, unlabelled or both, got {self.of!r}. Set targets.of.")
         if self.rule == "interpolated" and self.of != "train":
             raise KdError(
-                f"targets.rule: expected best or nbest where targets.of is {self.of}, got interpolated, which needs "
-                "references. Set targets.rule to best."
+                f"targets.rule: expected best or nbest with of={self.of}, got interpolated. Set targets.rule."
             )
 
     def check_splits(self, splits: Collection[str]) -> None:
@@ -79,8 +78,7 @@ class PseudoTargets:
         for split in self.splits:
             if split not in splits:
                 raise KdError(
-                    f"targets.of: expected a source with a split {split}, got {', '.join(splits)}. Add such text "
-                    "to the source, or set targets.of to train."
+                    f"targets.of: expected a source with a split {split}, got {', '.join(splits)}. Set targets.of."
                 )
 
     def choose(
@@ -111,11 +109,8 @@ def pack_hypotheses(ids_KT: np.ndarray, logp_K: np.ndarray, eos: int) -> dict[st
         hypotheses.append(ids_T[: ids_T.index(eos) + 1])
         logp.append(score)
     flat = np.asarray([i for ids in hypotheses for i in ids], np.int32)
-    return {
-        "ids": flat,
-        "lengths": np.asarray([len(x) for x in hypotheses], np.int32),
-        "logp": np.asarray(logp, np.float32),
-    }
+    lengths = np.asarray([len(ids) for ids in hypotheses], np.int32)
+    return {"ids": flat, "lengths": lengths, "logp": np.asarray(logp, np.float32)}
 
 
 def unpack_hypotheses(record: Mapping[str, np.ndarray]) -> list[np.ndarray]:

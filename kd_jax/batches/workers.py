@@ -55,21 +55,20 @@ class Processes:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "kd_jax.batches.encode"])
         executor = concurrent.futures.ProcessPoolExecutor(self.count, context, _init_worker, (shared,))
+
+        def parallel_map(function: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+            try:
+                yield from executor.map(functools.partial(_call, function), items)
+            except BrokenProcessPool as error:
+                raise KdError(
+                    f"--processes {self.count}: expected every process to finish, got one that was killed (for example "
+                    "because memory ran out). Run the same command with fewer processes; it resumes."
+                ) from error
+
         try:
-            yield functools.partial(self._map, executor)
+            yield parallel_map
         finally:
             executor.shutdown(cancel_futures=True)
-
-    def _map(
-        self, executor: concurrent.futures.Executor, function: Callable[[Any, Any], Any], items: Iterable[Any]
-    ) -> Iterator[Any]:
-        try:
-            yield from executor.map(functools.partial(_call, function), items)
-        except BrokenProcessPool as error:
-            raise KdError(
-                f"--processes {self.count}: expected every process to finish, got one that was killed (for example "
-                "because memory ran out). Run the same command with fewer processes; it resumes."
-            ) from error
 
 
 IN_PROCESS = Processes()

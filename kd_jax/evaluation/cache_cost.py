@@ -1,6 +1,5 @@
 """Measure on a sample what a cache of the teacher would cost, and how much of its distribution it would keep."""
 
-import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches import pipeline, store
 from kd_jax.batches.buckets import assign_buckets
 from kd_jax.losses.divergence import forward_kl
-from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import map_head
 from kd_jax.runtime import progress
 from kd_jax.signals.sampled import Sampled
@@ -33,7 +31,6 @@ class SignalCost(NamedTuple):
     """Cost and coverage of one signal.
 
     Attributes:
-      title: such as "top 32" or "64 draws".
       bytes_per_token: on disk, with all fields of a record.
       bytes: of the whole cache.
       hours: to write the whole cache.
@@ -73,18 +70,9 @@ def signal_costs(teacher: Teacher, folder: Path) -> list[SignalCost]:
         costs = []
         for title, signal in signals.items():
             seconds, size = _write_sample(teacher, sample, states, signal, folder / title, bar)
-            seconds, size = seconds / targets, size / targets
-            covered, lost = _mean_coverage(teacher, states.hidden_ND, signal)
-            costs.append(
-                SignalCost(
-                    title=title,
-                    bytes_per_token=size,
-                    bytes=size * all_targets,
-                    hours=all_targets * seconds / 3600,
-                    covered=covered,
-                    lost=lost,
-                )
-            )
+            hours, bytes_per_token = all_targets * (seconds / targets) / 3600, size / targets
+            coverage = _mean_coverage(teacher, states.hidden_ND, signal)
+            costs.append(SignalCost(title, bytes_per_token, bytes_per_token * all_targets, hours, *coverage))
             bar.advance(1)
     return costs
 
@@ -156,7 +144,11 @@ def _write_sample(
     keys_N = jax.random.key_data(jax.random.split(jax.random.key(0), rows))
     hidden_ND = np.resize(states.hidden_ND, (rows, states.hidden_ND.shape[1]))
     arguments = teacher.params, devices.shard((hidden_ND, keys_N))
-    reduce = functools.partial(_reduce, model=teacher.model, signal=signal)
+
+    def reduce(params: Params, rows: tuple[Array, Array]) -> Payload:
+        reduce_rows = lambda logits_NV, keys: signal.reduce(logits_NV, jax.random.wrap_key_data(keys))  # noqa: E731
+        return map_head(reduce_rows, rows[0], teacher.model.head(params), rows[1])
+
     with bar.compiling(folder.name):
         program = devices.compile(reduce).lower(*arguments).compile()
     began = time.perf_counter()
@@ -176,24 +168,9 @@ def _write_sample(
     return seconds, store.Store(folder, "records").num_bytes()
 
 
-def _reduce(params: Params, rows: tuple[Array, Array], *, model: Model, signal: TopK | Sampled) -> Payload:
-    """Return the signal's payload of each target, [N, ...] per field."""
-    hidden_ND, keys_N = rows
-    reduce = lambda logits_NV, keys: signal.reduce(logits_NV, jax.random.wrap_key_data(keys))  # noqa: E731
-    return map_head(reduce, hidden_ND, model.head(params), keys_N)
-
-
 def _mean_coverage(teacher: Teacher, hidden_ND: np.ndarray, signal: TopK | Sampled) -> tuple[float, float]:
     """Return (covered, lost) of SignalCost, means over evenly spaced targets."""
     places = np.linspace(0, len(hidden_ND) - 1, min(COVERAGE_TOKENS, len(hidden_ND))).astype(int)
-    step = jax.jit(functools.partial(_coverage, model=teacher.model, signal=signal))
-    covered_N, lost_N = jax.device_get(step(teacher.devices.unreplicate(teacher.params), hidden_ND[places]))
-    return float(covered_N.mean(dtype=np.float64)), float(lost_N.mean(dtype=np.float64))
-
-
-def _coverage(params: Params, hidden_ND: Array, *, model: Model, signal: TopK | Sampled) -> tuple[Array, Array]:
-    """Return (covered, lost) of each token."""
-    keys_N = jax.random.key_data(jax.random.split(jax.random.key(0), len(hidden_ND)))
 
     def measure(logits_NV: Array, keys_N: Array) -> tuple[Array, Array]:
         keys_N = jax.random.wrap_key_data(keys_N)
@@ -201,7 +178,13 @@ def _coverage(params: Params, hidden_ND: Array, *, model: Model, signal: TopK | 
             return topk_coverage(signal, logits_NV, keys_N)
         return draws_coverage(signal, logits_NV, keys_N)
 
-    return map_head(measure, hidden_ND, model.head(params), keys_N)
+    @jax.jit
+    def coverage(params: Params, hidden_ND: Array) -> tuple[Array, Array]:
+        keys_N = jax.random.key_data(jax.random.split(jax.random.key(0), len(hidden_ND)))
+        return map_head(measure, hidden_ND, teacher.model.head(params), keys_N)
+
+    covered_N, lost_N = jax.device_get(coverage(teacher.devices.unreplicate(teacher.params), hidden_ND[places]))
+    return float(covered_N.mean(dtype=np.float64)), float(lost_N.mean(dtype=np.float64))
 
 
 def topk_coverage(signal: TopK, logits_NV: Array, keys_N: Array) -> tuple[Array, Array]:

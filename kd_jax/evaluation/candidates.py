@@ -20,12 +20,9 @@ from kd_jax.types import Params
 
 
 class Candidate(NamedTuple):
-    """A model under evaluation: "teacher", a student, or one of these with int8 weights.
+    """The teacher, a student, or one of these with int8 weights (`name` is then unlike `trained_name`).
 
-    Attributes:
-      name: its own with int8 weights.
-      trained_name: of the trained model whose parameters these are.
-      params: best parameters, on the host.
+    The parameters are those of the best step, on the host.
     """
 
     name: str
@@ -43,13 +40,11 @@ def load_candidates(experiment: ResolvedExperiment, workdir: Workdir) -> list[Ca
     names, in_int8 = trained_models(experiment, workdir), experiment.evaluation.in_int8
     for source in in_int8.values():
         if source not in names:
-            raise KdError(
-                f"evaluation.int8: expected models trained in this workdir, got {source!r}. Remove imported models."
-            )
-    models = {
-        name: Candidate(name, name, experiment.recipes[name].model, load_trained(experiment, workdir, name)[1])
-        for name in names
-    }
+            raise KdError(f"evaluation.int8: expected models trained in this workdir, got {source!r}. Remove it.")
+    models = {}
+    for name in names:
+        params = load_trained(experiment, workdir, name)[1]
+        models[name] = Candidate(name, name, experiment.recipes[name].model, params)
     return [*models.values(), *(models[source].with_int8_weights(name) for name, source in in_int8.items())]
 
 
@@ -100,14 +95,13 @@ class Programs:
         return devices.compile(functools.partial(negative_log_likelihood, model=self._build(architecture)))
 
     def _write(self, architecture: Architecture, way: str, devices: Devices) -> Callable:
-        return devices.compile(
-            functools.partial(
-                text.generate,
-                model=self._build(architecture),
-                architecture=architecture,
-                way=way,
-                decoding=self._decoding,
-                eos=self._tokenizer.eos,
-                suppress_tokens=self._tokenizer.suppress_tokens,
-            )
+        generate = functools.partial(
+            text.generate,
+            model=self._build(architecture),
+            architecture=architecture,
+            way=way,
+            decoding=self._decoding,
+            eos=self._tokenizer.eos,
+            suppress_tokens=self._tokenizer.suppress_tokens,
         )
+        return devices.compile(generate)

@@ -23,11 +23,7 @@ Sums = dict[str, Sum]
 class Rows(NamedTuple):
     """Inputs of the metrics, [B, T, ...] of a batch or [N, ...] of a chunk of its tokens.
 
-    Attributes:
-      hidden: last hidden states of one model, or of (teacher, student).
-      targets: int32.
-      mask: bool, targets that count.
-      payload: of the cache; None without one.
+    `hidden` are the last hidden states of one model, or of (teacher, student); `payload` is None without a cache.
     """
 
     hidden: Any

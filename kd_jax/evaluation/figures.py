@@ -17,7 +17,7 @@ class MetricFigure:
     """One task metric of one model or baseline.
 
     Attributes:
-      value: the metric; None where it needs likelihoods and there are none.
+      value: None where it needs likelihoods and there are none.
       interval: (low, high), 95%; None without a bootstrap.
       beam: the metric of the texts of the beam search; None where there are none.
     """
@@ -34,12 +34,12 @@ class MetricFigure:
 
 @dataclasses.dataclass(frozen=True)
 class Closeness:
-    """Means over the targets that count.
+    """Means over the targets that count; None where the teacher's weights are not here.
 
     Attributes:
       cross_entropy: nats a token.
       calibration_error: expected calibration error, in [0, 1].
-      kl_to_teacher: KL(teacher || student), nats a token; None where the teacher's weights are not here, as below.
+      kl_to_teacher: KL(teacher || student), nats a token.
       agreement: share of targets where both models have the same most likely token.
       acceptance: 1 - total variation, the rate at which the teacher accepts draft tokens of the student.
     """
@@ -55,10 +55,7 @@ class Closeness:
 class CachedCloseness:
     """Closeness measured on the validation split from the teacher's top-k cache.
 
-    Attributes:
-      cross_entropy, calibration_error, kl_to_teacher, agreement, acceptance: as in Closeness.
-      kl_error: by how much `kl_to_teacher` may be too small, at most.
-      acceptance_error: by how much `acceptance` may be too large, at most.
+    `kl_to_teacher` may be too small by at most `kl_error`, and `acceptance` too large by at most `acceptance_error`.
     """
 
     cross_entropy: float
@@ -72,12 +69,11 @@ class CachedCloseness:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingFigures:
-    """Size of a model and cost of its training.
+    """Size of a model and cost of its training; None for int8 weights.
 
     Attributes:
-      parameters, parameters_outside_embeddings: counts.
       bytes: of the checkpoint; of the parameters where they are int8.
-      loss_before_first_step: validation cross-entropy in nats a token; None for int8 weights, as below.
+      loss_before_first_step: validation cross-entropy in nats a token.
       train_tokens_per_second: None also for a model that was not trained.
       seconds: wall-clock time of the training phase.
     """
@@ -124,22 +120,10 @@ class ModelFigures:
     Attributes:
       metrics: name of a task metric -> its figure.
       closeness: on the evaluated split.
-      examples: of that split.
-      over_long: of these, examples longer than the last bucket.
+      over_long: of its `examples`, those longer than the last bucket.
       offline: on the validation split, from the cache; None for the teacher and without such a cache.
-      training: size and cost.
-      speed: of decoding.
       drafting: None for all but the leading student.
       warnings: degenerate texts, one line each; known to a report alone.
-
-    Examples:
-      >>> closeness, training = Closeness(2.0, 0.1), TrainingFigures(9, 5, 36, 4.0, None, 1.5)
-      >>> metrics, speed = {"bleu": MetricFigure(20.0, (19.0, 21.0))}, DecodingSpeed(800.0, 40.0, 90.0, 5.0)
-      >>> figures = ModelFigures(metrics, closeness, examples=7, over_long=0, training=training, speed=speed)
-      >>> figures.to_json()["bleu_ci"], figures.to_json()["cross_entropy"]
-      ((19.0, 21.0), 2.0)
-      >>> ModelFigures.from_json(figures.to_json(), ["bleu"]) == figures
-      True
     """
 
     metrics: Mapping[str, MetricFigure]
@@ -230,17 +214,11 @@ def metrics_to_json(metrics: Mapping[str, MetricFigure]) -> dict[str, Any]:
 
 def metrics_from_json(flat: Json, metrics: Iterable[str]) -> dict[str, MetricFigure]:
     """Return the inverse of `metrics_to_json`; raises KeyError for a metric that is missing."""
-    return {
-        name: MetricFigure(flat[name], as_interval(flat[f"{name}_ci"]), flat.get(f"{name}_beam")) for name in metrics
-    }
-
-
-def as_interval(pair: Iterable[float] | None) -> tuple[float, float] | None:
-    """Return a JSON pair as a tuple, None as None."""
-    if pair is None:
-        return None
-    low, high = pair
-    return low, high
+    figures = {}
+    for name in metrics:
+        interval = flat[f"{name}_ci"] and tuple(flat[f"{name}_ci"])  # JSON has lists
+        figures[name] = MetricFigure(flat[name], interval, flat.get(f"{name}_beam"))
+    return figures
 
 
 def _select(kind: Any, flat: Json) -> Any:

@@ -83,6 +83,7 @@ class LoadedModel:
         self._encode_prompt, self._buckets, self._prompt_lengths = encode_prompt, buckets, prompt_lengths
         self._layout = architecture.layout(tokenizer.start, tokenizer.forced_prefix)
         self._max_length = min(architecture.context or MAX_LENGTH, MAX_LENGTH)
+        self._likelihood_program = self._devices.compile(functools.partial(negative_log_likelihood, model=self.model))
         self._generate_program = functools.cache(self._compile_generate)
 
     @classmethod
@@ -91,9 +92,7 @@ class LoadedModel:
         folder = workdir.model(name)
         tokenizer = tokenizers.load(experiment.tokenizer, folder)
         if tokenizers.digest(tokenizer) != folder.inputs()["consumed.tokenizer"]:
-            raise KdError(
-                f"{folder.path}: expected the tokenizer that {name} was trained with, got another. Restore it."
-            )
+            raise KdError(f"{folder.path}: expected the tokenizer of {name}'s training, got another. Restore it.")
         architecture = experiment.recipes[name].model
         return cls(
             architecture,
@@ -250,7 +249,7 @@ class LoadedModel:
         if isinstance(text, str):
             if self.architecture.family == "encoder_decoder":
                 raise KdError(
-                    f"texts: expected (prompt, completion) pairs for an encoder-decoder, got the text {text[:30]!r}."
+                    f"texts: expected pairs for an encoder-decoder, got the text {text[:30]!r}. Add a prompt."
                 )
             prompt, completion, prefix = np.zeros(0, np.int32), text, ()
         else:
@@ -260,19 +259,14 @@ class LoadedModel:
             raise KdError(f"texts: expected at most {self._max_length} tokens, got {len(ids)}: {completion[:30]!r}.")
         return append_completion(prompt, np.zeros(len(prompt), bool), prefix, ids)
 
-    @functools.cached_property
-    def _likelihood_program(self) -> Compiled:
-        return self._devices.compile(functools.partial(negative_log_likelihood, model=self.model))
-
     def _compile_generate(self, decoding: Decoding) -> Compiled:
-        return self._devices.compile(
-            functools.partial(
-                decoding_text.generate,
-                model=self.model,
-                architecture=self.architecture,
-                way=decoding.ways[-1],
-                decoding=decoding,
-                eos=self.tokenizer.eos,
-                suppress_tokens=self.tokenizer.suppress_tokens,
-            )
+        generate = functools.partial(
+            decoding_text.generate,
+            model=self.model,
+            architecture=self.architecture,
+            way=decoding.ways[-1],
+            decoding=decoding,
+            eos=self.tokenizer.eos,
+            suppress_tokens=self.tokenizer.suppress_tokens,
         )
+        return self._devices.compile(generate)

@@ -114,15 +114,14 @@ def score_metrics(
     """
     first = next(iter(texts.values()))
     first_text_metric = next((metric.name for metric in metrics if metric.reads == "texts"), None)
-    figures: dict[str, MetricFigure] = {}
+    figures = {metric.name: MetricFigure(None) for metric in metrics}
     for metric in metrics:
         outcome = first if metric.reads == "texts" else tokens
-        if outcome is None:
-            figures[metric.name] = MetricFigure(None)
-            continue
-        score = metric.score(outcome, resamples)
-        beam = metric.score(texts["beam"], 0).value if "beam" in texts and metric.name == first_text_metric else None
-        figures[metric.name] = MetricFigure(score.value, score.interval, beam)
+        if outcome is not None:
+            score = metric.score(outcome, resamples)
+            has_beam = "beam" in texts and metric.name == first_text_metric
+            beam = metric.score(texts["beam"], 0).value if has_beam else None
+            figures[metric.name] = MetricFigure(score.value, score.interval, beam)
     return figures
 
 

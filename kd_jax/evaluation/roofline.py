@@ -29,15 +29,9 @@ class Roofline(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """The largest of the three.
-
-        Examples:
-          >>> Roofline(compute=2.0, memory=3.0, collectives=1.0).bound
-          'memory-bound'
-        """
-        titles = {"compute": "compute-bound", "memory": "memory-bound", "collectives": "collective-bound"}
-        seconds = self._asdict()
-        return titles[max(seconds, key=lambda name: seconds[name])]
+        """The largest of the three."""
+        titles = ("compute-bound", "memory-bound", "collective-bound")
+        return titles[self.index(self.seconds)]
 
 
 def roofline(cost: ProgramCost, chip: Chip) -> Roofline:
@@ -48,9 +42,8 @@ def roofline(cost: ProgramCost, chip: Chip) -> Roofline:
       >>> roofline(ProgramCost(flops=197 * 10**12, traffic=819 * 10**9, collectives=()), CHIPS["tpu-v5e"])
       Roofline(compute=1.0, memory=1.0, collectives=0.0)
     """
-    return Roofline(
-        cost.flops / chip.flops, cost.traffic / chip.bandwidth, sum(cost.bytes_sent.values()) / chip.interconnect
-    )
+    sent = sum(cost.bytes_sent.values())
+    return Roofline(cost.flops / chip.flops, cost.traffic / chip.bandwidth, sent / chip.interconnect)
 
 
 def device_memory(compiled: Any) -> int:

@@ -28,9 +28,6 @@ class Ablation:
     """The figures of ablation.json.
 
     Attributes:
-      split: evaluated.
-      examples: number of examples that the first metric is computed on.
-      resamples: draws of the examples for the intervals.
       metrics: that models are compared by, the deciding one first.
       controls: names of the students that the others are compared with.
       models: model -> metric or "kl_to_teacher" -> value of each seed.

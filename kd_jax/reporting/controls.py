@@ -45,9 +45,7 @@ def _add(students: dict[str, ResolvedRecipe], name: str, control: ResolvedRecipe
         if _identity(recipe) == _identity(control):
             return student
     if name in students:
-        raise KdError(
-            f"students: expected {name} to be the control that ablate adds, got another recipe. Rename that student."
-        )
+        raise KdError(f"students: expected {name} to be the control that ablate adds, got another recipe. Rename it.")
     students[name] = control
     return name
 

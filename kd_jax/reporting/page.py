@@ -1,7 +1,6 @@
 """A report as Markdown and as one self-contained HTML page; all data is escaped."""
 
 import difflib
-import functools
 import html as html_escapes
 import re
 from collections.abc import Mapping, Sequence
@@ -28,13 +27,7 @@ class Block(Protocol):
 
 
 class Document(NamedTuple):
-    """The content of a report; all of it is plain text but the plots.
-
-    Attributes:
-      sections: heading -> blocks, in order; the heading "" is not shown.
-      versions: library -> version.
-      resolved: the experiment with every field.
-    """
+    """The content of a report, as plain text but for the plots; the heading "" of a section is not shown."""
 
     title: str
     lead: str
@@ -159,11 +152,6 @@ def markdown(document: Document) -> str:
 
 def html(document: Document) -> str:
     """Render the report as one self-contained page without scripts."""
-    return _template().render(document=document)
-
-
-@functools.cache
-def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kd_jax.reporting"),
         autoescape=True,
@@ -171,4 +159,4 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template("report.html.j2").render(document=document)

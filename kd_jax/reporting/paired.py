@@ -16,12 +16,9 @@ BETTER, WORSE, SAME, UNDIRECTED = "better", "worse", "no difference seen", "–"
 
 
 class Scores(NamedTuple):
-    """A metric of one model, trained once with every seed.
+    """A metric of one model, trained once with every seed: over all examples, and over resampled ones.
 
-    Attributes:
-      value_S: float64, over all examples.
-      resampled_SR: float64, over examples drawn with replacement; the draws are the same for every model and seed.
-      examples: number of examples.
+    The draws are the same for every model and seed; `examples` is the number of examples.
     """
 
     value_S: np.ndarray
@@ -31,14 +28,7 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A metric of one model minus that of another.
-
-    Attributes:
-      mean: over the seeds.
-      interval: (low, high), 95%.
-      seeds: difference of each seed.
-      verdict: "better", "worse", "no difference seen", or "–" for a metric without direction.
-    """
+    """A metric of one model minus that of another: over the seeds with a 95% interval, and of each seed."""
 
     mean: float
     interval: tuple[float, float]
@@ -61,14 +51,7 @@ def scores(metric: Metric, outcomes: Sequence[Outcome], resamples: int) -> Score
 
 
 def difference(ours: Scores, theirs: Scores, higher_is_better: bool | None) -> Difference:
-    """Compute `ours` minus `theirs` with its 95% interval and verdict; both of the same examples and seeds.
-
-    Examples:
-      >>> rng = np.random.default_rng(0)
-      >>> ours, theirs = (Scores(np.full(3, x), x + rng.normal(size=(3, 99)), examples=50) for x in (9.0, 5.0))
-      >>> difference(ours, theirs, True).verdict, difference(ours, theirs, False).verdict
-      ('better', 'worse')
-    """
+    """Compute `ours` minus `theirs` with its 95% interval and verdict; both of the same examples and seeds."""
     each_S = ours.value_S - theirs.value_S
     over_examples = (ours.resampled_SR - theirs.resampled_SR).mean(0).var(ddof=1)
     low, high = interval(each_S, float(over_examples), ours.examples)
@@ -86,14 +69,18 @@ def interval(each_S: np.ndarray, over_examples: float, examples: int) -> tuple[f
     .. math:: \bar d \pm t_\nu \sqrt{v + s^2 / S}, \quad
         \nu = \frac{(v + s^2 / S)^2}{v^2 / (N - 1) + (s^2 / S)^2 / (S - 1)}
 
-    v is the variance over examples, s^2 the variance between seeds, nu the Welch-Satterthwaite degrees of freedom.
-    Student's t replaces a bootstrap of the seeds, which misses the true value in one case of four with three seeds.
-    The interaction of examples and seeds is in both summands, so the interval tends to be too wide.
+    v is the variance of the mean difference due to the examples, s^2 the variance between seeds (0 with one seed),
+    and nu the Welch-Satterthwaite degrees of freedom. A bootstrap over three seeds would miss the true value in a
+    quarter of all cases. Variance of single example-seed pairs is in both v and s^2 / S, so the interval tends to be
+    too wide.
 
     Args:
-      each_S: float [seeds], differences; with one seed the interval covers other examples only.
-      over_examples: v, variance of the mean difference over resampled examples.
-      examples: N.
+      each_S: float [S], the mean difference of each seed; one seed says nothing about other seeds.
+      over_examples: v, for example the variance of the mean over bootstrap resamples of the examples.
+      examples: N, the number of examples.
+
+    Returns:
+      (lower end, upper end).
 
     References:
       Satterthwaite 1946; Owen 2007, The Pigeonhole Bootstrap, arXiv 0712.1111 (two-way variances).

@@ -116,27 +116,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return report.json as a dictionary."""
-        metrics = [dataclasses.asdict(metric) for metric in self.metrics]
-        return {
-            "name": self.name,
-            "task": self.task,
-            "dataset": self.dataset,
-            "seed": self.seed,
-            "headline": metrics[0],
-            "metrics": metrics,
-            "comparison": self.comparison and dataclasses.asdict(self.comparison),
-            "models": {
-                name: model.to_json() | {"warnings": list(model.warnings)} for name, model in self.models.items()
-            },
+        models = {name: model.to_json() | {"warnings": model.warnings} for name, model in self.models.items()}
+        return dataclasses.asdict(self) | {
+            "headline": dataclasses.asdict(self.headline),
+            "models": models,
             "baselines": {name: metrics_to_json(figures) for name, figures in self.baselines.items()},
-            "differences": {name: dataclasses.asdict(difference) for name, difference in self.differences.items()},
-            "int8": {name: dataclasses.asdict(comparison) for name, comparison in self.int8.items()},
-            "gap_recovered": self.gap_recovered,
             "caches": {name: cache.to_json() for name, cache in self.caches.items()},
-            "wall_seconds": dict(self.wall_seconds),
-            "counts": dict(self.counts),
-            "dropped_as_seen_in_training": dict(self.dropped_as_seen_in_training),
-            "versions": dict(self.versions),
         }
 
     @classmethod

@@ -11,10 +11,6 @@ from kd_jax.runtime import progress
 
 Table = list[list[str]]
 ABSENT = "–"
-INT8_NOTE = (
-    "{} with int8 weights: each matrix has 8 bits a weight and a float scale for each output channel, and is converted "
-    "to float where it is used. Size: bytes of the parameters."
-)
 
 
 class Row(NamedTuple):
@@ -51,16 +47,11 @@ def model_column(
 
 def metric_column(metric: MetricInfo) -> Column:
     """Return a column of a metric with its interval."""
-    coarse = max(0, metric.digits - 1)
+    value, coarse = value_column(metric), max(0, metric.digits - 1)
 
     def cell(row: Row) -> str:
-        figure = row.metrics[metric.name]
-        if figure.value is None:
-            return ABSENT
-        if figure.interval is None:
-            return f"{figure.value:.{metric.digits}f}"
-        low, high = figure.interval
-        return f"{figure.value:.{metric.digits}f} [{low:.{coarse}f}, {high:.{coarse}f}]"
+        interval = row.metrics[metric.name].interval
+        return value.cell(row) + (f" [{interval[0]:.{coarse}f}, {interval[1]:.{coarse}f}]" if interval else "")
 
     return Column(f"{metric.label} [95%]", f"{metric.label} [95%]", cell)
 
@@ -177,14 +168,18 @@ def notes(report: Report) -> list[str]:
                 "those that it would have written itself (speculative decoding: the text is its greedy text). "
                 "Speed: relative to the teacher's greedy decoding without drafts, at batch 1."
             )
+    caches = (
+        f"cache {name}: {cache.target_tokens:,} target tokens at {cache.bytes_per_target_token:.0f} bytes"
+        for name, cache in report.caches.items()
+    )
     if report.caches:
-        caches = (
-            f"cache {name}: {cache.target_tokens:,} target tokens at {cache.bytes_per_target_token:.0f} bytes"
-            for name, cache in report.caches.items()
-        )
         paragraphs.append(f"{'; '.join(caches)}.")
     if report.int8:
-        paragraphs.append(INT8_NOTE.format("; ".join(f"{name} is {one.of}" for name, one in report.int8.items())))
+        models = "; ".join(f"{name} is {one.of}" for name, one in report.int8.items())
+        paragraphs.append(
+            f"{models} with int8 weights: each matrix has 8 bits a weight and a float scale for each output channel, "
+            "and is converted to float where it is used. Size: bytes of the parameters."
+        )
     return paragraphs
 
 

@@ -11,6 +11,7 @@ from kd_jax.reporting.paired import BETTER, SAME, WORSE
 from kd_jax.reporting.report import MetricInfo, Report
 
 NO_TEACHER = "The teacher was imported as log-probabilities, so it has no row, and the gap to it is unknown."
+size = EngFormatter(unit="B", places=1)
 RELATIONS = {BETTER: "is better than", WORSE: "is worse than", SAME: "does not differ detectably from"}
 
 
@@ -38,11 +39,6 @@ def gap_recovered(
     .. math:: \frac{distilled - baseline}{teacher - baseline}
 
     None without a comparison, with an imported teacher, or if the teacher is no better than the baseline.
-
-    Examples:
-      >>> values = {"teacher": 2.0, "scratch": 3.0, "kd": 2.5}
-      >>> gap_recovered(values, Comparison(baseline="scratch", distilled="kd"), higher_is_better=False)
-      0.5
     """
     if comparison is None or TEACHER not in values:
         return None
@@ -56,7 +52,17 @@ def lead(report: Report) -> str:
 
     Models with int8 weights have a sentence each and no part in the others.
     """
-    return " ".join([*_trained_models(report), *(_int8(report, name) for name in report.int8)])
+    metric, models = report.headline, report.trained
+    name = leading_student(report.headline_values, report.comparison, metric.higher_is_better)
+    if name is None:
+        sentences = [f"Only the teacher was trained: {_score(models[TEACHER], metric)}."]
+    else:
+        sentences = [f"The best student is {name}: {_score(models[name], metric)}."]
+        if report.comparison is not None:
+            sentences = [_against_controls(report, report.comparison), *_gap(report, report.comparison)]
+        sentences.append(_against_teacher(report, name) if TEACHER in models else NO_TEACHER)
+        sentences.append(_cost(report, name))
+    return " ".join([*sentences, *(_int8(report, name) for name in report.int8)])
 
 
 def warnings(report: Report) -> list[str]:
@@ -75,28 +81,6 @@ def duration(seconds: float) -> str:
     if not minutes:
         return f"{rest} s"
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(count: float) -> str:
-    """Format bytes as text.
-
-    Examples:
-      >>> size(29_622_272)
-      '29.6 MB'
-    """
-    return EngFormatter(unit="B", places=1)(count)
-
-
-def _trained_models(report: Report) -> list[str]:
-    metric, models = report.headline, report.trained
-    name = leading_student(report.headline_values, report.comparison, metric.higher_is_better)
-    if name is None:
-        return [f"Only the teacher was trained: {_score(models[TEACHER], metric)}."]
-    sentences = [f"The best student is {name}: {_score(models[name], metric)}."]
-    if report.comparison is not None:
-        sentences = [_against_controls(report, report.comparison), *_gap(report, report.comparison)]
-    against_teacher = _against_teacher(report, name) if TEACHER in models else NO_TEACHER
-    return [*sentences, against_teacher, _cost(report, name)]
 
 
 def _int8(report: Report, name: str) -> str:
@@ -152,32 +136,28 @@ def _against_teacher(report: Report, name: str) -> str:
     batched, single = _speed_ratios(model, teacher)
     difference = model.value(metric.name) - teacher.value(metric.name)
     relation, side = RELATIONS[report.differences[TEACHER].verdict], "above" if difference > 0 else "below"
-    return (
+    sentences = (
         f"Against the teacher ({_figure(teacher, metric)}), {name} has {share:.0%} of the parameters outside "
         f"the embeddings, writes {batched:.1f} times the tokens a second ({single:.1f} times at batch 1), and "
-        f"{relation} it ({abs(difference):.{metric.digits}f} {metric.label} {side})." + _drafting(model)
+        f"{relation} it ({abs(difference):.{metric.digits}f} {metric.label} {side})."
     )
-
-
-def _drafting(model: ModelFigures) -> str:
-    """Return what the student is worth as the teacher's draft; "" if that was not measured."""
-    if model.drafting is None:
-        return ""
-    return (
-        f" As the teacher's draft in speculative decoding, the student has {model.drafting.draft_acceptance:.0%} of "
-        f"its tokens accepted, and the teacher writes its greedy texts {model.drafting.draft_speedup:.2f} times as "
-        "fast at batch 1."
-    )
+    if model.drafting:
+        sentences += (
+            f" As the teacher's draft in speculative decoding, the student has {model.drafting.draft_acceptance:.0%} "
+            f"of its tokens accepted, and the teacher writes its greedy texts {model.drafting.draft_speedup:.2f} times "
+            "as fast at batch 1."
+        )
+    return sentences
 
 
 def _cost(report: Report, name: str) -> str:
     models = report.trained
     students = [name, *(student for student in models if student not in (TEACHER, name))]
     training = [f"{student} {_training_time(models[student])}" for student in students]
-    caches = [
-        f"the cache {cache} took {duration(figures.seconds)} and {size(figures.bytes)}"
-        for cache, figures in report.caches.items()
-    ]
+    costs = {
+        cache: f"{duration(figures.seconds)} and {size(figures.bytes)}" for cache, figures in report.caches.items()
+    }
+    caches = [f"the cache {cache} took {cost}" for cache, cost in costs.items()]
     teacher_time = teacher_size = ""
     if TEACHER in models:
         teacher_time = f", after {_training_time(models[TEACHER])} for the teacher"

@@ -7,7 +7,6 @@ import array
 import functools
 import time
 from collections.abc import Generator, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -24,10 +23,9 @@ from kd_jax.decoding.text import output_length
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture, Model
 from kd_jax.runtime import hosts, progress
-from kd_jax.tasks.base import ENCODED, Decoding, Encoded, Task, append_completion
+from kd_jax.tasks.base import ENCODED, Decoding, Encoded, append_completion
 from kd_jax.teaching.records import Record, begin_store, infer_records, write_records
 from kd_jax.teaching.teacher import Teacher
-from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.types import Inputs, Params, Payload
 
 
@@ -70,23 +68,15 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
 
         def make(start: int, stop: int) -> Iterator[Record]:
             indices = range(start, stop)
-            prompts = [split.read(i).encoded.prompt for i in indices]
+            prompts, widths = [split.read(i).encoded.prompt for i in indices], experiment.prompt_widths
             batches = pipeline.PromptBatches(
-                prompts,
-                teacher.layout,
-                experiment.prompt_widths,
-                INFERENCE_BATCH_SIZE,
-                teacher.devices.count,
-                indices,
+                prompts, teacher.layout, widths, INFERENCE_BATCH_SIZE, teacher.devices.count, indices
             )
             return infer_records(split, indices, batches, infer, to_record, bar)
 
         digest = write_records(teacher, folder, "nbest", NBEST | pipeline.DIGEST, len(split), make)
     if digest is None:
-        raise KdError(
-            f"{folder.path}: expected the shards of all writers, got those of this one. Run the same command again "
-            "when the other writers are done."
-        )
+        raise KdError(f"{folder.path}: expected the shards of all writers, got some. Run the command again later.")
     folder.finish({"digest": digest, "records": len(split)}, time.perf_counter() - start_time)
     return folder
 
@@ -148,7 +138,7 @@ def _write_split(teacher: Teacher, targets: PseudoTargets, nbest_folders: Mappin
     digest = store.write_stream(folder.path, "train", ENCODED | WEIGHT, records())
     lengths_N2 = np.asarray(lengths, np.int32).reshape(-1, 2)
     manifest.write_array(folder.path / "train.lengths.npy", lengths_N2)
-    outputs: dict[str, Any] = {"digest": digest, "examples": len(lengths_N2), "without_hypothesis": without_hypothesis}
+    outputs = {"digest": digest, "examples": len(lengths_N2), "without_hypothesis": without_hypothesis}
     folder.finish(outputs, time.perf_counter() - start_time)
     progress.log(
         f"pseudo-targets: {len(lengths_N2)} examples; {without_hypothesis} without a finished hypothesis (these keep "
@@ -170,7 +160,10 @@ def _choose_targets(
             hypotheses = unpack_hypotheses(example.records["nbest"])
             if hypotheses:
                 reference = tokenizer.decode(encoded.completion[len(tokenizer.forced_prefix) : -1].tolist())
-                closeness = functools.partial(_closeness, task, tokenizer, reference)
+
+                def closeness(ids_T: np.ndarray, reference: str = reference) -> float:
+                    return task.similarity(tokenizer.decode(ids_T[:-1].tolist()), reference)
+
                 for ids, weight in targets.choose(hypotheses, example.records["nbest"]["logp"], closeness):
                     yield append_completion(prompt, encoded.counts[: len(prompt)], tokenizer.forced_prefix, ids), weight
             elif len(encoded.completion):
@@ -178,7 +171,3 @@ def _choose_targets(
             without_hypothesis += not hypotheses
             bar.advance(1)
     return without_hypothesis
-
-
-def _closeness(task: Task, tokenizer: Tokenizer, reference: str, ids_T: np.ndarray) -> float:
-    return task.similarity(tokenizer.decode(ids_T[:-1].tolist()), reference)

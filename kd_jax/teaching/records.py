@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,20 +15,7 @@ from kd_jax.teaching.teacher import Teacher
 RECORDS_PER_SHARD = 4096
 Record = dict[str, np.ndarray]
 MakeRecords = Callable[[int, int], Iterable[Record]]  # (start, stop) -> records start to stop - 1
-BatchT = TypeVar("BatchT", covariant=True)
-
-
-class PlannedBatches(Protocol[BatchT]):
-    """Batches of examples (`EvalBatches`, `PromptBatches`)."""
-
-    @property
-    def plan(self) -> list[tuple[Any, np.ndarray]]:
-        """The padded length and the examples' numbers of each batch."""
-        ...
-
-    def __iter__(self) -> Iterator[BatchT]:
-        """Return an iterator of the batches."""
-        ...
+BatchT = TypeVar("BatchT")
 
 
 def begin_store(folder: Folder, name: str, inputs: Mapping[str, Any], force: bool) -> bool:
@@ -46,10 +33,18 @@ def begin_store(folder: Folder, name: str, inputs: Mapping[str, Any], force: boo
 def write_records(
     teacher: Teacher, folder: Folder, name: str, schema: store.Schema, count: int, make: MakeRecords
 ) -> str | None:
-    """Write this writer's shards of a store; the main process writes the index.
+    """Compute records with the teacher and write this process's shards of a store; resume if some exist.
+
+    Args:
+      teacher: loaded onto the devices first, on every process.
+      folder: where the store is.
+      name: of the store's files, such as "records".
+      schema: field name -> shape and dtype of a record's arrays.
+      count: number of records in all processes' shards together.
+      make: range of example numbers -> their records, in order.
 
     Returns:
-      The store's digest; None while shards of other writers are missing.
+      Digest of the whole store; None if another writer has not finished its shards. The last one writes the index.
     """
     teacher.load()  # on every host, with or without shards to write: orbax waits for all of them
     write = functools.partial(store.write, folder.path, name, schema, count, make, RECORDS_PER_SHARD)
@@ -63,20 +58,15 @@ def write_records(
 def infer_records(
     examples: pipeline.Examples,
     indices: Iterable[int],
-    batches: PlannedBatches[BatchT],
+    batches: pipeline.PlannedBatches[BatchT],
     infer: Callable[[BatchT], Record],
     to_record: Callable[[Segment, int, Record], Record],
     bar: progress.Bar,
 ) -> Iterator[Record]:
-    """Yield one record for each of these examples, in their order.
+    """Yield one record for each of these examples, in their order; the batches may have another.
 
-    Args:
-      examples: the split.
-      indices: numbers of some of them.
-      batches: these examples in any order.
-      infer: batch -> the teacher's outputs for its rows, host arrays [B, ...].
-      to_record: (example, its row in the batch, those outputs) -> the example's record.
-      bar: advanced by the number of examples.
+    `infer` returns the teacher's outputs for a batch's rows, as host arrays [B, ...]. `to_record` makes a
+    record from an example, its row and those outputs.
     """
     by_index: dict[int, Record] = {}
     for (length, members), batch in zip(batches.plan, batches, strict=True):

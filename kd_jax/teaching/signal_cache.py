@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from kd_jax import config
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches import pipeline, store
-from kd_jax.batches.layouts import Bucket, Segment
+from kd_jax.batches.layouts import Segment
 from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE
 from kd_jax.batches.targets import PseudoTargets
 from kd_jax.experiment import targets_name
@@ -20,7 +20,7 @@ from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import map_head
 from kd_jax.runtime import progress
 from kd_jax.signals.base import LogitSignal
-from kd_jax.teaching.records import MakeRecords, Record, begin_store, infer_records, write_records
+from kd_jax.teaching.records import Record, begin_store, infer_records, write_records
 from kd_jax.teaching.teacher import Teacher
 from kd_jax.types import Array, Batch, Params, Payload
 
@@ -43,8 +43,25 @@ def write_signal(
         return
     start_time = time.perf_counter()
     split = pipeline.Split(teacher.workdir.split(targets_name(targets)), split_name)
+    step = functools.partial(signal_step, model=teacher.model, signal=signal, seed=teacher.experiment.seed)
+    compiled = teacher.devices.compile(step)
+
+    def infer(batch: Batch) -> Record:
+        payload = teacher.devices.to_host(compiled(teacher.params, teacher.devices.shard(batch)))
+        return payload | {"mask": batch.mask_BT}
+
+    def to_record(example: Segment, b: int, outputs: Record) -> Record:
+        return {name: values[b][outputs["mask"][b]] for name, values in outputs.items() if name != "mask"}
+
     with progress.bar(f"cache {folder.path.name}", len(split)) as bar:
-        make = signal_records(teacher, split, signal, bar, teacher.experiment.shapes)
+
+        def make(start: int, stop: int) -> Iterator[Record]:
+            indices, shapes = range(start, stop), teacher.experiment.shapes
+            batches = pipeline.EvalBatches(
+                split, teacher.layout, shapes, INFERENCE_BATCH_SIZE, teacher.devices.count, indices
+            )
+            return infer_records(split, indices, batches, infer, to_record, bar)
+
         digest = write_records(teacher, folder, "records", schema, len(split), make)
     if digest is None:
         progress.log(f"{folder.path}: this writer's shards are done; the last writer to finish completes the cache")
@@ -66,30 +83,6 @@ def store_outputs(folder: Folder, digest: str, split: pipeline.Split) -> dict[st
         "bytes": num_bytes,
         "bytes_per_target_token": num_bytes / tokens,
     }
-
-
-def signal_records(
-    teacher: Teacher, split: pipeline.Split, signal: LogitSignal, bar: progress.Bar, shapes: Sequence[Bucket]
-) -> MakeRecords:
-    """Return (start, stop) -> the signal's records of those examples, one entry for each target that counts."""
-    step = functools.partial(signal_step, model=teacher.model, signal=signal, seed=teacher.experiment.seed)
-    compiled = teacher.devices.compile(step)
-
-    def infer(batch: Batch) -> Record:
-        payload = teacher.devices.to_host(compiled(teacher.params, teacher.devices.shard(batch)))
-        return payload | {"mask": batch.mask_BT}
-
-    def to_record(example: Segment, b: int, outputs: Record) -> Record:
-        return {name: values[b][outputs["mask"][b]] for name, values in outputs.items() if name != "mask"}
-
-    def make(start: int, stop: int) -> Iterator[Record]:
-        indices = range(start, stop)
-        batches = pipeline.EvalBatches(
-            split, teacher.layout, shapes, INFERENCE_BATCH_SIZE, teacher.devices.count, indices
-        )
-        return infer_records(split, indices, batches, infer, to_record, bar)
-
-    return make
 
 
 def _cached_signal(inputs: Mapping[str, Any], signal: LogitSignal) -> LogitSignal | None:

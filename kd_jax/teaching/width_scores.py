@@ -22,9 +22,8 @@ def width_scores(teacher: Teacher, width: WidthRule, sample: int) -> Scores:
     architecture = cast(Transformer, experiment.teacher.model)
     if width != "importance":
         return control_scores(width, architecture, experiment.seed)
-    split = pipeline.Split(teacher.workdir.data, "train")
-    count = min(sample, len(split))
-    indices = np.sort(np.random.default_rng(experiment.seed).choice(len(split), count, replace=False))
+    split, rng = pipeline.Split(teacher.workdir.data, "train"), np.random.default_rng(experiment.seed)
+    indices = np.sort(rng.choice(len(split), min(sample, len(split)), replace=False))
     batches = pipeline.EvalBatches(
         split, teacher.layout, experiment.shapes, INFERENCE_BATCH_SIZE, teacher.devices.count, indices
     )

@@ -144,7 +144,7 @@ def batches(
     """
     layout, shapes = recipe.model.layout(workdir.data.outputs()["start"]), experiment.shapes
     split = pipeline.Split(workdir.split(targets_name(recipe.targets)), "train", payloads)
-    train = pipeline.train_batches(
+    train = pipeline.TrainBatches(
         split,
         layout,
         shapes,
@@ -153,7 +153,7 @@ def batches(
         divisor=devices.count * recipe.training.microbatches,
         seed=experiment.seed,
         shard=devices.share,
-    )
+    ).prefetch()
     validation = pipeline.Split(workdir.data, "validation")
     valid = pipeline.EvalBatches(
         validation, layout, shapes, pipeline.INFERENCE_BATCH_SIZE, devices.count, shard=devices.share

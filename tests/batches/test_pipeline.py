@@ -19,7 +19,6 @@ from kd_jax.batches.pipeline import (
     TrainBatches,
     example_digest,
     example_lengths,
-    train_batches,
 )
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
@@ -184,7 +183,7 @@ def test_batch_has_same_examples_on_any_number_of_devices(data, packed):
 def test_iterator_resumes_from_saved_state(data, packed):
     def fresh():
         options = {"tokens_per_batch": 32, "divisor": 1, "seed": 0, "packed": packed}
-        return iter(train_batches(Split(data, "train"), DECODER_ONLY, BUCKETS, **options))
+        return iter(TrainBatches(Split(data, "train"), DECODER_ONLY, BUCKETS, **options).prefetch())
 
     uninterrupted = list(itertools.islice(fresh(), 12))
     first = fresh()

@@ -14,11 +14,9 @@ SHIFT_RATIO = 2  # a shift that fits so many times better is reported; weak teac
 
 @dataclasses.dataclass(frozen=True)
 class AuditFigures:
-    """The audit of one split, as a manifest records it.
+    """The audit of one split, as a manifest records it: its examples and targets that count.
 
     Attributes:
-      examples: of the split.
-      targets: of the split; targets that count.
       matched: examples that are in the files.
       covered: targets that are in the files.
       min_named: fewest tokens named for a covered target.
@@ -71,11 +69,9 @@ class Audit:
     """Counts of one split, added up while files are read; see `AuditFigures`.
 
     Attributes:
-      min_named: 0 where a target is missing.
       full_vocabulary: targets for which every token of the vocabulary is named.
       mass: sum over covered targets of the named tokens' probabilities, for log-probabilities.
-      reciprocal_ranks: for each of SHIFTS the sum over positions of 1 / rank of the token so far from the one that the
-        position predicts; 0 where that token is not named.
+      reciprocal_ranks: for each of SHIFTS a sum over positions; 0 where that token is not named.
       positions: number of positions in these sums.
       difference: largest difference between log-probabilities of a repeat, relative to the most likely token's.
     """
@@ -127,15 +123,12 @@ class Audit:
         """Return the share of the targets that are not in the files."""
         return 1 - self.covered / self.targets if self.targets else 0.0
 
-    def tail(self, normalised: bool) -> str:
-        """Return how the mass outside the named tokens is known."""
-        if self.covered and self.full_vocabulary == self.covered:
-            return "exact"
-        return "by subtraction" if normalised else "unknown"
-
     def figures(self, normalised: bool) -> AuditFigures:
         """Return the figures."""
         ranks = (self.reciprocal_ranks / max(1, self.positions)).tolist()
+        tail = "by subtraction" if normalised else "unknown"
+        if self.covered and self.full_vocabulary == self.covered:
+            tail = "exact"
         return AuditFigures(
             examples=self.examples,
             targets=self.targets,
@@ -143,7 +136,7 @@ class Audit:
             covered=self.covered,
             min_named=min(self.min_named, self.max_named),
             max_named=self.max_named,
-            tail=self.tail(normalised),
+            tail=tail,
             mass_covered=self.mass / self.covered if normalised and self.covered else None,
             mean_reciprocal_rank=dict(zip(map(str, SHIFTS), ranks, strict=True)),
             repeats=self.repeats,

@@ -12,6 +12,7 @@ from kd_jax.teaching.imported.readers.formats import FORMATS
 
 Mode = Literal["raw", "processed"]
 SequenceKind = Literal["whole", "completion"]
+MODE_REMEDY = "Set 1, or --mode processed."
 REMEDY = "Use init=Random() or FromCheckpoint, the data's targets, and TopK as the only signal; or remove the student."
 
 
@@ -46,16 +47,14 @@ class LogprobSource:
         """Check the fields."""
         choices = {"format": tuple(FORMATS), "mode": get_args(Mode), "sequence": get_args(SequenceKind)}
         for field, values in choices.items():
-            if getattr(self, field) not in values:
-                raise KdError(
-                    f"--{field}: expected one of {', '.join(values)}, got {getattr(self, field)}. Set --{field}."
-                )
+            value = getattr(self, field)
+            if value not in values:
+                raise KdError(f"--{field}: expected one of {', '.join(values)}, got {value}. Set --{field}.")
         if not (is_number(self.temperature) and self.temperature > 0):
             raise KdError(f"--temperature: expected a positive number, got {self.temperature}. Set --temperature.")
         if self.mode == "raw" and self.temperature != 1:
             raise KdError(
-                f"--temperature: expected 1 for raw log-probabilities, got {self.temperature:g}. Set 1, or --mode "
-                "processed."
+                f"--temperature: expected 1 for raw log-probabilities, got {self.temperature:g}. {MODE_REMEDY}"
             )
         for field in ("missing", "sum_error"):
             value, option = getattr(self, field), f"--{field.replace('_', '-')}"
@@ -87,24 +86,16 @@ def required_signal(experiment: Experiment) -> RequiredSignal:
     rests: dict[float, str] = {}
     for name, recipe in experiment.students.items():
         if isinstance(recipe.init, FromTeacher):
-            raise KdError(
-                f"students.{name}.init: expected a start without the imported teacher's parameters, got "
-                f"FromTeacher. {REMEDY}"
-            )
+            expected = "a start without the imported teacher's parameters"
+            raise KdError(f"students.{name}.init: expected {expected}, got FromTeacher. {REMEDY}")
         if recipe.targets:
-            raise KdError(
-                f"students.{name}.targets: expected the data's targets, since the teacher is imported, got "
-                f"pseudo-targets. {REMEDY}"
-            )
+            raise KdError(f"students.{name}.targets: expected the data's targets, got pseudo-targets. {REMEDY}")
         for key, term in recipe.terms.items():
             field, signal = f"students.{name}.terms.{key}.signal", term.signal
             if signal is None:
                 continue
             if not isinstance(signal, TopK):
-                raise KdError(
-                    f"{field}: expected TopK, the only signal of stored log-probabilities, got "
-                    f"{type(signal).__name__}. {REMEDY}"
-                )
+                raise KdError(f"{field}: expected TopK, got {type(signal).__name__}. {REMEDY}")
             if signal.tail != "renormalise":
                 rests[signal.temperature] = f"{field} (tail {signal.tail!r}, T {signal.temperature:g})"
     signals = required_signals(experiment)

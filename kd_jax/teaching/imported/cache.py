@@ -20,10 +20,8 @@ from kd_jax.teaching.imported.match import ExampleIndex, SpecialIds, TargetLogpr
 from kd_jax.teaching.imported.readers.base import NO_TOKEN, LogprobRecord, check_record
 from kd_jax.teaching.imported.readers.formats import FORMATS
 from kd_jax.teaching.imported.top_k import check_rests_known, top_k_fields
-from kd_jax.teaching.records import RECORDS_PER_SHARD, MakeRecords, Record, begin_store
+from kd_jax.teaching.records import RECORDS_PER_SHARD, Record, begin_store
 from kd_jax.teaching.signal_cache import store_outputs
-
-NUM_IDS_IN_MESSAGE = 8
 
 
 class CollectedSplit(NamedTuple):
@@ -93,11 +91,11 @@ def collect(
         if unmatched is None:
             raise KdError(f"{files[0]}: expected records of log-probabilities, got {count}. Check the files.")
         first = next(iter(collected.values()))
-        ids = first.index.tokens(first.split.read(0).encoded)[:NUM_IDS_IN_MESSAGE].tolist()
+        ids = first.index.tokens(first.split.read(0).encoded)[:8].tolist()
         raise KdError(
             f"{unmatched.where}: expected token ids that begin as those of an example, for instance {ids}, got "
-            f"{unmatched.tokens_S[:NUM_IDS_IN_MESSAGE].tolist()}; none of {count} records belongs to an example. Check "
-            "the tokeniser, the template and --sequence."
+            f"{unmatched.tokens_S[:8].tolist()}; none of {count} records belongs to an example. Check the tokeniser, "
+            "the template and --sequence."
         )
     return collected
 
@@ -131,10 +129,7 @@ def check_complete(name: str, collected: CollectedSplit, max_missing: float) -> 
             f"{min(1, audit.missing() + 1e-4):.4f}."
         )
     if audit.max_named < k:
-        raise KdError(
-            f"signal.k: expected at most {audit.max_named}, the most tokens that the files name for a target, got {k}. "
-            "Set a smaller k, or store more tokens."
-        )
+        raise KdError(f"signal.k: expected at most {audit.max_named}, the most tokens named, got {k}. Set a smaller k.")
 
 
 def write_cache(
@@ -155,22 +150,16 @@ def write_cache(
     inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
     if not begin_store(folder, "records", inputs, force):
         return
-    make = _make_records(collected, k, source, vocab_size, temperatures)
-    digest = store.write(folder.path, "records", schema, len(split), make, RECORDS_PER_SHARD)
-    assert digest is not None  # this process is the only writer
-    figures = dataclasses.asdict(collected.audit.figures(FORMATS[source.format].normalised))
-    folder.finish(store_outputs(folder, digest, split) | figures, time.perf_counter() - start_time)
-    progress.log(f"import-logprobs: {len(split)} records with the top {k}; {folder.path}")
 
-
-def _make_records(
-    collected: CollectedSplit, k: int, source: LogprobSource, vocab_size: int, temperatures: tuple[float, ...]
-) -> MakeRecords:
     def make(start: int, stop: int) -> Iterator[Record]:
         for i in range(start, stop):
             fields = top_k_fields(collected.load(i), k, vocab_size, source, temperatures)
             with np.errstate(over="ignore"):  # logits below the range of float16 become -inf, without mass
                 fields["logits"] = fields["logits"].astype(np.float16)
-            yield fields | {"digest": pipeline.example_digest(collected.split.read(i).encoded)}
+            yield fields | {"digest": pipeline.example_digest(split.read(i).encoded)}
 
-    return make
+    digest = store.write(folder.path, "records", schema, len(split), make, RECORDS_PER_SHARD)
+    assert digest is not None  # this process is the only writer
+    figures = dataclasses.asdict(collected.audit.figures(FORMATS[source.format].normalised))
+    folder.finish(store_outputs(folder, digest, split) | figures, time.perf_counter() - start_time)
+    progress.log(f"import-logprobs: {len(split)} records with the top {k}; {folder.path}")

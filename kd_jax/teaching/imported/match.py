@@ -21,25 +21,14 @@ class SpecialIds(NamedTuple):
 
 
 class TargetLogprobs(NamedTuple):
-    """Log-probabilities at an example's n targets that count.
-
-    Attributes:
-      ids_nK: int32, NO_TOKEN where nothing is named.
-      logp_nK: float32, -inf where nothing is named.
-    """
+    """Log-probabilities at an example's n targets that count; NO_TOKEN and -inf where nothing is named."""
 
     ids_nK: np.ndarray
     logp_nK: np.ndarray
 
 
 class Match(NamedTuple):
-    """The examples of one stored sequence.
-
-    Attributes:
-      indices: numbers of the examples in their split.
-      tokens_S: the sequence, without padding.
-      offset: where the example's first token stands in it.
-    """
+    """The examples of one stored sequence (without padding); `offset` is where their first token stands in it."""
 
     indices: list[int]
     tokens_S: np.ndarray
@@ -71,17 +60,14 @@ class ExampleIndex:
         for tokens_S, offset, ids in stored_variants(record.tokens_S, self._special):
             indices = self._indices.get(_key(ids))
             if indices is not None:
-                if self._sequence == "completion":
-                    self._check_same_prompt(record.where, indices)
+                prompts = {self.examples.read(i).encoded.prompt.tobytes() for i in indices}
+                if self._sequence == "completion" and len(prompts) > 1:
+                    raise KdError(
+                        f"{record.where}: expected the completion of one prompt, got that of examples {indices[0]} and "
+                        f"{indices[1]}, whose prompts differ. Store the prompt's ids too, and set --sequence whole."
+                    )
                 return Match(indices, tokens_S, offset)
         return None
-
-    def _check_same_prompt(self, where: str, indices: list[int]) -> None:
-        if len({self.examples.read(i).encoded.prompt.tobytes() for i in indices}) > 1:
-            raise KdError(
-                f"{where}: expected the completion of one prompt, got that of examples {indices[0]} and {indices[1]}, "
-                "whose prompts differ. Store the prompt's ids too, and set --sequence whole."
-            )
 
 
 def stored_variants(tokens_S: np.ndarray, special: SpecialIds) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:

@@ -33,6 +33,6 @@ def test_mass_tail_and_repeats_are_counted():
     assert figures.mass_covered == pytest.approx(0.75) and figures.tail == "by subtraction"
     assert (figures.min_named, figures.max_named, figures.matched, figures.covered) == (1, 2, 1, 2)
     assert figures.repeats == 2 and figures.repeats_differ_by == pytest.approx(0.5)
-    assert audit.missing() == pytest.approx(4 / 6) and audit.tail(False) == "unknown"
+    assert audit.missing() == pytest.approx(4 / 6) and audit.figures(False).tail == "unknown"
     text = " ".join(figures.lines("train"))
     assert "1 of 3 examples, 2 of 6 targets; 2 examples and 4 targets missing" in text and "75.00% of the mass" in text

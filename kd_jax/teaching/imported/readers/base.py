@@ -11,7 +11,7 @@ from kd_jax.errors import KdError
 
 LONGEST_LINE = 2**28  # bytes
 LONGEST_SEQUENCE = 2**20  # tokens
-LARGEST_ID = 2**31 - 1
+JSON_REMEDY = "Write one response on each line."
 NO_TOKEN = -1  # the id where a position names fewer tokens than others
 Entries = Sequence[tuple[int, float]]  # (token id, log-probability) of each token that a position names
 FieldT = TypeVar("FieldT")
@@ -65,30 +65,20 @@ def check_record(record: LogprobRecord, vocab_size: int, normalised: bool, sum_e
         raise KdError(f"{where}: expected 1 to {LONGEST_SEQUENCE} tokens, got {len(tokens_S)}. Remove the record.")
     outside = tokens_S[(tokens_S < 0) | (tokens_S >= vocab_size)]
     if len(outside):
-        raise KdError(
-            f"{where}: expected token ids of this run's tokeniser, 0 to {vocab_size - 1}, got {outside[0]}. Use files "
-            "made with the same tokeniser."
-        )
+        raise KdError(f"{where}: expected token ids from 0 to {vocab_size - 1}, got {outside[0]}. Check the tokeniser.")
     if len(np.unique(target_N)) < len(target_N):
         raise KdError(f"{where}: expected one position for each token, got two. Write the file again.")
     named_NK = logp_NK > -np.inf
     infinite_NK = np.isnan(logp_NK) | (logp_NK == np.inf)
-    _check_positions(record, infinite_NK.any(-1), "finite numbers", "a number that is not finite")
+    _check_positions(record, infinite_NK, "finite numbers", "a number that is not finite")
     outside_NK = named_NK & ((ids_NK >= vocab_size) | (ids_NK < 0))
-    _check_positions(
-        record, outside_NK.any(-1), f"ids from 0 to {vocab_size - 1}", "an id outside this run's vocabulary"
-    )
+    _check_positions(record, outside_NK, f"ids from 0 to {vocab_size - 1}", "an id outside this run's vocabulary")
     if normalised:
-        above_NK = logp_NK > np.log1p(sum_error)
-        _check_positions(record, above_NK.any(-1), "log-probabilities of at most 0", "one above 0")
+        _check_positions(record, logp_NK > np.log1p(sum_error), "log-probabilities of at most 0", "one above 0")
     ordered_NK = np.sort(np.where(named_NK, ids_NK, NO_TOKEN), axis=-1)
     twice_NK = (ordered_NK[:, 1:] == ordered_NK[:, :-1]) & (ordered_NK[:, 1:] != NO_TOKEN)
     if twice_NK.any():
-        n, k = np.argwhere(twice_NK)[0]
-        raise KdError(
-            f"{where}, token {target_N[n]}: expected different ids, got the id {ordered_NK[n, k]} twice. Write the "
-            "file again."
-        )
+        _check_positions(record, twice_NK, "different ids", f"the id {ordered_NK[:, 1:][twice_NK][0]} twice")
     mass_N = np.exp(logp_NK).sum(-1) if normalised else np.zeros(len(target_N))
     if (mass_N > 1 + sum_error).any():
         n = mass_N.argmax()
@@ -98,12 +88,10 @@ def check_record(record: LogprobRecord, vocab_size: int, normalised: bool, sum_e
         )
 
 
-def _check_positions(record: LogprobRecord, bad_N: Any, expected: str, got: str) -> None:
-    if bad_N.any():
-        raise KdError(
-            f"{record.where}, token {record.target_N[bad_N.argmax()]}: expected {expected}, got {got}. Write the file "
-            "again."
-        )
+def _check_positions(record: LogprobRecord, bad_NK: np.ndarray, expected: str, got: str) -> None:
+    if bad_NK.any():
+        token = record.target_N[bad_NK.any(-1).argmax()]
+        raise KdError(f"{record.where}, token {token}: expected {expected}, got {got}. Write the file again.")
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -114,10 +102,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             number += 1
             where = f"{path}, record {number}"
             if len(line) > LONGEST_LINE:
-                raise KdError(
-                    f"{where}: expected JSON lines of at most {LONGEST_LINE >> 20} MiB, got a longer one. Write one "
-                    "response on each line."
-                )
+                raise KdError(f"{where}: expected at most {LONGEST_LINE >> 20} MiB, got a longer line. {JSON_REMEDY}")
             if line.strip():
                 yield where, _parse_line(line, where)
 
@@ -131,9 +116,7 @@ def _parse_line(line: bytes, where: str) -> Any:
     try:
         return json.loads(line.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
-        raise KdError(
-            f"{where}: expected JSON, got an error ({str(error)[:80]}). Write one response on each line."
-        ) from error
+        raise KdError(f"{where}: expected JSON, got an error ({str(error)[:80]}). {JSON_REMEDY}") from error
 
 
 def shorten(error: Exception) -> str:
@@ -164,17 +147,13 @@ def parse_token_id(where: str, value: Any) -> int:
     """Return a token id from an integer, or from its digits as text."""
     if type(value) is str and value.isascii() and value.isdigit() and len(value) < 11:
         value = int(value)
-    if type(value) is not int or not 0 <= value <= LARGEST_ID:
-        raise KdError(
-            f"{where}: expected an integer as a token id, got {str(value)[:40]!r}. Store ids, not the tokens' texts."
-        )
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise KdError(f"{where}: expected an integer as a token id, got {str(value)[:40]!r}. Store ids, not texts.")
     return value
 
 
 def parse_number(where: str, value: Any) -> float:
     """Return a log-probability as a float."""
     if type(value) not in (int, float) or value != value or abs(value) > 1e300 and value != -np.inf:
-        raise KdError(
-            f"{where}: expected a number as a log-probability, got {str(value)[:40]!r}. Write the file again."
-        )
+        raise KdError(f"{where}: expected a log-probability, got {str(value)[:40]!r}. Write the file again.")
     return float(value)

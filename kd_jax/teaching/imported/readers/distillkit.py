@@ -36,11 +36,8 @@ class Compression:
     Attributes:
       d: ids are below it.
       k: values of a position: the first exact_k as they are, the others a polynomial of their rank and residuals.
-      exact_k: see `k`.
       residual_bins: the residuals, in the order of rank.
-      exact_dtype: of the first exact_k values.
       polynomial_terms: powers of the rank, "sqrt" or "exp".
-      term_dtype: of the polynomial's coefficients.
       delta_encoding: whether values are differences to the previous value.
       error_diffusion: how residuals were rounded; it does not change reading.
       normalize_t: whether ranks go from 0 to 1.
@@ -59,34 +56,25 @@ class Compression:
 
     def check(self, where: str) -> None:
         """Check the fields; `where` is the file, for messages."""
+        for is_valid, field, expected, value in self._conditions():
+            if not is_valid:
+                raise KdError(f"{where}: {field}: expected {expected}, got {value!r}. {REMEDY}")
+
+    def _conditions(self) -> Iterator[tuple[bool, str, str, Any]]:
+        """Yield (whether it holds, field, expected, value); a condition may rely on the ones before."""
+        bins, terms, flags = self.residual_bins, self.polynomial_terms, (self.delta_encoding, self.normalize_t)
         for field, value, least in (("d", self.d, 2), ("k", self.k, 1), ("exact_k", self.exact_k, 0)):
-            if not is_count(value, least) or value > MAX_SIZE:
-                raise KdError(
-                    f"{where}: {field}: expected an integer from {least} to {MAX_SIZE}, got {value!r}. {REMEDY}"
-                )
-        for dtype in (self.exact_dtype, self.term_dtype, *(one.scale_dtype for one in self.residual_bins)):
-            if dtype not in DTYPES:
-                raise KdError(f"{where}: dtypes: expected one of {', '.join(DTYPES)}, got {dtype!r}. {REMEDY}")
-        for one in self.residual_bins:
-            if not (is_count(one.element_bits, 1) and one.element_bits <= 64 and is_count(one.num_elements, 1)):
-                raise KdError(
-                    f"{where}: residual_bins: expected element_bits from 1 to 64 and num_elements of at least 1, got "
-                    f"{one}. {REMEDY}"
-                )
-        if not all(term in TERMS or is_count(term, 0) and int(term) < 64 for term in self.polynomial_terms):
-            raise KdError(
-                f"{where}: polynomial_terms: expected powers below 64, sqrt or exp, got {self.polynomial_terms}. "
-                f"{REMEDY}"
-            )
-        if self.exact_k > self.k or sum(one.num_elements for one in self.residual_bins) > self.k - self.exact_k:
-            raise KdError(
-                f"{where}: k: expected at least exact_k and the bins' elements together, got {self.k}. {REMEDY}"
-            )
-        if not all(type(flag) is bool for flag in (self.delta_encoding, self.normalize_t)):
-            raise KdError(
-                f"{where}: delta_encoding, normalize_t: expected true or false, got {self.delta_encoding!r} and "
-                f"{self.normalize_t!r}. {REMEDY}"
-            )
+            yield is_count(value, least) and value <= MAX_SIZE, field, f"an integer from {least} to {MAX_SIZE}", value
+        for dtype in (self.exact_dtype, self.term_dtype, *(one.scale_dtype for one in bins)):
+            yield dtype in DTYPES, "dtypes", f"one of {', '.join(DTYPES)}", dtype
+        for one in bins:
+            yield is_count(one.element_bits, 1) and one.element_bits <= 64, "residual_bins", "1 to 64 element_bits", one
+            yield is_count(one.num_elements, 1), "residual_bins", "num_elements of at least 1", one
+        powers = [term for term in terms if term not in TERMS]
+        yield all(is_count(x, 0) and x < 64 for x in powers), "polynomial_terms", "powers below 64, sqrt or exp", terms
+        needed = self.exact_k + sum(one.num_elements for one in bins)
+        yield needed <= self.k, "k", "at least exact_k and the bins' elements together", self.k
+        yield all(type(flag) is bool for flag in flags), "delta_encoding, normalize_t", "true or false", flags
 
 
 def read(path: Path) -> Iterator[LogprobRecord]:
@@ -95,9 +83,7 @@ def read(path: Path) -> Iterator[LogprobRecord]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise KdError(
-            "--format distillkit: expected pyarrow, got no such package. Run `pip install 'kd_jax[import]'`."
-        ) from error
+        raise KdError("--format distillkit: expected pyarrow, got none. Run `pip install 'kd_jax[import]'`.") from error
     compression = read_compression(path.with_name("compression_config.yaml"))
     try:
         file = parquet.ParquetFile(path)
@@ -126,9 +112,7 @@ def read_compression(path: Path) -> Compression:
     import yaml
 
     if not path.exists():
-        raise KdError(
-            f"{path}: expected the file that DistillKit writes beside the parquet files, got none. Copy it there."
-        )
+        raise KdError(f"{path}: expected the file that DistillKit writes beside the parquet files, got none. Copy it.")
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
         bins = tuple(Bin(**one) for one in fields.pop("residual_bins"))
@@ -145,9 +129,7 @@ def _record(where: str, row: Mapping[str, Any], compression: Compression) -> Log
         tokens_S = np.asarray(row["input_ids"], np.uint64).astype(np.int64)
         logp_bytes_NX, ids_bytes_NX = (np.asarray(row[name], np.uint8) for name in COLUMNS[1:])
     except (TypeError, ValueError, OverflowError) as error:
-        raise KdError(
-            f"{where}: expected lists of bytes, all of one length, got others. Write the file again."
-        ) from error
+        raise KdError(f"{where}: expected lists of bytes of one length, got others. Write the file again.") from error
     if tokens_S.ndim != 1 or logp_bytes_NX.ndim != 2 or ids_bytes_NX.ndim != 2:
         raise KdError(f"{where}: expected rows for the tokens, got none. Remove the record.")
     if not len(tokens_S) - 1 == len(logp_bytes_NX) == len(ids_bytes_NX):
@@ -209,29 +191,24 @@ def _polynomial(compression: Compression, ranks: int) -> np.ndarray:
 def _split_floats(where: str, bytes_NX: np.ndarray, dtype: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (the first `count` little-endian numbers of each row, the remaining bytes)."""
     kind = np.dtype(DTYPES[dtype])
-    size = count * kind.itemsize
-    if bytes_NX.shape[1] < size:
-        raise KdError(
-            f"{where}: expected at least {size} bytes by compression_config.yaml, got {bytes_NX.shape[1]}. {REMEDY}"
-        )
-    numbers_NX = np.ascontiguousarray(bytes_NX[:, :size]).view(kind).reshape(len(bytes_NX), count)
-    return numbers_NX, bytes_NX[:, size:]
+    head_NX, rest_NX = _split_bytes(where, bytes_NX, count * kind.itemsize)
+    return np.ascontiguousarray(head_NX).view(kind).reshape(len(bytes_NX), count), rest_NX
 
 
 def _unpack_bits(where: str, bytes_NX: np.ndarray, bits: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (the first `count` integers of `bits` bits of each row, most significant first, the remaining bytes)."""
-    size = -(-bits * count // 8)
-    if bytes_NX.shape[1] < size:
-        raise KdError(
-            f"{where}: expected at least {size} bytes by compression_config.yaml, got {bytes_NX.shape[1]}. {REMEDY}"
-        )
-    bits_NX = np.unpackbits(bytes_NX[:, :size], axis=-1, count=bits * count)
+    head_NX, rest_NX = _split_bytes(where, bytes_NX, -(-bits * count // 8))
+    bits_NX = np.unpackbits(head_NX, axis=-1, count=bits * count)
     weight_X = np.uint64(1) << np.arange(bits - 1, -1, -1, dtype=np.uint64)
-    return bits_NX.reshape(len(bytes_NX), count, bits).astype(np.uint64) @ weight_X, bytes_NX[:, size:]
+    return bits_NX.reshape(len(bytes_NX), count, bits).astype(np.uint64) @ weight_X, rest_NX
+
+
+def _split_bytes(where: str, bytes_NX: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    if bytes_NX.shape[1] < size:
+        raise KdError(f"{where}: expected at least {size} bytes a row, got {bytes_NX.shape[1]}. {REMEDY}")
+    return bytes_NX[:, :size], bytes_NX[:, size:]
 
 
 def _check_no_bytes_left(where: str, bytes_NX: np.ndarray) -> None:
     if bytes_NX.shape[1]:
-        raise KdError(
-            f"{where}: expected no bytes beyond compression_config.yaml, got {bytes_NX.shape[1]} more. {REMEDY}"
-        )
+        raise KdError(f"{where}: expected no bytes beyond the compression's, got {bytes_NX.shape[1]} more. {REMEDY}")

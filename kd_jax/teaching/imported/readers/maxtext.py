@@ -39,7 +39,11 @@ message_type {
   field { name: "features" number: 1 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".kd_jax.Features" }
 }
 """
+POOL = descriptor_pool.DescriptorPool()  # of its own: the default pool may hold TensorFlow's messages
+POOL.Add(text_format.Parse(SCHEMA, descriptor_pb2.FileDescriptorProto()))
+Example = message_factory.GetMessageClass(POOL.FindMessageTypeByName("kd_jax.Example"))
 FIELDS = {"inputs": "int64", "top_k_logits": "float", "top_k_indices": "int64"}
+DTYPES = {"int64": np.int64, "float": np.float64}
 NUM_READ = 64  # records that are read at once
 
 
@@ -52,17 +56,14 @@ def read(path: Path) -> Iterator[LogprobRecord]:
         reader = ArrayRecordReader(str(path))
         count = reader.num_records()
     except (RuntimeError, ValueError, IndexError) as error:
-        raise KdError(
-            f"{path}: expected an ArrayRecord file, got an error ({shorten(error)}). Check the file."
-        ) from error
+        raise KdError(f"{path}: expected ArrayRecord, got an error ({shorten(error)}). Check the file.") from error
     for start in range(0, count, NUM_READ):
+        stop = min(count, start + NUM_READ)
         try:
-            records = reader.read(start, min(count, start + NUM_READ))
+            records = reader.read(start, stop)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise KdError(
-                f"{path}, records {start + 1} to {min(count, start + NUM_READ)}: expected records, got an error "
-                f"({shorten(error)}). Check the file."
-            ) from error
+            where = f"{path}, records {start + 1} to {stop}"
+            raise KdError(f"{where}: expected records, got an error ({shorten(error)}). Check the file.") from error
         for i, record in enumerate(records, start + 1):
             yield parse(f"{path}, record {i}", record)
 
@@ -73,10 +74,7 @@ def parse(where: str, record: bytes) -> LogprobRecord:
         example: Any = Example.FromString(record)  # the class is built at run time, so its fields have no types
         features = example.features.feature
     except message.DecodeError as error:
-        raise KdError(
-            f"{where}: expected a tf.train.Example with a teacher's top-k logits, as MaxText writes it, got other "
-            "bytes. Check --format."
-        ) from error
+        raise KdError(f"{where}: expected a tf.train.Example of MaxText, got other bytes. Check --format.") from error
     arrays = {}
     for name, kind in FIELDS.items():
         if name not in features or features[name].WhichOneof("kind") != kind:
@@ -84,10 +82,7 @@ def parse(where: str, record: bytes) -> LogprobRecord:
                 f"{where}: expected a field {name} of {kind} numbers, got the fields "
                 f"{', '.join(sorted(features))[:200]}. Check --format."
             )
-        values = features[name]
-        arrays[name] = (
-            np.asarray(values.float.value, float) if kind == "float" else np.asarray(values.int64.value, np.int64)
-        )
+        arrays[name] = np.asarray(getattr(features[name], kind).value, DTYPES[kind])
     tokens_S, logits_X, ids_X = (arrays[name] for name in FIELDS)
     if not len(tokens_S) or not len(logits_X) or len(logits_X) % len(tokens_S) or len(ids_X) != len(logits_X):
         raise KdError(
@@ -99,13 +94,3 @@ def parse(where: str, record: bytes) -> LogprobRecord:
     return LogprobRecord(
         where, tokens_S, np.arange(1, len(tokens_S) + 1), ids_X.reshape(shape), logits_X.reshape(shape)
     )
-
-
-def _example() -> type[message.Message]:
-    """Return the class of tf.train.Example, from its own pool: the default pool may hold TensorFlow's."""
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(SCHEMA, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("kd_jax.Example"))
-
-
-Example = _example()

@@ -7,17 +7,8 @@ from typing import Any
 import numpy as np
 
 from kd_jax.errors import KdError
-from kd_jax.teaching.imported.readers.base import (
-    Entries,
-    LogprobRecord,
-    check_type,
-    get_field,
-    get_typed,
-    json_lines,
-    make_record,
-    parse_number,
-    parse_token_id,
-)
+from kd_jax.teaching.imported.readers import base
+from kd_jax.teaching.imported.readers.base import Entries, LogprobRecord, check_type, get_field, get_typed
 
 MINUS_INFINITY = -9999.0  # the server writes this, since JSON has no infinity
 REMEDY = "Request prompt_logprobs and return_token_ids from the server."
@@ -31,25 +22,18 @@ def read(path: Path) -> Iterator[LogprobRecord]:
     `prompt_logprobs`: a list of null or {id: {"logprob", "rank"}}, or the fields of a FlatLogprobs. Entry t scores
     token t. A scored token whose rank is beyond the k most likely tokens is dropped.
     """
-    for where, response in json_lines(path):
-        for holder in _holders(where, response):
+    for where, response in base.json_lines(path):
+        holders = [response]
+        if type(response) is dict and "choices" in response and "prompt_logprobs" not in response:
+            holders = get_typed(where, response, "choices", list)  # of a completion
+        for holder in holders:
             yield _record(where, holder)
 
 
-def _holders(where: str, response: Any) -> list[Any]:
-    """Return the objects that hold `prompt_logprobs`: a completion's choices, or the response itself."""
-    if type(response) is dict and "choices" in response and "prompt_logprobs" not in response:
-        return get_typed(where, response, "choices", list)
-    return [response]
-
-
 def _record(where: str, holder: Any) -> LogprobRecord:
-    tokens = [parse_token_id(where, one) for one in get_typed(where, holder, "prompt_token_ids", list)]
+    tokens = [base.parse_token_id(where, one) for one in get_typed(where, holder, "prompt_token_ids", list)]
     if holder.get("prompt_logprobs") is None and ("prompt_logprobs" in holder or "logprobs" in holder):
-        raise KdError(
-            f"{where}: expected prompt_logprobs, got logprobs of generated tokens at most, whose keys are texts. "
-            f"{REMEDY}"
-        )
+        raise KdError(f"{where}: expected prompt_logprobs, got at most logprobs whose keys are texts. {REMEDY}")
     logprobs = get_field(where, holder, "prompt_logprobs")
     if type(logprobs) is dict:
         positions = _parse_flat(where, logprobs)
@@ -57,11 +41,9 @@ def _record(where: str, holder: Any) -> LogprobRecord:
         entries = check_type(where, logprobs, list, "prompt_logprobs")
         positions = [_parse_position(f"{where}, token {t}", one) for t, one in enumerate(entries)]
     if len(positions) != len(tokens):
-        raise KdError(
-            f"{where}: expected prompt_logprobs for each of {len(tokens)} tokens, got {len(positions)}. Write the file "
-            "again."
-        )
-    return make_record(where, tokens, [(t, _top_entries(ranked)) for t, ranked in enumerate(positions) if ranked])
+        counts = f"each of {len(tokens)} tokens, got {len(positions)}"
+        raise KdError(f"{where}: expected prompt_logprobs for {counts}. {REMEDY}")
+    return base.make_record(where, tokens, [(t, _top_entries(ranked)) for t, ranked in enumerate(positions) if ranked])
 
 
 def _parse_position(where: str, position: Any) -> Ranked:
@@ -70,8 +52,8 @@ def _parse_position(where: str, position: Any) -> Ranked:
         return []
     entries = []
     for token, one in check_type(where, position, dict, "an entry of prompt_logprobs").items():
-        logp = parse_number(where, get_field(where, one, "logprob"))
-        entries.append((parse_token_id(where, token), logp, _parse_rank(where, get_field(where, one, "rank"))))
+        logp = base.parse_number(where, get_field(where, one, "logprob"))
+        entries.append((base.parse_token_id(where, token), logp, _parse_rank(where, get_field(where, one, "rank"))))
     return entries
 
 
@@ -85,14 +67,12 @@ def _parse_flat(where: str, flat: dict[str, Any]) -> list[Ranked]:
         raise KdError(f"{where}: expected lists of one length in prompt_logprobs, got others. Write the file again.")
     positions = []
     for t, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(tokens):
-            raise KdError(
-                f"{where}, token {t}: expected entries between 0 and {len(tokens)}, got {str(start)[:20]} to "
-                f"{str(end)[:20]}. Write the file again."
-            )
         at = f"{where}, token {t}"
+        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(tokens):
+            entries = f"{str(start)[:20]} to {str(end)[:20]}"
+            raise KdError(f"{at}: expected entries between 0 and {len(tokens)}, got {entries}. Write the file again.")
         entries = [
-            (parse_token_id(at, tokens[i]), parse_number(at, logps[i]), _parse_rank(at, ranks[i]))
+            (base.parse_token_id(at, tokens[i]), base.parse_number(at, logps[i]), _parse_rank(at, ranks[i]))
             for i in range(start, end)
         ]
         repeated = entries and entries[0][:2] in [one[:2] for one in entries[1:]]
