@@ -46,7 +46,12 @@ def simulate_devices(count: int) -> None:
 
 
 def as_mesh(backend: str, mesh: Mesh, count: int) -> MeshDevices:
-    """Return the mesh that corresponds to a backend on `count` devices; "auto" and "pmap" shard rows alone."""
+    """Return the mesh that corresponds to a backend on `count` devices; "auto" and "pmap" shard rows alone.
+
+    Examples:
+      >>> as_mesh("auto", DATA_PARALLEL, 256).shape
+      Mesh(data=256, fsdp=1, tensor=1)
+    """
     if backend == "jit" and count > 1:
         raise KdError(f"backend: expected auto, pmap or mesh for {count} devices, got 'jit'. Choose one of them.")
     return MeshDevices((mesh if backend == "mesh" else DATA_PARALLEL).over(count))
