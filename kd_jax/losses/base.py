@@ -54,7 +54,13 @@ def function_of(loss: Loss) -> Loss:
 
 
 def name_of(loss: Loss) -> str:
-    """Return the name of a loss for messages."""
+    """Return the name of a loss for messages.
+
+    Examples:
+      >>> from kd_jax.losses.divergence import jensen_shannon
+      >>> name_of(functools.partial(jensen_shannon, beta=0.3))
+      'jensen_shannon(beta=0.3)'
+    """
     function = function_of(loss)
     name = getattr(function, "__name__", repr(function))
     if not isinstance(loss, functools.partial):
