@@ -185,14 +185,7 @@ def read_baselines(path: Path, metrics: Sequence[str]) -> dict[str, dict[str, Me
 
 @contextlib.contextmanager
 def expect_figures(path: Path, command: str) -> Iterator[None]:
-    """Turn a KeyError into a KdError that names the file, the figure, and the command to run again.
-
-    Examples:
-      >>> with expect_figures(Path("teacher.json"), "evaluate --force"):
-      ...     {}["bleu"]
-      Traceback (most recent call last):
-      kd_jax.errors.KdError: teacher.json: expected the figure 'bleu', got none. Run `evaluate --force` again.
-    """
+    """Turn a KeyError into a KdError that names the file, the figure, and the command to run again."""
     try:
         yield
     except KeyError as error:

@@ -213,11 +213,7 @@ class LoadedModel:
         return LogLikelihoods(sums, tokens)
 
     def encode(self, prompt: str) -> np.ndarray:
-        """Return the token ids of a prompt, int32 [P].
-
-        Raises:
-          KdError: if it is too long, or the task has no such prompts.
-        """
+        """Return the token ids of a prompt, int32 [P]; one that is too long is an error."""
         ids = self._encode_prompt(prompt)
         if len(ids) >= self._max_length:
             raise KdError(f"prompt: expected fewer than {self._max_length} tokens, got {len(ids)}. Shorten the prompt.")
