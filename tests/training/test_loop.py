@@ -250,7 +250,7 @@ def test_student_without_teacher_names_the_phase_to_run(experiment, workdir, tmp
     run = linked_run(workdir, tmp_path, "data")
     with pytest.raises(KdError, match="Run `teacher` first"):
         student.run(experiment, run, only="student_init")
-    with pytest.raises(KdError, match="did you mean student_kd"):
+    with pytest.raises(KdError, match="Did you mean student_kd"):
         student.run(experiment, run, only="student_dk")
 
 
