@@ -94,9 +94,7 @@ def test_prompt_without_its_tag_is_refused():
 
 @pytest.mark.skipif(importlib.util.find_spec("MeCab") is not None, reason="MeCab is installed")
 def test_missing_tokenizer_is_refused():
-    message = (
-        r"task\.tokenize: expected BLEU's tokenizer for 'ja' .* pip install sacrebleu\[ja\].*tokenize char"
-    )
+    message = r"task\.tokenize: expected BLEU's tokenizer for 'ja' .* pip install sacrebleu\[ja\].*tokenize char"
     with pytest.raises(KdError, match=message) as error:
         Translation(target="ja").check()
     assert "\n" not in str(error.value)
