@@ -245,7 +245,7 @@ class LoadedModel:
         if isinstance(text, str):
             if self.architecture.family == "encoder_decoder":
                 raise KdError(
-                    f"texts: expected pairs for an encoder-decoder, got the text {text[:30]!r}. Add a prompt."
+                    f"texts: expected text pairs for an encoder-decoder, got the text {text[:30]!r}. Add prompts."
                 )
             prompt, completion, prefix = np.zeros(0, np.int32), text, ()
         else:

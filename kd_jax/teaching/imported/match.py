@@ -60,8 +60,8 @@ class ExampleIndex:
         for tokens_S, offset, ids in stored_variants(record.tokens_S, self._special):
             indices = self._indices.get(_key(ids))
             if indices is not None:
-                prompts = {self.examples.read(i).encoded.prompt.tobytes() for i in indices}
-                if self._sequence == "completion" and len(prompts) > 1:
+                whole = self._sequence == "whole"
+                if not whole and len({self.examples.read(i).encoded.prompt.tobytes() for i in indices}) > 1:
                     raise KdError(
                         f"{record.where}: expected the completion of one prompt, got that of examples {indices[0]} and "
                         f"{indices[1]}, whose prompts differ. Store the prompt's ids too, and set --sequence whole."
