@@ -139,15 +139,7 @@ class Command:
     handles_sigterm = True  # whether SIGTERM leaves a checkpoint; else it ends the process at once
 
     def prepare(self, overrides: Sequence[str], locks: ExitStack) -> Call:
-        """Return the call that does the work.
-
-        Args:
-          overrides: words that replace fields of the experiment.
-          locks: holds the workdir's lock until the call is done.
-
-        Raises:
-          KdError: if the options or the experiment are invalid, or another process works in the workdir.
-        """
+        """Return the call that does the work; `locks` holds the workdir's lock until it is done."""
         raise NotImplementedError
 
 
@@ -558,15 +550,7 @@ COMMANDS: dict[str, type[Command]] = {
 
 
 def parse_share(option: str, text: str) -> tuple[int, int]:
-    """Parse NUMBER/COUNT, one share of a work that several processes do.
-
-    Raises:
-      KdError: if the text has another form, or NUMBER is not below COUNT.
-
-    Examples:
-      >>> parse_share("writer", "0/4")
-      (0, 4)
-    """
+    """Parse NUMBER/COUNT, one share of a work that several processes do."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not int(match[1]) < int(match[2]):
         raise KdError(f"--{option}: expected NUMBER/COUNT with NUMBER below COUNT, got {text}. Example: 0/4.")

@@ -47,14 +47,7 @@ is the same as `kd-jax`.
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command.
-
-    Args:
-      arguments: the command's name and its options.
-
-    Returns:
-      The exit code: 0, 2 after one line on standard error, or 130 after Ctrl-C.
-    """
+    """Run one command; return 0, 2 after one line on standard error, or 130 after Ctrl-C."""
     try:
         parsed = parse(arguments)
         if parsed is None:
@@ -101,17 +94,7 @@ def entry() -> None:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Command, list[str]] | None:
-    """Parse a command and the words that replace fields of its experiment.
-
-    Args:
-      arguments: the command's name and its options.
-
-    Returns:
-      The command and the remaining words; None after --help and --version.
-
-    Raises:
-      KdError: for an unknown command or option (with the nearest name), or a value of the wrong type.
-    """
+    """Parse a command and the words that replace fields of its experiment; None after --help and --version."""
     name, *words = arguments or ["--help"]
     if name in ("-h", "--help", "help"):
         print(HELP.format(commands="\n".join(f"  {name:16} {_summary(kind)}" for name, kind in COMMANDS.items())))
@@ -135,11 +118,7 @@ def parse(arguments: Sequence[str]) -> tuple[Command, list[str]] | None:
 
 
 def check_options(name: str, words: Sequence[str]) -> None:
-    """Check that each --option is one of the command's, or may be a field of the experiment.
-
-    Raises:
-      KdError: for an unknown option; names the nearest one, or the commands that have it.
-    """
+    """Check that each --option is one of the command's, or may be a field of the experiment."""
     options = option_names(COMMANDS[name])
     for option in (word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")):
         if option in options:
@@ -162,12 +141,7 @@ def check_options(name: str, words: Sequence[str]) -> None:
 
 
 def option_names(kind: type) -> list[str]:
-    """Return the options of a dataclass's fields and of the option groups in it.
-
-    Examples:
-      >>> option_names(COMMANDS["teacher"])[:3]
-      ['--workdir', '--host', '--coordinator']
-    """
+    """Return the options of a dataclass's fields and of the option groups in it."""
     names: list[str] = []
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.default):

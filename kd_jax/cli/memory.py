@@ -11,12 +11,6 @@ def with_large_pages(environment: Mapping[str, str]) -> dict[str, str]:
 
     On CPU, XLA allocates the temporary memory of a step anew at every step, and Linux zeroes it page by page: 106,000
     pages of 4 KiB, a tenth of the step's time for the teacher of experiments/configs/debian_lm.py.
-
-    Examples:
-      >>> with_large_pages({"HOME": "/root"})
-      {'HOME': '/root', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-      >>> with_large_pages({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"})
-      {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0'}
     """
     settings = [part for part in environment.get(NAME, "").split(":") if part]
     if not any(part.startswith(SETTING) for part in settings):

@@ -18,16 +18,7 @@ WRITTEN = (bool, int, float, str, type(None))  # types of options, beside tuples
 
 
 def apply_overrides(path: str, overrides: Sequence[str]) -> ResolvedExperiment:
-    """Return the resolved and checked experiment of a file, with fields replaced.
-
-    Args:
-      path: the experiment's file.
-      overrides: for example ["--teacher.training.steps", "500"]; each value has its field's type.
-
-    Raises:
-      KdError: for an unknown field (with the nearest name), a value of the wrong type, or an invalid experiment.
-      SystemExit: with code 0 after --help.
-    """
+    """Return the resolved and checked experiment of a file; overrides are words such as "--seed", "5"."""
     experiment = config.load_experiment(path)
     if not isinstance(experiment, Experiment):
         raise KdError(f"config {path}: expected `experiment` to be an Experiment, got {type(experiment).__name__}.")
@@ -49,14 +40,6 @@ def narrow(value: Any) -> Any:
     """Return a dataclass with the same fields, each of the type of its value.
 
     tyro needs the class of every part. A field's own type may be a protocol, for example Source.
-
-    Examples:
-      >>> from kd_jax import Term, TopK, forward_kl
-      >>> term = Term(forward_kl, signal=TopK(k=8))
-      >>> [str(field.type) for field in dataclasses.fields(narrow(term)) if field.name == "signal"]
-      ["<class 'types.TopK'>"]
-      >>> widen(term, narrow(term)) == term
-      True
     """
     if isinstance(value, Mapping):
         return {name: narrow(item) for name, item in value.items()}

@@ -12,12 +12,7 @@ BORDERS = str.maketrans("╭╮╰╯│─", "     -")  # of tyro's panels, whe
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Raise a KdError of one line where tyro would print a panel and exit with code 2.
-
-    Raises:
-      KdError: if tyro refuses the words.
-      SystemExit: with code 0 after --help.
-    """
+    """Raise a KdError of one line where tyro would print a panel and exit with code 2."""
     panel = io.StringIO()
     try:
         with contextlib.redirect_stderr(panel):
@@ -34,9 +29,6 @@ def summarize(panel: str) -> str:
     Examples:
       >>> summarize("╭─ Value error ─╮\n│ Error parsing --seed: no integer: 'x' │\n│ ─── │\n│ Argument helptext: │")
       "Error parsing --seed: no integer: 'x'"
-      >>> lines = ["╭─ Required options ─╮", "│ Missing from kd-jax run: │", "│     CONFIG │", "│         A file. │"]
-      >>> summarize("\n".join(lines))
-      'kd-jax run: missing CONFIG'
     """
     lines = [line.rstrip() for line in panel.translate(BORDERS).splitlines()[1:] if line.strip(" -")]
     message: list[str] = []

@@ -81,14 +81,7 @@ def run_seed(experiment: ResolvedExperiment, workdir: Workdir, force: bool) -> N
 def build_ablation(
     experiment: ResolvedExperiment, workdirs: Sequence[Workdir], seeds: Sequence[int], metrics: Sequence[Metric]
 ) -> Ablation:
-    """Compute figures and differences from the runs' files.
-
-    Args:
-      experiment: with controls.
-      workdirs: of the runs.
-      seeds: one for each run.
-      metrics: that models are compared by.
-    """
+    """Compute figures and differences from the runs' files; `seeds` has one seed for each workdir."""
     task, comparison = experiment.task, experiment.comparison
     assert comparison is not None  # with_controls adds one
     reports = [read_report(workdir.report.file("report.json")) for workdir in workdirs]
@@ -163,12 +156,7 @@ def control_differences(
 
 
 def build_document(result: Ablation, resolved: str) -> page.Document:
-    """Return the result in words, tables and plots.
-
-    Args:
-      result: of all seeds.
-      resolved: the experiment as text.
-    """
+    """Return the ablation in words, tables and plots; `resolved` is the experiment as text."""
     sections: dict[str, list[page.Block]] = {}
     for metric, control in itertools.product(result.metrics, result.controls):
         differences = result.differences[metric.name][control]

@@ -22,11 +22,7 @@ RESERVED_NAMES = {"teacher", "manifest", "inputs", "baselines", "number", "sourc
 
 
 def check(experiment: ResolvedExperiment) -> None:
-    """Check every field of an experiment.
-
-    Raises:
-      KdError: for the first invalid field; names it, what was expected and what it holds.
-    """
+    """Check every field of an experiment; the error names the first invalid one."""
     check_names(experiment.students)
     check_buckets(experiment)
     backends.check(experiment.backend, experiment.mesh)
@@ -56,11 +52,7 @@ def check(experiment: ResolvedExperiment) -> None:
 
 
 def check_names(students: Mapping[str, ResolvedRecipe]) -> None:
-    """Check that students' names can be names of folders, files and columns.
-
-    Raises:
-      KdError: if one cannot.
-    """
+    """Check that students' names can be names of folders, files and columns."""
     for name in students:
         if not STUDENT_NAME.fullmatch(name):
             raise KdError(
@@ -71,11 +63,7 @@ def check_names(students: Mapping[str, ResolvedRecipe]) -> None:
 
 
 def check_buckets(experiment: ResolvedExperiment) -> None:
-    """Check that padded lengths ascend, and that each completion bucket has its prompt bucket.
-
-    Raises:
-      KdError: if not.
-    """
+    """Check that padded lengths ascend, and that each completion bucket has its prompt bucket."""
     for field, lengths in {"buckets": experiment.buckets, "prompt_buckets": experiment.prompt_buckets}.items():
         if not all(is_count(length, 1) for length in lengths) or list(lengths) != sorted(lengths):
             raise KdError(f"{field}: expected padded lengths in ascending order, got {lengths}. Example: 12 20 32.")
@@ -90,11 +78,7 @@ def check_buckets(experiment: ResolvedExperiment) -> None:
 
 
 def check_evaluation(evaluation: Evaluation) -> None:
-    """Check the ranges of the evaluation's fields.
-
-    Raises:
-      KdError: if a field is out of its range.
-    """
+    """Check the ranges of the evaluation's fields."""
     if evaluation.split not in ("validation", "test"):
         raise KdError(f"evaluation.split: expected validation or test, got {evaluation.split!r}.")
     minima = {"batch_size": 1, "texts": 0, "bootstrap": 2, "speed_texts": 1, "samples": 1, "cached_k": 0, "draft": 0}
@@ -105,11 +89,7 @@ def check_evaluation(evaluation: Evaluation) -> None:
 
 
 def check_int8(experiment: ResolvedExperiment) -> None:
-    """Check that each int8 source model exists, can be quantized, and that its name is free.
-
-    Raises:
-      KdError: if not.
-    """
+    """Check that each int8 source model exists, can be quantized, and that its name is free."""
     for name, source in experiment.evaluation.in_int8.items():
         if source not in experiment.recipes:
             raise KdError(f"evaluation.int8: expected models of {', '.join(experiment.recipes)}, got {source!r}.")
@@ -121,11 +101,7 @@ def check_int8(experiment: ResolvedExperiment) -> None:
 
 
 def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None:
-    """Check a model's shape, training, objective, first parameters and targets.
-
-    Raises:
-      KdError: for the first invalid field, named within the recipe.
-    """
+    """Check a model's shape, training, objective, first parameters and targets."""
     training, teacher = recipe.training, experiment.teacher
     for field in ("steps", "tokens_per_batch", "microbatches", "eval_every"):
         value = getattr(training, field)
@@ -171,11 +147,7 @@ def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None
 
 
 def check_pretrained(recipe: ResolvedRecipe, init: FromHuggingFace, experiment: ResolvedExperiment) -> None:
-    """Check that a pretrained model has its own tokenizer, and is not trained in bfloat16.
-
-    Raises:
-      KdError: if not.
-    """
+    """Check that a pretrained model has its own tokenizer, and is not trained in bfloat16."""
     if not experiment.tokenizer.pretrained:
         raise KdError(
             f"init: expected tokenizer=HuggingFaceTokenizer beside FromHuggingFace, whose model knows its own tokens "
@@ -189,11 +161,7 @@ def check_pretrained(recipe: ResolvedRecipe, init: FromHuggingFace, experiment: 
 
 
 def check_model(model: Architecture, experiment: ResolvedExperiment) -> None:
-    """Check that the model's family serves the task, and that every bucket fits its positions.
-
-    Raises:
-      KdError: if not.
-    """
+    """Check that the model's family serves the task, and that every bucket fits its positions."""
     task = experiment.task
     if model.family not in task.families:
         raise KdError(f"model: expected {' or '.join(task.families)} for {task.name}, got {model.family}.")

@@ -52,18 +52,7 @@ MetricFigures = Mapping[str, MetricFigure]
 
 
 class Context(NamedTuple):
-    """What every model is evaluated with.
-
-    Attributes:
-      experiment: of the run.
-      workdir: of the run.
-      programs: compiled functions.
-      split: the evaluated split as token ids.
-      eval_set: the same split as text.
-      prompts: int32 [P] token ids each, of the examples that texts are generated for.
-      tokenizer: of the run.
-      devices: of this host.
-    """
+    """Inputs of every model's evaluation: `split` has the examples as token ids, `eval_set` as text."""
 
     experiment: ResolvedExperiment
     workdir: Workdir

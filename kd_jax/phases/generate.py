@@ -47,12 +47,7 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, model: str = "", decod
 def resolve_model_name(experiment: ResolvedExperiment, model: str) -> str:
     """Return the name of the model that --model means.
 
-    Args:
-      experiment: the run's experiment.
-      model: a name, or "" for the comparison's distilled student, else the last student, else the teacher.
-
-    Raises:
-      KdError: if there is no such model; names the nearest.
+    "" means the comparison's distilled student, else the last student, else the teacher.
     """
     if model and model not in experiment.recipes:
         (nearest,) = difflib.get_close_matches(model, experiment.recipes, 1, 0.0) or [TEACHER]
@@ -63,11 +58,7 @@ def resolve_model_name(experiment: ResolvedExperiment, model: str) -> str:
 
 
 def read_batches(stream: BinaryIO, prompt: str) -> Iterator[Sequence[tuple[int, str]]]:
-    """Yield (number, line) of the lines of a stream in batches; at a terminal, prompt for one line at a time.
-
-    Raises:
-      KdError: if a line is not UTF-8.
-    """
+    """Yield (number, line) of the lines of a stream in batches; at a terminal, prompt for one line at a time."""
     interactive = stream.isatty()
     numbered = enumerate(stream, 1)
     while True:

@@ -81,20 +81,6 @@ def match_fields(train: str, fields: Sequence[str]) -> tuple[str, ...]:
     """Return the names that the first line of a file has for a task's fields.
 
     A field keeps its name if the line has it. Missing ones take the remaining texts in order, if their numbers agree.
-
-    Args:
-      train: JSON lines.
-      fields: the task's names.
-
-    Raises:
-      KdError: if the line is not a JSON object, or the numbers differ.
-
-    Examples:
-      >>> import tempfile
-      >>> path = Path(tempfile.mkdtemp(), "train.jsonl")
-      >>> _ = path.write_text('{"id": 7, "headline": "Fox gone", "document": "Mr. Fox left."}')
-      >>> match_fields(str(path), ("document", "summary"))
-      ('document', 'headline')
     """
     try:
         row = json.loads(Lines(train).read([0])[0])

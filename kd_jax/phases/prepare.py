@@ -78,11 +78,7 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, w
 
 
 def check_splits(experiment: ResolvedExperiment, splits: Splits) -> None:
-    """Check that the source has the splits that the students' targets read.
-
-    Raises:
-      KdError: if it lacks one; names the student.
-    """
+    """Check that the source has the splits that the students' targets read."""
     for name, recipe in experiment.students.items():
         if recipe.targets:
             try:
@@ -113,11 +109,7 @@ def training_texts(experiment: ResolvedExperiment, splits: Splits) -> Iterator[s
 
 
 def write_held_out(experiment: ResolvedExperiment, path: Path, split: str, examples: Sequence[Example]) -> None:
-    """Write a held-out split's texts beside its tokens.
-
-    Raises:
-      KdError: if an example is too long for a model.
-    """
+    """Check the lengths of a held-out split's examples, and write their texts beside its tokens."""
     task, owners_N = experiment.task, files.read_array(path / f"{split}.owners.npy")
     lengths = files.read_array(path / f"{split}.lengths.npy")
     for name, recipe in experiment.recipes.items():
@@ -129,19 +121,7 @@ def write_held_out(experiment: ResolvedExperiment, path: Path, split: str, examp
 def check_lengths(
     lengths: np.ndarray, model: Architecture, where: str, name: str, examples: Sequence[Example], task: Task
 ) -> None:
-    """Check, before any training, that a model can take every held-out example whole.
-
-    Args:
-      lengths: tokens of prompt and completion, int [N, 2].
-      model: the model's architecture.
-      where: the split, for the message.
-      name: the model's name, for the message.
-      examples: the examples, [N].
-      task: how an example reads.
-
-    Raises:
-      KdError: if one is too long; names it.
-    """
+    """Check that a model can take every held-out example whole; `lengths` is int [N, 2], of prompt and completion."""
     sizes_N = model.layout.sizes(lengths).max(-1)
     longest, limit = int(sizes_N.argmax()), min(model.context or MAX_LENGTH, MAX_LENGTH)
     if sizes_N[longest] > limit:

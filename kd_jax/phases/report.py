@@ -53,14 +53,7 @@ def build_report(
     manifests: Mapping[str, Manifest],
     texts: Mapping[str, Sequence[TextRow]],
 ) -> Report:
-    """Compute the report from the files of all phases.
-
-    Args:
-      experiment: of the run.
-      workdir: of the run.
-      manifests: as `read_manifests`.
-      texts: model -> its rows.
-    """
+    """Compute the report from the files of all phases; `texts` are each model's rows."""
     task, way, in_int8 = experiment.task, experiment.task.decoding.ways[0], experiment.evaluation.in_int8
     metrics, headline = [metric.name for metric in task.metrics], task.metrics[0]
     models: dict[str, ModelFigures] = {}
@@ -112,16 +105,7 @@ def headline_scores(experiment: ResolvedExperiment, workdir: Workdir, names: Ite
 
 
 def select_samples(texts: Mapping[str, Sequence[TextRow]], way: str, count: int) -> list[dict[str, str]]:
-    """Return at most `count` evenly spaced examples with each model's text.
-
-    Args:
-      texts: model -> its rows.
-      way: of decoding.
-      count: maximum number of examples.
-
-    Returns:
-      "source", "reference" and each model's name -> text, for each example.
-    """
+    """Return source, reference and each model's text of at most `count` evenly spaced examples."""
     rows = next(iter(texts.values()))
     return [
         {key: rows[i][key] for key in ("source", "reference")}
@@ -136,14 +120,7 @@ def build_document(
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
     resolved: str,
 ) -> page.Document:
-    """Return the report in words, tables and plots.
-
-    Args:
-      report: of a run.
-      samples: as `select_samples`.
-      curves: model -> rows of its metrics log.
-      resolved: the experiment as text.
-    """
+    """Return the report in words, tables and plots; `curves` are rows of each model's metrics log."""
     return page.Document(
         title=f"{report.name}: {report.task}, {report.dataset}",
         lead=verdict.lead(report),
@@ -174,11 +151,7 @@ def closing_text(report: Report) -> str:
 
 
 def read_manifests(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, dict[str, Any]]:
-    """Return phase, with the model's or the signal's name -> manifest, in the order of a run.
-
-    Raises:
-      KdError: if a phase is not finished.
-    """
+    """Return phase, with the model's or the signal's name -> manifest, in the order of a run."""
     teacher = workdir.model(TEACHER)
     folders = {"prepare": workdir.data, teacher.manifest()["phase"]: teacher}
     for targets, signals in required_signals(experiment).items():

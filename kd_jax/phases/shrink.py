@@ -38,10 +38,7 @@ class Choice(NamedTuple):
     """One way to make a student of the teacher.
 
     Attributes:
-      students: names of the students with this network and init.
       layers: rules that choose these teacher's layers: "spaced", "first", "last", "listed" (by the experiment), "all".
-      model: the student's network.
-      init: the layers and widths that it keeps.
       configured: whether the experiment sets it so.
     """
 
@@ -53,16 +50,11 @@ class Choice(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Figures of the teacher, or of a student before any training.
+    """Figures of the teacher, or of a student before any training; losses in nats per token.
 
     Attributes:
       choice: how the student is made; None for the teacher.
       width: rule for the width of a narrower student; None for one as wide as the teacher.
-      parameters: number of parameters.
-      parameters_outside_embeddings: the same without the embeddings.
-      examples: validation examples that were measured.
-      cross_entropy: nats per token.
-      kl_to_teacher: nats per token.
       agreement: share of the targets where student and teacher have the same most probable token.
     """
 

@@ -13,11 +13,7 @@ from kd_jax.runtime import hosts
 
 
 def open_workdir(path: str | Path) -> Workdir:
-    """Return the workdir at a path, which need not exist yet.
-
-    Raises:
-      KdError: if the path is a file.
-    """
+    """Return the workdir at a path, which need not exist yet."""
     folder = files.as_path(path)
     if folder.exists() and not folder.is_dir():
         raise KdError(f"--workdir: expected a folder, got the file {folder}. Choose another path.")
@@ -30,11 +26,7 @@ def write_experiment(workdir: Workdir, experiment: ResolvedExperiment) -> None:
 
 
 def read_experiment(workdir: Workdir) -> ResolvedExperiment:
-    """Return the experiment that a workdir was made with; reading it executes no code.
-
-    Raises:
-      KdError: if the folder holds no run, or its experiment.json was not written by kd_jax.
-    """
+    """Return the experiment that a workdir was made with; reading it executes no code."""
     if not workdir.config.exists():
         path = workdir.path
         raise KdError(f"--workdir: {path} holds no run. Make one with `kd-jax run CONFIG --workdir {path}`.")
@@ -55,14 +47,6 @@ def lock_workdir(
 
     A new workdir's experiment.json is written at the start too. An existing one is replaced at the end only: a
     configuration that a phase refuses must not take the place of the one that made the folder.
-
-    Args:
-      workdir: the run's folder.
-      experiment: the resolved experiment.
-      writer: (number, count) of one of several processes that share the cache's work.
-
-    Raises:
-      KdError: if another process works there, or experiment.json was not written by kd_jax.
     """
     with contextlib.ExitStack() as locks:
 

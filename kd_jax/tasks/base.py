@@ -39,12 +39,7 @@ def encode_pair(
 ) -> Encoded:
     """Encode a prompt and its completion, each with its end token.
 
-    Args:
-      prompt: text.
-      completion: text.
-      tokenizer: the tokenizer; it may add a format or a chat template to the prompt.
-      counted: "completion" for a loss on the completion, "all" for a loss on the prompt too.
-      max_prompt_tokens: truncate the prompt's text to its first tokens; 0 for all.
+    The tokenizer may add a chat template to the prompt, whose text is truncated to `max_prompt_tokens`, 0 for all.
     """
     prompt_P = encode_prompt(prompt, tokenizer, max_prompt_tokens)
     completion_C = encode_text(completion, tokenizer)
@@ -54,19 +49,7 @@ def encode_pair(
 def append_completion(
     prompt: np.ndarray, counts_P: np.ndarray, forced_prefix: Sequence[int], completion: np.ndarray
 ) -> Encoded:
-    """Return an encoded example; the forced prefix stands before the completion and does not count.
-
-    Args:
-      prompt: int32 [P].
-      counts_P: bool, whether a token of the prompt counts.
-      forced_prefix: ids before every completion.
-      completion: int32 [C].
-
-    Examples:
-      >>> encoded = append_completion(np.array([5, 2]), np.zeros(2, bool), (9,), np.array([7, 2]))
-      >>> encoded.completion.tolist(), encoded.counts.astype(int).tolist()
-      ([9, 7, 2], [0, 0, 0, 1, 1])
-    """
+    """Return an encoded example; the forced prefix stands before the completion and does not count."""
     ids = np.asarray([*forced_prefix, *completion], np.int32)
     counts = np.concatenate([counts_P, np.zeros(len(forced_prefix), bool), np.ones(len(completion), bool)])
     return Encoded(prompt, ids, counts)

@@ -92,10 +92,6 @@ def resampled_sums(statistics_NS: np.ndarray, resamples: int) -> np.ndarray:
 
     References:
       Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation.
-
-    Examples:
-      >>> resampled_sums(np.ones((5, 1)), 3).ravel().tolist()
-      [5.0, 5.0, 5.0]
     """
     rng, examples = np.random.default_rng(BOOTSTRAP_SEED), len(statistics_NS)
     counts_RN = rng.multinomial(examples, np.full(examples, 1 / examples), resamples)
@@ -103,12 +99,7 @@ def resampled_sums(statistics_NS: np.ndarray, resamples: int) -> np.ndarray:
 
 
 def ratio(sums_S: np.ndarray) -> float:
-    """Return the first sum / the second; 0 if the second is 0.
-
-    Examples:
-      >>> ratio(np.array([3.0, 4.0])), ratio(np.zeros(2))
-      (0.75, 0.0)
-    """
+    """Return the first sum / the second; 0 if the second is 0."""
     return float(sums_S[0] / sums_S[1]) if sums_S[1] else 0.0
 
 
@@ -120,17 +111,8 @@ def bits_per_byte(text_of: Callable[[Mapping[str, str]], str]) -> Metric:
     The end token has bits and no byte. An unknown token has fewer bits than its characters would need, so a tokenizer
     that lacks characters needs byte_fallback.
 
-    Args:
-      text_of: example -> the text whose tokens count.
-
     References:
       Gao et al. 2020, The Pile, arXiv 2101.00027, section 3.1.
-
-    Examples:
-      >>> metric = bits_per_byte(lambda example: example["text"])  # two tokens of probability 1/16 for eight bytes
-      >>> outcome = Outcome([{"text": "un étui"}], [""], [[""]], np.array([2 * math.log(16)]), np.array([2]))
-      >>> metric.score(outcome, resamples=0).value
-      1.0
     """
 
     def statistics(outcome: Outcome) -> np.ndarray:
@@ -143,17 +125,8 @@ def bits_per_byte(text_of: Callable[[Mapping[str, str]], str]) -> Metric:
 def rouge(kind: RougeKind, language: str) -> Metric:
     """Return the metric of mean ROUGE F-measure, 0 to 100, with the best of several references.
 
-    Args:
-      kind: "L" for the longest common subsequence of words of the whole text; "1" and "2" for n-grams.
-      language: as in `rouge_f`.
-
     References:
       Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries.
-
-    Examples:
-      >>> outcome = Outcome([{}, {}], ["the cats sat", "a dog"], [["the cat sat"], ["nothing of it"]])
-      >>> rouge("L", "en").score(outcome, resamples=0).value
-      50.0
     """
 
     def statistics(outcome: Outcome) -> np.ndarray:
@@ -168,15 +141,8 @@ def rouge(kind: RougeKind, language: str) -> Metric:
 def rouge_f(kind: RougeKind, language: str, text: str, references: Sequence[str]) -> float:
     """Return ROUGE's F-measure of a text and its best reference, 0 to 100 (rouge-score).
 
-    Args:
-      kind: as in `rouge`.
-      language: "en" for rouge-score's tokenizer (a-z and 0-9, stemmed); any other for `WordTokenizer`, without stems.
-      text: the generated text.
-      references: one or more references.
-
-    Examples:
-      >>> rouge_f("1", "en", "two houses", ["one house"]), rouge_f("1", "ru", "два дома", ["два дома"])
-      (50.0, 100.0)
+    `kind` is "L" for the longest common subsequence of words of the whole text, "1" or "2" for n-grams. `language` "en"
+    means rouge-score's tokenizer (a-z and 0-9, stemmed); any other means `WordTokenizer`, without stems.
     """
     name = f"rouge{kind}"
     return 100 * _rouge_scorer(name, language).score_multi(references, text)[name].fmeasure

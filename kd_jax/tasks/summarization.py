@@ -128,12 +128,7 @@ class Summarization:
 
 
 def characters(outcome: Outcome) -> np.ndarray:
-    """Return (characters of the text, mean characters of its references) of each example, float64 [N, 2].
-
-    Examples:
-      >>> characters(Outcome([{}], ["ab"], [["abcd", "ef"]])).tolist()
-      [[2.0, 3.0]]
-    """
+    """Return (characters of the text, mean characters of its references) of each example, float64 [N, 2]."""
     pairs = zip(outcome.texts, outcome.references, strict=True)
     return np.asarray(
         [(len(text), np.mean([len(reference) for reference in references])) for text, references in pairs]
@@ -141,17 +136,9 @@ def characters(outcome: Outcome) -> np.ndarray:
 
 
 def lead(document: str, sentences: int) -> str:
-    """Return the first sentences of a document.
+    """Return the first sentences of a document; all if there are fewer.
 
     Sentences end at stops that do not belong to an abbreviation, and at empty lines.
-
-    Args:
-      document: a text.
-      sentences: number of sentences; all if there are fewer.
-
-    Examples:
-      >>> lead("At 3.5 km Dr. A. Fox said: “No!” Then he left. It rained.", 2)
-      'At 3.5 km Dr. A. Fox said: “No!” Then he left.'
     """
     document = document.strip()
     ends = [match.start() for match in BETWEEN_SENTENCES.finditer(document)]

@@ -177,19 +177,9 @@ class Translation:
 
 
 def bleu(language: str, tokenize: str, **options: Any) -> BLEU:
-    """Return sacreBLEU's BLEU with the tokenizer of a language.
+    """Return sacreBLEU's BLEU with the tokenizer of a language, or with the one that `tokenize` names.
 
-    Args:
-      language: such as "zh" or "zh_Hant". Languages unknown to sacreBLEU get 13a; those without spaces get flores200.
-      tokenize: name of another tokenizer of sacreBLEU; "" for the language's.
-      **options: further arguments of BLEU.
-
-    Raises:
-      KdError: if there is no such tokenizer, or its library or model is missing.
-
-    Examples:
-      >>> bleu("zh_Hant", "").tokenizer_signature, bleu("fr", "").tokenizer_signature
-      ('zh', '13a')
+    A language is such as "zh" or "zh_Hant". Unknown ones get 13a; those without spaces get flores200.
     """
     language = language.partition("_")[0].lower()
     name = tokenize or ("flores200" if language in UNSPACED else None)
@@ -216,19 +206,10 @@ def sentence_bleu(language: str, tokenize: str) -> BLEU:
 def sacrebleu_metric(name: str, label: str, metric: BLEU | CHRF, references: int = 1) -> Metric:
     """Return a corpus score of sacreBLEU, 0 to 100, as a Metric.
 
-    Args:
-      name: key of the metric.
-      label: heading of the metric.
-      metric: BLEU or CHRF of sacreBLEU, with its tokenizer.
-      references: number of references of each example, for the signature.
+    `references` is the number of references of each example; the signature names it.
 
     References:
       Post 2018, arXiv 1804.08771; Papineni et al. 2002; Popović 2015.
-
-    Examples:
-      >>> outcome = Outcome([{}], ["the cat sat on the mat"], [["the cat sat on the mat"]])
-      >>> sacrebleu_metric("bleu", "BLEU", BLEU()).score(outcome, resamples=0).value
-      100.0...
     """
 
     # sacreBLEU's additive statistics, which it uses for its own bootstrap, have no public name.
