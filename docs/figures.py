@@ -42,7 +42,7 @@ def boxes(axes, labels, y, colors, width=1.5, gap=0.55, height=0.7):
 
 
 def phases():
-    """Six phases in a row, each with the folder that it makes."""
+    """Draw six phases in a row, each with the folder that it makes."""
     figure, axes = plt.subplots(figsize=(9, 1.9))
     names = ("prepare", "teacher", "cache", "student", "evaluate", "report")
     folders = ("data/", "teacher/", "cache/, pseudo/", "students/NAME/", "evaluation/", "report/")
@@ -57,7 +57,7 @@ def phases():
 
 
 def tails():
-    """One token's distribution under the three tail rules of a top-3 signal."""
+    """Draw one token's distribution under the three tail rules of a top-3 signal."""
     logits = np.array([2.5, 1.9, 1.4, 0.6, 0.3, 0.0, -0.3, -0.5])
     p = np.exp(logits) / np.exp(logits).sum()
     top, rest = p[:3], p[3:].sum()
@@ -71,14 +71,15 @@ def tails():
     for one, (title, (values, colors)) in zip(axes, panels.items(), strict=True):
         one.bar(range(len(values)), values, color=colors)
         one.set_title(title, fontsize=10)
-        one.set_xticks(range(len(values)), ["1", "2", "3", *(["rest"] if len(values) == 4 else range(4, 9))][: len(values)])
+        others = ["rest"] if len(values) == 4 else range(4, 9)
+        one.set_xticks(range(len(values)), [1, 2, 3, *others][: len(values)])
         one.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("probability")
     save(figure, "tails")
 
 
 def masks():
-    """One packed row: its tokens, segments and mask."""
+    """Draw a packed row: its tokens, segments and mask."""
     figure, axes = plt.subplots(figsize=(9, 1.7))
     rows = {
         "token": ["<s>", "a", "b", "</s>", "<s>", "c", "d", "e", "</s>", "pad", "pad"],
@@ -99,7 +100,7 @@ def masks():
 
 
 def record():
-    """What a top-k record holds of one example."""
+    """Draw the fields of a top-k record."""
     figure, axes = plt.subplots(figsize=(9, 1.7))
     fields = [
         ("digest", "of the example's ids", GREY),

@@ -1,6 +1,6 @@
 """Take the picture of a finished run's report for the README, with headless Chromium.
 
-    python docs/report_image.py runs/quickstart docs/images/report.png
+Usage: python docs/report_image.py runs/quickstart docs/images/report.png
 """
 
 import shutil

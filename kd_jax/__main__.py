@@ -1,4 +1,4 @@
-"""python -m kd_jax"""
+"""Run the command line: `python -m kd_jax` is `kd-jax`."""
 
 from kd_jax.cli.main import entry
 

@@ -41,7 +41,7 @@ def test_all_names_are_there(path, imported):
     module = imported(path)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            owner = vars(module)[node.value.id] if node.value.id in vars(module) else None
+            owner = getattr(module, node.value.id, None)
             if isinstance(owner, types.ModuleType) and owner.__name__.startswith("kd_jax"):
                 assert node.attr in dir(owner), f"{path.name}:{node.lineno}: {owner.__name__} has no {node.attr}"
 

@@ -107,14 +107,15 @@ def test_killed_at_each_commit(phase, folder, uninterrupted, command, tmp_path, 
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", dying)
-    for attempt in range(100):
-        left = 1
+    attempts, finished = 0, False
+    while not finished and attempts < 100:
+        left, attempts = 1, attempts + 1
         try:
             phase.run(experiment=experiment, workdir=Workdir(path))
+            finished = True
         except Killed:
-            continue
-        break
-    assert attempt > 1
+            pass
+    assert finished and attempts > 1
     files = [file.relative_to(path) for file in (uninterrupted / folder).rglob("*") if file.is_file()]
     same = [file for file in files if file.suffix in (".arrayrecord", ".npy", ".model", ".jsonl", ".md")]
     assert same or folder == "report"

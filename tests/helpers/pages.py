@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 FENCE = re.compile(
-    r"^(?P<indent> *)(?P<ticks>```+)(?:\{code-block\} *)?(?P<language>bash|python|sh|shell|console|pycon)\s*$(?P<code>.*?)^(?P=indent)(?P=ticks)\s*$",
+    r"^(?P<indent> *)(?P<ticks>```+)(?:\{code-block\} *)?(?P<language>bash|python|sh|shell|console|pycon)\s*$"
+    r"(?P<code>.*?)^(?P=indent)(?P=ticks)\s*$",
     re.DOTALL | re.MULTILINE,
 )
 MARK = re.compile(r"^ *<!-- (?P<key>not run|run with|prints): (?P<value>.*?) -->\s*$", re.MULTILINE | re.DOTALL)
