@@ -44,7 +44,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # dataclass fields are described once, under Attributes
 napoleon_use_rtype = False
 
-smartquotes_action = "qe"  # "--force" stays as it is typed
+smartquotes = False  # options and strings can be copied as they stand
 
 copybutton_exclude = ".linenos, .gp, .go"
 html_theme = "furo"
