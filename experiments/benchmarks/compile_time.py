@@ -1,10 +1,10 @@
-"""Seconds to compile a training step at 6 and at 24 layers, in a loop and with scan_layers.
+"""Measure the seconds to compile a training step of 6 and 24 layers, in a loop and with scan_layers.
 
     python experiments/benchmarks/compile_time.py --json compile_time.json
 
-Cross-entropy, AdamW, narrow networks of both families: what is compiled does not depend on the widths. Nothing is run,
-and nothing is read from a cache of compiled programs. "trace" is to StableHLO, "compile" is XLA's part; the best of
---repeats, in seconds of processor time on all cores, which other work on the machine moves less than the clock.
+Cross-entropy, AdamW and narrow networks of both families; the compiled operations do not depend on the widths. The step
+is not run, and the cache of compiled programs is off. "trace" ends with StableHLO, "compile" is the work of XLA. Each
+figure is the best of --repeats, in seconds of processor time on all cores; other load affects it less than wall time.
 """
 
 import argparse
@@ -27,53 +27,52 @@ from kd_jax.tasks.base import Encoded
 from kd_jax.tokenizers.sentencepiece import START
 
 VOCAB_SIZE, ROWS, BUCKET = 512, 8, Bucket(32, 32)
-SIZES = {"d_model": 64, "heads": 4, "d_ff": 128}
 DEPTHS = (6, 24)
 
 
 def architecture(family: str, layers: int, scan_layers: bool) -> Architecture:
-    """Of `layers` in each of its stacks."""
+    """Return a narrow architecture with this number of layers in each stack."""
     if family == "decoder_only":
-        return DecoderOnly(layers, **SIZES, scan_layers=scan_layers)
-    return EncoderDecoder(layers, layers, **SIZES, scan_layers=scan_layers)
+        return DecoderOnly(layers, d_model=64, heads=4, d_ff=128, scan_layers=scan_layers)
+    return EncoderDecoder(layers, layers, d_model=64, heads=4, d_ff=128, scan_layers=scan_layers)
 
 
-def compiled(model: Architecture) -> dict[str, float]:
-    """Seconds that its training step takes to trace and to compile."""
+def measure(model: Architecture) -> dict[str, float]:
+    """Return the seconds to trace and to compile the architecture's training step."""
     network, tx = model.build(VOCAB_SIZE), Optimizer().build(1000)
     state = jax.eval_shape(lambda key: init_state(key, network.stack(network.init(key)), tx), jax.random.key(0))
     ids_T, counts_T = np.arange(sum(BUCKET), dtype=np.int32), np.ones(sum(BUCKET), bool)
     example = Encoded(ids_T[: BUCKET.prompt], ids_T[BUCKET.prompt :], counts_T)
     batch = model.layout(START).batch([[Segment(i, example, 1.0, {})] for i in range(ROWS)], ROWS, BUCKET, {})
     step = functools.partial(train_step, model=network, terms={"ce": Term(cross_entropy)}, tx=tx)
-    began = time.process_time()
+    start_time = time.process_time()
     lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
-    traced = time.process_time()
+    traced_time = time.process_time()
     lowered.compile()
-    return {"trace": traced - began, "compile": time.process_time() - traced}
+    return {"trace": traced_time - start_time, "compile": time.process_time() - traced_time}
 
 
 def main() -> None:
-    """Prints a table; writes the rows to --json."""
+    """Print a table, and write the rows to --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the rows are written")
+    parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
     rows: list[dict[str, Any]] = []
-    compiled(architecture("decoder_only", 1, False))  # what JAX does once
+    measure(architecture("decoder_only", 1, False))  # JAX initialises at the first compilation
     for family in ("encoder_decoder", "decoder_only"):
         for scan_layers in (False, True):
             for layers in DEPTHS:
-                repeats = [compiled(architecture(family, layers, scan_layers)) for _ in range(arguments.repeats)]
+                repeats = [measure(architecture(family, layers, scan_layers)) for _ in range(arguments.repeats)]
                 best = min(repeats, key=lambda seconds: sum(seconds.values()))
                 rows.append({"family": family, "scan_layers": scan_layers, "layers": layers, **best})
             few, many = (row["trace"] + row["compile"] for row in rows[-2:])
-            way = "scan" if scan_layers else "loop"
+            mode = "scan" if scan_layers else "loop"
             for row in rows[-2:]:
                 seconds = f"trace {row['trace']:5.1f} s, compile {row['compile']:5.1f} s"
-                print(f"{family:15s} {way} {row['layers']:2d} layers: {seconds}", flush=True)
-            print(f"{family:15s} {way} {DEPTHS[1]} layers over {DEPTHS[0]}: {many / few:.2f}", flush=True)
+                print(f"{family:15s} {mode} {row['layers']:2d} layers: {seconds}", flush=True)
+            print(f"{family:15s} {mode} {DEPTHS[1]} layers: {many / few:.2f} x {DEPTHS[0]} layers", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
 

@@ -1,11 +1,11 @@
-"""Preparing a corpus: pairs a second, and the largest memory of one process and of all together.
+"""Measure the preparation of a corpus: pairs per second, and peak memory of one process and of all.
 
     python experiments/benchmarks/prepare.py --pairs 1000000 --processes 1 2 --json prepare.json
 
-Made-up pairs of 5 to 25 words (20,000 words a language, of Zipf's frequencies) are written as one .jsonl into a
-temporary folder; 2% each are held out. Then `prepare` runs on it in processes of its own, once for every number in
---processes. Memory: the largest resident set of any process; and of all together, looked at five times a second, with
-pages that several share counted once.
+Random pairs of 5 to 25 words (20,000 words per language, with Zipf's frequencies) are written to one .jsonl file in a
+temporary folder; 2% of them are validation examples, 2% test examples. Then `prepare` runs once for every number in
+--processes. Memory is the largest resident set of any process, and that of all processes together, sampled five times
+per second, with shared pages counted once.
 """
 
 import argparse
@@ -26,11 +26,11 @@ tokenizer = SentencePiece(8000, model_type={model_type!r})
 experiment = dataclasses.replace(load_experiment({smoke!r}), source=Files(train=({path!r},)), tokenizer=tokenizer)
 """
 WORDS, LETTERS = 20_000, "abcdefghijklmnopqrstuvwxyz"
-AT_A_TIME = 10_000  # pairs that are made together
+PAIRS_PER_DRAW = 10_000
 
 
 def write_pairs(path: Path, count: int) -> None:
-    """That many pairs, one JSON object a line; the same every time."""
+    """Write random pairs, one JSON object per line; the seed is fixed."""
     rng = np.random.default_rng(0)
     words = [
         np.asarray(["".join(rng.choice(list(LETTERS), length)) for length in rng.integers(2, 11, WORDS)])
@@ -38,8 +38,8 @@ def write_pairs(path: Path, count: int) -> None:
     ]
     share = 1 / np.arange(1, WORDS + 1)
     with open(path, "w", encoding="utf-8") as file:
-        for start in range(0, count, AT_A_TIME):
-            lengths = rng.integers(5, 26, min(AT_A_TIME, count - start))
+        for start in range(0, count, PAIRS_PER_DRAW):
+            lengths = rng.integers(5, 26, min(PAIRS_PER_DRAW, count - start))
             drawn = rng.choice(WORDS, lengths.sum(), p=share / share.sum())
             for numbers in np.split(drawn, np.cumsum(lengths)[:-1]):
                 row = {field: " ".join(side[numbers]) for field, side in zip(("en", "fr"), words, strict=True)}
@@ -47,43 +47,43 @@ def write_pairs(path: Path, count: int) -> None:
 
 
 def prepare(folder: Path, processes: int) -> dict[str, float]:
-    """Seconds, and bytes of the largest process and of all together."""
-    words = ["prepare", str(folder / "config.py"), "--workdir", str(folder / f"run{processes}")]
+    """Return the seconds, and the peak bytes of the largest process and of all processes."""
+    args = ["prepare", str(folder / "config.py"), "--workdir", str(folder / f"run{processes}")]
     options = ["--processes", str(processes)] if processes > 1 else []
-    began, together = time.perf_counter(), 0
-    pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "kd_jax", *words, *options])
+    start_time, total_peak = time.perf_counter(), 0
+    pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "kd_jax", *args, *options])
     while True:
         ended, status, usage = os.wait4(pid, os.WNOHANG)
         if ended:
             break
-        together = max(together, sum(map(proportional, descendants(pid))))
+        total_peak = max(total_peak, sum(map(proportional_memory, descendants(pid))))
         time.sleep(0.2)
     if status:
         raise SystemExit(os.waitstatus_to_exitcode(status))
     return {
         "processes": processes,
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - start_time,
         "largest": 1024 * usage.ru_maxrss,
-        "together": together,
+        "together": total_peak,
     }
 
 
 def descendants(pid: int) -> list[int]:
-    """The process and all that it began, directly or not."""
+    """Return the process and all its descendants."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        except (FileNotFoundError, ProcessLookupError):  # the process has ended
             continue
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
+    pids = [pid]
+    for ancestor in pids:  # grows while it is read
+        pids += [child for child, parent in parents.items() if parent == ancestor]
+    return pids
 
 
-def proportional(pid: int) -> int:
-    """Bytes resident of a process, pages that are shared counted by their share; 0 once it has ended."""
+def proportional_memory(pid: int) -> int:
+    """Return a process's proportional set size in bytes; 0 after its end."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -92,18 +92,19 @@ def proportional(pid: int) -> int:
 
 
 def main() -> None:
-    """Prints a row for every number of processes; writes them to --json."""
+    """Print a row for each number of processes, and write the rows to --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the rows are written")
+    parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--pairs", type=int, default=200_000)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--model-type", default="unigram", help="of the SentencePiece of 8,000 pieces")
+    parser.add_argument("--model-type", default="unigram", help="of SentencePiece with 8,000 pieces")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder, path = Path(name), Path(name) / "train.jsonl"
-        parts = {"smoke": str(ROOT / "experiments/configs/smoke.py"), "path": str(path)}
-        (folder / "config.py").write_text(CONFIG.format(**parts, model_type=arguments.model_type))
+        smoke = str(ROOT / "experiments/configs/smoke.py")
+        config = CONFIG.format(smoke=smoke, path=str(path), model_type=arguments.model_type)
+        (folder / "config.py").write_text(config)
         write_pairs(path, arguments.pairs)
         print(f"{arguments.pairs:,} pairs, {path.stat().st_size / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}")
         for processes in arguments.processes:
@@ -111,8 +112,8 @@ def main() -> None:
             rows.append(row)
             rate = arguments.pairs / row["seconds"]
             print(
-                f"{processes} processes: {row['seconds']:.1f} s, {rate:,.0f} pairs a second; "
-                f"the largest {row['largest'] / 2**20:.0f} MiB, together {row['together'] / 2**20:.0f} MiB",
+                f"{processes} processes: {row['seconds']:.1f} s, {rate:,.0f} pairs/s; "
+                f"peak memory of one {row['largest'] / 2**20:.0f} MiB, of all {row['together'] / 2**20:.0f} MiB",
                 flush=True,
             )
     if arguments.json:

@@ -1,13 +1,13 @@
-"""A pretrained teacher of real size from a folder to a report: time and memory of every phase, and the plan's word.
+"""Measure time and memory of every phase with pretrained teachers of real size, and check the plan.
 
     python experiments/benchmarks/pretrained.py --json pretrained.json
 
 A Llama in SmolLM2-135M's shape (30 layers, d 576, 49,152 tokens, tied) and a Marian in OPUS-MT's (6+6 layers, d 512,
-58,101 tokens) with random parameters stand in for real ones, in Hugging Face's layout with a tokeniser of that many
-tokens, trained on the text. experiments/configs/pretrained_lm.py and pretrained_seq2seq.py then run on --examples of
-their examples and --steps steps, no token cut, each phase in a process of its own: its seconds, and the process's
-largest resident set. `plan` runs before the cache; its hours for the top 32 are held against the seconds the cache
-took. What random models write says nothing, so no quality is shown.
+58,101 tokens) with random parameters replace the real models. They are in Hugging Face's layout, each with a tokenizer
+of that size, trained on the text. experiments/configs/pretrained_lm.py and pretrained_seq2seq.py run with --examples
+examples and --steps steps; the vocabulary is not cut. Each phase runs in its own process; the figures are its seconds
+and its largest resident set. `plan` runs before the cache: its estimate for the top 32 is compared with the seconds of
+the phase `cache`. Random models have no quality, so none is shown.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -40,37 +41,39 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 PHASES = ("prepare", "teacher", "plan", "cache", "student", "evaluate", "report")
 
 
-def texts(experiment: Experiment) -> Iterator[str]:
-    """The training text."""
+def training_texts(experiment: Experiment) -> Iterator[str]:
+    """Yield the texts of the training split."""
     task = experiment.task
     for example in experiment.source.splits(task.fields(), task.held_out_fields(), task.prompt_fields())["train"]:
         yield from (example[field] for field in task.text_fields())
 
 
 def save(folder: Path, experiment: Experiment, model: Transformer, vocab_size: int) -> None:
-    """Leaves a model of random parameters, and a tokeniser of byte-level pieces, filled up to the vocabulary's size."""
-    whole = tokenizers.Tokenizer(models.BPE())
-    whole.pre_tokenizer, whole.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    """Write a model with random parameters, and a byte-level tokenizer that is filled up to `vocab_size`."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    whole.train_from_iterator(
-        texts(experiment), trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(
+        training_texts(experiment),
+        trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet),
     )
-    whole.add_tokens([f"<fill {i}>" for i in range(vocab_size - whole.get_vocab_size())])
+    tokenizer.add_tokens([f"<fill {i}>" for i in range(vocab_size - tokenizer.get_vocab_size())])
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if model.family == "encoder_decoder":
-        whole.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+        tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
         special["decoder_start_token_id"] = 0
     shapes = jax.eval_shape(model.build(vocab_size).init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), shapes)
     write_model(folder, model, params, special, vocab_size)
-    whole.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
     manifest.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
 
 
 def options(teacher: Path, examples: int, steps: int) -> list[str]:
-    """The configuration's, for a run that ends today."""
+    """Return command-line options that shorten the experiment."""
     changes = {"teacher.init.folder": teacher, "tokenizer.cut": False, "source.limit": examples}
     for student in ("student_init", "student_kd"):
         training = f"students.{student}.training"
@@ -80,36 +83,52 @@ def options(teacher: Path, examples: int, steps: int) -> list[str]:
     return [part for key, value in changes.items() for part in (f"--{key}", str(value))]
 
 
-def run(phase: str, name: str, workdir: Path, changes: list[str]) -> tuple[float, int, str]:
-    """(seconds, largest resident set in bytes, what was printed) of one phase."""
+class PhaseRun(NamedTuple):
+    """Cost and output of one phase.
+
+    Attributes:
+      seconds: wall-clock time.
+      memory: largest resident set, in bytes.
+      output: standard output.
+    """
+
+    seconds: float
+    memory: int
+    output: str
+
+
+def run(phase: str, name: str, workdir: Path, changes: list[str]) -> PhaseRun:
+    """Run one phase in its own process."""
     config = ROOT / f"experiments/configs/{name}.py"
     command = [sys.executable, "-m", "kd_jax", phase, str(config), "--workdir", str(workdir), *changes]
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     code = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]);" + (
         "print('KIB', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} {phase}: ended with {done.returncode}\n{done.stderr[-2000:]}")
-    return time.perf_counter() - began, 1024 * int(re.search(r"KIB (\d+)", done.stdout)[1]), done.stdout
+    process = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True)
+    seconds = time.perf_counter() - start_time
+    if process.returncode:
+        raise SystemExit(f"{name} {phase}: expected exit status 0, got {process.returncode}\n{process.stderr[-2000:]}")
+    memory = re.findall(r"KIB (\d+)", process.stdout)[-1]
+    return PhaseRun(seconds, 1024 * int(memory), process.stdout)
 
 
-def measure(name: str, examples: int, steps: int, scratch: Path) -> dict[str, object]:
-    """The row of one configuration."""
+def measure(name: str, examples: int, steps: int, scratch: Path) -> dict[str, Any]:
+    """Return the row of one configuration."""
     model, vocab_size = MODELS[name]
     experiment = load_experiment(ROOT / f"experiments/configs/{name}.py")
     teacher, workdir = scratch / "teacher", scratch / "run"
     teacher.mkdir()
     save(teacher, experiment, model, vocab_size)
-    row: dict[str, object] = {"config": name, "examples": examples, "steps": steps, "seconds": {}, "memory": {}}
+    row: dict[str, Any] = {"config": name, "examples": examples, "steps": steps, "seconds": {}, "memory": {}}
     changes = options(teacher, examples, steps)
     for phase in PHASES:
-        seconds, memory, said = run(phase, name, workdir, changes)
-        row["seconds"][phase], row["memory"][phase] = seconds, memory
-        print(f"{name}: {phase} {seconds:.0f} s, {memory / 2**30:.1f} GiB", flush=True)
+        phase_run = run(phase, name, workdir, changes)
+        row["seconds"][phase], row["memory"][phase] = phase_run.seconds, phase_run.memory
+        print(f"{name}: {phase} {phase_run.seconds:.0f} s, {phase_run.memory / 2**30:.1f} GiB", flush=True)
         if phase == "plan":
-            planned = re.search(r"top 32 .*MiB\s+([\d.]+)", said)
-            row["planned_cache_seconds"] = 3600 * float(planned[1])
+            hours = re.findall(r"top 32 .*MiB\s+([\d.]+)", phase_run.output)[0]
+            row["planned_cache_seconds"] = 3600 * float(hours)
     cache = manifest.read_json(workdir / "cache/topk/manifest.json")
     row |= {"cache_seconds": cache["seconds"], "cache_bytes": cache["outputs"]["bytes"]}
     row |= {"target_tokens": cache["outputs"]["target_tokens"]}
@@ -122,9 +141,9 @@ def measure(name: str, examples: int, steps: int, scratch: Path) -> dict[str, ob
 
 
 def main() -> None:
-    """Prints the table; writes it to --json."""
+    """Print a table, and write the rows to --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the rows are written")
+    parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--examples", type=int, default=100, help="of each split")
     parser.add_argument("--steps", type=int, default=20, help="of each student")
     parser.add_argument("--config", nargs="+", default=list(MODELS), choices=list(MODELS))

@@ -1,11 +1,11 @@
-"""Reading a model in Hugging Face's layout: time and memory.
+"""Measure time and memory to read a model in Hugging Face's layout.
 
     python experiments/benchmarks/read.py --json read.json
 
 A Llama in SmolLM2-135M's shape (30 layers, d 576, 49,152 tokens, tied) and a Marian in OPUS-MT's (6+6 layers, d 512,
-58,101 tokens), with random parameters in float32, are written to a temporary folder. Then a process of its own reads
-the bytes of the files, and another reads the model; time is the median of --rounds such pairs, memory the growth of the
-process's largest resident set, over the bytes of the parameters.
+58,101 tokens), with random parameters in float32, are written to a temporary folder. Then one process reads the bytes
+of the files, and another reads the model. Time is the median of --rounds such pairs. Memory is the growth of the
+process's largest resident set divided by the bytes of the parameters.
 """
 
 import argparse
@@ -37,16 +37,16 @@ import json, pathlib, re, sys, time
 sys.path.insert(0, {root!r})
 import kd_jax.models.huggingface.read
 folder = pathlib.Path({folder!r})
-largest = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
-before, began = largest(), time.perf_counter()
-held = {expression}
-seconds = time.perf_counter() - began
-print(json.dumps([seconds, 1024 * (largest() - before)]))
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+peak_before, start_time = peak(), time.perf_counter()
+result = {expression}
+seconds = time.perf_counter() - start_time
+print(json.dumps([seconds, 1024 * (peak() - peak_before)]))
 """
 
 
 def save(folder: Path, model: Transformer, vocab_size: int) -> int:
-    """Writes random parameters; returns their bytes."""
+    """Write a model with random parameters, and return their bytes."""
     shapes = jax.eval_shape(model.build(vocab_size).init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
@@ -54,31 +54,31 @@ def save(folder: Path, model: Transformer, vocab_size: int) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
-def read(folder: Path, what: str) -> tuple[float, int]:
-    """(seconds, growth of the resident set in bytes), in a process of its own."""
-    code = PROCESS.format(root=str(Path(__file__).parents[2]), folder=str(folder), expression=READERS[what])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, growth = json.loads(done.stdout)
+def read(folder: Path, reader: str) -> tuple[float, int]:
+    """Return (seconds, growth of the resident set in bytes) of a reader in its own process."""
+    code = PROCESS.format(root=str(Path(__file__).parents[2]), folder=str(folder), expression=READERS[reader])
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, growth = json.loads(process.stdout)
     return seconds, growth
 
 
 def main() -> None:
-    """Prints the table; writes it to --json."""
+    """Print a table, and write the rows to --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the rows are written")
+    parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of processes")
     arguments = parser.parse_args()
     rows = []
     for name, (model, vocab_size) in MODELS.items():
         with tempfile.TemporaryDirectory() as path:
             size = save(Path(path), model, vocab_size)
-            pairs = [{what: read(Path(path), what) for what in READERS} for _ in range(arguments.rounds)]
-        seconds = {what: statistics.median(pair[what][0] for pair in pairs) for what in READERS}
+            pairs = [{reader: read(Path(path), reader) for reader in READERS} for _ in range(arguments.rounds)]
+        seconds = {reader: statistics.median(pair[reader][0] for pair in pairs) for reader in READERS}
         memory = statistics.median(pair["model"][1] for pair in pairs) / size
         rows.append({"model": name, "bytes": size, "seconds": seconds, "memory_over_parameters": memory})
         ratio = seconds["model"] / seconds["bytes"]
         times = f"bytes {seconds['bytes']:.2f} s, model {seconds['model']:.2f} s ({ratio:.2f} x)"
-        print(f"{name}: {size / 1e6:.0f} MB; {times}; memory {memory:.2f} times the parameters")
+        print(f"{name}: {size / 1e6:.0f} MB; {times}; memory {memory:.2f} x the parameters")
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
 

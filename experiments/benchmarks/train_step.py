@@ -1,15 +1,15 @@
-"""A teacher's step of each family against a PyTorch model (of transformers) of the same shape, batch and precision.
+"""Compare a teacher's training step with PyTorch (transformers) at the same shape, batch and precision.
 
     pip install torch==2.13.0 transformers
     python experiments/benchmarks/train_step.py --json train_step.json
 
-encoder_decoder: the quickstart's teacher against Marian, which is post-norm with biases: a little more work.
-decoder_only: debian_lm's teacher against Llama, without dropout, which Llama lacks; its attention is PyTorch's faster
-one, eager or scaled_dot_product_attention.
+encoder_decoder: the quickstart's teacher against Marian, whose post-norm layers with biases are a little more work.
+decoder_only: debian_lm's teacher, without dropout, against Llama, which has no dropout. PyTorch's figure is that of the
+faster attention, eager or scaled_dot_product_attention.
 
-Both sides: float32, all cores, the same random token ids, label smoothing as configured, clipping at norm 1, AdamW
-(PyTorch's fused one). Each side in a process of its own, which works as it does for its users; blocks of steps in turn;
-medians.
+Both sides use float32, all cores, the same random token ids, label smoothing as configured, clipping at norm 1, and
+AdamW (the fused one in PyTorch). Each side runs in its own process, with the settings that its users get. Blocks of
+steps take turns; figures are medians.
 """
 
 import argparse
@@ -26,14 +26,23 @@ import unittest.mock
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax
 import numpy as np
 
-from kd_jax import Batch, Experiment, init_state, load_experiment, train_step
+from kd_jax import (
+    Batch,
+    DecoderOnly,
+    EncoderDecoder,
+    ResolvedExperiment,
+    init_state,
+    load_experiment,
+    resolve,
+    train_step,
+)
 from kd_jax.batches.layouts import Bucket, Segment
 from kd_jax.cli.memory import with_large_pages
 from kd_jax.runtime.backends import make_devices
@@ -45,19 +54,19 @@ BLOCK = 5
 Step = Callable[[], None]
 
 
-def setting(family: str) -> tuple[Experiment, Batch]:
-    """The experiment whose teacher is timed, and a batch for it."""
+def make_setting(family: str) -> tuple[ResolvedExperiment, Batch]:
+    """Return the experiment of the measured teacher, and a batch for it."""
     if family == "encoder_decoder":
-        experiment, bucket = load_experiment(CONFIGS / "quickstart.py"), Bucket(16, 16)
+        experiment, bucket = resolve(load_experiment(CONFIGS / "quickstart.py")), Bucket(16, 16)
         return experiment, random_batch(experiment, experiment.teacher.training.tokens_per_batch // 16, bucket)
-    experiment = load_experiment(CONFIGS / "debian_lm.py")
-    model = dataclasses.replace(experiment.teacher.model, dropout=0.0)
+    experiment = resolve(load_experiment(CONFIGS / "debian_lm.py"))
+    model = dataclasses.replace(cast(DecoderOnly, experiment.teacher.model), dropout=0.0)
     experiment = dataclasses.replace(experiment, teacher=dataclasses.replace(experiment.teacher, model=model))
     return experiment, random_batch(experiment, 8, Bucket(0, 256))
 
 
-def random_batch(experiment: Experiment, count: int, bucket: Bucket) -> Batch:
-    """`count` rows of random ids, every one full; all targets count."""
+def random_batch(experiment: ResolvedExperiment, count: int, bucket: Bucket) -> Batch:
+    """Return `count` full rows of random ids; all targets count."""
     ids = np.random.default_rng(0).integers(4, experiment.tokenizer.vocab_size, (count, sum(bucket))).astype(np.int32)
     counts = np.ones(sum(bucket), bool)
     examples = [Encoded(row[: bucket.prompt], row[bucket.prompt :], counts) for row in ids]
@@ -65,8 +74,8 @@ def random_batch(experiment: Experiment, count: int, bucket: Bucket) -> Batch:
     return experiment.teacher.model.layout(START).batch(rows, count, bucket, {})
 
 
-def jax_step(experiment: Experiment, batch: Batch) -> Step:
-    """() -> one update, finished."""
+def jax_step(experiment: ResolvedExperiment, batch: Batch) -> Step:
+    """Return a function that makes one update with kd_jax and waits for its end."""
     recipe, devices = experiment.teacher, make_devices("jit")
     model = recipe.model.build(experiment.tokenizer.vocab_size)
     tx = recipe.training.optimizer.build(recipe.training.steps)
@@ -82,11 +91,11 @@ def jax_step(experiment: Experiment, batch: Batch) -> Step:
     return run
 
 
-def marian(experiment: Experiment) -> Any:
-    """transformers' Marian in the teacher's shape."""
+def marian(experiment: ResolvedExperiment) -> Any:
+    """Return a Marian of transformers in the teacher's shape."""
     from transformers import MarianConfig, MarianMTModel
 
-    shape = experiment.teacher.model
+    shape = cast(EncoderDecoder, experiment.teacher.model)
     config = MarianConfig(
         vocab_size=experiment.tokenizer.vocab_size,
         d_model=shape.d_model,
@@ -109,11 +118,11 @@ def marian(experiment: Experiment) -> Any:
     return MarianMTModel(config)
 
 
-def llama(experiment: Experiment, attention: str) -> Any:
-    """transformers' Llama in the teacher's shape."""
+def llama(experiment: ResolvedExperiment, attention: str) -> Any:
+    """Return a Llama of transformers in the teacher's shape."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = experiment.teacher.model
+    shape = cast(DecoderOnly, experiment.teacher.model)
     config = LlamaConfig(
         vocab_size=experiment.tokenizer.vocab_size,
         hidden_size=shape.d_model,
@@ -134,28 +143,27 @@ MODELS = {
 }
 
 
-def torch_step(experiment: Experiment, batch: Batch, build: Callable[[Experiment], Any]) -> Step:
-    """The same with a model of transformers."""
+def torch_step(experiment: ResolvedExperiment, batch: Batch, build: Callable[[ResolvedExperiment], Any]) -> Step:
+    """Return a function that makes one update with a model of transformers and waits for its end."""
     import torch
 
     torch.manual_seed(0)
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(os.cpu_count() or 1)
     model, optimizer = build(experiment).train(), experiment.teacher.training.optimizer
     adamw = torch.optim.AdamW(
         model.parameters(), optimizer.learning_rate, (optimizer.beta1, optimizer.beta2), weight_decay=0.0, fused=True
     )
-    as_torch = lambda ids_BT: torch.from_numpy(ids_BT.astype(np.int64))  # noqa: E731
-    decoder, targets = as_torch(batch.inputs.decoder.ids_BT), as_torch(batch.targets_BT)
-    given = {"input_ids": decoder}
+    to_torch = lambda ids_BT: torch.from_numpy(ids_BT.astype(np.int64))  # noqa: E731
+    decoder, targets = to_torch(batch.inputs.decoder.ids_BT), to_torch(batch.targets_BT)
+    inputs = {"input_ids": decoder}
     if batch.inputs.encoder is not None:
-        source = as_torch(batch.inputs.encoder.ids_BT)
-        given = {"input_ids": source, "attention_mask": torch.ones_like(source), "decoder_input_ids": decoder}
-    options = experiment.teacher.terms["ce"].options
-    smoothing = options["label_smoothing"] if "label_smoothing" in options else 0.0
-    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
+        source = to_torch(batch.inputs.encoder.ids_BT)
+        inputs = {"input_ids": source, "attention_mask": torch.ones_like(source), "decoder_input_ids": decoder}
+    smoothing = experiment.teacher.terms["ce"].options.get("label_smoothing", 0.0)
+    cross_entropy = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
 
     def run() -> None:
-        loss = loss_of(model(**given, use_cache=False).logits.flatten(0, 1), targets.flatten())
+        loss = cross_entropy(model(**inputs, use_cache=False).logits.flatten(0, 1), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
         adamw.step()
@@ -165,54 +173,55 @@ def torch_step(experiment: Experiment, batch: Batch, build: Callable[[Experiment
     return run
 
 
-def serve(pipe: Connection, family: str, who: str) -> None:
-    """A process of its own for one side: at every message a block of steps, answered by their seconds."""
-    experiment, batch = setting(family)
-    step = jax_step(experiment, batch) if who == "kd_jax" else torch_step(experiment, batch, MODELS[family][who])
+def serve(pipe: Connection, family: str, side: str) -> None:
+    """Run a block of steps at each message, and answer with the seconds of each step."""
+    experiment, batch = make_setting(family)
+    step = jax_step(experiment, batch) if side == "kd_jax" else torch_step(experiment, batch, MODELS[family][side])
     for _ in range(3):
         step()
     pipe.send(batch.targets_BT.size)
     while pipe.recv():
         seconds = []
         for _ in range(BLOCK):
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             step()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start_time)
         pipe.send(seconds)
 
 
 def measure(family: str, blocks: int) -> list[dict[str, Any]]:
-    """A row for each side; of PyTorch's models the faster one."""
+    """Return a row for kd_jax, and one for the faster of PyTorch's models."""
     spawn = multiprocessing.get_context("spawn")
     pipes, seconds = {}, {}
-    for who in ("kd_jax", *MODELS[family]):
-        pipes[who], theirs = spawn.Pipe()
-        with unittest.mock.patch.dict(os.environ, with_large_pages(os.environ) if who == "kd_jax" else {}):
-            spawn.Process(target=serve, args=(theirs, family, who), daemon=True).start()
-        tokens, seconds[who] = pipes[who].recv(), []
+    tokens = 0
+    for side in ("kd_jax", *MODELS[family]):
+        pipes[side], child_pipe = spawn.Pipe()
+        with unittest.mock.patch.dict(os.environ, with_large_pages(os.environ) if side == "kd_jax" else {}):
+            spawn.Process(target=serve, args=(child_pipe, family, side), daemon=True).start()
+        tokens, seconds[side] = pipes[side].recv(), []
     for _ in range(blocks):
-        for who, pipe in pipes.items():
+        for side, pipe in pipes.items():
             pipe.send(True)
-            seconds[who] += pipe.recv()
+            seconds[side] += pipe.recv()
     for pipe in pipes.values():
         pipe.send(False)
-    medians = {who: statistics.median(times) for who, times in seconds.items()}
-    medians = {"kd_jax": medians["kd_jax"], "torch": min(medians[who] for who in MODELS[family])}
+    medians = {side: statistics.median(times) for side, times in seconds.items()}
+    medians = {"kd_jax": medians["kd_jax"], "torch": min(medians[side] for side in MODELS[family])}
     return [
-        {"family": family, "who": who, "tokens_per_second": tokens / median, "seconds": median}
-        for who, median in medians.items()
+        {"family": family, "who": side, "tokens_per_second": tokens / median, "seconds": median}
+        for side, median in medians.items()
     ]
 
 
 def main() -> None:
-    """Prints the table; writes it to --json."""
+    """Print a table, and write the rows to --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the rows are written")
-    parser.add_argument("--blocks", type=int, default=12, help=f"of {BLOCK} steps of each, in turn")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--blocks", type=int, default=12, help=f"blocks of {BLOCK} steps for each side")
     parser.add_argument("--families", nargs="+", default=["encoder_decoder", "decoder_only"])
     arguments = parser.parse_args()
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        sys.exit("error: torch or transformers is missing; pip install torch==2.13.0 transformers")
+        sys.exit("error: expected torch and transformers. Run `pip install torch==2.13.0 transformers`.")
     rows, ratios = [], {}
     for family in arguments.families:
         ours, theirs = measure(family, arguments.blocks)
@@ -220,8 +229,8 @@ def main() -> None:
         ratios[family] = ours["tokens_per_second"] / theirs["tokens_per_second"]
         for row in (ours, theirs):
             rate = row["tokens_per_second"]
-            print(f"{family:15s} {row['who']:6s} {1e3 * row['seconds']:7.1f} ms a step {rate:8.0f} tokens a second")
-        print(f"{family:15s} tokens a second, kd_jax over PyTorch: {ratios[family]:.2f}")
+            print(f"{family:15s} {row['who']:6s} {1e3 * row['seconds']:7.1f} ms/step {rate:8.0f} tokens/s")
+        print(f"{family:15s} kd_jax is {ratios[family]:.2f} x PyTorch")
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": rows, "ratios": ratios}, indent=2) + "\n")
 

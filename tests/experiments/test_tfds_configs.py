@@ -1,4 +1,4 @@
-"""The experiments on the TFDS catalogue, on made-up text with the catalogue's features; nothing is downloaded."""
+"""Experiments on the TFDS catalogue run on random text with the catalogue's features, without downloads."""
 
 import dataclasses
 from pathlib import Path
@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from kd_jax import config
+from kd_jax import load_experiment, resolve
 from kd_jax.artifacts.manifest import read_lines
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.store import Store
-from kd_jax.experiment import resolve
 from kd_jax.phases import prepare
 from kd_jax.phases.check import check
 from kd_jax.sources.tfds_reader import find_builder
@@ -50,13 +49,13 @@ WORDS = (
 
 
 def make_text(rng):
-    """Return two or three made-up sentences."""
+    """Return two or three random sentences."""
     sentences = (" ".join(rng.choice(WORDS, rng.integers(4, 12))) for _ in range(rng.integers(2, 4)))
     return " ".join(f"{sentence.capitalize()}." for sentence in sentences)
 
 
 def prepare_mock(dataset, splits, folder, monkeypatch):
-    """Prepare a dataset of that name, with made-up text in each of its features."""
+    """Prepare a dataset of this name, with random text in each feature."""
     builder = find_builder(dataset, str(folder))
     features = builder.info.features
     assert all(feature.np_dtype == np.object_ and feature.shape == () for feature in features.values())
@@ -71,7 +70,7 @@ def prepare_mock(dataset, splits, folder, monkeypatch):
 
 def load_small(path, folder):
     """Load the experiment with its dataset in `folder` and a small tokenizer."""
-    experiment = config.load_experiment(path)
+    experiment = load_experiment(path)
     source = dataclasses.replace(experiment.source, data_dir=str(folder))
     return resolve(dataclasses.replace(experiment, source=source, tokenizer=SentencePiece(vocab_size=48)))
 
@@ -81,8 +80,8 @@ def test_all_configs_are_tested():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_data_of_the_experiment_are_encoded(path, tmp_path, monkeypatch):
-    check(config.load_experiment(path))
+def test_prepare_encodes_all_splits(path, tmp_path, monkeypatch):
+    check(resolve(load_experiment(path)))
     experiment = load_small(path, tmp_path / "tfds")
     assert experiment.name == path.stem
     prepare_mock(experiment.source.dataset, SPLITS[path.stem], tmp_path / "tfds", monkeypatch)
