@@ -57,7 +57,8 @@ def collect_samples(command: list[str], log: Path, seconds: float) -> list[tuple
         child.terminate()
     if child.wait():
         raise SystemExit(
-            f"{' '.join(command)}: expected exit status 0, got {child.returncode}. Run the command alone to see its error."
+            f"{' '.join(command)}: expected exit status 0, got {child.returncode}. "
+            "Run the command alone to see its error."
         )
     return samples
 
