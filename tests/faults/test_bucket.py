@@ -21,7 +21,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.fixture(params=BUCKETS)
+@pytest.fixture(params=["gs", pytest.param("s3", marks=pytest.mark.extended)])
 def bucket(request, root, tmp_path):
     """A fake bucket on this machine, with a workdir in it."""
     for package in BUCKETS[request.param].packages:

@@ -87,7 +87,11 @@ def assert_close(path, expected, config):
 
 @pytest.mark.parametrize(
     "name, hosts, devices, mesh",
-    [("smoke", 2, 2, "--mesh.fsdp 2"), ("smoke", 4, 1, ""), ("smoke_lm", 2, 1, "")],
+    [
+        ("smoke", 2, 2, "--mesh.fsdp 2"),
+        pytest.param("smoke", 4, 1, "", marks=pytest.mark.extended),
+        pytest.param("smoke_lm", 2, 1, "", marks=pytest.mark.extended),
+    ],
 )
 def test_several_hosts_equal_one(root, tmp_path, name, hosts, devices, mesh):
     one, path = tmp_path / "one", tmp_path / "several"
@@ -140,6 +144,7 @@ def test_death_of_one_host_ends_all_and_fewer_resume(prepared):
     assert exit_codes([single]) == [0]
 
 
+@pytest.mark.extended
 def test_hanging_host_ends_all(prepared):
     config, path = prepared
     both = start_hosts(["teacher", *config], path, 2, options=("--patience", "15"))

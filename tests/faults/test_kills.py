@@ -142,6 +142,7 @@ def assert_same_run(path, uninterrupted, command):
             chex.assert_trees_all_equal(dict(actual), dict(expected))
 
 
+@pytest.mark.extended
 def test_full_disk_is_one_line_and_loses_nothing(command, uninterrupted, tmp_path):
     """Files may not grow beyond so many kibibytes: the tokeniser's, then a checkpoint's, then the cache's do."""
     path = tmp_path / "work"

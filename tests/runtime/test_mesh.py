@@ -28,7 +28,11 @@ from tests.runtime.networks import FAMILIES, V, make_batch, network, step_on
 SGD = optax.sgd(1.0)  # the change of the parameters is the gradient
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (1, 2, 2), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
 PMAPS = [1, 2, 4]  # devices
-each_backend = pytest.mark.parametrize("backend", MESHES + PMAPS, ids=str)
+ALWAYS = [(8, 1, 1), (1, 8, 1), (2, 2, 2), 4]  # of the eleven; the others are extended
+BACKENDS = [
+    backend if backend in ALWAYS else pytest.param(backend, marks=pytest.mark.extended) for backend in MESHES + PMAPS
+]
+each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=str)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 SCANNED = dataclasses.replace(FAMILIES["decoder_only"], layers=3, scan_layers=True, remat="layer")
 PAIR = dataclasses.replace(FAMILIES["encoder_decoder"], encoder_layers=2, decoder_layers=3, scan_layers=True)
@@ -57,7 +61,7 @@ def test_step_equals_one_device(backend, family):
 
 
 @each_family
-@pytest.mark.parametrize("backend", [(1, 2, 2), 2, 8], ids=str)
+@pytest.mark.parametrize("backend", [pytest.param((1, 2, 2), marks=pytest.mark.extended), 2, 8], ids=str)
 def test_accumulated_step_equals_one_device(backend, family):
     close(one_step(backend, family, 2), one_step("jit", family, 1))
 
