@@ -309,7 +309,15 @@ def _convert(kind: type[T], value: Any, changes: dict[str, Any]) -> T:
 
 
 def as_resolved(experiment: Experiment) -> ResolvedExperiment:
-    """Return an experiment that was written after `resolve` and read again, with its type."""
+    """Return an experiment that was written after `resolve` and read again, with its type.
+
+    Raises:
+      KdError: if its teacher or students are no recipes, as in a file that was edited.
+    """
+    students = experiment.students if isinstance(experiment.students, Mapping) else {"students": None}
+    for name, recipe in {TEACHER: experiment.teacher, **students}.items():
+        if not isinstance(recipe, Recipe):
+            raise KdError(f"experiment.json: expected {name} to be a Recipe, got {str(recipe)[:60]!r}.")
     recipes = {name: _convert(ResolvedRecipe, recipe, {}) for name, recipe in experiment.recipes.items()}
     return _convert(ResolvedExperiment, experiment, {"teacher": recipes.pop(TEACHER), "students": recipes})
 

@@ -43,5 +43,5 @@ def test_missing_figure_is_named(key, tmp_path):
 def test_baseline_without_likelihoods_has_no_value(tmp_path):
     (tmp_path / "baselines.json").write_text(json.dumps({"copy": {"bits": None, "bits_ci": None}}))
     assert read_baselines(tmp_path / "baselines.json", ["bits"]) == {"copy": {"bits": MetricFigure(None)}}
-    with pytest.raises(KdError, match="expected the figure 'bleu'"):
+    with pytest.raises(KdError, match="expected the figure 'bleu_ci'"):
         read_baselines(tmp_path / "baselines.json", ["bleu"])

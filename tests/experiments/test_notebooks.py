@@ -39,6 +39,7 @@ def test_notebook_has_no_outputs(path):
             assert cell.outputs == [] and cell.execution_count is None
 
 
+@pytest.mark.extended
 def test_translator(execute, tmp_path):
     printed = execute("translator")
     run = tmp_path / "runs/translator"
@@ -49,6 +50,7 @@ def test_translator(execute, tmp_path):
     assert printed[-1].splitlines()[:2] == [first["source"], first["greedy"]]
 
 
+@pytest.mark.extended
 def test_your_own_teacher(execute, tmp_path):
     *_, from_run, from_export = execute("your_own_teacher")
     teacher, student = (read_architecture(tmp_path / path) for path in ("models/made_up", "exported/student_kd"))

@@ -99,7 +99,7 @@ def test_finished_phase_is_skipped_and_a_changed_object_is_refused(bucket, comma
     data = bucket.files("runs/smoke/")[name]
     bucket.put(f"runs/smoke/{name}", data[:100] + bytes([data[100] ^ 1]) + data[101:])
     assert start_command(bucket, ["teacher", *command], log).wait(PATIENCE) == 2
-    assert f"error: {bucket.workdir}/{name}: expected the bytes that `prepare` wrote" in log.read_text()
+    assert f"error: {bucket.workdir}/{name}: expected the bytes that were written, got modified ones" in log.read_text()
 
 
 def test_option_that_a_bucket_lacks_is_refused(bucket, command, tmp_path):

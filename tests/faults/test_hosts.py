@@ -127,6 +127,7 @@ def test_sigterm_to_one_host_stops_all(prepared):
     assert "stopped by SIGTERM" in log(path, 0).read_text()
 
 
+@pytest.mark.extended
 def test_death_of_one_host_ends_all_and_fewer_resume(prepared):
     """The resumed run has another number of hosts and the same batches."""
     config, path = prepared

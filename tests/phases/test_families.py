@@ -225,7 +225,7 @@ def test_generate_names_the_line_of_a_prompt_that_is_too_long(run, family, monke
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert main(["generate", "--workdir", str(run.path), "--model", "packed"]) == 2
     last = capsys.readouterr().err.strip().split("\n")[-1]
-    assert last.startswith("error: standard input, line 2: expected fewer than 256 tokens, got ")
+    assert last.startswith("error: standard input, line 2: prompt: expected fewer than 256 tokens, got ")
 
 
 def test_prompts_count_only_in_decoder_only_models(experiment, run, family, tmp_path):

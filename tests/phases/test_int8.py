@@ -29,6 +29,9 @@ TIMED = (
 )
 
 
+pytestmark = pytest.mark.extended  # a run of its own
+
+
 @pytest.fixture(scope="module")
 def runs(root, tmp_path_factory, lax_promotion):
     """(experiment, its workdir; the same trained models measured without int8 weights)."""

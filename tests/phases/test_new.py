@@ -57,7 +57,13 @@ def tiny(path):
 @pytest.mark.parametrize(
     "task, family, texts_of, changes",
     [
-        ("generation", "decoder_only", toy.generate_documents, "--task.window 64 --task.context 16 --buckets 64"),
+        pytest.param(
+            "generation",
+            "decoder_only",
+            toy.generate_documents,
+            "--task.window 64 --task.context 16 --buckets 64",
+            marks=pytest.mark.extended,
+        ),
         ("summarization", "encoder_decoder", toy.generate_summaries, "--task.document-tokens 31 --buckets 32"),
     ],
 )

@@ -47,7 +47,11 @@ def pretrained_experiment(root, folder, family, other="", cut=False):
     )
 
 
-@pytest.fixture(scope="module", params=[("decoder_only", True), ("encoder_decoder", False)], ids=lambda p: p[0])
+@pytest.fixture(
+    scope="module",
+    params=[("decoder_only", True), pytest.param(("encoder_decoder", False), marks=pytest.mark.extended)],
+    ids=lambda p: p[0],
+)
 def run(request, root, tmp_path_factory, lax_promotion):
     """(family, folder, experiment, workdir of a whole run)."""
     (family, cut), path = request.param, tmp_path_factory.mktemp("run")
@@ -127,6 +131,7 @@ def test_the_exported_student_is_read_back_unchanged(run, tmp_path):
     assert (family == "encoder_decoder") == ("decoder_start_token_id" in settings)
 
 
+@pytest.mark.extended
 def test_a_plan_needs_no_training(run, capsys):
     _, _, experiment, workdir = run
     untaught = Workdir(workdir.path.parent / "untaught")

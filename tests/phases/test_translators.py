@@ -37,7 +37,10 @@ STEPS = ["--students.student_kd.training.steps", "4", "--students.student_kd.tra
 STEPS += ["--students.student_kd.training.optimizer.warmup", "2", "--buckets", "56"]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[name if name == "marian" else pytest.param(name, marks=pytest.mark.extended) for name in CASES],
+)
 def run(request, root, tmp_path_factory, lax_promotion):
     """(name, folder, experiment, workdir) after the training of a student of pseudo-targets."""
     make, options, _, _ = CASES[request.param]

@@ -165,7 +165,7 @@ ONLINE = {
 }
 
 
-@pytest.mark.parametrize("backend", ["jit", "pmap"])
+@pytest.mark.parametrize("backend", ["jit", pytest.param("pmap", marks=pytest.mark.extended)])
 def test_teacher_in_the_step_is_frozen_and_projections_are_not_exported(experiment, workdir, tmp_path, backend):
     """Widths differ; a killed run resumes with its projections; the student's tree is its network's."""
     before = workdir.model(TEACHER).outputs()["digest"]
