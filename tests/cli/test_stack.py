@@ -60,7 +60,6 @@ def test_few_calls_and_files_from_main_to_the_loss(command, root, monkeypatch, c
             trained += 1
             assert len(frames) <= CALLS, names
             assert len({frame.filename for frame in frames}) <= FILES, names
-            print(names)
     assert trained
 
 
