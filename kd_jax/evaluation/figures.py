@@ -10,6 +10,8 @@ from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
 
 Json = Mapping[str, Any]
+# A baseline's name: the references as the tokenizer writes them. It bounds every model, so it competes with none.
+ROUND_TRIP = "round_trip"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Report what distillation gained: report.json, report.md and report.html."""
 
+import dataclasses
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,8 +69,8 @@ def build_report(
     def difference(ours: str, theirs: str) -> paired.Difference:
         return paired.difference(scores[ours], scores[theirs], headline.higher_is_better)
 
-    data = manifests["prepare"]["outputs"]
-    return Report(
+    data, comparison = manifests["prepare"]["outputs"], experiment.comparison
+    report = Report(
         name=experiment.name,
         task=task.name,
         dataset=data["dataset"],
@@ -80,7 +81,8 @@ def build_report(
         baselines=read_baselines(workdir.evaluation.file("baselines.json"), metrics),
         differences={other: difference(leading, other) for other in values if leading and other != leading},
         int8={name: Int8Comparison(of, difference(name, of)) for name, of in in_int8.items()},
-        gap_recovered=verdict.gap_recovered(values, experiment.comparison, headline.higher_is_better),
+        teacher_gain=difference(TEACHER, comparison.baseline) if comparison and TEACHER in values else None,
+        gap_recovered=None,
         caches={
             name.removeprefix("cache."): CacheFigures.from_json(phase["outputs"] | {"seconds": phase["seconds"]})
             for name, phase in manifests.items()
@@ -91,6 +93,10 @@ def build_report(
         dropped_as_seen_in_training=data["dropped_as_seen_in_training"],
         versions=manifests["evaluate"]["versions"],
     )
+    if not verdict.gap_is_meaningful(report):
+        return report
+    gap = verdict.gap_recovered(values, comparison, headline.higher_is_better)
+    return dataclasses.replace(report, gap_recovered=gap)
 
 
 def headline_scores(experiment: ResolvedExperiment, workdir: Workdir, names: Iterable[str]) -> dict[str, Scores]:

@@ -76,7 +76,9 @@ class Report:
       baselines: name -> metric -> figure of a text that needs no model.
       differences: other trained model -> leading student minus that model, of the headline metric.
       int8: name of a model with int8 weights -> its comparison.
-      gap_recovered: share of the gap between baseline and teacher that the distilled student closes, or None.
+      teacher_gain: the teacher minus the comparison's baseline, of the headline metric; None without one of them.
+      gap_recovered: share of the gap between baseline and teacher that the distilled student closes; None where it
+        would say nothing (`verdict.gap_is_meaningful`).
       wall_seconds: phase -> seconds.
       counts: split -> number of examples.
       dropped_as_seen_in_training: split -> number of held-out examples removed because training has their source.
@@ -92,6 +94,7 @@ class Report:
     baselines: Mapping[str, Mapping[str, MetricFigure]]
     differences: Mapping[str, Difference]
     int8: Mapping[str, Int8Comparison]
+    teacher_gain: Difference | None
     gap_recovered: float | None
     caches: Mapping[str, CacheFigures]
     wall_seconds: Mapping[str, float]
@@ -144,6 +147,7 @@ class Report:
                 name: Int8Comparison(one["of"], Difference.from_json(one["difference"]))
                 for name, one in data["int8"].items()
             },
+            teacher_gain=data["teacher_gain"] and Difference.from_json(data["teacher_gain"]),
             gap_recovered=data["gap_recovered"],
             caches={name: CacheFigures.from_json(cache) for name, cache in data["caches"].items()},
             wall_seconds=data["wall_seconds"],

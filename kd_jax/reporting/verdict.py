@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.ticker import EngFormatter
 
 from kd_jax.artifacts.workdir import TEACHER
-from kd_jax.evaluation.figures import ModelFigures
+from kd_jax.evaluation.figures import ROUND_TRIP, ModelFigures
 from kd_jax.experiment import Comparison
-from kd_jax.reporting.paired import BETTER, SAME, WORSE
+from kd_jax.reporting.paired import BETTER, SAME, WORSE, Difference
 from kd_jax.reporting.report import MetricInfo, Report
 
 NO_TEACHER = "The teacher was imported as log-probabilities, so it has no row, and the gap to it is unknown."
@@ -42,9 +42,18 @@ def gap_recovered(
     """
     if comparison is None or TEACHER not in values:
         return None
-    baseline = values[comparison.baseline]
-    gap = values[TEACHER] - baseline
-    return (values[comparison.distilled] - baseline) / gap if (gap > 0 if higher_is_better else gap < 0) else None
+    teacher, baseline = values[TEACHER], values[comparison.baseline]
+    if not _is_better(teacher, baseline, higher_is_better):
+        return None
+    return (values[comparison.distilled] - baseline) / (teacher - baseline)
+
+
+def gap_is_meaningful(report: Report) -> bool:
+    """Return whether a share of the gap to the teacher says anything.
+
+    The teacher must be better than the baseline beyond doubt, and no text without a model may beat teacher or student.
+    """
+    return report.teacher_gain is not None and report.teacher_gain.verdict == BETTER and not _winning_texts(report)
 
 
 def lead(report: Report) -> str:
@@ -66,8 +75,34 @@ def lead(report: Report) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """Return every model's warnings, prefixed by the model's name."""
-    return [f"{name}: {warning}" for name, model in report.models.items() for warning in model.warnings]
+    """Return the warnings: first each text without a model that beats a model, then every model's own warnings."""
+    metric, models = report.headline, report.trained
+    lines = []
+    for baseline, beaten in _winning_texts(report).items():
+        names = _join([f"{name} ({_figure(models[name], metric)})" for name in beaten])
+        value = _show(report.baselines[baseline][metric.name].of_model(), metric)
+        lines.append(f"{baseline} needs no model and has {metric.label} {value}, better than {names}")
+    return [*lines, *(f"{name}: {warning}" for name, model in report.models.items() for warning in model.warnings)]
+
+
+def _winning_texts(report: Report) -> dict[str, list[str]]:
+    """Return baseline that needs no model -> those of the teacher and the leading student that it beats."""
+    metric, values = report.headline, report.headline_values
+    leading = leading_student(values, report.comparison, metric.higher_is_better)
+    winners = {}
+    for baseline, figures in report.baselines.items():
+        value = figures[metric.name].value
+        if value is None or baseline == ROUND_TRIP:
+            continue
+        models = [name for name in (TEACHER, leading) if name in values]
+        beaten = [name for name in models if _is_better(value, values[name], metric.higher_is_better)]
+        if beaten:
+            winners[baseline] = beaten
+    return winners
+
+
+def _is_better(value: float, other: float, higher_is_better: bool | None) -> bool:
+    return value > other if higher_is_better else value < other
 
 
 def duration(seconds: float) -> str:
@@ -87,15 +122,11 @@ def _int8(report: Report, name: str) -> str:
     """Return what int8 weights cost and gained, relative to the same model with float weights."""
     metric, comparison = report.headline, report.int8[name]
     model, of = report.models[name], report.models[comparison.of]
-    batched, single = _speed_ratios(model, of)
-    # Two significant digits, not the metric's: an interval may exclude 0 by far less than the table shows.
-    difference = comparison.difference
-    mean, low, high = (f"{value:+.2g}" for value in (difference.mean, *difference.interval))
     return (
         f"With int8 weights {comparison.of} ({name}: {_figure(model, metric)}) has {size(model.training.bytes)} "
-        f"instead of {size(of.training.bytes)}, writes {batched:.2f} times the tokens a second ({single:.2f} times at "
-        f"batch 1), and {RELATIONS[difference.verdict]} itself with float weights ({mean} {metric.label}, "
-        f"95% interval {low} to {high})."
+        f"instead of {size(of.training.bytes)}, {_relative_speed(model, of)}, and "
+        f"{RELATIONS[comparison.difference.verdict]} itself with float weights "
+        f"({_paired_difference(comparison.difference, metric)})."
     )
 
 
@@ -103,10 +134,16 @@ def _against_controls(report: Report, comparison: Comparison) -> str:
     models, metric, name = report.trained, report.headline, comparison.distilled
     verdicts = {control: report.differences[control].verdict for control in models if control not in (TEACHER, name)}
     by_verdict = {kind: [control for control, verdict in verdicts.items() if verdict == kind] for kind in RELATIONS}
+
+    def show(control: str) -> str:
+        figure = _figure(models[control], metric)
+        # Figures that look the same in print, of models that differ, need the difference beside them.
+        if verdicts[control] != SAME and figure == _figure(models[name], metric):
+            figure += f"; {_paired_difference(report.differences[control], metric)}"
+        return f"{control} ({figure})"
+
     clauses = [
-        f"{RELATIONS[kind]} {_join([f'{control} ({_figure(models[control], metric)})' for control in controls])}"
-        for kind, controls in by_verdict.items()
-        if controls
+        f"{RELATIONS[kind]} {_join(list(map(show, controls)))}" for kind, controls in by_verdict.items() if controls
     ]
     sentence = f"The distilled student, {name} ({_score(models[name], metric)}), {_join(clauses)}."
     if by_verdict[SAME]:
@@ -118,9 +155,17 @@ def _against_controls(report: Report, comparison: Comparison) -> str:
 
 def _gap(report: Report, comparison: Comparison) -> list[str]:
     """Return the distilled student's share of the gap to the teacher, and that of every other student."""
-    if report.gap_recovered is None:
-        return []
     values, metric = report.headline_values, report.headline
+    if report.gap_recovered is None:
+        if report.teacher_gain is None:
+            return []
+        winners = _winning_texts(report)
+        reason = (
+            f"{_join(list(winners))} needs no model and scores better than {_join(next(iter(winners.values())))}"
+            if winners
+            else f"the teacher {RELATIONS[report.teacher_gain.verdict]} {comparison.baseline}"
+        )
+        return [f"The share of the gap from {comparison.baseline} to the teacher is not stated, because {reason}."]
     shares = []
     for name in values:
         if name not in (TEACHER, comparison.baseline, comparison.distilled):
@@ -133,19 +178,21 @@ def _gap(report: Report, comparison: Comparison) -> list[str]:
 def _against_teacher(report: Report, name: str) -> str:
     metric, model, teacher = report.headline, report.models[name], report.models[TEACHER]
     share = model.training.parameters_outside_embeddings / teacher.training.parameters_outside_embeddings
-    batched, single = _speed_ratios(model, teacher)
-    difference = model.value(metric.name) - teacher.value(metric.name)
-    relation, side = RELATIONS[report.differences[TEACHER].verdict], "above" if difference > 0 else "below"
+    difference = report.differences[TEACHER]
     sentences = (
         f"Against the teacher ({_figure(teacher, metric)}), {name} has {share:.0%} of the parameters outside "
-        f"the embeddings, writes {batched:.1f} times the tokens a second ({single:.1f} times at batch 1), and "
-        f"{relation} it ({abs(difference):.{metric.digits}f} {metric.label} {side})."
+        f"the embeddings, {_relative_speed(model, teacher)}, and {RELATIONS[difference.verdict]} it "
+        f"({_paired_difference(difference, metric)})."
     )
-    if model.drafting:
+    if drafting := model.drafting:
+        speed = (
+            f"{drafting.draft_speedup:.2f} times as fast"
+            if drafting.draft_speedup >= 1
+            else f"more slowly: in {1 / drafting.draft_speedup:.2f} times the time"
+        )
         sentences += (
-            f" As the teacher's draft in speculative decoding, the student has {model.drafting.draft_acceptance:.0%} "
-            f"of its tokens accepted, and the teacher writes its greedy texts {model.drafting.draft_speedup:.2f} times "
-            "as fast at batch 1."
+            f" As the teacher's draft in speculative decoding, the student has {drafting.draft_acceptance:.0%} of its "
+            f"tokens accepted, and the teacher writes its greedy texts {speed} at batch 1."
         )
     return sentences
 
@@ -174,16 +221,33 @@ def _training_time(model: ModelFigures) -> str:
     return duration(model.training.seconds)
 
 
-def _speed_ratios(model: ModelFigures, other: ModelFigures) -> tuple[float, float]:
-    """Return (tokens a second in batches, at batch 1), each over the other model's."""
+def _relative_speed(model: ModelFigures, other: ModelFigures) -> str:
+    """Return how fast a model decodes, in batches and at batch 1, relative to another; a slowdown reads as one."""
+    batched = model.speed.decode_tokens_per_second / other.speed.decode_tokens_per_second
+    single = model.speed.decode_tokens_per_second_single / other.speed.decode_tokens_per_second_single
+    if (batched < 1) == (single < 1):
+        word = "slower" if batched < 1 else "faster"
+        return f"is {word} ({batched:.2f} times the tokens a second, {single:.2f} times at batch 1)"
+    words = ("slower", "faster") if batched < 1 else ("faster", "slower")
     return (
-        model.speed.decode_tokens_per_second / other.speed.decode_tokens_per_second,
-        model.speed.decode_tokens_per_second_single / other.speed.decode_tokens_per_second_single,
+        f"is {words[0]} in batches ({batched:.2f} times the tokens a second) and {words[1]} at batch 1 "
+        f"({single:.2f} times)"
     )
 
 
+def _paired_difference(difference: Difference, metric: MetricInfo) -> str:
+    """Return a difference with its interval, such as "+0.81 BLEU, 95% interval -0.2 to +1.8"."""
+    # Two significant digits, not the metric's: an interval may exclude 0 by far less than the table shows.
+    mean, low, high = (f"{value:+.2g}" for value in (difference.mean, *difference.interval))
+    return f"{mean} {metric.label}, 95% interval {low} to {high}"
+
+
 def _figure(model: ModelFigures, metric: MetricInfo) -> str:
-    return f"{model.value(metric.name):.{metric.digits}f}"
+    return _show(model.value(metric.name), metric)
+
+
+def _show(value: float, metric: MetricInfo) -> str:
+    return f"{value:.{metric.digits}f}"
 
 
 def _score(model: ModelFigures, metric: MetricInfo) -> str:
