@@ -91,6 +91,38 @@ def rows_per_batch(batch_size: int, divisor: int, length: int) -> int:
     return max(1, min(-(-batch_size // divisor), fitting // divisor)) * divisor
 
 
+def training_rows(tokens_per_batch: int, length: int) -> int:
+    """Return the rows of a training batch whose rows have `length` padded target tokens; at least one."""
+    return max(1, tokens_per_batch // length)
+
+
+def padding_warning(field: str, tokens_per_batch: int, length: int, divisor: int) -> str:
+    """Return a warning if more than a quarter of a training batch's rows are padding; else "".
+
+    Args:
+      field: name of the recipe, such as "students.student_kd".
+      tokens_per_batch: padded target tokens of a batch.
+      length: padded target tokens of a row.
+      divisor: devices times microbatches; the number of rows is padded to a multiple of it.
+
+    Examples:
+      >>> padding_warning("teacher", tokens_per_batch=512, length=256, divisor=1)
+      ''
+      >>> padding_warning("teacher", tokens_per_batch=512, length=256, divisor=8)
+      'teacher: 2 rows of 256 tokens a batch, padded to 8 for devices and microbatches: 75% of the work is on padding. \
+Set --teacher.training.tokens_per_batch 2048.'
+    """
+    rows = training_rows(tokens_per_batch, length)
+    padded = round_up(rows, divisor)
+    if 4 * rows >= 3 * padded:
+        return ""
+    return (
+        f"{field}: {rows} row{'s' * (rows > 1)} of {length} tokens a batch, padded to {padded} for devices and "
+        f"microbatches: {1 - rows / padded:.0%} of the work is on padding. Set --{field}.training.tokens_per_batch "
+        f"{padded * length}."
+    )
+
+
 def round_up(rows: int, divisor: int) -> int:
     """Return the smallest multiple of `divisor` that is at least `rows`."""
     return -(-rows // divisor) * divisor

@@ -16,7 +16,15 @@ import numpy as np
 
 from kd_jax.artifacts import files
 from kd_jax.artifacts.manifest import Folder
-from kd_jax.batches.buckets import assign_buckets, chunks, pack_rows, padded_lengths, round_up, rows_per_batch
+from kd_jax.batches.buckets import (
+    assign_buckets,
+    chunks,
+    pack_rows,
+    padded_lengths,
+    round_up,
+    rows_per_batch,
+    training_rows,
+)
 from kd_jax.batches.layouts import Bucket, Layout, RowLayout, Segment, host_array
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
@@ -169,7 +177,7 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
         for bucket, rows in rows_of.items():
             if len(rows):
                 target_width = int(layout.sizes(np.asarray(bucket))[-1])
-                batch_size = max(1, tokens_per_batch // target_width)
+                batch_size = training_rows(tokens_per_batch, target_width)
                 self._buckets.append(_TrainBucket(bucket, batch_size, rows, self.batches_per_epoch))
                 self.batches_per_epoch += max(1, len(rows) // batch_size)
         self._permutations = functools.lru_cache(maxsize=2)(self._permute)

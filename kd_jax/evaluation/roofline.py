@@ -54,7 +54,7 @@ def device_memory(compiled: Any) -> int:
 
 
 def model_flops(experiment: ResolvedExperiment, name: str, vocab_size: int, portions: int) -> float:
-    """Return the FLOPs that the networks need for the batch of `compile_step`, on all devices, with full rows."""
+    """Return the FLOPs that the networks need for the batch of `compile_step`, on all devices, if no row is padding."""
     whole = count_full_workload(longest_batch(experiment, name, vocab_size, portions))
     passes = [(TRAINING, experiment.recipes[name].model)]
     if needs_teacher(experiment.recipes[name].terms):
@@ -71,11 +71,13 @@ def step_figures(
     step = compile_step(experiment, name, vocab_size, devices)
     cost, memory = analyze_program(step.compiled), device_memory(step.compiled)
     bounds = roofline(cost, chip)
-    needed = model_flops(experiment, name, vocab_size, devices.count) / devices.devices
+    full = step.full_rows / step.rows
+    needed = full * model_flops(experiment, name, vocab_size, devices.count) / devices.devices
     arguments = step.compiled.memory_analysis().argument_size_in_bytes
     fits = "yes" if memory <= chip.memory else "NO"
     return {
         "rows x length of a batch": f"{step.rows} x {step.length}",
+        "of them padding": f"{1 - full:.0%}",
         "memory, MiB": f"{memory / MIB:,.1f}",
         "of it state and batch": f"{arguments / MIB:,.1f}",
         f"fits {chip.memory / 1e9:.0f} GB": f"{fits}, {memory / chip.memory:.1%}",
@@ -85,6 +87,6 @@ def step_figures(
         f"FLOP a byte (chip {chip.intensity:.0f})": f"{cost.flops / cost.traffic:,.1f}",
         **{f"{kind}, MiB sent": f"{cost.bytes_sent.get(kind, 0) / MIB:,.2f}" for kind in COLLECTIVES},
         **{f"{reason}, ms at least": f"{1e3 * seconds:,.4f}" for reason, seconds in bounds._asdict().items()},
-        "at most, targets a second": f"{step.rows * step.length / bounds.seconds:,.0f}",
+        "at most, targets a second": f"{step.full_rows * step.length / bounds.seconds:,.0f}",
         "limit": bounds.bound,
     }

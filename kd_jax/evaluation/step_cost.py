@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from kd_jax.batches import pipeline
-from kd_jax.batches.buckets import assign_buckets
+from kd_jax.batches.buckets import assign_buckets, training_rows
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
@@ -68,7 +68,7 @@ def _longest_batch(experiment: ResolvedExperiment, teacher: Teacher, recipe: Res
     """Return a batch of the longest bucket, with a payload of the right shapes."""
     split, bucket = pipeline.Split(teacher.workdir.data, "train"), experiment.shapes[-1]
     layout = recipe.model.layout(teacher.data["start"])
-    rows = max(1, recipe.training.tokens_per_batch // int(layout.sizes(np.asarray(bucket))[-1]))
+    rows = training_rows(recipe.training.tokens_per_batch, int(layout.sizes(np.asarray(bucket))[-1]))
     fitting = np.flatnonzero(assign_buckets(split.lengths, [bucket], layout) == 0)[:rows]
     batch = split.batch(layout, np.resize(fitting, rows)[:, None], rows, bucket)
     schema = signal.schema(teacher.vocab_size)

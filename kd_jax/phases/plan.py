@@ -6,8 +6,10 @@ import textwrap
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.batches.buckets import padding_warning
 from kd_jax.errors import KdError
 from kd_jax.evaluation.cache_cost import SAMPLE, signal_costs
 from kd_jax.evaluation.roofline import step_figures
@@ -77,6 +79,13 @@ def show_scale(
     rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
     progress.print_result("\n" + progress.format_table(head, rows))
     progress.print_result(f"{devices.shape}; vocabulary of {vocab_size}.\n{SCALE_NOTE}")
+    for name in names:
+        recipe = experiment.recipes[name]
+        length = int(recipe.model.layout(0).sizes(np.asarray(experiment.shapes[-1]))[-1])
+        field = name if name == TEACHER else f"students.{name}"
+        divisor = devices.count * recipe.training.microbatches
+        if warning := padding_warning(field, recipe.training.tokens_per_batch, length, divisor):
+            progress.print_result(f"warning: {warning}")
     if devices.devices > find_chip(kind).interconnect_domain:
         progress.print_result(
             f"The interconnect joins {find_chip(kind).interconnect_domain} of these chips; beyond them the network is "

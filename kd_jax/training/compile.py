@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from kd_jax.artifacts.workdir import TEACHER
-from kd_jax.batches.buckets import round_up
+from kd_jax.batches.buckets import round_up, training_rows
 from kd_jax.experiment import ResolvedExperiment, required_signals
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.runtime.mesh import MeshDevices
@@ -25,11 +25,13 @@ class CompiledStep(NamedTuple):
     Attributes:
       compiled: the result of jax.jit(...).lower(...).compile().
       rows: rows of its batch, over all devices.
+      full_rows: of these, the rows that hold examples; the others are padding, so that each device has as many.
       length: tokens of a row.
     """
 
     compiled: Any
     rows: int
+    full_rows: int
     length: int
 
 
@@ -64,7 +66,8 @@ def compile_step(experiment: ResolvedExperiment, name: str, vocab_size: int, dev
     step = compile_train_step(recipe, model, teacher and teacher[0], tx, devices, shapes=1)
     lowered = step.lower(state_shapes, devices.shard_shapes(batch), teacher_shapes)
     rows, length = batch.targets_BT.shape
-    return CompiledStep(lowered.compile(compiler_options=COMPILER_OPTIONS), rows, length)
+    full_rows = training_rows(recipe.training.tokens_per_batch, length)
+    return CompiledStep(lowered.compile(compiler_options=COMPILER_OPTIONS), rows, full_rows, length)
 
 
 def longest_batch(experiment: ResolvedExperiment, name: str, vocab_size: int, divisor: int) -> Batch:
@@ -79,7 +82,7 @@ def longest_batch(experiment: ResolvedExperiment, name: str, vocab_size: int, di
     recipe, bucket = experiment.recipes[name], experiment.shapes[-1]
     layout, training = recipe.model.layout(START), recipe.training
     width = int(layout.sizes(np.asarray(bucket))[-1])
-    rows = round_up(max(1, training.tokens_per_batch // width), divisor * training.microbatches)
+    rows = round_up(training_rows(training.tokens_per_batch, width), divisor * training.microbatches)
     signals = required_signals(experiment)[recipe.targets] if name != TEACHER else {}
     schemas = {}
     for signal in cached_signals(recipe.terms):

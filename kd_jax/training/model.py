@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax import config
 from kd_jax.artifacts import checkpoint, files, metric_writers
@@ -13,7 +14,7 @@ from kd_jax.artifacts.digests import params_digest
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches import pipeline
-from kd_jax.batches.buckets import assign_buckets
+from kd_jax.batches.buckets import assign_buckets, padding_warning
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
@@ -96,6 +97,10 @@ def train_model(
     train, valid, skipped = batches(experiment, workdir, recipe, inputs.payloads, devices)
     if skipped:
         progress.log(f"{name}: {skipped} training examples longer than the last bucket are skipped")
+    length = int(recipe.model.layout(data["start"]).sizes(np.asarray(experiment.shapes[-1]))[-1])
+    divisor = devices.count * recipe.training.microbatches
+    if warning := padding_warning(field, recipe.training.tokens_per_batch, length, divisor):
+        progress.log(f"warning: {warning}")
     params = initial_params(experiment, workdir, recipe)
     run = Run(
         title=name,

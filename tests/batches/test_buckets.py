@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.batches.buckets import OPEN_ROWS, assign_buckets, pack_rows, padded_lengths, rows_per_batch
+from kd_jax.batches.buckets import (
+    OPEN_ROWS,
+    assign_buckets,
+    pack_rows,
+    padded_lengths,
+    padding_warning,
+    rows_per_batch,
+)
 from kd_jax.batches.layouts import Bucket, DecoderOnlyLayout, EncoderDecoderLayout
 from kd_jax.tokenizers.sentencepiece import START
 
@@ -103,3 +110,19 @@ def test_rows_equal_best_fit_in_plain_lists(examples, seed):
     rows = pack_rows(sizes[:, None], np.asarray([30]), seed)
     assert [row.tolist() for row in rows] == [row for row in closed + open_rows if row]
     assert rows.index_N.nbytes + rows.ends_R.nbytes <= 8 * examples
+
+
+@pytest.mark.parametrize(
+    "tokens, divisor, words",
+    [
+        (512, 1, ""),
+        (512, 8, ""),  # 16 rows on 8 devices
+        (96, 4, ""),  # 3 rows padded to 4: a quarter is tolerated
+        (64, 8, "2 rows of 32 tokens a batch, padded to 8"),
+        (10, 2, "1 row of 32 tokens a batch, padded to 2"),
+        (64, 256, "99% of the work is on padding. Set --teacher.training.tokens_per_batch 8192."),
+    ],
+)
+def test_padding_warning(tokens, divisor, words):
+    warning = padding_warning("teacher", tokens, 32, divisor)
+    assert words in warning and bool(warning) == bool(words)

@@ -6,11 +6,12 @@ import jax
 import pytest
 
 from kd_jax import config
-from kd_jax.evaluation.roofline import device_memory, model_flops
+from kd_jax.evaluation.roofline import device_memory, model_flops, step_figures
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.objective.terms import Term
 from kd_jax.runtime.backends import as_mesh
+from kd_jax.runtime.chips import CHIPS
 from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh, MeshDevices
 from kd_jax.runtime.program import analyze_program
 from kd_jax.signals.online import Online
@@ -78,6 +79,18 @@ def test_flops_are_those_of_the_model(experiment, name):
     work = analyze_program(compiled_step(experiment, DATA_PARALLEL, name))
     expected = model_flops(experiment, name, V, 8) / 8
     assert expected <= work.flops < 1.03 * expected
+
+
+def test_rows_of_padding_are_not_counted(experiment):
+    """64 tokens are 8 rows of 8. Of 2 rows for 8 devices 6 are padding, so the plan has a quarter of the targets."""
+    few = dataclasses.replace(experiment.teacher.training, tokens_per_batch=16)
+    sparse = dataclasses.replace(experiment, teacher=dataclasses.replace(experiment.teacher, training=few))
+    devices, chip = MeshDevices(DATA_PARALLEL.over(8)), CHIPS["tpu-v5e"]
+    full, padded = (step_figures(one, "teacher", V, devices, chip) for one in (experiment, sparse))
+    assert (full["rows x length of a batch"], full["of them padding"]) == ("8 x 8", "0%")
+    assert (padded["rows x length of a batch"], padded["of them padding"]) == ("8 x 8", "75%")
+    targets = [float(one["at most, targets a second"].replace(",", "")) for one in (full, padded)]
+    assert targets[1] == pytest.approx(targets[0] / 4, rel=1e-3)
 
 
 def test_step_from_shapes_equals_step_from_arrays(experiment):
