@@ -509,6 +509,32 @@ class Generate(Command):
 
 
 @dataclass(frozen=True)
+class Score(Command):
+    """Score trained models on new text, with the metrics of `evaluate`. Nothing is written."""
+
+    workdir: Folder
+    test: Annotated[tuple[str, ...], arg(metavar="FILE ...")]
+    """JSON lines with the task's fields, or a text file for each field in their order: --test new.en new.fr."""
+    model: Annotated[str, arg(metavar="NAME")] = ""
+    """`teacher` or a student; empty for all models."""
+
+    handles_sigterm = False
+
+    def __post_init__(self) -> None:
+        """Raise KdError if there are no files."""
+        if not self.test:
+            raise KdError("--test: expected files with new text, got none. Name them: --test FILE ...")
+
+    def prepare(self, overrides: Sequence[str], locks: ExitStack) -> Call:
+        """Return the call that scores the models."""
+        from kd_jax.phases import score
+        from kd_jax.phases.workdirs import open_workdir, read_experiment
+
+        workdir = open_workdir(self.workdir)
+        return partial(score.run, read_experiment(workdir), workdir, self.test, self.model)
+
+
+@dataclass(frozen=True)
 class Export(Command):
     """Write a trained model as a folder for transformers, or for JAX alone."""
 
@@ -545,6 +571,7 @@ COMMANDS: dict[str, type[Command]] = {
     "ablate": Ablate,
     "import-logprobs": ImportLogprobs,
     "generate": Generate,
+    "score": Score,
     "export": Export,
 }
 
