@@ -288,15 +288,17 @@ class Report(PhaseCommand):
 
 @dataclass(frozen=True)
 class New(Command):
-    """Write a config to start from, for JSON lines of your own."""
+    """Write a config to start from, for text of your own, and a teacher of your own if you have one."""
 
     config: Annotated[str, Positional, arg(metavar="CONFIG", help="Python file to write.")]
     task: Literal["translation", "summarization", "instructions", "generation"]
     """What the models are for."""
-    family: Literal["encoder_decoder", "decoder_only"]
-    """Architecture of teacher and students; decoder_only for `generation`."""
-    train: Annotated[str, arg(metavar="FILE")] = "train.jsonl"
-    """JSON lines of the training examples; the config takes their field names."""
+    family: Literal["", "encoder_decoder", "decoder_only"] = ""
+    """Architecture of teacher and students; decoder_only for `generation`. Empty for that of --teacher."""
+    train: Annotated[tuple[str, ...], arg(metavar="FILE ...")] = ("train.jsonl",)
+    """Training examples: JSON lines, or a text file for each field: --train train.en train.fr."""
+    teacher: Annotated[str, arg(metavar="FOLDER")] = ""
+    """Local folder of a pretrained teacher in Hugging Face's layout; empty to train a teacher."""
 
     handles_sigterm = False
 
@@ -304,7 +306,11 @@ class New(Command):
         """Return the call that writes the config."""
         from kd_jax.phases import new
 
-        return partial(new.run, self.config, self.task, self.family, self.train)
+        if not self.family and not self.teacher:
+            raise KdError("--family: expected encoder_decoder or decoder_only, got none. Add it, or --teacher FOLDER.")
+        if not self.train:
+            raise KdError("--train: expected files with training examples, got none. Name them: --train FILE ...")
+        return partial(new.run, self.config, self.task, self.family, self.train, self.teacher)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from kd_jax.cli.overrides import apply_overrides
 from kd_jax.errors import KdError
 from kd_jax.phases import new
 from kd_jax.sources import toy
+from tests.helpers.pretrained import write_pretrained
 
 VALID = [(name, family) for name, task in new.TASKS.items() for family in task.families]
 
@@ -91,9 +92,41 @@ def test_it_runs_on_two_hundred_lines(task, family, texts_of, changes, tmp_path,
 )
 def test_the_config_has_the_field_names_of_the_file(row, fields, tmp_path):
     (tmp_path / "train.jsonl").write_text("\ufeff" + json.dumps(row) + "\n", encoding="utf-8")
-    arguments = str(tmp_path / "mine.py"), "summarization", "decoder_only", str(tmp_path / "train.jsonl")
+    arguments = str(tmp_path / "mine.py"), "summarization", "decoder_only", (str(tmp_path / "train.jsonl"),)
     new.run(*arguments)
     assert apply_overrides(arguments[0], []).task.fields() == fields
+
+
+def test_text_file_for_each_field(tmp_path):
+    files = [str(tmp_path / name) for name in ("train.de", "train.it")]
+    assert (
+        main(["new", str(tmp_path / "mine.py"), "--task", "translation", "--family", "decoder_only", "--train", *files])
+        == 0
+    )
+    experiment = apply_overrides(str(tmp_path / "mine.py"), [])
+    assert experiment.source.train == tuple(files) and experiment.task.fields() == ("de", "it")
+
+
+@pytest.mark.parametrize(
+    "task, family, sizes", [("generation", "decoder_only", [1]), ("translation", "encoder_decoder", [3, 1])]
+)
+def test_config_of_a_pretrained_teacher_runs(task, family, sizes, tmp_path, monkeypatch, lax_promotion):
+    """The small teachers have three layers in every stack; the student has half, rounded down."""
+    monkeypatch.chdir(tmp_path)
+    write_pretrained(tmp_path / "folder", family)
+    lines = ({"en": en, "fr": fr, "text": f"{en} {fr}"} for en, fr in toy.generate_pairs(60, 0))
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["new", "mine.py", "--task", task, "--teacher", "folder"]) == 0
+    experiment = apply_overrides("mine.py", [])
+    assert experiment.teacher.init.folder == "folder" and experiment.teacher.model.family == family
+    assert list(experiment.students["student_kd"].model.stacks().values()) == sizes
+    words = "--evaluation.texts 2 --evaluation.speed-texts 1 --evaluation.bootstrap 5 --task.decoding.length 4 "
+    words += "--source.held-out 0.1 "
+    words += "".join(f"--students.{name}.training.steps 1 " for name in experiment.students)
+    if task == "generation":
+        words += "--task.window 64 --task.context 16 --buckets 64 --prompt-buckets 32"
+    assert main(["run", "mine.py", "--workdir", "runs/mine", *words.split()]) == 0
+    assert (tmp_path / "runs/mine/report/report.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -116,22 +149,27 @@ def test_ambiguous_field_names_are_refused(line, message, tmp_path, capsys):
 def test_odd_names_are_quoted(tmp_path):
     row = {'a "quoted" \\ name': "d", "été\n": "s"}
     (tmp_path / 'odd"\\.jsonl').write_text(json.dumps(row))
-    new.run(str(tmp_path / "mine.py"), "summarization", "decoder_only", str(tmp_path / 'odd"\\.jsonl'))
+    new.run(str(tmp_path / "mine.py"), "summarization", "decoder_only", (str(tmp_path / 'odd"\\.jsonl'),))
     assert apply_overrides(str(tmp_path / "mine.py"), []).task.fields() == tuple(row)
 
 
 def test_a_plain_text_file_keeps_the_tasks_field(tmp_path):
     (tmp_path / "texts.txt").write_text("once upon a time\n")
-    new.run(str(tmp_path / "mine.py"), "generation", "decoder_only", str(tmp_path / "texts.txt"))
+    new.run(str(tmp_path / "mine.py"), "generation", "decoder_only", (str(tmp_path / "texts.txt"),))
     assert apply_overrides(str(tmp_path / "mine.py"), []).task.fields() == ("text",)
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "missing --task {translation,summarization,instructions,generation}, --family"),
+        ([], "missing --task {translation,summarization,instructions,generation}"),
         (["--task", "chat"], "invalid choice 'chat' for argument '--task'"),
-        (["--task", "translation"], "missing --family {encoder_decoder,decoder_only}"),
+        (["--task", "translation"], "--family: expected encoder_decoder or decoder_only, got none"),
+        (
+            ["--task", "translation", "--family", "decoder_only", "--train", "a.en", "b.fr", "c.de"],
+            '--train: expected one file, or one for each of "en" and "fr", got 3',
+        ),
+        (["--task", "translation", "--teacher", "models/none"], "init.folder: expected a local folder"),
         (
             ["--task", "generation", "--family", "encoder_decoder"],
             "--family: expected decoder_only for generation, got encoder_decoder",
@@ -148,9 +186,9 @@ def test_invalid_options_are_one_line(words, message, tmp_path, capsys):
 def test_no_file_is_overwritten(tmp_path):
     (tmp_path / "mine.py").write_text("mine")
     with pytest.raises(KdError, match="mine.py: File exists. Choose another name"):
-        new.run(str(tmp_path / "mine.py"), "generation", "decoder_only", "train.jsonl")
+        new.run(str(tmp_path / "mine.py"), "generation", "decoder_only", ("train.jsonl",))
     with pytest.raises(KdError, match="mine.py/other.py"):
-        new.run(str(tmp_path / "mine.py" / "other.py"), "generation", "decoder_only", "train.jsonl")
+        new.run(str(tmp_path / "mine.py" / "other.py"), "generation", "decoder_only", ("train.jsonl",))
     with pytest.raises(KdError, match="expected the name of a Python file"):
-        new.run(str(tmp_path / "mine.txt"), "generation", "decoder_only", "train.jsonl")
+        new.run(str(tmp_path / "mine.txt"), "generation", "decoder_only", ("train.jsonl",))
     assert (tmp_path / "mine.py").read_text() == "mine"
