@@ -1,4 +1,4 @@
-"""English-French package synopses of Debian: a teacher of 3+3 layers and a student of 2+1, in ten minutes on two cores.
+"""English-French synopses of Debian packages: a teacher of 3+3 layers, a student of 2+1; 7 to 14 minutes on two cores.
 
 make quickstart
 """

@@ -1,4 +1,4 @@
-"""All phases in about a minute on a made-up language, for tests and a first look. The figures mean nothing.
+"""All phases on a made-up language, for tests and a first look: one to six minutes. The figures mean nothing.
 
 python -m kd_jax run experiments/configs/smoke.py --workdir runs/smoke
 """

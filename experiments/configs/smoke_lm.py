@@ -1,4 +1,4 @@
-"""All phases of language modelling in about a minute, on made-up documents.
+"""All phases of language modelling on made-up documents, in one to six minutes.
 
 python -m kd_jax run experiments/configs/smoke_lm.py --workdir runs/smoke_lm
 """

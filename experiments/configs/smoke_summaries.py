@@ -1,4 +1,4 @@
-"""All phases of summarization in about a minute, on made-up lists, with decoder-only models and packed rows.
+"""All phases of summarization on made-up lists, in one to six minutes, with decoder-only models and packed rows.
 
 python -m kd_jax run experiments/configs/smoke_summaries.py --workdir runs/smoke_summaries
 """
