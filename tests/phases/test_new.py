@@ -110,7 +110,7 @@ def test_text_file_for_each_field(tmp_path):
 @pytest.mark.parametrize(
     "task, family, sizes", [("generation", "decoder_only", [1]), ("translation", "encoder_decoder", [3, 1])]
 )
-def test_config_of_a_pretrained_teacher_runs(task, family, sizes, tmp_path, monkeypatch, lax_promotion):
+def test_config_of_a_pretrained_teacher_is_valid(task, family, sizes, tmp_path, monkeypatch):
     """The small teachers have three layers in every stack; the student has half, rounded down."""
     monkeypatch.chdir(tmp_path)
     write_pretrained(tmp_path / "folder", family)
@@ -120,13 +120,11 @@ def test_config_of_a_pretrained_teacher_runs(task, family, sizes, tmp_path, monk
     experiment = apply_overrides("mine.py", [])
     assert experiment.teacher.init.folder == "folder" and experiment.teacher.model.family == family
     assert list(experiment.students["student_kd"].model.stacks().values()) == sizes
-    words = "--evaluation.texts 2 --evaluation.speed-texts 1 --evaluation.bootstrap 5 --task.decoding.length 4 "
-    words += "--source.held-out 0.1 "
-    words += "".join(f"--students.{name}.training.steps 1 " for name in experiment.students)
+    words = "--source.held-out 0.1"
     if task == "generation":
-        words += "--task.window 64 --task.context 16 --buckets 64 --prompt-buckets 32"
-    assert main(["run", "mine.py", "--workdir", "runs/mine", *words.split()]) == 0
-    assert (tmp_path / "runs/mine/report/report.html").exists()
+        words += " --task.window 64 --task.context 16 --buckets 64 --prompt-buckets 32"
+    # It checks the whole experiment before it prepares the text; tests/phases/test_pretrained.py trains such students.
+    assert main(["prepare", "mine.py", "--workdir", "runs/mine", *words.split()]) == 0
 
 
 @pytest.mark.parametrize(
