@@ -5,8 +5,11 @@ The result is one float32 value per token, in nats. A zero probability takes the
 the gradient. A divergence that is infinite there returns inf.
 """
 
+import functools
+import math
 from typing import Annotated
 
+import jax
 import jax.numpy as jnp
 
 from kd_jax.losses.base import Range
@@ -79,10 +82,28 @@ def _log_over_mixture(a_logp_NK: Array, b_logp_NK: Array, a_share: float, b_shar
     """
     impossible_NK = (a_logp_NK == -jnp.inf) & (b_logp_NK == -jnp.inf)
     a, b = (jnp.where(impossible_NK, 0.0, x).astype(jnp.float32) for x in (a_logp_NK, b_logp_NK))
-    d_NK = jnp.clip(a - b, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    if a_share <= b_share:
-        return d_NK - jnp.log1p(a_share * jnp.expm1(d_NK))
-    return -jnp.log1p(b_share * jnp.expm1(-d_NK))
+    return _log_over_mixture_at(jnp.clip(a - b, -MAX_LOG_RATIO, MAX_LOG_RATIO), a_share, b_share)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _log_over_mixture_at(d_NK: Array, a_share: float, b_share: float) -> Array:
+    """Return log(a / (a_share a + b_share b)) = -log(a_share + b_share e^-d) for the log ratio d = log a - log b."""
+    if a_share > b_share:
+        return -jnp.log1p(b_share * jnp.expm1(-d_NK))
+    # d - log1p(...) tends to -log a_share, and would cancel to the rounding of d where a dominates the mixture.
+    equal = math.log(b_share / a_share)  # d where both parts of the mixture are equal
+    a_dominates_NK = d_NK > max(equal, 1.0)
+    summand_NK = jnp.where(a_dominates_NK, jnp.exp(equal - d_NK), a_share * jnp.expm1(d_NK))
+    return jnp.where(a_dominates_NK, -math.log(a_share), d_NK) - jnp.log1p(summand_NK)
+
+
+@_log_over_mixture_at.defjvp
+def _log_over_mixture_jvp(a_share, b_share, primals, tangents):
+    # The slope is b's part of the mixture. JAX's own derivative multiplies the gradient by e^-d and then by e^d: for a
+    # large d it is denormal in between, and flushed to 0.
+    (d_NK,), (d_dot_NK,) = primals, tangents
+    slope_NK = jax.nn.sigmoid(math.log(b_share / a_share) - d_NK)
+    return _log_over_mixture_at(d_NK, a_share, b_share), slope_NK * d_dot_NK
 
 
 def jensen_shannon(teacher_logp_NK: Array, student_logp_NK: Array, beta: Beta = 0.5) -> Array:

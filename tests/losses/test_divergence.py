@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 
 from kd_jax.losses import divergence
 from kd_jax.losses.divergence import forward_kl
+from tests.helpers.divergences import log_softmax64, reference64
 
 RNG = np.random.default_rng(0)
 P, Q = (jax.nn.log_softmax(jnp.asarray(RNG.normal(size=(5, 9)) * 2, jnp.float32)) for _ in range(2))
@@ -116,17 +117,11 @@ def test_bounded_divergences_are_finite_if_the_teacher_has_zero_probabilities(lo
     assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
 
 
-def mixtures64(name, share, p_logp, q_logp):
-    """(value, gradient with respect to log q) in float64, whose rounding is far below the smallest share."""
-    p, q = np.exp(p_logp), np.exp(q_logp)
-    first, second = (q_logp, p_logp) if name == "skewed_reverse_kl" else (p_logp, q_logp)
-    log_m = np.logaddexp(np.log(share) + first, np.log1p(-share) + second)
-    if name == "jensen_shannon":
-        value = share * p * (p_logp - log_m) + (1 - share) * q * (q_logp - log_m)
-        return value.sum(-1), (1 - share) * q * (q_logp - log_m)
-    if name == "skewed_forward_kl":
-        return (p * (p_logp - log_m)).sum(-1), -(1 - share) * p * np.exp(q_logp - log_m)
-    return (q * (q_logp - log_m)).sum(-1), q * (q_logp - log_m + (1 - share) * np.exp(p_logp - log_m))
+def loss_of(name, share, p_logp):
+    """A divergence as a function of log q."""
+    option = {"jensen_shannon": "beta", "skewed_forward_kl": "alpha", "skewed_reverse_kl": "alpha"}.get(name)
+    loss = getattr(divergence, name)
+    return lambda x: loss(jnp.asarray(p_logp), x, **({option: share} if option else {}))
 
 
 SHARES = (1e-8, 1e-6, 1e-5, 1e-3, 0.1, 0.5, 0.9)
@@ -141,12 +136,32 @@ def test_mixtures_equal_float64_for_every_share(name, share, spread):
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(2, 4, 40)) * spread
     p, q = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
-    option = "beta" if name == "jensen_shannon" else "alpha"
-    loss = lambda x: getattr(divergence, name)(jnp.asarray(p), x, **{option: share})  # noqa: E731
-    value, gradient = mixtures64(name, share, p.astype(np.float64), q.astype(np.float64))
+    loss = loss_of(name, share, p)
+    value, gradient = reference64(name, share, p.astype(np.float64), q.astype(np.float64))
     np.testing.assert_allclose(loss(jnp.asarray(q)), value, rtol=1e-4)
     got = jax.grad(lambda x: loss(x).sum())(jnp.asarray(q))
     np.testing.assert_allclose(got, gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
+
+
+FAR = np.arange(40, 120.5, 0.5)
+NONE = np.zeros_like(FAR)
+SURE, OPEN = np.stack([NONE, -FAR], 1), np.stack([NONE, NONE - 1], 1)
+# Logits of two tokens: one side is sure, the other one is, both are sure of different tokens.
+FAR_TEACHER = np.concatenate([SURE, OPEN, SURE])
+FAR_STUDENT = np.concatenate([OPEN, SURE, np.stack([-FAR / 3, NONE], 1)])
+EVERY = [*MIXTURES, *((name, 0.0) for name in ("forward_kl", "reverse_kl", "total_variation"))]
+
+
+@pytest.mark.parametrize("name, share", EVERY)
+def test_log_ratios_of_40_to_120_equal_float64(name, share):
+    """Also where the cotangent is small, as for a mean over many tokens: no denormal is flushed on the way."""
+    p, q = (log_softmax64(logits).astype(np.float32) for logits in (FAR_TEACHER, FAR_STUDENT))
+    value, gradient = reference64(name, share, p.astype(np.float64), q.astype(np.float64))
+    loss, unit = loss_of(name, share, p), share * (1 - share) if name == "jensen_shannon" else 1.0
+    np.testing.assert_allclose(loss(jnp.asarray(q)), value, rtol=1e-6, atol=1e-6 * unit)
+    for scale in (1.0, 1e-6):
+        got = jax.grad(lambda x, scale=scale: (scale * loss(x)).sum())(jnp.asarray(q))
+        np.testing.assert_allclose(got, scale * gradient, rtol=1e-6, atol=1e-6 * scale * unit)
 
 
 def test_jensen_shannon_tends_to_forward_and_reverse_kl():

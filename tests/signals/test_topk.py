@@ -11,7 +11,9 @@ from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import ALL, forward_kl, reverse_kl
 from kd_jax.objective.terms import StepInputs, Term, TokenInputs, total_loss
 from kd_jax.signals.base import TAILS
+from kd_jax.signals.online import Online
 from kd_jax.signals.topk import TopK
+from tests.helpers.divergences import log_softmax64, reference64
 
 N, V = 6, 17
 RNG = np.random.default_rng(0)
@@ -116,6 +118,57 @@ def test_a_rest_far_below_the_top_does_not_underflow(loss, teacher, student, wan
     value, gradient = jax.value_and_grad(lambda x: loss(*signal.align(x, payload, 1.0)[:2]).sum())(student)
     np.testing.assert_allclose(value, want, rtol=1e-4)
     assert jnp.isfinite(gradient).all()
+
+
+def student_on_support64(logits_NV, ids_NK, tail):
+    """Return (log-probabilities on the support; function of their gradients to the logits' gradients), in float64."""
+    inside_NKV = ids_NK[:, :, None] == np.arange(logits_NV.shape[1])
+    if tail == "renormalise":
+        logits_NV = np.where(inside_NKV.any(1), logits_NV, -np.inf)
+    outcomes = [*inside_NKV.swapaxes(0, 1), ~inside_NKV.any(1)] if tail == "bucket" else inside_NKV.swapaxes(0, 1)
+    logp_NV = log_softmax64(logits_NV)
+    logp_NXV = np.stack([np.where(is_part_NV, logp_NV, -np.inf) for is_part_NV in outcomes], 1)
+    logp_NX = np.logaddexp.reduce(logp_NXV, -1)
+    jacobian_NXV = np.exp(logp_NXV - logp_NX[:, :, None]) - np.exp(logp_NV)[:, None]
+    return logp_NX, lambda gradient_NX: np.einsum("nx,nxv->nv", gradient_NX, jacobian_NXV)
+
+
+FAR = np.arange(40, 120.5, 0.5)
+FAR_ROWS = [  # the logits of (teacher, student) that are higher by the gap
+    ([1, 0, 0, 0, 0], [0, 0, 0, 0, 0]),
+    ([1, 0, 0, 0, 0], [0, 0, 0, 0, 1]),
+    ([1, 1, 0, 0, 0], [0, 0, 1, 1, 0]),
+    ([1, 1, 0, 0, 0], [1, 0, 0, 0, 0]),
+]
+FAR_SIGNALS = [Online(), *(TopK(k=2, tail=tail) for tail in TAILS)]
+
+
+@pytest.mark.parametrize("signal, loss", [(s, loss) for s in FAR_SIGNALS for loss in ALL if s.supports(loss)])
+def test_logits_that_differ_by_40_to_120_equal_float64(signal, loss):
+    """Values and gradients of the logits, for every divergence and tail rule."""
+    near = np.asarray([0.5, 0.25, -0.5, 0.125, 0.0]), np.asarray([-0.25, 0.5, 0.0, 1.0, 0.5])
+    far = zip(*FAR_ROWS, strict=True)
+    teacher, student = (
+        x + np.concatenate([np.outer(FAR, row) for row in rows]) for x, rows in zip(near, far, strict=True)
+    )
+    payload = signal.reduce(jnp.asarray(teacher, jnp.float32))
+    if signal == Online():
+        tail, teacher_logp, ids = "zero", log_softmax64(teacher), np.tile(np.arange(5), (len(teacher), 1))
+    else:
+        tail, ids = signal.tail, np.asarray(payload["ids"])
+        parts = payload["logits"], payload["rest_t1"][:, None]
+        teacher_logp = log_softmax64(np.concatenate(parts[: 1 if tail == "renormalise" else 2], axis=1))
+        teacher_logp = teacher_logp[:, :2] if tail == "zero" else teacher_logp
+    student_logp, pull_back = student_on_support64(student, ids, tail)
+    share = 0.5 if loss.__name__ == "jensen_shannon" else 0.1  # the defaults
+    value, gradient = reference64(loss.__name__, share, teacher_logp, student_logp)
+    of_logits = lambda x: loss(*signal.align(x, payload, 1.0)[:2])  # noqa: E731
+    got, got_gradient = jax.jit(lambda x: (of_logits(x), jax.grad(lambda x: of_logits(x).sum())(x)))(
+        jnp.asarray(student, jnp.float32)
+    )
+    # The float32 log-probabilities have a spacing of 8e-6 there.
+    np.testing.assert_allclose(got, value, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got_gradient, pull_back(gradient), rtol=1e-6, atol=1e-5)
 
 
 def payload_of_fewer(signal, count):
