@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.layouts import Bucket
 from kd_jax.batches.targets import PseudoTargets
 from kd_jax.errors import KdError
+from kd_jax.fields import check_fields
 from kd_jax.models.base import Architecture
 from kd_jax.models.transformer import Transformer
 from kd_jax.objective.terms import Term, cached_signals
@@ -20,6 +21,7 @@ from kd_jax.students.pretrained import FromHuggingFace, Smaller
 from kd_jax.tasks.base import Task
 from kd_jax.tokenizers.base import TokenizerSettings, is_pretrained
 
+Select = Literal["headline", "cross_entropy", "last"]
 Initializer = Random | FromTeacher | FromCheckpoint | FromHuggingFace
 T = TypeVar("T")
 
@@ -35,6 +37,13 @@ class Training:
       microbatches: portions of a batch whose gradients are added before one update.
       eval_every: steps between evaluations on the validation split; a checkpoint follows each.
       optimizer: learning-rate schedule and update rule.
+      select: how the checkpoint that later phases use is chosen among the evaluated steps; of equal ones the latest
+        is taken. "headline": by the task's first metric on decoded validation texts. "cross_entropy": by the
+        cross-entropy on the validation split, as also for a headline that reads no texts or has no direction, and
+        where only one step is evaluated. It is wrong for students of pseudo-targets: they become sure of the teacher's
+        texts, so the references' cross-entropy prefers early steps. "last": the last step.
+      select_texts: validation examples to decode for "headline", evenly spaced in the split, without those whose
+        prompt is longer than the last bucket.
 
     Examples:
       >>> training = Training(steps=1000, tokens_per_batch=512, optimizer=Optimizer(learning_rate=1e-3))
@@ -48,6 +57,8 @@ class Training:
     microbatches: int = 1
     eval_every: int = 500
     optimizer: Optimizer = Optimizer()
+    select: Select = "headline"
+    select_texts: int = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +266,7 @@ def resolve(experiment: Experiment) -> ResolvedExperiment:
     the folder holds such files.
 
     Raises:
-      KdError: if a folder cannot be read, or a model is None without a folder.
+      KdError: if a field has another type, a folder cannot be read, or a model is None without a folder.
 
     Examples:
       >>> from kd_jax import load_experiment
@@ -263,6 +274,7 @@ def resolve(experiment: Experiment) -> ResolvedExperiment:
       >>> [recipe.model.stacks()["decoder"] for recipe in experiment.recipes.values()]
       [2, 1, 1, 1]
     """
+    check_fields(experiment)
     tokenizer, teacher = experiment.tokenizer, experiment.teacher
     cut = False
     if is_pretrained(tokenizer):

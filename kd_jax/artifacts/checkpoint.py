@@ -25,6 +25,7 @@ from kd_jax.runtime import hosts
 from kd_jax.types import Array, Params
 
 METRIC = "valid_cross_entropy"
+SELECTION = "selection"  # in a checkpoint's metrics: the lower, the better
 LATEST = 2  # checkpoints kept beside the best: the latest, and an older one if the latest is damaged
 OTHER_BYTES = 2**20  # of a checkpoint beside its arrays
 
@@ -95,7 +96,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """Return the step with the lowest validation cross-entropy."""
+        """Return the step with the lowest selection value; of equal ones the latest."""
         return self._manager.best_step()
 
     def param_files(self, step: int) -> dict[str, int]:
@@ -103,11 +104,11 @@ class Checkpoints:
         paths = files.list_files(self._folder / str(step) / "params")
         return {path.relative_to(self._folder).as_posix(): files.file_size(path) for path in paths}
 
-    def save(self, state: State, iterator: dict[str, Any], valid_cross_entropy: float | None) -> None:
+    def save(self, state: State, iterator: dict[str, Any], selection: float | None) -> None:
         """Save a training state under its step, in place of an earlier checkpoint of that step.
 
         Orbax writes in the background; an upload to s3:// is finished before this returns.
-        `valid_cross_entropy` is in nats per token; a step with None is never the best.
+        The step with the lowest `selection` is the best; a step with None is never.
         """
         needed = OTHER_BYTES + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = files.free_bytes(self._folder)
@@ -127,7 +128,7 @@ class Checkpoints:
             rest=ocp.args.StandardSave(rest),
             beside=ocp.args.JsonSave(metadata),
         )
-        metrics = {METRIC: math.inf if valid_cross_entropy is None else valid_cross_entropy}
+        metrics = {SELECTION: math.inf if selection is None else selection}
         self._manager.save(step, args=items, metrics=metrics)
         if self._mirror:
             self.wait()
@@ -275,4 +276,4 @@ def _to_ints(scalars: list[Array]) -> list[int]:
 
 
 def _metric(metrics: dict[str, float]) -> float:
-    return metrics[METRIC]
+    return metrics[SELECTION] if SELECTION in metrics else metrics[METRIC]  # of an older version

@@ -1,4 +1,6 @@
-"""From prompts to texts: shared by evaluation, generation and pseudo-targets."""
+"""From prompts to texts: shared by training, evaluation, generation and pseudo-targets."""
+
+import functools
 
 import numpy as np
 
@@ -7,6 +9,7 @@ from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
 from kd_jax.decoding.sampling import sample
 from kd_jax.models.base import Architecture, Model
+from kd_jax.runtime.devices import Compiled, Devices
 from kd_jax.tasks.base import Decoding
 from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.types import Array, Inputs, Params
@@ -52,6 +55,32 @@ def generate(
     if not decoding.sampling.temperature and decoding.sampling.repetition_penalty == 1:
         return greedy(model, params, inputs, eos=eos, length=length)
     return sample(model, params, inputs, eos=eos, length=length, sampling=decoding.sampling)
+
+
+@functools.cache
+def compile_generate(
+    architecture: Architecture,
+    vocab_size: int,
+    way: str,
+    decoding: Decoding,
+    eos: int,
+    suppress_tokens: tuple[int, ...],
+    devices: Devices,
+) -> Compiled:
+    """Return `generate` compiled for (params, inputs) on devices; equal arguments share one program in a process.
+
+    So training, which decodes validation texts, and evaluation compile a network once.
+    """
+    function = functools.partial(
+        generate,
+        model=architecture.build(vocab_size),
+        architecture=architecture,
+        way=way,
+        decoding=decoding,
+        eos=eos,
+        suppress_tokens=suppress_tokens,
+    )
+    return devices.compile(function)
 
 
 def to_text(ids_T: np.ndarray, tokenizer: Tokenizer) -> str:

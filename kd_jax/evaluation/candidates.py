@@ -95,13 +95,13 @@ class Programs:
         return devices.compile(functools.partial(negative_log_likelihood, model=self._build(architecture)))
 
     def _write(self, architecture: Architecture, way: str, devices: Devices) -> Callable:
-        generate = functools.partial(
-            text.generate,
-            model=self._build(architecture),
-            architecture=architecture,
-            way=way,
-            decoding=self._decoding,
-            eos=self._tokenizer.eos,
-            suppress_tokens=self._tokenizer.suppress_tokens,
+        tokenizer = self._tokenizer
+        return text.compile_generate(
+            architecture,
+            tokenizer.vocab_size,
+            way,
+            self._decoding,
+            tokenizer.eos,
+            tokenizer.suppress_tokens,
+            devices,
         )
-        return devices.compile(generate)

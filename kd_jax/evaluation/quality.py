@@ -1,7 +1,7 @@
 """Generate texts, compute likelihoods, and score both by the task's metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,33 +13,11 @@ from kd_jax.evaluation.candidates import Candidate, Programs
 from kd_jax.evaluation.figures import MetricFigure
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.devices import Devices
-from kd_jax.tasks.base import Example, Task
+from kd_jax.tasks.base import Task
+from kd_jax.tasks.eval_set import EvalSet
 from kd_jax.tasks.metrics import Metric, Outcome
 from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.types import Batch, Params
-
-
-class EvalSet(NamedTuple):
-    """A split's examples as text, and the ascending numbers of those that texts are generated for."""
-
-    examples: Sequence[Example]
-    text_indices: Sequence[int]
-
-    @classmethod
-    def load(cls, folder: Folder, split: str, count: int) -> "EvalSet":
-        """Read a prepared split; texts are generated for `count` evenly spaced examples, 0 for all."""
-        examples = read_lines(folder.file(f"{split}.jsonl"))
-        chosen = np.linspace(0, len(examples) - 1, min(count or len(examples), len(examples))).astype(int)
-        return cls(examples, sorted(set(chosen.tolist())))
-
-    def text_outcome(self, task: Task, texts: Sequence[str]) -> Outcome:
-        """Return the outcome of generated texts, one for each of `text_indices`."""
-        examples = [self.examples[i] for i in self.text_indices]
-        return Outcome(examples, texts, [task.references_of(example) for example in examples])
-
-    def likelihood_outcome(self, task: Task, nll_N: np.ndarray, tokens_N: np.ndarray) -> Outcome:
-        """Return the outcome of likelihoods of all examples, without texts."""
-        return Outcome(self.examples, [], [task.references_of(example) for example in self.examples], nll_N, tokens_N)
 
 
 def generate_texts(

@@ -14,7 +14,7 @@ from kd_jax.artifacts.manifest import IMPORT_PHASE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
 from kd_jax.evaluation.figures import MetricFigure
-from kd_jax.evaluation.quality import EvalSet, read_outcome
+from kd_jax.evaluation.quality import read_outcome
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.phases import cache, evaluate, prepare, report, student, teacher
 from kd_jax.reporting import ablation, page, paired, plots, verdict
@@ -22,6 +22,7 @@ from kd_jax.reporting.ablation import Ablation
 from kd_jax.reporting.paired import Difference, Scores
 from kd_jax.reporting.report import MetricInfo, read_report
 from kd_jax.runtime import progress
+from kd_jax.tasks.eval_set import EvalSet
 from kd_jax.tasks.metrics import Metric
 
 

@@ -1,13 +1,26 @@
 """The check of an experiment before any work: it refuses whatever a later phase would refuse."""
 
 import re
-from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 
-from kd_jax.config import is_count
+from kd_jax.config import (
+    MAX_BEAM,
+    MAX_COUNT,
+    MAX_LENGTH,
+    MAX_NAME,
+    MAX_RESAMPLES,
+    MAX_ROWS,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_TOKENS,
+    MAX_VOCAB,
+    check_count,
+)
 from kd_jax.errors import KdError
-from kd_jax.experiment import Evaluation, ResolvedExperiment, ResolvedRecipe
+from kd_jax.experiment import Evaluation, ResolvedExperiment, ResolvedRecipe, Select
+from kd_jax.fields import show
 from kd_jax.models.base import Architecture
 from kd_jax.models.int8 import Int8
 from kd_jax.objective import check as objective
@@ -23,11 +36,10 @@ RESERVED_NAMES = {"teacher", "manifest", "inputs", "baselines", "number", "sourc
 
 def check(experiment: ResolvedExperiment) -> None:
     """Check every field of an experiment; the error names the first invalid one."""
-    check_names(experiment.students)
+    check_names(experiment)
     check_buckets(experiment)
     backends.check(experiment.backend, experiment.mesh)
-    if not is_count(experiment.seed, 0) or experiment.seed >= 2**32:
-        raise KdError(f"seed: expected an integer in [0, {2**32 - 1}], got {experiment.seed}. Set `--seed`.")
+    check_count("seed", experiment.seed, 0, MAX_SEED, "Set `--seed`.")
     if comparison := experiment.comparison:
         fields = {
             "baseline": (comparison.baseline,),
@@ -51,9 +63,14 @@ def check(experiment: ResolvedExperiment) -> None:
             raise KdError(f"{field}.{error}") from error
 
 
-def check_names(students: Mapping[str, ResolvedRecipe]) -> None:
-    """Check that students' names can be names of folders, files and columns."""
-    for name in students:
+def check_names(experiment: ResolvedExperiment) -> None:
+    """Check that students' names can be names of folders, files and columns, and that no name is too long."""
+    terms = [name for recipe in experiment.recipes.values() for name in recipe.terms]
+    for field, names in {"name": [experiment.name], "students": experiment.students, "terms": terms}.items():
+        for name in names:
+            if len(name.encode()) > MAX_NAME:
+                raise KdError(f"{field}: expected at most {MAX_NAME} bytes in a name, got {show(name)}. Shorten it.")
+    for name in experiment.students:
         if not STUDENT_NAME.fullmatch(name):
             raise KdError(
                 f"students: expected names of a letter, then letters, digits, `_`, `-` or `.`, got {name!r}. Rename it."
@@ -65,7 +82,9 @@ def check_names(students: Mapping[str, ResolvedRecipe]) -> None:
 def check_buckets(experiment: ResolvedExperiment) -> None:
     """Check that padded lengths ascend, and that each completion bucket has its prompt bucket."""
     for field, lengths in {"buckets": experiment.buckets, "prompt_buckets": experiment.prompt_buckets}.items():
-        if not all(is_count(length, 1) for length in lengths) or list(lengths) != sorted(lengths):
+        for length in lengths:
+            check_count(field, length, 1, MAX_LENGTH)
+        if list(lengths) != sorted(lengths):
             raise KdError(f"{field}: expected padded lengths in ascending order, got {lengths}. Example: 12 20 32.")
     if not experiment.buckets or len(set(experiment.shapes)) < len(experiment.shapes):
         raise KdError(
@@ -81,11 +100,17 @@ def check_evaluation(evaluation: Evaluation) -> None:
     """Check the ranges of the evaluation's fields."""
     if evaluation.split not in ("validation", "test"):
         raise KdError(f"evaluation.split: expected validation or test, got {evaluation.split!r}.")
-    minima = {"batch_size": 1, "texts": 0, "bootstrap": 2, "speed_texts": 1, "samples": 1, "cached_k": 0, "draft": 0}
-    for field, minimum in minima.items():
-        value = getattr(evaluation, field)
-        if not is_count(value, minimum):
-            raise KdError(f"evaluation.{field}: expected an integer of at least {minimum}, got {value}.")
+    bounds = {
+        "batch_size": (1, MAX_ROWS),
+        "texts": (0, MAX_COUNT),
+        "bootstrap": (2, MAX_RESAMPLES),
+        "speed_texts": (1, MAX_COUNT),
+        "samples": (1, MAX_ROWS),
+        "cached_k": (0, MAX_VOCAB),
+        "draft": (0, MAX_BEAM),
+    }
+    for field, (low, high) in bounds.items():
+        check_count(f"evaluation.{field}", getattr(evaluation, field), low, high)
 
 
 def check_int8(experiment: ResolvedExperiment) -> None:
@@ -103,11 +128,17 @@ def check_int8(experiment: ResolvedExperiment) -> None:
 def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None:
     """Check a model's shape, training, objective, first parameters and targets."""
     training, teacher = recipe.training, experiment.teacher
-    for field in ("steps", "tokens_per_batch", "microbatches", "eval_every"):
-        value = getattr(training, field)
-        minimum = 0 if field == "steps" and not isinstance(recipe.init, Random) else 1
-        if not is_count(value, minimum):
-            raise KdError(f"training.{field}: expected an integer of at least {minimum}, got {value}.")
+    bounds = {
+        "steps": (int(isinstance(recipe.init, Random)), MAX_STEPS),
+        "tokens_per_batch": (1, MAX_TOKENS),
+        "microbatches": (1, MAX_ROWS),
+        "eval_every": (1, MAX_COUNT),
+        "select_texts": (1, MAX_COUNT),
+    }
+    for field, (low, high) in bounds.items():
+        check_count(f"training.{field}", getattr(training, field), low, high)
+    if training.select not in get_args(Select):
+        raise KdError(f"training.select: expected one of {', '.join(get_args(Select))}, got {training.select!r}.")
     recipe.model.check()
     check_model(recipe.model, experiment)
     if isinstance(recipe.init, FromHuggingFace):

@@ -16,7 +16,6 @@ from kd_jax.batches.buckets import assign_buckets
 from kd_jax.batches.layouts import JointLayout, Layout
 from kd_jax.batches.pipeline import EvalBatches, PromptBatches, Split
 from kd_jax.batches.store import Store
-from kd_jax.errors import KdError
 from kd_jax.evaluation.candidates import Candidate, Programs, load_candidates
 from kd_jax.evaluation.closeness import Sums, mean_metrics
 from kd_jax.evaluation.figures import (
@@ -30,7 +29,6 @@ from kd_jax.evaluation.figures import (
     metrics_to_json,
 )
 from kd_jax.evaluation.quality import (
-    EvalSet,
     generate_texts,
     map_batches,
     negative_log_likelihoods,
@@ -40,15 +38,19 @@ from kd_jax.evaluation.quality import (
 from kd_jax.evaluation.speed import decoding_speeds, drafting_speed
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
+from kd_jax.provenance import check_upstream, input_fields
 from kd_jax.reporting.verdict import leading_student
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import local_devices
 from kd_jax.runtime.devices import Devices
 from kd_jax.signals.topk import TopK
+from kd_jax.tasks.eval_set import EvalSet
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.types import Batch, Params, Sum
+from kd_jax.user_code import code_digests
 
 MetricFigures = Mapping[str, MetricFigure]
+REPORT_FIELDS = ("evaluation.samples",)  # read by `report` alone
 
 
 class Context(NamedTuple):
@@ -83,10 +85,12 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
       force: evaluate again from the start.
 
     Raises:
-      KdError: if a model is not trained yet.
+      KdError: if a model is not trained yet, or was made from a folder that has changed since.
     """
     folder, evaluation, task = workdir.evaluation, experiment.evaluation, experiment.task
-    if not folder.begin(_manifest_inputs(experiment, workdir), force):
+    read = [*map(workdir.model, experiment.recipes)] + ([workdir.validation_cache] if evaluation.cached_k else [])
+    check_upstream(experiment, workdir, read)
+    if not folder.begin(manifest_inputs(experiment, workdir), force):
         progress.log(f"evaluation: already done, {folder.path}")
         return
     began = time.perf_counter()
@@ -98,7 +102,7 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
     offline: dict[str, CachedCloseness | None] = {}
     for candidate in candidates:
         name = candidate.name
-        metrics[name] = _score(context, candidate, params[name])
+        metrics[name] = score_model(context, candidate, params[name])
         if workdir.teacher_is_imported:
             closeness[name] = measure_student(context, candidate, params[name])
         else:
@@ -125,7 +129,7 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
         if hosts.is_main_process():
             manifest.write_json(folder.path / f"{name}.json", figures.to_json())
     if hosts.is_main_process():
-        baselines = {name: metrics_to_json(figures) for name, figures in _baselines(context).items()}
+        baselines = {name: metrics_to_json(figures) for name, figures in score_baselines(context).items()}
         manifest.write_json(folder.path / "baselines.json", baselines)
     folder.finish({"models": [candidate.name for candidate in candidates]}, time.perf_counter() - began)
 
@@ -148,25 +152,20 @@ def load_context(experiment: ResolvedExperiment, workdir: Workdir) -> Context:
     )
 
 
-def _manifest_inputs(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, Any]:
+def manifest_inputs(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, Any]:
     """Return everything that the figures depend on."""
-    data, evaluation = workdir.data.outputs(), experiment.evaluation
-    digests = {name: workdir.model(name).outputs()["digest"] for name in experiment.recipes}
+    data, evaluation, fields = workdir.data.outputs(), experiment.evaluation, input_fields(experiment)
     consumed = {"split": data["splits"][evaluation.split], "tokenizer": data["tokenizer"]}
-    consumed |= {f"model.{name}": digest for name, digest in digests.items()}
+    consumed |= {f"model.{name}": workdir.model(name).outputs()["digest"] for name in experiment.recipes}
     if evaluation.cached_k:
-        cache = workdir.validation_cache.manifest()
-        if cache["inputs"]["consumed.teacher"] != digests[TEACHER]:
-            raise KdError(
-                "cache validation_topk: expected one of this run's teacher, got another. Run `cache --force`."
-            )
-        consumed["validation_topk"] = cache["outputs"]["digest"]
+        consumed["validation_topk"] = workdir.validation_cache.outputs()["digest"]
     inputs = config.flatten(evaluation, "evaluation") | config.flatten(experiment.task, "task")
-    inputs |= {"buckets": [list(bucket) for bucket in experiment.shapes], "prompts": list(experiment.prompt_widths)}
-    return inputs | {f"consumed.{name}": digest for name, digest in consumed.items()}
+    inputs |= {name: fields[name] for name in ("buckets", "prompt_buckets")} | code_digests(experiment.task)
+    inputs |= {f"consumed.{name}": digest for name, digest in consumed.items()}
+    return {name: value for name, value in inputs.items() if name not in REPORT_FIELDS}
 
 
-def _score(context: Context, candidate: Candidate, params: Params) -> MetricFigures:
+def score_model(context: Context, candidate: Candidate, params: Params) -> MetricFigures:
     """Write a model's texts and likelihoods to files, and score them by the task's metrics."""
     experiment, devices = context.experiment, context.devices
     task, path = experiment.task, context.workdir.evaluation.path
@@ -189,7 +188,7 @@ def _score(context: Context, candidate: Candidate, params: Params) -> MetricFigu
     return score_metrics(task.metrics, outcomes, tokens, experiment.evaluation.bootstrap)
 
 
-def _baselines(context: Context) -> dict[str, MetricFigures]:
+def score_baselines(context: Context) -> dict[str, MetricFigures]:
     """Score the texts that need no model, on the examples that texts are generated for."""
     task, eval_set = context.experiment.task, context.eval_set
     figures = {}

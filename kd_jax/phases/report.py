@@ -13,12 +13,15 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.evaluation import degeneration
 from kd_jax.evaluation.candidates import trained_models
 from kd_jax.evaluation.figures import ModelFigures, read_baselines, read_model_figures
-from kd_jax.evaluation.quality import EvalSet, read_outcome
+from kd_jax.evaluation.quality import read_outcome
 from kd_jax.experiment import ResolvedExperiment, required_signals, targets_name
+from kd_jax.phases import evaluate
+from kd_jax.provenance import check_upstream
 from kd_jax.reporting import page, paired, plots, tables, verdict
 from kd_jax.reporting.paired import Scores
 from kd_jax.reporting.report import CacheFigures, Int8Comparison, MetricInfo, Report
 from kd_jax.runtime import progress
+from kd_jax.tasks.eval_set import EvalSet
 
 TextRow = Mapping[str, Any]  # a line of evaluation/MODEL.jsonl: "source", "reference", and the text of each way
 Manifest = Mapping[str, Any]
@@ -32,20 +35,28 @@ def run(experiment: ResolvedExperiment, workdir: Workdir) -> None:
       workdir: of the run.
 
     Raises:
-      KdError: if a phase is not finished, or one of its files is modified.
+      KdError: if a phase is not finished, one of its files is modified, or the evaluation is of other models.
     """
     began = time.perf_counter()
     folder, trained = workdir.report, trained_models(experiment, workdir)
+    inputs = report_inputs(experiment, workdir)
     names = [*trained, *experiment.evaluation.in_int8]
     texts = {name: manifest.read_lines(workdir.evaluation.file(f"{name}.jsonl")) for name in names}
     report = build_report(experiment, workdir, read_manifests(experiment, workdir), texts)
     curves = {name: metrics_log.read(workdir.model(name).file("metrics.jsonl")) for name in trained}
     samples = select_samples(texts, experiment.task.decoding.ways[0], experiment.evaluation.samples)
-    folder.begin({}, force=folder.finished())
+    folder.begin(inputs, force=True)
     write(folder, report, build_document(report, samples, curves, config.to_text(experiment)))
     folder.finish({"models": names}, time.perf_counter() - began)
     progress.print_result(closing_text(report))
     progress.print_result(f"\nreport: {folder.path / 'report.html'} (and report.md, report.json)")
+
+
+def report_inputs(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, str]:
+    """Return the report's inputs; raise KdError unless the evaluation is of this experiment and its present models."""
+    check_upstream(experiment, workdir, [workdir.evaluation])
+    workdir.evaluation.check_inputs(evaluate.manifest_inputs(experiment, workdir))
+    return {"consumed.evaluation": workdir.evaluation.digest()}
 
 
 def build_report(

@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kd_jax.config import is_count
+from kd_jax.config import check_count
 from kd_jax.errors import KdError
 from kd_jax.runtime.devices import ROWS, Compiled, Tree
 
@@ -56,9 +57,7 @@ class Mesh:
     def over(self, count: int) -> "Mesh":
         """Return the mesh over `count` devices, with data = 0 filled in."""
         for field, least in (("data", 0), ("fsdp", 1), ("tensor", 1)):
-            size = getattr(self, field)
-            if not is_count(size, least):
-                raise KdError(f"mesh.{field}: expected an integer >= {least}, got {size!r}. Set --mesh.{field}.")
+            check_count(f"mesh.{field}", getattr(self, field), least, remedy=f"Set --mesh.{field}.")
         rest = self.fsdp * self.tensor
         data = self.data or max(1, count // rest)
         if data * rest != count:
@@ -287,6 +286,19 @@ def _place(x: Any, sharding: NamedSharding) -> jax.Array:
         return jax.device_put(x, sharding)
     whole = np.asarray(x)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def to_own_host(tree: Tree) -> Tree:
+    """Return arrays that several hosts share as numpy arrays on each host; arrays of one host as they are.
+
+    All hosts call it together.
+    """
+
+    def gather(x: jax.Array) -> jax.Array | np.ndarray:
+        return x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+
+    with jax.transfer_guard("allow"):
+        return jax.tree.map(gather, tree)
 
 
 def _shardings(tree: Tree) -> tuple[Any, ...]:

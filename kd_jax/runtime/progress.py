@@ -62,7 +62,8 @@ class Bar:
         self._start = self._last_line = clock()
         self._done = self._skipped = 0
         self._compile_seconds = 0.0
-        self._status = ""  # while a program is compiled
+        self._status = ""  # of work between two items
+        self._is_compiling = False
         self._metrics: dict[str, float] = {}
         self._shapes: set[Hashable] = set()
         self._live = _rich_progress() if terminal else None
@@ -88,15 +89,17 @@ class Bar:
     def compiling(self, program: object = "") -> Iterator[None]:
         """Show in the block that a program is compiled; its seconds do not count in the rate."""
         outer, self._status = self._status, f"compiling {program}".rstrip()
+        is_inner, self._is_compiling = self._is_compiling, True
         if self._live is None:
             log(f"{self._title}: {self._status}")
-        self._draw(self._status)
+        else:
+            self._draw(self._status)
         start = self._clock()
         try:
             yield
         finally:
-            self._status = outer
-            if not outer:
+            self._status, self._is_compiling = outer, is_inner
+            if not is_inner:
                 self._compile_seconds += self._clock() - start
             self._draw(self._text())
 
@@ -107,6 +110,12 @@ class Bar:
         self._shapes.add(shape)
         return self.compiling(shape)
 
+    def show(self, status: str) -> None:
+        """Show a status in place of the rate, for work between two items such as validation; "" ends it."""
+        self._status = status
+        self._draw(self._text())
+        hosts.heartbeat()
+
     def close(self) -> None:
         """Show the time that the work took, and stop drawing."""
         self._draw(", ".join([*self._rate_text(), f"{format_seconds(self._clock() - self._start)} in all"]), last=True)
@@ -116,7 +125,7 @@ class Bar:
             self._live.update(self._task, completed=self._done, text=text)
             if last:
                 self._live.stop()
-        elif last or (not self._status and self._clock() - self._last_line >= PLAIN_SECONDS):
+        elif last or self._clock() - self._last_line >= PLAIN_SECONDS:
             log(f"{self._title}: {self._done}/{self._total}" + (text and f", {text}"))
             self._last_line = self._clock()
 

@@ -7,6 +7,7 @@ run resumes from its files to the same bits.
 import contextlib
 import functools
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -28,13 +29,15 @@ from kd_jax.models.stack import unstack_layers
 from kd_jax.objective.terms import Term
 from kd_jax.runtime import hosts, preemption, progress
 from kd_jax.runtime.devices import Compiled, Devices, disallow_transfers
+from kd_jax.runtime.progress import Bar
 from kd_jax.training.meter import Meter
 from kd_jax.training.peak import seconds_at_peak
 from kd_jax.training.profile import Profile, tracing
+from kd_jax.training.selection import ValidationTexts, selection_value
 from kd_jax.training.step import TrainState, eval_step, init_adapters, init_state, state_axes, train_step
 from kd_jax.types import Batch, Params
 
-# Selects the best checkpoint and compares all models, so it has no label smoothing and no teacher.
+# Compares all models, so it has no label smoothing and no teacher.
 VALID_TERMS = {METRIC: Term(cross_entropy)}
 
 
@@ -65,6 +68,7 @@ class Run(NamedTuple):
       valid: host batches of the validation split.
       shapes: maximum number of shapes of training batches. One more is a bug, because each is compiled.
       teacher: (network, parameters) of the teacher in the step; None if no term needs it.
+      texts: validation texts to choose the best step by; None to choose without.
       profile: the steps to trace; None for none.
       writers: writers that get the rows of the metrics log too.
     """
@@ -76,6 +80,7 @@ class Run(NamedTuple):
     valid: Sequence[Batch]
     shapes: int
     teacher: tuple[Model, Params] | None = None
+    texts: ValidationTexts | None = None
     profile: Profile | None = None
     writers: Sequence[metrics_log.MetricWriter] = ()
 
@@ -91,7 +96,8 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
       seed: decides dropout and the first parameters of adapters.
 
     Returns:
-      The outputs of the manifest: the best step, its validation cross-entropy (nats per token), digest and files.
+      The outputs of the manifest: the best step, its validation cross-entropy (nats per token), its headline if texts
+      were decoded, digest and files.
 
     Raises:
       KdError: if the loss is not finite. The message names the step, the terms and the last good checkpoint.
@@ -100,7 +106,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
     training = run.recipe.training
     tx = training.optimizer.build(training.steps)
     train = compile_train_step(run.recipe, run.model, run.teacher and run.teacher[0], tx, devices, run.shapes)
-    validate = _validation(run, devices)
+    evaluate = _evaluation(run, devices)
     log = metrics_log.MetricsLog(folder / "metrics.jsonl", run.writers)
     iterator = cast(BatchIterator, iter(run.train))
 
@@ -115,14 +121,13 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         first_step, state = _resume(run, checkpoints, state, iterator, log)
         # Before the first step, or if the run stopped between a checkpoint and its validation.
         if is_validation_step(first_step) and not log.contains(first_step, METRIC):
-            with bar.compiling("validation"):
-                valid_loss = validate(devices.replicate(state.params, axes.params))
-            if valid_loss is None:
+            evaluation = evaluate(first_step, devices.replicate(state.params, axes.params), bar)
+            if evaluation is None:
                 raise Preempted
             if first_step or not training.steps:
-                checkpoints.save(_to_saved(state), iterator.get_state(), valid_loss)
+                checkpoints.save(_to_saved(state), iterator.get_state(), evaluation.selection)
                 checkpoints.wait()
-            log.append({"step": first_step, METRIC: valid_loss})
+            log.append(evaluation.row)
         bar.skip(first_step)
         state = devices.replicate(state, axes)
         teacher_params = None
@@ -142,15 +147,16 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                 stop = hosts.should_stop(step, preemption.stop_requested())
                 if stop or is_validation_step(step):
                     meter.flush()
-                    valid_loss = validate(state.params) if is_validation_step(step) else None
-                    if valid_loss is not None:
-                        log.append({"step": step, METRIC: valid_loss})
-                    checkpoints.save(_to_saved(devices.unreplicate(state)), iterator.get_state(), valid_loss)
+                    evaluation = evaluate(step, state.params, bar) if is_validation_step(step) else None
+                    if evaluation is not None:
+                        log.append(evaluation.row)
+                    selection = evaluation and evaluation.selection
+                    checkpoints.save(_to_saved(devices.unreplicate(state)), iterator.get_state(), selection)
                     if stop:
                         raise Preempted
                     meter.restart()
         checkpoints.wait()
-        return _outputs(checkpoints, params, hosts.run_on_main(lambda: metrics_log.read(folder / "metrics.jsonl")))
+        return _outputs(run, checkpoints, params, hosts.run_on_main(lambda: metrics_log.read(folder / "metrics.jsonl")))
 
 
 def compile_train_step(
@@ -246,6 +252,43 @@ def _resume(
     return step, state
 
 
+class StepEvaluation(NamedTuple):
+    """The evaluation of a step: its row of the log, and the value by which it is chosen (the lower, the better)."""
+
+    row: dict[str, float]
+    selection: float
+
+
+def _evaluation(run: Run, devices: Devices) -> Callable[[int, Params, Bar], StepEvaluation | None]:
+    """Return a function of (step, replicated parameters, bar); it returns None if the run was asked to stop."""
+    validate, texts, select = _validation(run, devices), run.texts, run.recipe.training.select
+
+    def evaluate(step: int, params: Params, bar: Bar) -> StepEvaluation | None:
+        with bar.compiling_once("validation"):
+            valid_loss = validate(params)
+        if valid_loss is None:
+            return None
+        row: dict[str, float] = {"step": step, METRIC: valid_loss}
+        if texts is None or not step:  # the parameters before the first step are no candidate
+            return StepEvaluation(row, selection_value(select, step, valid_loss, None, False))
+        start = time.perf_counter()
+        headline = texts.score(devices.unreplicate(params), bar)
+        if headline is None:
+            return None
+        if math.isfinite(headline):
+            row[f"valid_{texts.metric.name}"] = headline
+        row["selection_seconds"] = time.perf_counter() - start
+        progress.log(
+            f"{run.title}: step {step}: validation cross-entropy {valid_loss:.3f}, {texts.metric.label} "
+            f"{headline:.{texts.metric.digits}f} on {texts.count} texts"
+        )
+        return StepEvaluation(
+            row, selection_value(select, step, valid_loss, headline, bool(texts.metric.higher_is_better))
+        )
+
+    return evaluate
+
+
 def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
     """Return a function of replicated parameters: the mean validation cross-entropy in nats per token.
 
@@ -274,17 +317,20 @@ def _validation(run: Run, devices: Devices) -> Callable[[Params], float | None]:
     return validate
 
 
-def _outputs(checkpoints: Checkpoints, like: Params, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the manifest's outputs. Its figures are those of the log, so an interrupted run has the same."""
-    best = checkpoints.best_step()
+def _outputs(run: Run, checkpoints: Checkpoints, like: Params, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the manifest's outputs. Their figures are those of the log, so an interrupted run has the same."""
+    best, select = checkpoints.best_step(), run.recipe.training.select
     assert best is not None  # the last step has a validation
     train_rows = [row for row in rows if "tokens" in row]
     valid_losses = {row["step"]: row[METRIC] for row in rows if METRIC in row}
     seconds = sum(row["seconds"] for row in train_rows)
+    best_row = next(row for row in rows if row["step"] == best and METRIC in row)
     return {
         "steps": max(valid_losses),
         "loss_before_first_step": valid_losses[0],
-        METRIC: valid_losses[best],
+        "select": "cross_entropy" if run.texts is None and select == "headline" else select,
+        **{name: value for name, value in best_row.items() if name.startswith("valid_")},
+        "selection_seconds": sum(row.get("selection_seconds", 0.0) for row in rows),
         "train_tokens_per_second": sum(row["tokens"] for row in train_rows) / seconds if seconds else None,
         "best_step": best,
         "dtype": str(jax.tree.leaves(like)[0].dtype),

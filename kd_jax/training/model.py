@@ -11,7 +11,7 @@ import numpy as np
 from kd_jax import config
 from kd_jax.artifacts import checkpoint, files, metric_writers
 from kd_jax.artifacts.digests import params_digest
-from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts.manifest import Folder, file_digest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches import pipeline
 from kd_jax.batches.buckets import assign_buckets, padding_warning
@@ -21,10 +21,11 @@ from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
 from kd_jax.models.base import Architecture, Model
 from kd_jax.models.transformer import COMPUTE_FIELDS, Transformer
 from kd_jax.objective.terms import needs_teacher
+from kd_jax.provenance import input_fields
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Devices
-from kd_jax.students.init import FromTeacher, Random, count_parameters, init_from_teacher, random_params
+from kd_jax.students.init import FromCheckpoint, FromTeacher, Random, count_parameters, init_from_teacher, random_params
 from kd_jax.students.narrow import is_narrower
 from kd_jax.students.pretrained import FromHuggingFace, select_vocab_rows
 from kd_jax.teaching.teacher import Teacher
@@ -32,7 +33,10 @@ from kd_jax.teaching.width_scores import width_scores
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.loop import Run, fit
 from kd_jax.training.profile import Profile
+from kd_jax.training.selection import ValidationTexts, decodes_texts
+from kd_jax.training.selection import manifest_inputs as selection_inputs
 from kd_jax.types import Batch, Params
+from kd_jax.user_code import code_digests
 
 
 class TrainingInputs(NamedTuple):
@@ -86,9 +90,13 @@ def train_model(
     recipe, folder, data = experiment.recipes[name], workdir.model(name), workdir.data.outputs()
     field = name if name == TEACHER else f"students.{name}"
     digests = {split: data["splits"][split] for split in ("train", "validation")}
-    digests |= {"tokenizer": data["tokenizer"]} | dict(inputs.digests)
+    digests |= {"tokenizer": data["tokenizer"]} | init_digests(recipe) | dict(inputs.digests)
     manifest_inputs = config.flatten(recipe, field) | {f"consumed.{key}": value for key, value in digests.items()}
-    manifest_inputs |= {"seed": experiment.seed, "buckets": [list(bucket) for bucket in experiment.shapes]}
+    fields = input_fields(experiment)
+    manifest_inputs |= {name: fields[name] for name in ("seed", "buckets")}
+    manifest_inputs |= selection_inputs(experiment.task, recipe.training)
+    decoding_task = [experiment.task] if decodes_texts(experiment.task, recipe.training) else []
+    manifest_inputs |= code_digests(recipe, decoding_task)
     if not folder.begin(manifest_inputs, force):
         progress.log(f"{name}: already trained, {folder.path}")
         return
@@ -110,6 +118,7 @@ def train_model(
         valid=valid,
         shapes=len(experiment.shapes),
         teacher=load_trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None,
+        texts=ValidationTexts(experiment, workdir, recipe) if decodes_texts(experiment.task, recipe.training) else None,
         profile=monitoring.profile and Profile(*monitoring.profile, workdir.profile(name)),
         writers=[metric_writers.ResumableWriter(sink, workdir.metrics, name) for sink in monitoring.metrics],
     )
@@ -125,10 +134,21 @@ def train_model(
     }
     hosts.run_on_main(lambda: tokenizers.copy(experiment.tokenizer, workdir.data, folder.path))
     folder.finish(outputs, time.perf_counter() - start)
+    rule = {"headline": experiment.task.metrics[0].label, "cross_entropy": "cross-entropy", "last": "being the last"}
     progress.log(
         f"{name}: validation cross-entropy {outputs['loss_before_first_step']:.3f} before the first step, "
-        f"{outputs['valid_cross_entropy']:.3f} at the best step {outputs['best_step']}; {folder.path}"
+        f"{outputs['valid_cross_entropy']:.3f} at step {outputs['best_step']}, chosen by {rule[outputs['select']]}; "
+        f"{folder.path}"
     )
+
+
+def init_digests(recipe: ResolvedRecipe) -> dict[str, str]:
+    """Return name -> digest of what a model's first parameters are read from, outside the workdir."""
+    if isinstance(recipe.init, FromCheckpoint):
+        return {"checkpoint": Folder(files.as_path(recipe.init.folder), "teacher").outputs()["digest"]}
+    if isinstance(recipe.init, FromHuggingFace):
+        return {f"weights.{path.name}": file_digest(path) for path in recipe.init.weight_files()}
+    return {}
 
 
 def batches(

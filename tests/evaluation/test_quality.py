@@ -9,13 +9,13 @@ from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.evaluation.figures import MetricFigure
 from kd_jax.evaluation.quality import (
-    EvalSet,
     map_batches,
     negative_log_likelihoods,
     read_outcome,
     score_metrics,
     text_rows,
 )
+from kd_jax.tasks.eval_set import EvalSet
 from kd_jax.tasks.metrics import Metric, Outcome, ratio
 from kd_jax.tasks.translation import Translation
 

@@ -71,7 +71,7 @@ def test_resume_after_kill_equals_uninterrupted(experiment, workdir, tmp_path, m
     chex.assert_trees_all_equal(params_of(interrupted, experiment), params_of(workdir, experiment))
     logs = [
         [
-            {k: v for k, v in row.items() if k not in ("seconds", "tokens", "tokens_per_second")}
+            {k: v for k, v in row.items() if k not in ("seconds", "tokens", "tokens_per_second", "selection_seconds")}
             for row in log_of(run, TEACHER)
         ]
         for run in (interrupted, workdir)
@@ -100,9 +100,12 @@ def test_resume_after_stop_equals_uninterrupted(
     assert f"resuming from step {resumes_from}" in capsys.readouterr().err
     chex.assert_trees_all_equal(params_of(interrupted, experiment), params_of(workdir, experiment))
     validated = [
-        {row["step"]: row[METRIC] for row in log_of(run, TEACHER) if METRIC in row} for run in (interrupted, workdir)
+        {row["step"]: (row[METRIC], row.get("valid_bleu")) for row in log_of(run, TEACHER) if METRIC in row}
+        for run in (interrupted, workdir)
     ]
     assert validated[0] == validated[1]
+    outputs = [run.model(TEACHER).outputs() for run in (interrupted, workdir)]
+    assert outputs[0]["best_step"] == outputs[1]["best_step"]
 
 
 @pytest.mark.parametrize("damaged", [{8}, {4, 8}])
