@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeGuard
+from typing import ClassVar, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 
@@ -11,6 +11,18 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.errors import KdError
 
 NO_ID = -1
+
+
+class PromptFormat(NamedTuple):
+    """How a prompt becomes the input of an exported tokenizer, which adds special tokens.
+
+    Attributes:
+      prefix: text before every prompt.
+      chat: None, or the prompt with its prefix is a user's message in a chat: the chat's text before and after it.
+    """
+
+    prefix: str = ""
+    chat: tuple[str, str] | None = None
 
 
 class Tokenizer(Protocol):
@@ -24,6 +36,7 @@ class Tokenizer(Protocol):
       forced_prefix: ids after `start` at the beginning of every completion, such as NLLB's target language. They are
         inputs in training and in decoding, and the loss does not count them.
       suppress_tokens: ids that decoding never generates.
+      prompt_format: how a prompt becomes the input of the exported tokenizer.
       rows_V: int32 [V], each token's row in the pretrained model's embedding; None without a pretrained model.
     """
 
@@ -33,6 +46,7 @@ class Tokenizer(Protocol):
     pad: int
     forced_prefix: tuple[int, ...]
     suppress_tokens: tuple[int, ...]
+    prompt_format: PromptFormat
     rows_V: np.ndarray | None
 
     def encode(self, text: str) -> list[int]:

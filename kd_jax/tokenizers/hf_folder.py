@@ -13,6 +13,15 @@ from kd_jax.errors import KdError
 Json = Mapping[str, Any]
 Special = TypeVar("Special")
 TOKENIZER_CONFIG, MODEL_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "config.json", "generation_config.json"
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"  # of older folders
+VOCAB = "vocab.json"
+COMMON_CONFIG = {  # of exported tokenizers; the class reads tokenizer.json as it is
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "model_max_length": int(1e30),  # transformers' "no limit"
+    "split_special_tokens": True,  # "</s>" in a text is no token
+}
 SPECIAL, ROWS = "tokenizer_special.json", "tokenizer_rows.npy"  # kd_jax's own, beside a copied tokenizer
 MULTILINGUAL = ("m2m_100", "mbart")  # model types whose texts begin with a language token
 
@@ -32,7 +41,7 @@ class FolderTokenizer:
     def require_files(self) -> None:
         """Raise KdError if a file of the folder is missing."""
         for name in self.required:
-            if not (Path(self.folder) / name).exists():
+            if not (Path(self.folder) / name).is_file():  # a pipe or a device has no end
                 raise KdError(
                     f"tokenizer.folder: expected {self.kind} with {', '.join(self.required)}, got {self.folder!r} "
                     f"without {name}. Copy the missing file, or name another local folder."
@@ -41,11 +50,29 @@ class FolderTokenizer:
     def input_files(self) -> tuple[Path, ...]:
         """Return the folder's files that decide the tokenizer."""
         paths = (Path(self.folder) / name for name in (*self.required, *self.optional))
-        return tuple(path for path in paths if path.exists())
+        return tuple(path for path in paths if path.is_file())
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the content of one of the folder's files."""
         return manifest.read_json(Path(self.folder) / name)
+
+    def read_vocab(self) -> dict[str, int]:
+        """Return token -> id of the folder's vocab.json."""
+        ids = self.read_json(VOCAB)
+        check_ids(ids, Path(self.folder) / VOCAB)
+        return ids
+
+
+def check_ids(ids: Mapping[str, Any], path: Path) -> None:
+    """Raise KdError if there are no tokens, or an id (token -> id) is not an integer below the file's bytes."""
+    size = path.stat().st_size
+    for token, i in ids.items():
+        if type(i) is not int or not 0 <= i < size:
+            raise KdError(
+                f"{path}: expected ids from 0 to the file's size, {size} bytes, got {i!r} for {token[:30]!r}."
+            )
+    if not ids:
+        raise KdError(f"{path}: expected tokens, got none. Download the file again.")
 
 
 def write_special(folder: Path, special: Any, rows: list[int]) -> None:
@@ -67,9 +94,37 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     """Return the fields of config.json, overridden by generation_config.json's; {} without these files."""
     config: dict[str, Any] = {}
     for name in (MODEL_CONFIG, GENERATION_CONFIG):
-        if (folder / name).exists():
+        if (folder / name).is_file():
             config |= {key: value for key, value in manifest.read_json(folder / name).items() if value is not None}
     return config
+
+
+def embedding_rows(model_config: Json) -> int:
+    """Return vocab_size of a config.json, of the text model if there are several; 0 if it is absent."""
+    text_config = model_config.get("text_config")
+    rows = (text_config if isinstance(text_config, dict) else model_config).get("vocab_size")
+    return rows if isinstance(rows, int) else 0
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Return tokenizer_config.json; older folders have the special tokens in special_tokens_map.json."""
+    config = manifest.read_json(folder / TOKENIZER_CONFIG)
+    if "added_tokens_decoder" not in config and (folder / SPECIAL_TOKENS_MAP).is_file():
+        config |= manifest.read_json(folder / SPECIAL_TOKENS_MAP)
+    return config
+
+
+def template_variables(tokenizer_config: Json) -> dict[str, str]:
+    """Return name -> token of the special tokens that transformers passes to a chat template.
+
+    Examples:
+      >>> template_variables({"eos_token": {"content": "</s>"}, "extra_special_tokens": {"image_token": "<image>"}})
+      {'eos_token': '</s>', 'image_token': '<image>'}
+    """
+    extra = tokenizer_config.get("extra_special_tokens")
+    tokens = {**tokenizer_config, **(extra if isinstance(extra, dict) else {})}
+    names = [name.removesuffix("_token") for name in tokens if name.endswith("_token")]
+    return {f"{name}_token": token for name, token in named_tokens(tokens, names).items() if isinstance(token, str)}
 
 
 def named_tokens(tokenizer_config: Json, names: Iterable[str]) -> dict[str, str]:

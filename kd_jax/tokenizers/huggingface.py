@@ -1,6 +1,8 @@
 """Tokenizers of Hugging Face's layout: tokenizer.json, with special tokens and a chat template beside it."""
 
+import collections
 import dataclasses
+import datetime
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,14 +14,25 @@ import tokenizers
 
 from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
-from kd_jax.tokenizers import base, hf_folder, post_processor, prune_vocabulary
-from kd_jax.tokenizers.chat import TEMPLATE, Chat
-from kd_jax.tokenizers.hf_folder import MODEL_CONFIG, ROWS, SPECIAL, TOKENIZER_CONFIG, FolderTokenizer
+from kd_jax.runtime import progress
+from kd_jax.tokenizers import base, hf_folder, post_processor, prune_vocabulary, tokenizer_json
+from kd_jax.tokenizers.base import PromptFormat
+from kd_jax.tokenizers.chat import TEMPLATE, Chat, freeze, read_template
+from kd_jax.tokenizers.hf_folder import (
+    COMMON_CONFIG,
+    MODEL_CONFIG,
+    ROWS,
+    SPECIAL,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    FolderTokenizer,
+)
 from kd_jax.tokenizers.m2m100 import MODEL, M2M100Tokenizer
 from kd_jax.tokenizers.marian import SOURCE, MarianTokenizer
 from kd_jax.tokenizers.prune_vocabulary import vocabulary
 
 TOKENIZER = "tokenizer.json"
+MAX_TOKENS = 2**62  # of a prompt that is not cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +40,7 @@ class FastSpecialTokens:
     """Special tokens and the format of texts; stored as tokenizer_special.json."""
 
     tokens: Mapping[str, str]  # of the roles "start" and "eos", and "bos", "pad", "unk" if the folder has them
-    template: str  # of a chat; "" for none
+    template: str  # of a chat, with fixed dates; "" for none
     prefix: str  # of every prompt
     has_encoder: bool
     languages: Sequence[str]  # source and target, or empty
@@ -42,6 +55,9 @@ class HuggingFaceTokenizer(FolderTokenizer):
     An encoder-decoder's completions begin with `forced_prefix` after `start`: the target language (NLLB), <s> (BART),
     or nothing (T5). The prefix is an input in training, scoring and decoding; the loss does not count it, and texts do
     not contain it. Decoding never generates the single tokens of bad_words_ids, as in transformers' `generate`.
+
+    Added tokens without a row in the embedding (vocab_size of config.json) are no tokens here. The date that a chat
+    template prints is fixed by `prepare`.
 
     Attributes:
       folder: with tokenizer.json, tokenizer_config.json, and the model's config.json; "" for the teacher's.
@@ -71,7 +87,7 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
 
     kind: ClassVar[str] = "a folder in Hugging Face's layout"
     required: ClassVar[tuple[str, ...]] = (TOKENIZER, TOKENIZER_CONFIG)
-    optional: ClassVar[tuple[str, ...]] = (TEMPLATE, *FolderTokenizer.optional)
+    optional: ClassVar[tuple[str, ...]] = (TEMPLATE, SPECIAL_TOKENS_MAP, *FolderTokenizer.optional)
     files: ClassVar[tuple[str, ...]] = (*required, SPECIAL, ROWS)
 
     @property
@@ -103,7 +119,9 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
         """Copy the tokenizer, pruned to the tokens of the texts if `cut` is set; the symbols must be tokens."""
         special, config = self._special_tokens(), self.read_json(TOKENIZER_CONFIG)
-        ids, spec = vocabulary(self._spec), self._spec
+        (spec, beyond), ids = self._contents, vocabulary(self._spec)
+        if beyond:
+            progress.log(f"data: tokens without a row in the embedding are left out: {', '.join(beyond)}")
         if special.languages:
             config |= dict(zip(("src_lang", "tgt_lang"), special.languages, strict=True))
             eos, legacy = special.tokens["eos"], bool(config.get("legacy_behaviour"))
@@ -115,12 +133,21 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
                     f"tokenizer.folder: expected the token {symbol!r} for the task's languages, got a vocabulary "
                     f"without it in {self.folder!r}. Train a SentencePiece, or use languages without tags."
                 )
+        # Encoded as one token even in a text; other special tokens are spelt, so that no text ends itself.
+        added = [
+            {**token, "special": token["special"] and token["content"] not in symbols} for token in spec["added_tokens"]
+        ]
+        spec = {**spec, "added_tokens": added}
+        used, characters = self._read_texts(texts, spec, special)
+        if characters:
+            whole = tokenizers.Tokenizer.from_str(json.dumps(spec))
+            lost = tokenizer_json.check_characters(whole, characters, self.folder)
+            if lost:
+                of_all = f"{sum(lost.values())} of {characters.total()} characters"
+                names = tokenizer_json.describe_characters(lost)
+                progress.log(f"data: the tokenizer has no token for {of_all}, which are dropped: {names}")
         rows = list(range(max(ids.values()) + 1))
         if self.cut:
-            whole = FastTokenizer(spec, special, None, Path(self.folder))
-            used: set[int] = set()
-            for text in texts:
-                used.update(whole.encode(text), whole.encode_prompt(text))
             required = {*special.tokens.values(), *special.forced_prefix, *symbols}
             required |= post_processor.all_tokens(spec["post_processor"])
             rows = prune_vocabulary.required_ids(spec, used, required)
@@ -139,26 +166,62 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
         special, rows_V = hf_folder.read_special(folder, FastSpecialTokens)
         return FastTokenizer(manifest.read_json(folder / TOKENIZER), special, rows_V, folder)
 
+    def _read_texts(
+        self, texts: Iterable[str], spec: dict[str, Any], special: FastSpecialTokens
+    ) -> tuple[set[int], collections.Counter[str]]:
+        """Return the ids that the texts use, if `cut` is set, and their characters, if some may have no token."""
+        used, characters = set[int](), collections.Counter[str]()
+        may_lose = not tokenizer_json.has_every_character(spec)
+        if self.cut or may_lose:
+            whole = FastTokenizer(spec, special, None, Path(self.folder))
+            for text in texts:
+                if self.cut:
+                    used.update(whole.encode(text), whole.encode_prompt(text))
+                if may_lose:
+                    characters.update(text)
+        return used, characters
+
     @functools.cached_property
+    def _contents(self) -> tuple[dict[str, Any], list[str]]:
+        """The folder's tokenizer.json, and those of its tokens that are left out: the embedding has no row for them."""
+        path = Path(self.folder) / TOKENIZER
+        spec, beyond = tokenizer_json.read_spec(path), []
+        if rows := hf_folder.embedding_rows(hf_folder.read_model_config(Path(self.folder))):
+            spec, beyond = tokenizer_json.without_tokens_beyond(spec, rows)
+            if (most := max(vocabulary(spec).values())) >= rows:
+                raise KdError(
+                    f"{path}: expected ids below {rows}, the embedding's rows (vocab_size in {MODEL_CONFIG}), got "
+                    f"{most}. Use the tokenizer of the same model."
+                )
+        return spec, beyond
+
+    @property
     def _spec(self) -> dict[str, Any]:
-        """The folder's tokenizer.json."""
-        return self.read_json(TOKENIZER)
+        """The folder's tokenizer.json, without tokens that have no row in the embedding."""
+        return self._contents[0]
 
     def _special_tokens(self) -> FastSpecialTokens:
         """Read the special tokens of the folder."""
         folder, ids = Path(self.folder), vocabulary(self._spec)
-        config, model_config = self.read_json(TOKENIZER_CONFIG), hf_folder.read_model_config(folder)
+        config, model_config = hf_folder.read_tokenizer_config(folder), hf_folder.read_model_config(folder)
         words = {i: token for token, i in ids.items()}
         has_encoder, roles = bool(model_config.get("is_encoder_decoder")), ("bos", "eos", "pad", "unk")
         named: dict[str, str | None] = {**hf_folder.named_tokens(config, roles)}
         if has_encoder:  # BART was published with their ids only
             named = {role: words.get(model_config.get(f"{role}_token_id", -1)) for role in roles} | named
-        tokens = {role: token for role, token in named.items() if token is not None and token in ids}
         if self.end:
-            tokens["eos"] = self.end
-        if tokens.get("eos") not in ids:
+            named["eos"] = self.end
+        for role in ("bos", "eos"):
+            if named.get(role) in self._contents[1]:
+                raise KdError(
+                    f"tokenizer.folder: expected a row of the embedding for the token {role}, {named[role]!r}, got "
+                    f"{hf_folder.embedding_rows(model_config)} rows (vocab_size in {MODEL_CONFIG} of {self.folder!r}). "
+                    "Use the tokenizer of the same model."
+                )
+        tokens = {role: token for role, token in named.items() if token is not None and token in ids}
+        if "eos" not in tokens:
             raise KdError(
-                f"tokenizer.end: expected a token of {self.folder!r}, got {tokens.get('eos')!r}. Name the last token."
+                f"tokenizer.end: expected a token of {self.folder!r}, got {named.get('eos')!r}. Name the last token."
             )
         start = tokens.get("bos", tokens["eos"])
         if has_encoder:
@@ -168,8 +231,11 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
         tokens["start"] = start
         template = ""
         if self.chat:
-            chat = Chat.from_folder(folder, config, tokens)
-            template, tokens["start"] = chat.template, self._chat_start(chat)
+            variables = hf_folder.template_variables(config)
+            ours = {f"{role}_token": token for role, token in tokens.items()}
+            others = {name: token for name, token in variables.items() if ours.get(name) != token}
+            template = freeze(read_template(folder, config), others, datetime.datetime.now())
+            tokens["start"] = self._chat_start(Chat(template, tokens))
         languages = hf_folder.language_tokens(config, model_config, ids, self.source, self.target)
         forced, forced_prefix = words.get(model_config.get("forced_bos_token_id", -1)), []
         if has_encoder and languages:
@@ -190,14 +256,24 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
         )
 
     def _chat_start(self, chat: Chat) -> str:
-        """Return the token that every chat begins with, after a check that an answer ends with `end`."""
+        """Return the token that every chat begins with, after a check of its tokens and its end."""
         whole = tokenizers.Tokenizer.from_str(json.dumps(self._spec))
-        texts = chat.render("a"), chat.render("a", "b")
-        prompt, with_answer = (whole.encode(text, add_special_tokens=False).tokens for text in texts)
+        texts = chat.render("a"), chat.render("a", "b"), chat.render("Zebra")
+        prompt, with_answer, other = (whole.encode(text, add_special_tokens=False).tokens for text in texts)
+        if beyond := [token for token in self._contents[1] if token in "".join(chat.around)]:
+            raise KdError(
+                f"tokenizer.chat: expected a template whose tokens have rows in the embedding, got {beyond[0]!r} in "
+                f"that of {self.folder!r}. Use the template of the same model, or set chat to False."
+            )
         if chat.tokens["eos"] not in with_answer[len(prompt) :]:
             raise KdError(
                 f"tokenizer.end: expected the token that ends an answer in the chat template of {self.folder!r}, got "
-                f"{chat.tokens['eos']!r}. The template ends with {with_answer[-1]!r}."
+                f"{chat.tokens['eos']!r}. The template ends with {with_answer[-1:]}."
+            )
+        if not prompt or prompt[:1] != other[:1]:
+            raise KdError(
+                f"tokenizer.chat: expected a template whose chats begin with one token, got {prompt[:1]} and "
+                f"{other[:1]} for two messages. Add a first token to the template."
             )
         return prompt[0]
 
@@ -208,14 +284,16 @@ class FastTokenizer:
     def __init__(self, spec: Mapping[str, Any], special: FastSpecialTokens, rows_V: np.ndarray | None, folder: Path):
         """Build the tokenizer of a tokenizer.json (`spec`), whose file is in `folder`."""
         self._whole = tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
-        self._whole.no_truncation()
-        self._whole.no_padding()
         self._special, self._folder = special, folder
         self._ids = vocabulary(spec)
-        special_tokens = [token for role, token in special.tokens.items() if role != "unk"]
-        special_tokens += [*special.languages, *special.forced_prefix]
+        # A chat may begin with an ordinary token, which texts contain.
+        special_added = {token["content"] for token in spec["added_tokens"] if token["special"]}
+        special_tokens = {token for role, token in special.tokens.items() if role not in ("unk", "start")}
+        special_tokens |= {*special.languages, *special.forced_prefix, *({special.tokens["start"]} & special_added)}
         self._special_ids = {self._ids[token] for token in special_tokens}
         self._chat = Chat(special.template, special.tokens) if special.template else None
+        self.prompt_format = PromptFormat(special.prefix, self._chat.around if self._chat else None)
+        self._prefix_tokens = len(self.encode(special.prefix.rstrip())) if special.prefix else 0
         self.rows_V = rows_V
         self.vocab_size = max(self._ids.values()) + 1
         self.start, self.eos = self._ids[special.tokens["start"]], self._ids[special.tokens["eos"]]
@@ -225,23 +303,41 @@ class FastTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a completion's text, without special tokens."""
-        self._whole.encode_special_tokens = True
-        ids = self._whole.encode(text, add_special_tokens=False).ids
-        return [i for i in ids if i not in self._special_ids]  # a Unigram model has them among its pieces
+        return self._without_special(self._encode(text).ids)
 
     def encode_prompt(self, text: str, max_tokens: int = 0) -> list[int]:
         """Return the ids of a prompt: within a chat, or with the encoder's special tokens, or with the end."""
-        ids = self.encode(text)
-        if max_tokens and len(ids) > max_tokens:
-            text = self.decode(ids[:max_tokens])
-        text = self._special.prefix + text
+        text, limit = self._special.prefix + text, self._prefix_tokens + max_tokens if max_tokens else MAX_TOKENS
         if self._chat is not None:
-            self._whole.encode_special_tokens = False
-            ids = self._whole.encode(self._chat.render(text), add_special_tokens=False).ids
+            ids = self._encode_chat(self._chat, text, limit)
             return ids[1:] if ids[:1] == [self.start] else ids  # the layout adds the start token
-        if self._special.has_encoder:
-            return self._whole.encode(text, add_special_tokens=True).ids
-        return [*self.encode(text), self.eos]
+        encoding = self._encode(text)
+        if not self._special.has_encoder:
+            return [*self._without_special(encoding.ids)[:limit], self.eos]
+        encoding.truncate(limit)
+        return self._whole.post_process(encoding).ids
+
+    def _encode_chat(self, chat: Chat, text: str, limit: int) -> list[int]:
+        """Return the ids of a message's chat without those of the message's tokens beyond `limit`."""
+        rendered, (before, after) = chat.render(text), chat.around
+        encoding = self._encode(rendered, special=True)
+        begin, end = len(before), len(rendered) - len(after)
+        message = [i for i, (first, last) in enumerate(encoding.offsets) if last > begin and first < end]
+        removed = set(message[limit:])
+        return [token for i, token in enumerate(encoding.ids) if i not in removed]
+
+    def _encode(self, text: str, special: bool = False) -> tokenizers.Encoding:
+        """Encode a text; `special`: whether special tokens in it are tokens, else they are spelt."""
+        self._whole.encode_special_tokens = not special
+        try:
+            return self._whole.encode(text, add_special_tokens=False)
+        except Exception as error:  # a unigram model without an unknown token
+            raise KdError(
+                f"text: expected characters that the tokenizer knows, got {text[:30]!r}: {error}. Remove the others."
+            ) from error
+
+    def _without_special(self, ids: Iterable[int]) -> list[int]:
+        return [i for i in ids if i not in self._special_ids]  # a Unigram model has them among its pieces
 
     def encode_input(self, text: str) -> list[int]:
         """Return the ids that transformers passes to the model, without the start token, which the layout adds."""
@@ -259,14 +355,37 @@ class FastTokenizer:
         return [tokens.get(i, "") for i in range(self.vocab_size)]
 
     def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
-        """Write copies of the files and of the chat template."""
-        tokens = self._special.tokens
-        (to / TOKENIZER).write_bytes((self._folder / TOKENIZER).read_bytes())
-        config = manifest.read_json(self._folder / TOKENIZER_CONFIG)
-        manifest.write_json(to / TOKENIZER_CONFIG, config | {"eos_token": tokens["eos"]})
-        if self._special.template:
-            manifest.write_text(to / TEMPLATE, self._special.template)
+        """Write tokenizer.json, whose special tokens are those of our prompts, and the chat template.
+
+        tokenizer_config.json names the class that reads tokenizer.json as it is, since those of single models do not.
+        """
+        special, tokens = self._special, dict(self._special.tokens)
+        spec, config = json.loads(self._whole.to_str()), manifest.read_json(self._folder / TOKENIZER_CONFIG)
+        has_encoder = family == "encoder_decoder"
+        if not has_encoder:
+            tokens.setdefault("pad", tokens["eos"])
+        if not (has_encoder and special.has_encoder):
+            around = self._special_around(spec["post_processor"], prompted)
+            around = around if has_encoder else [tokens["start"], *around]
+            spec["post_processor"] = post_processor.template(around, self._ids)
+        named = {f"{role}_token": tokens[role] for role in ("bos", "eos", "pad", "unk") if role in tokens}
+        if special.languages and has_encoder:
+            config |= named  # its class sets the language, for completions too
+        else:
+            config = COMMON_CONFIG | named | {"padding_side": "right" if has_encoder else "left"}
+            config |= {"split_special_tokens": not special.template}
+        manifest.write_text(to / TOKENIZER, json.dumps(spec, ensure_ascii=False))
+        manifest.write_json(to / TOKENIZER_CONFIG, config)
+        if special.template:
+            manifest.write_text(to / TEMPLATE, special.template)
         roles = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
-        if family == "encoder_decoder":
+        if has_encoder:
             roles["decoder_start_token_id"] = "start"
         return {name: self._ids[tokens[role]] for name, role in roles.items() if role in tokens}
+
+    def _special_around(self, processor: Mapping[str, Any] | None, prompted: bool) -> list[str]:
+        """Return the special tokens of a prompt, with "$A" for its text; `processor` is the tokenizer.json's."""
+        if self._special.has_encoder:
+            leading = post_processor.leading_tokens(processor)
+            return [*leading, "$A", *self._whole.post_process(self._encode("")).tokens[len(leading) :]]
+        return ["$A", self._special.tokens["eos"]] if prompted else ["$A"]

@@ -8,8 +8,8 @@ from typing import ClassVar
 from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
 from kd_jax.tokenizers import base, hf_folder
-from kd_jax.tokenizers.hf_folder import ROWS, SPECIAL, TOKENIZER_CONFIG, FolderTokenizer
-from kd_jax.tokenizers.marian import SOURCE, TARGET, VOCAB, LoadedMarian, MarianSpecialTokens, require_tokens
+from kd_jax.tokenizers.hf_folder import ROWS, SPECIAL, TOKENIZER_CONFIG, VOCAB, FolderTokenizer
+from kd_jax.tokenizers.marian import SOURCE, TARGET, LoadedMarian, MarianSpecialTokens, require_tokens
 
 MODEL = "sentencepiece.bpe.model"
 TOKENS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
@@ -87,7 +87,7 @@ folder.
 
     def _vocab(self) -> dict[str, int]:
         """Return token -> id, with the languages."""
-        pieces = self.read_json(VOCAB)
+        pieces = self.read_vocab()
         codes = self.read_json(TOKENIZER_CONFIG).get("language_codes", "m2m100")
         if codes not in CODES:
             raise KdError(

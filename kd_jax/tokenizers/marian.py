@@ -11,10 +11,11 @@ import sentencepiece
 from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
 from kd_jax.tokenizers import base, hf_folder
-from kd_jax.tokenizers.hf_folder import ROWS, SPECIAL, TOKENIZER_CONFIG, FolderTokenizer
+from kd_jax.tokenizers.base import PromptFormat
+from kd_jax.tokenizers.hf_folder import ROWS, SPECIAL, TOKENIZER_CONFIG, VOCAB, FolderTokenizer
 from kd_jax.tokenizers.sentencepiece_json import NORMAL, SPACE, UNIGRAM, parse_model
 
-SOURCE, TARGET, VOCAB = "source.spm", "target.spm", "vocab.json"
+SOURCE, TARGET = "source.spm", "target.spm"
 TOKENS = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}  # defaults of tokenizer_config.json
 BEGIN, END = ">>", "<<"  # around a language's name
 
@@ -59,7 +60,7 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
     @property
     def vocab_size(self) -> int:
         """Number of tokens of the folder's tokenizer."""
-        return max(self.read_json(VOCAB).values()) + 1
+        return max(self.read_vocab().values()) + 1
 
     def with_folder(self, folder: str) -> "MarianTokenizer":
         """Return these settings for another folder."""
@@ -72,7 +73,7 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
             raise KdError(
                 f"tokenizer.folder: expected one vocabulary, got separate_vocabs in {self.folder!r}. Use another model."
             )
-        vocab = self.read_json(VOCAB)
+        vocab = self.read_vocab()
         for name in (SOURCE, TARGET):
             model = _load_model(name, (Path(self.folder) / name).read_bytes())
             ids = [i for i in range(model.get_piece_size()) if not (model.is_control(i) or model.is_unknown(i))]
@@ -87,7 +88,7 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
         """Copy the tokenizer, pruned to the pieces of the texts if `cut` is set; there can be no symbols."""
-        origin, vocab, special = Path(self.folder), self.read_json(VOCAB), self._special_tokens()
+        origin, vocab, special = Path(self.folder), self.read_vocab(), self._special_tokens()
         config = self.read_json(TOKENIZER_CONFIG)
         if symbols:
             raise KdError(
@@ -116,7 +117,7 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
 
     def _special_tokens(self) -> MarianSpecialTokens:
         """Read the special tokens of the folder."""
-        vocab, model_config = self.read_json(VOCAB), hf_folder.read_model_config(Path(self.folder))
+        vocab, model_config = self.read_vocab(), hf_folder.read_model_config(Path(self.folder))
         words = {i: token for token, i in vocab.items()}
         tokens: dict[str, str] = TOKENS | hf_folder.named_tokens(self.read_json(TOKENIZER_CONFIG), TOKENS)
         start = model_config.get("decoder_start_token_id")
@@ -147,6 +148,7 @@ class LoadedMarian:
         self.vocab_size = max(self._tokens) + 1
         self._not_decoded = {*special.tokens.values(), *self.language_tokens}
         self.start, self.eos, self.pad = (vocab[special.tokens[role]] for role in ("start", "eos", "pad"))
+        self.prompt_format = PromptFormat(f"{special.target} " if special.target else "")
         self._unknown = vocab[special.tokens["unk"]]
         self.suppress_tokens = tuple(vocab[token] for token in special.suppress_tokens)
         target = special.tokens.get("target")

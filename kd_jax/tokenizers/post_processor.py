@@ -1,7 +1,7 @@
 """Post-processors of a tokenizer.json: the special tokens around a text."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import processors
@@ -12,9 +12,13 @@ def language_post_processor(source: str, eos: str, ids: Mapping[str, int], legac
 
     Legacy: the language stands last, as in NLLB's legacy_behaviour.
     """
-    single = ["$A", eos, source] if legacy else [source, "$A", eos]
-    tokens = [(token, ids[token]) for token in (source, eos)]
-    return json.loads(processors.TemplateProcessing(single=single, special_tokens=tokens).__getstate__())
+    return template(["$A", eos, source] if legacy else [source, "$A", eos], ids)
+
+
+def template(single: Sequence[str], ids: Mapping[str, int]) -> dict[str, Any]:
+    """Return the post-processor that puts special tokens around a text, "$A" in `single`."""
+    tokens = [(token, ids[token]) for token in dict.fromkeys(single) if token != "$A"]
+    return json.loads(processors.TemplateProcessing(single=list(single), special_tokens=tokens).__getstate__())
 
 
 def leading_tokens(processor: Mapping[str, Any] | None) -> list[str]:

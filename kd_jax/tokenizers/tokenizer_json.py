@@ -1,0 +1,104 @@
+"""Reading a tokenizer.json, and what its model cannot write."""
+
+import collections
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import pre_tokenizers
+
+from kd_jax.errors import KdError
+from kd_jax.tokenizers.hf_folder import check_ids
+from kd_jax.tokenizers.prune_vocabulary import vocabulary
+
+Json = Mapping[str, Any]
+MOST_LOST = 0.01  # share of the characters of training texts that may have no token
+NAMED = 5  # characters that a message names
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """Return a tokenizer.json with every key, as the library writes it, without padding, truncation and BPE-dropout.
+
+    kd_jax pads and truncates itself. An id must be below the file's number of bytes, since tables have a row for each.
+    """
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        spec = json.loads(tokenizer.to_str())
+        ids = vocabulary(spec)
+    except Exception as error:  # the library raises no other class
+        raise KdError(
+            f"{path}: expected a file of the library tokenizers {tokenizers.__version__}, got the error: "
+            f"{' '.join(str(error).split())[:200]}. Download it again, or install a newer tokenizers."
+        ) from error
+    check_ids(ids, path)
+    if "dropout" in spec["model"]:
+        spec["model"]["dropout"] = None
+    return spec
+
+
+def without_tokens_beyond(spec: dict[str, Any], rows: int) -> tuple[dict[str, Any], list[str]]:
+    """Return the tokenizer.json without added tokens whose ids are `rows` or more, and these tokens.
+
+    Examples:
+      >>> spec = {"added_tokens": [{"content": "</s>", "id": 1}, {"content": "<image>", "id": 4}]}
+      >>> without_tokens_beyond(spec, 4)
+      ({'added_tokens': [{'content': '</s>', 'id': 1}]}, ['<image>'])
+    """
+    added = spec["added_tokens"]
+    beyond = [token["content"] for token in added if token["id"] >= rows]
+    return {**spec, "added_tokens": [token for token in added if token["id"] < rows]}, beyond
+
+
+def has_every_character(spec: Json) -> bool:
+    """Return whether every character has tokens: by an unknown token, or by bytes."""
+    model, ids = spec["model"], vocabulary(spec)
+    unknown = model.get("unk_id") if model["type"] == "Unigram" else model.get("unk_token")
+    if unknown in ids or (model["type"] == "Unigram" and unknown is not None):
+        return True
+    if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in ids for byte in range(256)):
+        return True
+    return '"ByteLevel"' in json.dumps(spec["pre_tokenizer"]) and ids.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
+
+
+def check_characters(
+    tokenizer: tokenizers.Tokenizer, characters: collections.Counter[str], folder: str
+) -> dict[str, int]:
+    """Return the characters without a token, and how often they occur; they are dropped from texts.
+
+    Raises:
+      KdError: if they are more than the share MOST_LOST of the characters.
+    """
+    counts = {c: n for c, n in characters.most_common() if not c.isspace()}
+    lost = {character: n for character, n in counts.items() if _is_lost(tokenizer, character)}
+    if sum(lost.values()) > MOST_LOST * sum(counts.values()):
+        raise KdError(
+            f"tokenizer.folder: expected tokens for all characters of the training texts, got none in {folder!r} for "
+            f"{sum(lost.values())} of {sum(counts.values())} characters: {describe_characters(lost)}. Use another "
+            "tokenizer."
+        )
+    return lost
+
+
+def describe_characters(counts: Mapping[str, int]) -> str:
+    """Describe characters by name, and how often they occur.
+
+    Examples:
+      >>> describe_characters({"é": 3, "☃": 1})
+      "'é' (U+00E9, 3 times), '☃' (U+2603, 1 times)"
+    """
+    named = [f"{c!r} (U+{ord(c):04X}, {n} times)" for c, n in list(counts.items())[:NAMED]]
+    return ", ".join(named) + (f" and {len(counts) - NAMED} more" if len(counts) > NAMED else "")
+
+
+def _is_lost(tokenizer: tokenizers.Tokenizer, character: str) -> bool:
+    """Return whether a character that the normalizer keeps does not come back from its tokens."""
+    kept = tokenizer.normalizer.normalize_str(character) if tokenizer.normalizer else character
+    try:
+        decoded = tokenizer.decode(tokenizer.encode(character, add_special_tokens=False).ids)
+    except Exception:  # a unigram model without an unknown token
+        return True
+    return kept.strip(" \u2581") not in decoded
