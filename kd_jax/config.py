@@ -5,13 +5,16 @@ import functools
 import importlib
 import json
 import numbers
+import os
 import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
+from kd_jax.config_errors import explain
 from kd_jax.errors import KdError
+from kd_jax.fields import show
 
 if TYPE_CHECKING:
     from kd_jax.experiment import Experiment
@@ -26,7 +29,7 @@ def load_experiment(path: str | Path) -> "Experiment":
       path: a Python file.
 
     Raises:
-      KdError: if the file does not exist, or defines no `experiment`.
+      KdError: if the file does not exist, raises an exception, or defines no `experiment`.
 
     Examples:
       >>> load_experiment("experiments/configs/smoke.py").buckets
@@ -36,15 +39,19 @@ def load_experiment(path: str | Path) -> "Experiment":
       kd_jax.errors.KdError: config: expected a Python file, got quickstrat.py, which does not exist. Name a file \
 such as experiments/configs/quickstart.py.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
+        problem = "is no regular file" if os.path.lexists(path) else "does not exist"
         raise KdError(
-            f"config: expected a Python file, got {path}, which does not exist. Name a file such as "
+            f"config: expected a Python file, got {path}, which {problem}. Name a file such as "
             "experiments/configs/quickstart.py."
         )
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)  # last, so that no file there hides a library
-    names = runpy.run_path(str(path))
+    try:
+        names = runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:
+        raise KdError(explain(Path(path), error)) from error
     experiment = names.get("experiment")
     if not dataclasses.is_dataclass(experiment):
         raise KdError(
@@ -70,6 +77,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         flat = {prefix: qualified_name(_config_class(value), prefix)} if prefix else {}
+    elif is_unbuilt(value):
+        items, flat = dict(value["fields"]), {prefix: value["class"]}
     elif isinstance(value, Mapping):
         items, flat = dict(value), {}
     elif isinstance(value, functools.partial):
@@ -136,16 +145,17 @@ def to_data(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_data(item) for item in value]
     if isinstance(value, functools.partial):
-        arguments = [*map(repr, value.args), *(f"{name}={item!r}" for name, item in value.keywords.items())]
-        return {"function": f"functools.partial({', '.join([qualified_name(value.func, 'config'), *arguments])})"}
+        arguments = ({"args": value.args} if value.args else {}) | value.keywords
+        fields = {name: to_data(item) for name, item in arguments.items()}
+        return {"class": f"functools.partial({qualified_name(value.func, 'config')})", "fields": fields}
     return {"function": qualified_name(value, "config")} if callable(value) else value
 
 
 def from_data(data: Any) -> Any:
     """Return the configuration that `to_data` wrote; no code outside kd_jax is executed.
 
-    Only dataclasses of kd_jax are built. Functions, and classes of other modules, remain names: a folder from
-    someone else must not run code.
+    Only dataclasses of kd_jax are built. Functions, and classes of other modules, remain names, the latter with their
+    fields (see `is_unbuilt`): a folder from someone else must not run code.
 
     Raises:
       KdError: if the data is not of `to_data`, or names a class that this version of kd_jax does not have.
@@ -185,6 +195,11 @@ def from_data(data: Any) -> Any:
         ) from error
 
 
+def is_unbuilt(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Return whether `from_data` has left an object of another module as {"class": its name, "fields": ...}."""
+    return isinstance(value, Mapping) and value.keys() == {"class", "fields"} and isinstance(value["class"], str)
+
+
 def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a field's value is a finite int or float; True, "0.1" and nan are not.
 
@@ -204,3 +219,33 @@ def is_count(value: Any, minimum: int) -> TypeGuard[int]:
       [True, False, False, False]
     """
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and cast(int, value) >= minimum
+
+
+# Upper bounds of integers: above any use, and low enough that nothing of their size fills a machine or takes for ever.
+MAX_SEED = 2**32 - 1  # of JAX and NumPy
+MAX_COUNT = 10**9  # examples, characters, steps between two events
+MAX_STEPS = 10**7  # a schedule's learning rates are computed for all steps, in float32, which counts to 16 million
+MAX_TOKENS = 10**8  # of a batch
+MAX_LENGTH = 2**20  # tokens of a text
+MAX_ROWS = 10**5  # texts of a batch, microbatches, samples in a report
+MAX_RESAMPLES = 10**6
+MAX_BEAM = 1000  # hypotheses, drafted tokens, sampled continuations
+MAX_LAYERS = 1000
+MAX_WIDTH = 2**20  # channels, neurons, heads
+MAX_VOCAB = 2**24
+MAX_NAME = 100  # letters; files are named after it, with endings, and a file's name has at most 255 bytes
+
+
+def check_count(field: str, value: Any, low: int, high: int = MAX_COUNT, remedy: str = "") -> None:
+    """Check that a field's value is an integer in [low, high].
+
+    Raises:
+      KdError: names the field, the bounds and the value.
+
+    Examples:
+      >>> check_count("evaluation.draft", 10**30, 0, MAX_BEAM)
+      Traceback (most recent call last):
+      kd_jax.errors.KdError: evaluation.draft: expected an integer in [0, 1000], got 1000000000000000000000000000000.
+    """
+    if not (is_count(value, low) and value <= high):
+        raise KdError(f"{field}: expected an integer in [{low}, {high}], got {show(value)}. {remedy}".rstrip())

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
-from kd_jax.config import is_count, is_number
+from kd_jax.config import MAX_STEPS, check_count, is_number
 from kd_jax.errors import KdError
 from kd_jax.types import Array
 
@@ -109,10 +109,8 @@ def check(value: Any, field: str, least: float) -> None:
 
 
 def _check_schedule(schedule: Schedule, field: str, least: float) -> None:
-    if not is_count(schedule.steps, 1):
-        raise KdError(f"{field}.steps: expected an integer of at least 1, got {schedule.steps!r}.")
-    if not is_count(schedule.begin, 0):
-        raise KdError(f"{field}.begin: expected an integer of at least 0, got {schedule.begin!r}.")
+    check_count(f"{field}.steps", schedule.steps, 1, MAX_STEPS)
+    check_count(f"{field}.begin", schedule.begin, 0, MAX_STEPS)
     if schedule.shape not in get_args(Shape):
         raise KdError(f"{field}.shape: expected one of {', '.join(get_args(Shape))}, got {schedule.shape!r}.")
     for name, end in (("start", schedule.start), ("end", schedule.end)):

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from kd_jax.config import MAX_BEAM, check_count
 from kd_jax.errors import KdError
 from kd_jax.types import Field
 
@@ -64,8 +65,7 @@ class PseudoTargets:
         """Check the fields."""
         if self.rule not in ("best", "nbest", "interpolated"):
             raise KdError(f"targets.rule: expected best, nbest or interpolated, got {self.rule!r}. Set targets.rule.")
-        if self.beam < 1:
-            raise KdError(f"targets.beam: expected an integer of at least 1, got {self.beam}. Set targets.beam.")
+        check_count("targets.beam", self.beam, 1, MAX_BEAM)
         if self.of not in ("train", "unlabelled", "both"):
             raise KdError(f"targets.of: expected train, unlabelled or both, got {self.of!r}. Set targets.of.")
         if self.rule == "interpolated" and self.of != "train":

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kd_jax.config import is_number
+from kd_jax.config import MAX_VOCAB, check_count, is_number
 from kd_jax.errors import KdError
 from kd_jax.types import Array
 
@@ -59,8 +59,9 @@ class Llama3:
 
     def check(self) -> None:
         """Raise KdError if a field is out of range."""
-        for field in ("factor", "low", "high", "original"):
+        for field in ("factor", "low", "high"):
             _check_positive(field, getattr(self, field))
+        check_count("model.rope_scaling.original", self.original, 1, MAX_VOCAB)
         if self.high <= self.low:
             raise KdError(f"model.rope_scaling.high: expected more than low = {self.low}, got {self.high}.")
 

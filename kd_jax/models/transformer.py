@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, get_args
 
 from kd_jax.batches.layouts import Layout
-from kd_jax.config import is_count, is_number
+from kd_jax.config import MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, check_count, is_count, is_number
 from kd_jax.errors import KdError
 from kd_jax.models.base import Family, Model
 from kd_jax.models.rope import Linear, Llama3
@@ -156,10 +156,12 @@ class Transformer:
 
     def check(self) -> None:
         """Check each field and how the fields fit together."""
-        for field in (*self.depth_fields, "d_model", "heads", "d_ff", "vocab_multiple"):
-            self._check_count(field, 1)
-        for field in ("kv_heads", "head_dim", "context", "first_position", "vocab_rows"):
-            self._check_count(field, 0)
+        widths = ("d_model", "heads", "d_ff", "kv_heads", "head_dim")
+        bounds = dict.fromkeys(self.depth_fields, MAX_LAYERS) | dict.fromkeys(widths, MAX_WIDTH)
+        bounds |= dict.fromkeys(("context", "first_position", "vocab_rows", "vocab_multiple"), MAX_VOCAB)
+        for field, high in bounds.items():
+            zero_is_default = field in ("kv_heads", "head_dim", "context", "first_position", "vocab_rows")
+            check_count(f"model.{field}", getattr(self, field), 0 if zero_is_default else 1, high)
         for field, choices in CHOICES.items():
             if getattr(self, field) not in get_args(choices):
                 expected = ", ".join(map(repr, get_args(choices)))
@@ -179,10 +181,6 @@ class Transformer:
                     f"model.{field}: expected a positive number, or 0 for {meaning}, got {getattr(self, field)!r}."
                 )
         self._check_together()
-
-    def _check_count(self, field: str, minimum: int) -> None:
-        if not is_count(getattr(self, field), minimum):
-            raise KdError(f"model.{field}: expected an integer of at least {minimum}, got {getattr(self, field)!r}.")
 
     def _check_together(self) -> None:
         """Check how the fields fit together; each alone is valid."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.config import is_count, is_number
+from kd_jax.config import MAX_STEPS, check_count, is_count, is_number
 from kd_jax.errors import KdError
 from kd_jax.optim.skipped_updates import skip_outliers
 from kd_jax.types import Params
@@ -73,17 +73,12 @@ class Optimizer:
         for field, (expected, is_valid) in RANGES.items():
             if not (is_number(values[field]) and is_valid(values[field])):
                 raise KdError(f"training.optimizer.{field}: expected {expected}, got {values[field]!r}.")
-        if not is_count(self.max_skipped_updates, 0):
-            raise KdError(
-                "training.optimizer.max_skipped_updates: expected an integer of at least 0, got "
-                f"{self.max_skipped_updates!r}."
-            )
+        check_count("training.optimizer.max_skipped_updates", self.max_skipped_updates, 0)
         if self.schedule not in get_args(Decay):
             raise KdError(
                 f"training.optimizer.schedule: expected one of {', '.join(get_args(Decay))}, got {self.schedule!r}."
             )
-        if not is_count(steps, 2):
-            raise KdError(f"training.steps: expected an integer of at least 2, got {steps!r}.")
+        check_count("training.steps", steps, 2, MAX_STEPS)
         if not is_count(self.warmup, 1) or self.warmup >= steps:
             expected = f"an integer in [1, {steps - 1}], less than the {steps} training steps"
             raise KdError(f"training.optimizer.warmup: expected {expected}, got {self.warmup!r}.")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeGuard, get_args, runtime_checkable
 
-from kd_jax.config import is_number
+from kd_jax.config import check_count, is_number
 from kd_jax.errors import KdError
 from kd_jax.losses.base import Loss, LossKind
 from kd_jax.types import Array, Field, Params, Payload
@@ -181,8 +181,7 @@ def compares_layers(signal: Signal | None) -> TypeGuard[FeatureSignal]:
 
 def check_integer(field: str, value: Any, least: int, greatest: int) -> None:
     """Check that a field of a signal is an integer in [least, greatest]."""
-    if type(value) is not int or not least <= value <= greatest:
-        raise KdError(f"signal.{field}: expected an integer in [{least}, {greatest}], got {value!r}.")
+    check_count(f"signal.{field}", value, least, greatest)
 
 
 def check_temperature(value: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from kd_jax.config import check_count
 from kd_jax.errors import KdError
 from kd_jax.types import Example
 
@@ -52,10 +53,9 @@ def check_share(share: float) -> None:
 
 
 def check_counts(**counts: int) -> None:
-    """Raise KdError if one of a source's fields is negative."""
+    """Raise KdError if one of a source's fields is out of its range."""
     for field, count in counts.items():
-        if count < 0:
-            raise KdError(f"source.{field}: expected at least 0, got {count}. Use 0 for all.")
+        check_count(f"source.{field}", count, 0, remedy="Use 0 for all.")
 
 
 def check_unlabelled(prompt_fields: Sequence[str], **options: object) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from kd_jax.config import MAX_SEED, check_count
 from kd_jax.errors import KdError
 from kd_jax.sources.base import Splits, check_counts, check_unlabelled
 from kd_jax.sources.splits import drop_references
@@ -49,9 +50,9 @@ class Toy:
         """Raise KdError if a field has an invalid value; each of the 78,680 pairs is used once."""
         if self.kind not in GENERATORS:
             raise KdError(f"source.kind: expected {', '.join(GENERATORS)}, got {self.kind!r}. Choose one.")
-        if not 8 <= self.examples <= 50_000:
-            raise KdError(f"source.examples: expected 8 to 50,000, got {self.examples}. No more text is distinct.")
-        check_counts(seed=self.seed, labelled=self.labelled)
+        check_count("source.examples", self.examples, 8, 50_000, "No more text is distinct.")
+        check_count("source.seed", self.seed, 0, MAX_SEED)
+        check_counts(labelled=self.labelled)
 
     def splits(
         self, fields: Sequence[str], held_out_fields: Sequence[str] = (), prompt_fields: Sequence[str] = ()

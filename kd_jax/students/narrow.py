@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.config import is_count
+from kd_jax.config import check_count
 from kd_jax.errors import KdError
 from kd_jax.models.axes import parameter_axes
 from kd_jax.models.layers import GATES
@@ -59,8 +59,7 @@ def check_width_rule(width: WidthRule, sample: int) -> None:
     """Check a rule of widths and its number of examples."""
     if width not in get_args(WidthRule):
         raise KdError(f"init.width: expected one of {', '.join(get_args(WidthRule))}, got {width!r}.")
-    if not is_count(sample, 1):
-        raise KdError(f"init.sample: expected an integer of at least 1, got {sample!r}.")
+    check_count("init.sample", sample, 1)
 
 
 def component_sizes(model: Transformer) -> dict[str, int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from kd_jax.config import is_count, is_number
+from kd_jax.config import MAX_BEAM, MAX_LENGTH, MAX_SEED, MAX_VOCAB, check_count, is_number
 from kd_jax.errors import KdError
 from kd_jax.tasks.metrics import Metric
 from kd_jax.types import Example, Field
@@ -115,10 +115,8 @@ class Sampling:
             value = getattr(self, field)
             if not (is_number(value) and in_range(value)):
                 raise KdError(f"{path}.{field}: expected a number {expected}, got {value}.")
-        for field in ("top_k", "seed"):
-            value = getattr(self, field)
-            if not is_count(value, 0):
-                raise KdError(f"{path}.{field}: expected an integer of at least 0, got {value}.")
+        check_count(f"{path}.top_k", self.top_k, 0, MAX_VOCAB)
+        check_count(f"{path}.seed", self.seed, 0, MAX_SEED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,10 +206,8 @@ class Decoding:
 
     def check(self) -> None:
         """Raise KdError if a field is out of its range."""
-        for field, minimum in (("beam", 1), ("length", 0)):
-            value = getattr(self, field)
-            if not is_count(value, minimum):
-                raise KdError(f"task.decoding.{field}: expected an integer of at least {minimum}, got {value}.")
+        check_count("task.decoding.beam", self.beam, 1, MAX_BEAM)
+        check_count("task.decoding.length", self.length, 0, MAX_LENGTH)
         for field, (low, high) in {"length_penalty": (0.0, 5.0), "length_ratio": (0.0, 100.0)}.items():
             value = getattr(self, field)
             if not (is_number(value) and low <= value <= high):

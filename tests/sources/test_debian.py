@@ -189,9 +189,9 @@ def test_unlabelled_examples_need_prompts():
         (Debian(config="en-xx"), "source.config: expected en-fr, en-de, summaries, english, index, got 'en-xx'"),
         (Debian(kinds=("novel",)), "source.kinds: expected kinds of en-fr"),
         (Debian(config="index", kinds=("paragraph",)), "source.kinds: .*index .synopsis, package, section., got"),
-        (Debian(labelled=-1), "source.labelled: expected at least 0, got -1"),
-        (Debian(max_characters=-1), "source.max_characters: expected at least 0, got -1"),
-        (Debian(limit=-1), "source.limit: expected at least 0, got -1"),
+        (Debian(labelled=-1), "source.labelled: expected an integer in"),
+        (Debian(max_characters=-1), "source.max_characters: expected an integer in"),
+        (Debian(limit=-1), "source.limit: expected an integer in"),
     ],
 )
 def test_check_raises(source, message):

@@ -99,14 +99,14 @@ def test_unlabelled_examples(tmp_path):
 @pytest.mark.parametrize(
     "source, message",
     [
-        (Files(train=("a",), limit=-1), "source.limit: expected at least 0, got -1"),
+        (Files(train=("a",), limit=-1), "source.limit: expected an integer in"),
         (Files(train=("a",), held_out=0.0), "source.held_out: .*got 0.0"),
         (Files(train=("a",), held_out=1.0), "source.held_out: .*got 1.0"),
         (Files(train=("a",), held_out=float("nan")), "source.held_out: .*got nan"),
         (Files(train=()), "source.train: .*got no files"),
         (Files(train=("a",), test="a.jsonl"), "source.test: expected a tuple of paths, got the string 'a.jsonl'"),
         (Files(train=("a",), unlabelled="a.txt"), "source.unlabelled: .*got the string 'a.txt'"),
-        (Files(train=("a",), labelled=-1), "source.labelled: expected at least 0, got -1"),
+        (Files(train=("a",), labelled=-1), "source.labelled: expected an integer in"),
     ],
 )
 def test_check_raises(source, message):
