@@ -3,27 +3,23 @@
 import contextlib
 import dataclasses
 import difflib
-import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
 from kd_jax import __version__
+from kd_jax.cli import failures
 from kd_jax.cli.commands import COMMANDS, Command
-from kd_jax.cli.memory import with_large_pages
 from kd_jax.cli.tyro_errors import one_line_errors
 from kd_jax.errors import KdError, Preempted
+from kd_jax.fields import field_types
 from kd_jax.runtime import hosts, preemption
 
-DISK = {  # error of the system when nothing more can be written -> remedy
-    errno.ENOSPC: "free some",
-    errno.EDQUOT: "free some of it",
-    errno.EFBIG: "allow larger files (ulimit -f)",
-    errno.EROFS: "make it writable",
-    errno.EACCES: "give this user access",
-}
+OTHER_WORDS = {"train": "teacher or student", "distill": "run", "distil": "run", "predict": "generate"}
 HELP = """\
 Knowledge distillation of language-generation models in JAX.
 
@@ -37,7 +33,7 @@ commands:
   kd-jax --version               the version
 
 to start with:
-  kd-jax run experiments/configs/smoke.py --workdir runs/smoke             a first look, one to four minutes
+  kd-jax run experiments/configs/smoke.py --workdir runs/smoke             a first look, one to six minutes
   kd-jax run experiments/configs/quickstart.py --workdir runs/quickstart   7 to 14 minutes on two cores
 
 Results go to standard output, progress to standard error. The exit code is 0, 2 after a one-line error, or 130 when
@@ -47,7 +43,7 @@ is the same as `kd-jax`.
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; return 0, 2 after one line on standard error, or 130 after Ctrl-C."""
+    """Run one command; return 0, 2 after one line on standard error, 1 if that is a bug, or 130 after Ctrl-C."""
     try:
         parsed = parse(arguments)
         if parsed is None:
@@ -56,41 +52,27 @@ def main(arguments: Sequence[str]) -> int:
         from kd_jax.runtime.compilation_cache import use_compilation_cache
 
         use_compilation_cache()
-        sigterm = preemption.handle_sigterm() if command.handles_sigterm else contextlib.nullcontext()
-        with hosts.coordinated_exit(), sigterm, contextlib.ExitStack() as locks:
+        signals = preemption.handle_signals(command.handles_sigterm)
+        with hosts.coordinated_exit(), signals, contextlib.ExitStack() as locks:
             call = command.prepare(overrides, locks)
+            preemption.poll()
             call()
-    except KdError as error:
-        return _fail(str(error))
+            if sys.stdout:
+                sys.stdout.flush()  # a full disk is known here
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, RuntimeError, ValueError) as error:  # ArrayRecord and orbax have no errno of their own
-        for number, remedy in DISK.items():
-            if os.strerror(number) in str(error):
-                reason = f"{os.strerror(number)} ({str(error).splitlines()[0][:200]})"
-                return _fail(f"{reason}. To continue, {remedy} and run the same command again: files there are whole.")
-        raise
     except Preempted:
         print("stopped by SIGTERM; the same command resumes the run", file=sys.stderr)
         return 0
     except KeyboardInterrupt:
-        print("\nstopped; the same command resumes from the last checkpoint", file=sys.stderr)
+        print(preemption.last_line(signal.SIGINT), file=sys.stderr)
         return 130
+    except Exception as error:
+        message, code = failures.explain(error)
+        failures.show(message)
+        return code
     return 0
-
-
-def entry() -> None:
-    """Run the command of sys.argv and exit; start the process again first if its memory would be in small pages."""
-    environment = with_large_pages(os.environ)
-    if sys.platform == "linux" and environment != dict(os.environ):
-        os.execve(sys.executable, sys.orig_argv, environment)
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code:
-        # Threads of an interrupted library must not add tracebacks to the one line.
-        os._exit(code)
 
 
 def parse(arguments: Sequence[str]) -> tuple[Command, list[str]] | None:
@@ -103,14 +85,15 @@ def parse(arguments: Sequence[str]) -> tuple[Command, list[str]] | None:
         print(__version__)
         return None
     if name not in COMMANDS:
-        (nearest,) = difflib.get_close_matches(name, COMMANDS, 1, 0.0) or ["run"]
-        raise KdError(f"unknown command {name!r}: expected {', '.join(COMMANDS)}. Did you mean {nearest}?")
+        nearest = difflib.get_close_matches(name, [*COMMANDS, *OTHER_WORDS], 1)
+        suggestion = f" Did you mean {OTHER_WORDS.get(nearest[0], nearest[0])}?" if nearest else ""
+        raise KdError(f"unknown command {name!r}: expected {', '.join(COMMANDS)}.{suggestion}")
     kind = COMMANDS[name]
     if {"-h", "--help"} & set(words):
         _print_help(name, words)
         return None
     check_options(name, words)
-    with one_line_errors():
+    with one_line_errors(words, option_types(kind)):
         command, rest = _parse(name, words)
     if rest and not kind.takes_overrides:
         raise KdError(f"{name}: unexpected word {rest[0]!r}. See `kd-jax {name} --help`.")
@@ -146,9 +129,17 @@ def option_names(kind: type) -> list[str]:
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.default):
             names += option_names(type(field.default))
-        elif field.name not in ("config", "files"):  # positional
+        elif field.name not in ("config", "files") or field.default is not dataclasses.MISSING:  # not positional
             names.append(f"--{field.name.replace('_', '-')}")
     return names
+
+
+def option_types(kind: type) -> dict[str, Any]:
+    """Return field -> type of a command's options, with those of the option groups in it."""
+    types: dict[str, Any] = {}
+    for name, hint in field_types(kind).items():
+        types |= option_types(hint) if dataclasses.is_dataclass(hint) else {name: hint}
+    return types
 
 
 def _parse(name: str, words: Sequence[str]) -> tuple[Command, list[str]]:
@@ -175,8 +166,3 @@ def _print_help(name: str, words: Sequence[str]) -> None:
 
 def _summary(kind: type[Command]) -> str:
     return (kind.__doc__ or "").splitlines()[0]
-
-
-def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 2

@@ -1,6 +1,8 @@
 """An experiment with fields replaced from the command line."""
 
 import dataclasses
+import difflib
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +14,7 @@ from kd_jax import config
 from kd_jax.cli.tyro_errors import one_line_errors
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, ResolvedExperiment, resolve
+from kd_jax.fields import check_fields
 from kd_jax.phases.check import check
 
 WRITTEN = (bool, int, float, str, type(None))  # types of options, beside tuples and literals of them
@@ -22,8 +25,11 @@ def apply_overrides(path: str, overrides: Sequence[str]) -> ResolvedExperiment:
     experiment = config.load_experiment(path)
     if not isinstance(experiment, Experiment):
         raise KdError(f"config {path}: expected `experiment` to be an Experiment, got {type(experiment).__name__}.")
+    check_fields(experiment)
     defaults = narrow(experiment)
-    with one_line_errors():
+    types = option_types(defaults)
+    check_names(overrides, types)
+    with one_line_errors(overrides, types):
         parsed = tyro.cli(
             type(defaults),
             prog=f"kd-jax COMMAND {path}",
@@ -34,6 +40,33 @@ def apply_overrides(path: str, overrides: Sequence[str]) -> ResolvedExperiment:
     experiment = resolve(widen(experiment, parsed))
     check(experiment)
     return experiment
+
+
+def option_types(narrowed: Any, prefix: str = "") -> dict[str, Any]:
+    """Return dotted field, with `_` between words -> type, for each option of what `narrow` has made."""
+    if isinstance(narrowed, Mapping):
+        items = {name: (item, type(item)) for name, item in narrowed.items()}
+    else:
+        items = {f.name: (getattr(narrowed, f.name), f.type) for f in dataclasses.fields(narrowed)}
+    options: dict[str, Any] = {}
+    for name, (item, hint) in items.items():
+        field = f"{prefix}{name}".replace("-", "_")
+        if dataclasses.is_dataclass(item) or (item and isinstance(item, Mapping)):
+            options |= option_types(item, f"{field}.")
+        else:
+            options[field] = hint
+    return options
+
+
+def check_names(overrides: Sequence[str], types: Mapping[str, Any]) -> None:
+    """Check that every option is a field."""
+    for word in (word for word in overrides if re.match(r"--\w", word) and word != "--help"):
+        option = word.partition("=")[0]
+        if (name := option[2:].replace("-", "_")) not in types:
+            below = [field for field in types if field.startswith(f"{name}.")]
+            nearest = below or difflib.get_close_matches(name, types, 1)
+            suggestion = f" Did you mean --{nearest[0].replace('_', '-')}?" if nearest else ""
+            raise KdError(f"{option}: expected a field of the experiment, got none of this name.{suggestion}")
 
 
 def narrow(value: Any) -> Any:

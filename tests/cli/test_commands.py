@@ -1,7 +1,6 @@
 """The commands' options: help, defaults, and options that do not fit."""
 
 import dataclasses
-import difflib
 import subprocess
 import sys
 import time
@@ -92,13 +91,22 @@ def test_a_misspelt_option_suggests_the_nearest(command, capsys):
     assert f"unknown option {option[:-1]}. Did you mean {option}?" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name, nearest", [("rn", "run"), ("students", "student"), ("import", "report"), ("", "run")])
-def test_a_misspelt_command_suggests_the_nearest(name, nearest, capsys):
+@pytest.mark.parametrize(
+    "name, suggestion",
+    [
+        ("rn", " Did you mean run?"),
+        ("students", " Did you mean student?"),
+        ("evalaute", " Did you mean evaluate?"),
+        ("trian", " Did you mean teacher or student?"),
+        ("", ""),
+        ("\x1b[2J", ""),
+    ],
+)
+def test_a_misspelt_command_suggests_the_nearest(name, suggestion, capsys):
     assert main([name]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: unknown command '{name}': expected run, prepare, ") and error.count("\n") == 1
-    if difflib.get_close_matches(name, COMMANDS):
-        assert f"Did you mean {nearest}?" in error
+    assert error.startswith("error: unknown command ") and error.endswith(f", export.{suggestion}\n")
+    assert error.count("\n") == 1 and "\x1b" not in error
 
 
 @pytest.mark.parametrize(
@@ -134,13 +142,13 @@ def test_an_option_of_another_command_names_it(words, message, capsys):
         ("new", "missing CONFIG, --task"),
         ("import-logprobs f --workdir w", "missing --format {vllm,sglang,distillkit,maxtext}, --temperature T, --mode"),
         ("import-logprobs --workdir w --format vllm --temperature 1 --mode raw", "expected files with log-prob"),
-        ("export --workdir w --to x --format onnx", "invalid choice 'onnx' for argument '--format'"),
-        ("generate --workdir w --beam two", "Error parsing --beam"),
-        ("generate --workdir w --seed", "Missing value for argument '--seed'"),
+        ("export --workdir w --to x --format onnx", "--format: expected transformers or jax, got 'onnx'."),
+        ("generate --workdir w --beam two", "--beam: expected an integer, got 'two'."),
+        ("generate --workdir w --seed", "--seed: expected an integer, got none."),
         ("run c.py --workdir w --profile 0:3", "--profile: expected FIRST:LAST, training steps from 1, got 0:3"),
         ("run c.py --workdir w --profile 5", "--profile: expected FIRST:LAST"),
         ("run c.py --workdir w --processes 0", "--processes: expected an integer in [1, 999], got 0"),
-        ("run c.py --workdir w --processes two", "Error parsing --processes"),
+        ("run c.py --workdir w --processes two", "--processes: expected an integer, got 'two'."),
         ("run c.py --workdir w --beam-runner DirectRunner --processes 2", "--processes: expected no --beam-runner"),
         ("run c.py --workdir w --beam-options x", "--beam-options: expected --beam-runner beside it"),
         ("run c.py --workdir w --patience 9", "--patience: expected --host beside it"),
