@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 
 import jinja2
 
+from kd_jax.printable import printable
+
 Sample = Mapping[str, str]
 Runs = list[tuple[str, bool]]  # (text, whether it departs from the teacher's)
 EMPTY = "–"
@@ -138,6 +140,28 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|~#$!])", r"\\\1", line)
 
 
+def code_block(text: str, language: str = "") -> str:
+    """Return a fenced block of code, which no backticks in the text end."""
+    fence = _longer_fence(text, 3)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def code_span(text: str) -> str:
+    r"""Return one line as code within a paragraph.
+
+    Examples:
+      >>> code_span("a `b`")
+      '`` a `b` ``'
+    """
+    fence, line = _longer_fence(text, 1), " ".join(text.split())
+    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
+
+
+def _longer_fence(text: str, least: int) -> str:
+    """Return a run of at least `least` backticks that is longer than every run in the text."""
+    return "`" * max(least, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+
+
 def markdown(document: Document) -> str:
     """Render the report as Markdown."""
     lines = [f"# {escape_markdown(document.title)}", "", escape_markdown(document.lead), ""]
@@ -147,7 +171,7 @@ def markdown(document: Document) -> str:
         if heading and body:
             lines += [f"## {escape_markdown(heading)}", ""]
         lines += body
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def html(document: Document) -> str:
@@ -159,4 +183,4 @@ def html(document: Document) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("report.html.j2").render(document=document)
+    return printable(environment.get_template("report.html.j2").render(document=document))

@@ -9,6 +9,7 @@ import textwrap
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
+from kd_jax.printable import printable
 from kd_jax.runtime import hosts, preemption
 
 PLAIN_SECONDS = 10.0  # between two lines of a bar without a terminal
@@ -17,13 +18,13 @@ PLAIN_SECONDS = 10.0  # between two lines of a bar without a terminal
 def log(text: str) -> None:
     """Print a line to standard error, on the main process."""
     if hosts.is_main_process():
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_result(text: str) -> None:
     """Print a result (a table, a closing line) to standard output, on the main process."""
     if hosts.is_main_process():
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def format_seconds(seconds: float) -> str:
