@@ -13,7 +13,8 @@ from kd_jax.evaluation.loaded_model import LoadedModel
 from kd_jax.experiment import Experiment, ResolvedExperiment, resolve
 from kd_jax.phases.check import check
 from kd_jax.phases.run import run as run_phases
-from kd_jax.phases.workdirs import lock_workdir, open_workdir, read_experiment
+from kd_jax.phases.workdirs import lock_workdir, open_run, open_workdir, read_experiment
+from kd_jax.provenance import PHASES, check_built
 from kd_jax.runtime.compilation_cache import use_compilation_cache
 from kd_jax.types import Batch
 
@@ -47,23 +48,26 @@ def run(experiment: Experiment, workdir: str | Path, force: bool = False) -> dic
     resolved = resolve(experiment)
     check(resolved)
     folder = open_workdir(workdir)
-    with lock_workdir(folder, resolved):
+    with lock_workdir(folder, resolved, force=PHASES if force else ()):
         run_phases(resolved, folder, force)
         return manifest.read_json(folder.report.file("report.json"))
 
 
-def load_model(path: str | Path, name: str = "student_kd") -> LoadedModel:
+def load_model(path: str | Path, name: str = "student_kd", experiment: Experiment | None = None) -> LoadedModel:
     """Load a trained model of a run, or a model in Hugging Face's layout.
 
     Args:
       path: the workdir of a run, or a local folder with config.json, safetensors and a tokenizer.
       name: "teacher" or a student's name; not used for a folder in Hugging Face's layout.
+      experiment: the one that the run was made with; needed if its task, tokenizer or model is of a class of your own,
+        since reading a workdir imports none. It is compared with the run.
 
     Returns:
       The model, with `generate` and `log_likelihood`, its parameters and its pure functions.
 
     Raises:
-      KdError: if the folder holds no model of this name, or its architecture is not supported.
+      KdError: if the folder holds no model of this name, its architecture is not supported, or the experiment or a
+        folder that the model was made from has changed since.
 
     Examples:
       >>> student = load_model("runs/smoke", "student_kd")  # doctest: +SKIP
@@ -79,8 +83,8 @@ folder.
     folder = files.as_path(path)
     if (folder / "config.json").exists():
         return LoadedModel.from_folder(folder)
-    workdir, experiment = _open_run(path, name)
-    return LoadedModel.from_run(experiment, workdir, name)
+    workdir, resolved = _open_run(path, name, experiment)
+    return LoadedModel.from_run(resolved, workdir, name)
 
 
 def load_batches(
@@ -88,6 +92,7 @@ def load_batches(
     split: str = "validation",
     name: str = "student_kd",
     batch_size: int = INFERENCE_BATCH_SIZE,
+    experiment: Experiment | None = None,
 ) -> EvalBatches[Batch]:
     """Return the batches of a prepared split: every example once, on the host.
 
@@ -96,6 +101,7 @@ def load_batches(
       split: "train", "validation" or "test".
       name: of the model that the rows are for, "teacher" or a student's name.
       batch_size: rows of a batch.
+      experiment: as in `load_model`.
 
     Raises:
       KdError: if the folder holds no run, or the split is not prepared.
@@ -105,9 +111,10 @@ def load_batches(
       >>> sum(int(batch.mask_BT.sum()) for batch in batches)  # doctest: +SKIP
       1043
     """
-    workdir, experiment = _open_run(path, name)
-    layout = experiment.recipes[name].model.layout(workdir.data.outputs()["start"])
-    return EvalBatches(Split(workdir.data, split), layout, experiment.shapes, batch_size)
+    workdir, resolved = _open_run(path, name, experiment)
+    check_built(f"the model of {name}", resolved.recipes[name].model)
+    layout = resolved.recipes[name].model.layout(workdir.data.outputs()["start"])
+    return EvalBatches(Split(workdir.data, split), layout, resolved.shapes, batch_size)
 
 
 def read_metrics(path: str | Path, name: str = TEACHER) -> dict[str, np.ndarray]:
@@ -129,23 +136,33 @@ def read_metrics(path: str | Path, name: str = TEACHER) -> dict[str, np.ndarray]
       >>> import matplotlib.pyplot as plt  # doctest: +SKIP
       >>> plt.plot(metrics["step"], metrics["loss"], ".")  # doctest: +SKIP
     """
-    workdir, _ = _open_run(path, name)
+    workdir = _find_run(path)
+    _check_name(read_experiment(workdir), name)
     rows = metrics_log.read(workdir.model(name).path / "metrics.jsonl")
     metrics = sorted({metric for row in rows for metric in row} - {"step"})
     arrays = {metric: np.asarray([row.get(metric, np.nan) for row in rows], np.float64) for metric in metrics}
     return {"step": np.asarray([row["step"] for row in rows], np.int64)} | arrays
 
 
-def _open_run(path: str | Path, name: str) -> tuple[Workdir, ResolvedExperiment]:
+def _open_run(path: str | Path, name: str, experiment: Experiment | None) -> tuple[Workdir, ResolvedExperiment]:
     """Return a run's workdir and experiment.
 
     Raises:
-      KdError: if there is no run, or it has no model of this name.
+      KdError: if there is no run, it is not of this experiment, or it has no model of this name.
     """
+    _find_run(path)
+    workdir, resolved = open_run(path, None if experiment is None else resolve(experiment))
+    _check_name(resolved, name)
+    return workdir, resolved
+
+
+def _find_run(path: str | Path) -> Workdir:
     workdir = open_workdir(path)
     if not workdir.config.exists():
         raise KdError(f"path: expected a run's workdir or a folder with config.json, got {path}. Name another folder.")
-    experiment = read_experiment(workdir)
+    return workdir
+
+
+def _check_name(experiment: ResolvedExperiment, name: str) -> None:
     if name not in experiment.recipes:
         raise KdError(f"name: expected one of {', '.join(experiment.recipes)}, got {name}.")
-    return workdir, experiment

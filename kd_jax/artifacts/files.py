@@ -9,6 +9,7 @@ Each function writes on whatever host calls it. Where several hosts share a file
 """
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -182,6 +183,43 @@ def list_files(folder: Path) -> Iterator[Path]:
             yield from list_files(path)
         else:
             yield path
+
+
+def check_inside(folder: Path) -> None:
+    """Check that no link in a folder leads out of it, and that all else in it are files and folders.
+
+    The folder may be a stranger's: what is written through a link would change files of the user. The folder itself may
+    be a link, since the user has named it.
+
+    Raises:
+      KdError: names the first such path.
+    """
+    root = os.path.realpath(folder)
+    for path, folders, names in os.walk(folder):
+        for one in (Path(path, name) for name in sorted(folders + names)):
+            if one.is_symlink():
+                target = os.path.realpath(one)
+                if os.path.commonpath([root, target]) != root:
+                    raise KdError(
+                        f"{one}: expected a file or folder of the workdir, got a link out of it, to {target}. "
+                        "Remove it, or copy the folder there."
+                    )
+            elif one.exists() and not (one.is_file() or one.is_dir()):
+                raise KdError(f"{one}: expected a file or a folder, got a pipe, socket or device. Remove it.")
+
+
+def open_unlinked(path: str, flags: int) -> int:
+    """Open a file as `open` does with `opener=open_unlinked`, but never through a link.
+
+    Raises:
+      KdError: if the path is a link.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise KdError(f"{path}: expected a file of kd_jax, got a link. Remove it.") from error
 
 
 def free_bytes(path: Path) -> int | None:

@@ -53,14 +53,11 @@ class Folder:
         self._refuse_foreign_files()
         if force and self.path.exists():
             files.remove_tree(self.path)
-        inputs = json.loads(json.dumps(dict(inputs)))
-        finished = self.finished()
-        begun = finished or (self.path / "inputs.json").exists()
-        if begun and (finished or self._contents() != ["inputs.json"]):  # a begun folder without output may change
-            self._refuse_other_inputs(self.inputs(), inputs)
+        if self.has_output():  # a begun folder without output may change
+            self.check_inputs(inputs)
         else:
-            write_json(self.path / "inputs.json", {"phase": self.phase, "inputs": inputs})
-        return not finished
+            write_json(self.path / "inputs.json", {"phase": self.phase, "inputs": dict(inputs)})
+        return not self.finished()
 
     def finish(self, outputs: Mapping[str, Any], seconds: float) -> None:
         """Mark the phase as finished, with JSON-able outputs and its seconds; the manifest is its last file."""
@@ -84,6 +81,10 @@ class Folder:
         """Return whether the phase is finished."""
         return (self.path / "manifest.json").exists()
 
+    def has_output(self) -> bool:
+        """Return whether the phase has begun and written files, so that the folder depends on its inputs."""
+        return self.finished() or ((self.path / "inputs.json").exists() and self._contents() != ["inputs.json"])
+
     def manifest(self) -> dict[str, Any]:
         """Return the folder's manifest."""
         path = self.path / "manifest.json"
@@ -94,6 +95,10 @@ class Folder:
             raise KdError(f"{path}: expected the manifest as written, got an edited one. {self._remedy}")
         return manifest
 
+    def digest(self) -> str:
+        """Return the digest of the finished folder's manifest; no other call of the phase gives the same."""
+        return _digest(self.manifest())
+
     def outputs(self) -> dict[str, Any]:
         """Return the outputs of the finished phase; raise as `manifest`."""
         return self.manifest()["outputs"]
@@ -101,6 +106,32 @@ class Folder:
     def inputs(self) -> dict[str, Any]:
         """Return the inputs that the phase was begun with; raise as `manifest`."""
         return self.manifest()["inputs"] if self.finished() else read_json(self.path / "inputs.json")["inputs"]
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Check that the folder was begun with these inputs; raise KdError for the first that differs."""
+        before, now = self.inputs(), json.loads(json.dumps(dict(inputs)))
+        for name in sorted(now.keys() | before.keys()):
+            if name not in now or name not in before or before[name] != now[name]:
+                raise self.other_input(name, before, now)
+
+    def other_input(self, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> KdError:
+        """Return the error for an input that differs from the one that the folder was made with.
+
+        Args:
+          name: a field of the experiment, "consumed.NAME" for the digest of what the phase read, or "code.MODULE" for
+            the digest of a module of the user's.
+          before: the folder's inputs.
+          now: the inputs that it would be made with now.
+        """
+        old, new = (json.dumps(inputs[name]) if name in inputs else "absent" for inputs in (before, now))
+        kind, _, rest = name.partition(".")
+        if kind == "consumed":
+            problem = f"expected to be made with {rest} {new}, got {old}"
+        elif kind == "code":
+            problem = f"the source of {rest} has changed: expected {old}, which the folder was made with, got {new}"
+        else:
+            problem = f"expected {name} = {old}, which the folder was made with, got {new}"
+        return KdError(f"{self.path}: {problem}. Choose another --workdir, or run `{self._redo}`.")
 
     def file(self, name: str) -> Path:
         """Return the path of a file of the finished phase, its bytes checked."""
@@ -114,8 +145,13 @@ class Folder:
         return path
 
     @property
+    def _redo(self) -> str:
+        only = f" --only {self.path.name}" if self.phase == "student" else ""
+        return f"{self.phase} --force{only}"
+
+    @property
     def _remedy(self) -> str:
-        return f"Run `{self.phase} --force` again."
+        return f"Run `{self._redo}` again."
 
     def _contents(self) -> list[str]:
         """Return the names in the folder, without partial files of killed writers."""
@@ -145,15 +181,6 @@ class Folder:
             f"{self.path}: expected files of kd_jax, got {contents[0]}, or inputs.json was deleted. Move the files "
             "away, or choose another --workdir."
         )
-
-    def _refuse_other_inputs(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        for name in sorted(now.keys() | before.keys()):
-            if name not in now or name not in before or before[name] != now[name]:
-                old, new = (json.dumps(inputs[name]) if name in inputs else "absent" for inputs in (before, now))
-                raise KdError(
-                    f"{self.path}: expected {name} = {old}, which the folder was made with, got {new}. Choose another "
-                    f"--workdir, or run `{self.phase} --force`."
-                )
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

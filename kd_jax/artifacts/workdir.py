@@ -55,7 +55,7 @@ class Workdir:
 
     def hypotheses(self, split: str, beam: int) -> Folder:
         """Return the folder of the teacher's beam for every example of a split."""
-        return Folder(self.path / "pseudo" / f"{split}_beam{beam}", "cache")
+        return Folder(self.path / "pseudo" / _folder_name(f"{split}_beam{beam}"), "cache")
 
     def split(self, targets: str) -> Folder:
         """Return the folder of the training split with these pseudo-targets; "" for the data's targets."""
@@ -132,7 +132,7 @@ class Workdir:
 
     @contextlib.contextmanager
     def _file_lock(self, name: str, kind: int) -> Iterator[None]:
-        with open(self.path / name, "a+", encoding="utf-8") as file:
+        with open(self.path / name, "a+", encoding="utf-8", opener=files.open_unlinked) as file:
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -6,8 +6,9 @@ This module imports no JAX, so that `--help` is quick: a command imports its pha
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from kd_jax.errors import KdError
-from kd_jax.runtime import hosts, preemption
+from kd_jax.runtime import hosts, preemption, rendezvous
 
 if TYPE_CHECKING:
     from kd_jax.artifacts.workdir import Workdir
     from kd_jax.batches.workers import Workers
     from kd_jax.experiment import ResolvedExperiment
 
+MAX_DEVICES = 10_000  # that `plan` simulates
 Call = Callable[[], object]
 Config = Annotated[str, Positional, arg(metavar="CONFIG", help="Python file that defines `experiment`.")]
 Folder = Annotated[
@@ -32,6 +34,9 @@ Folder = Annotated[
 Model = Annotated[str, arg(metavar="NAME", help="`teacher` or a student; empty for the distilled student.")]
 Force = Annotated[bool, arg(help="Redo finished work from the start.")]
 Share = Annotated[str, arg(metavar="NUMBER/COUNT")]
+RunConfig = Annotated[
+    str, arg(metavar="CONFIG", help="Python file of the run; needed for a task, tokenizer or model of your own.")
+]
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class HostOptions:
     """Where process 0 listens; needed unless --host auto."""
     patience: Annotated[float, arg(metavar="SECONDS")] = hosts.PATIENCE
     """Seconds without progress after which all processes end."""
+    wait: Annotated[float | None, arg(metavar="SECONDS")] = None
+    """Seconds to wait for the other processes at the start; None for 20, or for 300 with --host auto."""
 
     def __post_init__(self) -> None:
         """Raise KdError for options that do not fit together."""
@@ -51,8 +58,13 @@ class HostOptions:
             parse_share("host", self.host)
             if not self.coordinator:
                 raise KdError("--coordinator: expected ADDRESS:PORT of process 0, got none. Example: 10.0.0.1:1234.")
-        if not self.host and (self.coordinator or self.patience != hosts.PATIENCE):
-            option = "coordinator" if self.coordinator else "patience"
+            rendezvous.parse_address(self.coordinator)
+        for option, seconds in {"patience": self.patience, "wait": self.wait}.items():
+            if seconds is not None and not 1 <= seconds <= 10**6:
+                raise KdError(f"--{option}: expected 1 to 1000000 seconds, got {seconds}.")
+        given = {"coordinator": self.coordinator, "patience": self.patience != hosts.PATIENCE, "wait": self.wait}
+        if not self.host and any(given.values()):
+            option = next(name for name, value in given.items() if value)
             raise KdError(f"--{option}: expected --host beside it, got none. Add this process's number: --host 0/4.")
 
     def join(self, workdir: str) -> None:
@@ -63,7 +75,8 @@ class HostOptions:
             return
         if files.in_s3(files.as_path(workdir)):
             raise KdError(f"--host: expected a workdir in gs:// or on a disk, got {workdir}. In s3:// one host works.")
-        hosts.join(None if self.host == "auto" else parse_share("host", self.host), self.coordinator, self.patience)
+        process = None if self.host == "auto" else parse_share("host", self.host)
+        hosts.join(process, self.coordinator, self.patience, self.wait, preemption.poll)
         preemption.install_handler()
 
 
@@ -154,15 +167,28 @@ class PhaseCommand(Command):
     takes_overrides = True
 
     def open(
-        self, overrides: Sequence[str], locks: ExitStack, writer: tuple[int, int] | None = None
+        self,
+        overrides: Sequence[str],
+        locks: ExitStack,
+        writer: tuple[int, int] | None = None,
+        force: Collection[str] = (),
+        only: str = "",
     ) -> tuple[ResolvedExperiment, Workdir]:
-        """Join the other hosts, load the experiment and lock the workdir."""
-        from kd_jax.cli.overrides import apply_overrides
+        """Join the other hosts, load the experiment, lock the workdir and compare it; see `lock_workdir`."""
+        from kd_jax.cli.overrides import resolve_overrides
+        from kd_jax.config import flatten
+        from kd_jax.phases.check import check
         from kd_jax.phases.workdirs import lock_workdir, open_workdir
 
         self.hosts.join(self.workdir)
-        experiment, workdir = apply_overrides(self.config, overrides), open_workdir(self.workdir)
-        locks.enter_context(lock_workdir(workdir, experiment, writer))
+        experiment = resolve_overrides(self.config, overrides)
+        if hosts.process().count > 1:
+            text = hashlib.blake2b(Path(self.config).read_bytes(), digest_size=4).hexdigest()
+            options = {"command": type(self).__name__, "--force": sorted(force), "--only": only}
+            hosts.check_same({**options, **flatten(experiment), "CONFIG": f"a text with the digest {text}"})
+        check(experiment)
+        workdir = open_workdir(self.workdir)
+        locks.enter_context(lock_workdir(workdir, experiment, writer, force, only))
         return experiment, workdir
 
 
@@ -180,9 +206,10 @@ class Run(PhaseCommand):
     def prepare(self, overrides: Sequence[str], locks: ExitStack) -> Call:
         """Return the call of all phases."""
         from kd_jax.phases import run
+        from kd_jax.provenance import PHASES
 
         self.monitoring.check(self.workdir)
-        experiment, workdir = self.open(overrides, locks)
+        experiment, workdir = self.open(overrides, locks, force=PHASES if self.force else ())
         workers, monitoring = self.workers.workers(workdir), self.monitoring
         return partial(
             run.run, experiment, workdir, self.force, workers, profile=monitoring.steps, metrics=monitoring.metrics
@@ -200,7 +227,7 @@ class Prepare(PhaseCommand):
         """Return the phase's call, which the main process makes for all."""
         from kd_jax.phases import prepare
 
-        experiment, workdir = self.open(overrides, locks)
+        experiment, workdir = self.open(overrides, locks, force=["prepare"] if self.force else ())
         workers = self.workers.workers(workdir)
         return partial(hosts.run_on_main, partial(prepare.run, experiment, workdir, self.force, workers))
 
@@ -217,7 +244,7 @@ class Teacher(PhaseCommand):
         from kd_jax.phases import teacher
 
         self.monitoring.check(self.workdir)
-        experiment, workdir = self.open(overrides, locks)
+        experiment, workdir = self.open(overrides, locks, force=["teacher"] if self.force else ())
         steps, metrics = self.monitoring.steps, self.monitoring.metrics
         return partial(teacher.run, experiment, workdir, self.force, profile=steps, metrics=metrics)
 
@@ -237,7 +264,7 @@ class Cache(PhaseCommand):
         writer = parse_share("writer", self.writer) if self.writer else None
         if writer and self.hosts.host:
             raise KdError("--writer: expected no --host beside it, since hosts share the work already. Leave it out.")
-        experiment, workdir = self.open(overrides, locks, writer)
+        experiment, workdir = self.open(overrides, locks, writer, ["cache"] if self.force else ())
         return partial(cache.run, experiment, workdir, self.force, writer)
 
 
@@ -255,7 +282,8 @@ class Student(PhaseCommand):
         from kd_jax.phases import student
 
         self.monitoring.check(self.workdir)
-        experiment, workdir = self.open(overrides, locks)
+        force = ["student"] if self.force else ()
+        experiment, workdir = self.open(overrides, locks, force=force, only=self.only)
         steps, metrics = self.monitoring.steps, self.monitoring.metrics
         return partial(student.run, experiment, workdir, self.force, self.only, profile=steps, metrics=metrics)
 
@@ -270,7 +298,7 @@ class Evaluate(PhaseCommand):
         """Return the phase's call."""
         from kd_jax.phases import evaluate
 
-        experiment, workdir = self.open(overrides, locks)
+        experiment, workdir = self.open(overrides, locks, force=["evaluate"] if self.force else ())
         return partial(evaluate.run, experiment, workdir, self.force)
 
 
@@ -334,8 +362,9 @@ class Plan(Command):
 
     def __post_init__(self) -> None:
         """Raise KdError for options that do not fit together."""
-        if self.devices < 0 or (self.kind and not self.devices):
-            raise KdError(f"--devices: expected an integer of at least 1, got {self.devices}. Example: --devices 256.")
+        if not 0 <= self.devices <= MAX_DEVICES or (self.kind and not self.devices):
+            expected = f"an integer in [1, {MAX_DEVICES}]"
+            raise KdError(f"--devices: expected {expected}, got {self.devices}. Example: --devices 256.")
         if self.only and not self.devices:
             raise KdError("--only: expected --devices and --kind beside it, got none. Add them or leave it out.")
 
@@ -412,7 +441,8 @@ class Ablate(Command):
         locks.enter_context(workdir.lock())
         for seed in self.seeds:
             seeded = dataclasses.replace(experiment, seed=seed)
-            locks.enter_context(lock_workdir(workdir.seed(seed), seeded))
+            force = ["evaluate"] if self.force else ()
+            locks.enter_context(lock_workdir(workdir.seed(seed), seeded, force=force))
         return partial(ablate.run, experiment, workdir, self.seeds, metrics, self.force)
 
 
@@ -439,6 +469,7 @@ class ImportLogprobs(Command):
     sum_error: Annotated[float, arg(metavar="E")] = 1e-3
     """How much above one the probabilities of a position may sum to."""
     force: Force = False
+    config: RunConfig = ""
 
     handles_sigterm = False
 
@@ -450,11 +481,10 @@ class ImportLogprobs(Command):
     def prepare(self, overrides: Sequence[str], locks: ExitStack) -> Call:
         """Return the phase's call."""
         from kd_jax.phases import import_logprobs
-        from kd_jax.phases.workdirs import open_workdir, read_experiment
         from kd_jax.teaching.imported.base import LogprobSource
 
-        workdir = open_workdir(self.workdir)
-        experiment, files = read_experiment(workdir), [Path(file) for file in self.files]
+        experiment, workdir = open_run(self.workdir, self.config)
+        files = [Path(file) for file in self.files]
         source = LogprobSource(
             self.format, self.temperature, self.mode, self.sequence, missing=self.missing, sum_error=self.sum_error
         )
@@ -488,16 +518,15 @@ class Generate(Command):
     """Divide the logits of tokens that were written before; 1 for none."""
     seed: Annotated[int | None, arg(metavar="N")] = None
     """Seed of the sampling."""
+    config: RunConfig = ""
 
     handles_sigterm = False
 
     def prepare(self, overrides: Sequence[str], locks: ExitStack) -> Call:
         """Return the call that answers standard input."""
         from kd_jax.phases import generate
-        from kd_jax.phases.workdirs import open_workdir, read_experiment
 
-        workdir = open_workdir(self.workdir)
-        experiment = read_experiment(workdir)
+        experiment, workdir = open_run(self.workdir, self.config)
         try:
             decoding = experiment.task.decoding.replace(
                 beam=self.beam,
@@ -523,6 +552,7 @@ class Score(Command):
     """JSON lines with the task's fields, or a text file for each field in their order: --test new.en new.fr."""
     model: Annotated[str, arg(metavar="NAME")] = ""
     """`teacher` or a student; empty for all models."""
+    config: RunConfig = ""
 
     handles_sigterm = False
 
@@ -534,10 +564,9 @@ class Score(Command):
     def prepare(self, overrides: Sequence[str], locks: ExitStack) -> Call:
         """Return the call that scores the models."""
         from kd_jax.phases import score
-        from kd_jax.phases.workdirs import open_workdir, read_experiment
 
-        workdir = open_workdir(self.workdir)
-        return partial(score.run, read_experiment(workdir), workdir, self.test, self.model)
+        experiment, workdir = open_run(self.workdir, self.config)
+        return partial(score.run, experiment, workdir, self.test, self.model)
 
 
 @dataclass(frozen=True)
@@ -551,16 +580,16 @@ class Export(Command):
     format: Literal["transformers", "jax"] = "transformers"
     """Files that transformers loads, or programs that JAX runs without kd_jax."""
     int8: Annotated[bool, arg(help="Quantize the weights to 8 bits (--format jax alone).")] = False
+    config: RunConfig = ""
 
     handles_sigterm = False
 
     def prepare(self, overrides: Sequence[str], locks: ExitStack) -> Call:
         """Return the call that writes the folder."""
         from kd_jax.phases import export
-        from kd_jax.phases.workdirs import open_workdir, read_experiment
 
-        workdir = open_workdir(self.workdir)
-        return partial(export.run, read_experiment(workdir), workdir, Path(self.to), self.model, self.format, self.int8)
+        experiment, workdir = open_run(self.workdir, self.config)
+        return partial(export.run, experiment, workdir, Path(self.to), self.model, self.format, self.int8)
 
 
 COMMANDS: dict[str, type[Command]] = {
@@ -582,9 +611,18 @@ COMMANDS: dict[str, type[Command]] = {
 }
 
 
+def open_run(path: str, config: str) -> tuple[ResolvedExperiment, Workdir]:
+    """Return the experiment and the workdir of a run; the experiment is read from the workdir if no config is named."""
+    from kd_jax.cli.overrides import apply_overrides
+    from kd_jax.phases.workdirs import open_run
+
+    workdir, experiment = open_run(path, apply_overrides(config, []) if config else None)
+    return experiment, workdir
+
+
 def parse_share(option: str, text: str) -> tuple[int, int]:
     """Parse NUMBER/COUNT, one share of a work that several processes do."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     if not match or not int(match[1]) < int(match[2]):
         raise KdError(f"--{option}: expected NUMBER/COUNT with NUMBER below COUNT, got {text}. Example: 0/4.")
     return int(match[1]), int(match[2])

@@ -18,6 +18,7 @@ from kd_jax.errors import KdError
 from kd_jax.evaluation.closeness import negative_log_likelihood
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
+from kd_jax.provenance import check_model
 from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Compiled
 from kd_jax.students.pretrained import FromHuggingFace
@@ -88,7 +89,12 @@ class LoadedModel:
 
     @classmethod
     def from_run(cls, experiment: ResolvedExperiment, workdir: Workdir, name: str) -> "LoadedModel":
-        """Load a trained model of a run by its name, "teacher" or a student's."""
+        """Load a trained model of a run by its name, "teacher" or a student's.
+
+        Raises:
+          KdError: if the model is not finished, or is not of this experiment and of the run's data and teacher.
+        """
+        check_model(experiment, workdir, name)
         folder = workdir.model(name)
         tokenizer = tokenizers.load(experiment.tokenizer, folder)
         if tokenizers.digest(tokenizer) != folder.inputs()["consumed.tokenizer"]:

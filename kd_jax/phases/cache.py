@@ -1,8 +1,9 @@
 """Write the teacher's signals for every training token to disk."""
 
 from kd_jax.artifacts.manifest import IMPORT_PHASE
-from kd_jax.artifacts.workdir import Workdir
+from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.experiment import ResolvedExperiment, required_signals, targets_name
+from kd_jax.provenance import check_upstream
 from kd_jax.runtime import progress
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching.imported.base import required_signal
@@ -31,6 +32,7 @@ def run(
         required_signal(experiment)
         progress.log(f"cache: imported by `{IMPORT_PHASE}`, nothing to write")
         return
+    check_upstream(experiment, workdir, [workdir.model(TEACHER)])
     teacher = Teacher(experiment, workdir, writer)
     for targets, signals in required_signals(experiment).items():
         if targets is not None:
@@ -39,4 +41,5 @@ def run(
             write_signal(teacher, workdir.cache(targets_name(targets), name), signal, targets, "train", force)
     if experiment.evaluation.cached_k:
         signal = TopK(k=min(experiment.evaluation.cached_k, teacher.vocab_size))
-        write_signal(teacher, workdir.validation_cache, signal, None, "validation", force)
+        fields = {"evaluation.cached_k": experiment.evaluation.cached_k}
+        write_signal(teacher, workdir.validation_cache, signal, None, "validation", force, fields)

@@ -1,9 +1,10 @@
 """Export a trained model as a folder that works without kd_jax: for transformers, or for JAX alone."""
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,30 +23,20 @@ from kd_jax.models.huggingface.write import find_format, write_model
 from kd_jax.models.int8 import Int8, quantize
 from kd_jax.models.transformer import Transformer
 from kd_jax.phases.generate import resolve_model_name
-from kd_jax.reporting import page, tables, verdict
+from kd_jax.phases.report import report_inputs
+from kd_jax.printable import printable
+from kd_jax.provenance import check_model
+from kd_jax.reporting import page, tables, usage, verdict
 from kd_jax.reporting.report import read_report
 from kd_jax.runtime import progress
-from kd_jax.tasks.base import Decoding
+from kd_jax.tasks.base import Decoding, Task
+from kd_jax.tasks.summarization import Summarization
 from kd_jax.tokenizers import base as tokenizers
-from kd_jax.tokenizers.base import Tokenizer
+from kd_jax.tokenizers.base import PromptFormat, Tokenizer
+from kd_jax.tokenizers.marian import LoadedMarian
 from kd_jax.types import Params
 
 FORMATS = ("transformers", "jax")
-AUTO_CLASSES = {"encoder_decoder": "AutoModelForSeq2SeqLM", "decoder_only": "AutoModelForCausalLM"}
-USAGE = {
-    "transformers": """\
-```python
-from transformers import AutoTokenizer, {auto}
-
-tokenizer, model = AutoTokenizer.from_pretrained("."), {auto}.from_pretrained(".")
-ids = model.generate(**tokenizer([{example!r}], return_tensors="pt"))
-print(tokenizer.batch_decode(ids, skip_special_tokens=True))
-```""",
-    "jax": """\
-```
-python generate.py 5 17 9   # token ids of a prompt; it prints ids: the tokenizer in this folder encodes and decodes
-```""",
-}
 INT8_NOTE = ", with int8 weights and a scale for each output channel; activations are not quantized"
 CARD = """\
 ---
@@ -55,10 +46,13 @@ tags: [kd_jax, knowledge-distillation, {task}]
 
 # {experiment}: {name}
 
-`{name}` of the experiment {experiment}{of_teacher} trained with kd_jax on {dataset} ({count:,} training examples).
+The model {name} of the experiment {experiment}{of_teacher} trained with kd_jax on {dataset}
+({count:,} training examples).
 The digest of its parameters is {digest}; exported as {form}.
 
 {use}
+
+{texts}
 
 ## Figures
 
@@ -67,12 +61,11 @@ The digest of its parameters is {digest}; exported as {form}.
 ## How it was made
 
 `python -m kd_jax run CONFIG --workdir DIR`, then
-`python -m kd_jax export --workdir DIR --model {name} --to FOLDER {options}`; seed {seed}; {versions}.
+{export}; seed {seed}; {versions}.
 
-```
 {recipe}
-```
 """
+OWN_WORDING = "The task words its prompts itself, in Python ({0}): this code does not give its prompts."
 
 
 def run(
@@ -114,6 +107,7 @@ def run(
     if to.exists():
         raise KdError(f"--to: expected a new folder, got {to}, which exists. Choose another or move it away.")
     folder, architecture = workdir.model(name), experiment.recipes[name].model
+    check_model(experiment, workdir, name)
     tokenizer = tokenizers.load(experiment.tokenizer, folder)
     transformer = cast(Transformer, architecture)  # find_format refuses other architectures
     form = find_format(transformer).class_name if format == "transformers" else "programs of jax.export"
@@ -125,11 +119,12 @@ def run(
         part = Path(temporary) / to.name
         part.mkdir()
         special_ids = tokenizer.export(part, architecture.family, experiment.task.prompted)
+        use = usage_code(experiment, tokenizer, transformer, format, prompts_of(workdir, experiment.task))
         if format == "transformers":
             write_transformers(part, experiment, transformer, params, tokenizer, special_ids)
         else:
             write_jax(part, experiment, architecture, params, tokenizer, eos=special_ids["eos_token_id"])
-        card = model_card(experiment, workdir, name, form, format, int8)
+        card = model_card(experiment, workdir, name, form, format, int8, use)
         (part / "README.md").write_text(card, encoding="utf-8")
         os.replace(part, to)
     progress.print_result(f"{name}: exported to {to} as {form}")
@@ -146,6 +141,7 @@ def write_transformers(
     """Write weights and settings for transformers; `special_ids` as config.json names them."""
     write_model(to, architecture, params, special_ids, tokenizer.vocab_size)
     settings = generation_config(experiment.task.decoding, max(experiment.prompt_widths))
+    settings["max_new_tokens"] += len(tokenizer.forced_prefix)  # which count as new in transformers
     manifest.write_json(to / "generation_config.json", {**special_ids, **settings, **forced_token_settings(tokenizer)})
 
 
@@ -174,6 +170,8 @@ def write_jax(
         (to / f"{program}.bin").write_bytes(code)
     np.savez(to / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
     settings = {"prompt_length": prompt_length, "max_length": max_length, "eos": eos}
+    if architecture.family == "decoder_only":
+        settings["start"] = tokenizer.start  # the tokenizer's prompts begin with it, and so do the programs
     manifest.write_json(to / "settings.json", settings)
     shutil.copyfile(loader.__file__, to / "generate.py")
 
@@ -202,38 +200,101 @@ def generation_config(decoding: Decoding, max_prompt_length: int) -> dict[str, A
 
 def forced_token_settings(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return transformers' settings of the tokens that every text starts with, and that no text contains."""
+    if len(tokenizer.forced_prefix) > 1:
+        raise KdError(
+            f"--format: expected jax for texts that begin with {len(tokenizer.forced_prefix)} forced tokens, got "
+            "transformers, which forces one."
+        )
     forced = {"forced_bos_token_id": tokenizer.forced_prefix[0]} if tokenizer.forced_prefix else {}
     return forced | ({"bad_words_ids": [[i] for i in tokenizer.suppress_tokens]} if tokenizer.suppress_tokens else {})
 
 
-def model_card(experiment: ResolvedExperiment, workdir: Workdir, name: str, form: str, format: str, int8: bool) -> str:
-    """Return the model card: description, use, figures, and how the model was made."""
+def prompts_of(workdir: Workdir, task: Task) -> list[str]:
+    """Return the first prompts of the validation split that are not empty."""
+    examples = manifest.read_lines(workdir.data.file("validation.jsonl"))[:64]
+    return [prompt for example in examples if (prompt := task.prompt(example)).strip()][:8] or ["a"]
+
+
+def usage_code(
+    experiment: ResolvedExperiment, tokenizer: Tokenizer, architecture: Transformer, format: str, prompts: Sequence[str]
+) -> str:
+    """Return the model card's code blocks: code that gives the texts of `generate`, for the first of some prompts."""
+    task, prompt_format = experiment.task, tokenizer.prompt_format if experiment.task.prompted else PromptFormat()
+    max_tokens = task.document_tokens if isinstance(task, Summarization) else 0
+    encoded = [
+        tokenizer.encode_prompt(text, max_tokens) if task.prompted else tokenizer.encode(text) for text in prompts
+    ]
+    own = any(list(task.encode_prompt(text, tokenizer)) != ids for text, ids in zip(prompts, encoded, strict=True))
+    special_tokens = len(tokenizer.encode_prompt(prompts[0], 1)) - 1
+    if prompt_format.chat:
+        special_tokens = len(tokenizer.encode(prompt_format.prefix.rstrip()))
+    elif architecture.family == "decoder_only":
+        special_tokens += 1  # the start token
+    example, note = prompts[0][:60], [OWN_WORDING.format(type(task).__qualname__)] if own else []
+    options = {"example": example, "max_tokens": max_tokens, "special_tokens": special_tokens}
+    if format == "transformers":
+        code = usage.transformers_code(
+            architecture.family, find_format(architecture).model_type, prompt_format, **options
+        )
+        return "\n\n".join([*note, page.code_block(code, "python")])
+    with_json = not isinstance(tokenizer, LoadedMarian)  # whose pieces are those of two SentencePiece models
+    code = [page.code_block(usage.jax_code(prompt_format, **options), "python")] if with_json else []
+    return "\n\n".join([*note, page.code_block(usage.IDS_CODE), *code])
+
+
+def model_card(
+    experiment: ResolvedExperiment, workdir: Workdir, name: str, form: str, format: str, int8: bool, use: str
+) -> str:
+    """Return the model card: description, use, figures, and how the model was made. Names are escaped."""
     folder, data, task = workdir.model(name), workdir.data.outputs(), experiment.task
     versions = manifest.read_json(folder.path / "manifest.json")["versions"]
-    example = task.prompt(manifest.read_lines(workdir.data.file("validation.jsonl"))[0])[:60]
     of_teacher = "" if name == TEACHER else f", a student of the teacher {workdir.model(TEACHER).outputs()['digest']},"
+    options = f"--format {format}{' --int8' if int8 else ''}"
+    recipe = config.flatten(experiment.recipes[name], name).items()
     return CARD.format(
-        task=task.name,
-        name=name,
-        experiment=experiment.name,
+        task=json.dumps(printable(task.name)),  # a string of JSON is one of YAML
+        name=escape(name),
+        experiment=escape(experiment.name),
         of_teacher=of_teacher,
-        dataset=data["dataset"],
+        dataset=escape(data["dataset"]),
         count=data["counts"]["train"],
         digest=folder.outputs()["digest"],
         form=form,
         library=format,
-        options=f"--format {format}{' --int8' if int8 else ''}",
-        use=USAGE[format].format(auto=AUTO_CLASSES[experiment.recipes[name].model.family], example=example),
-        figures=summary_table(workdir),
+        export=page.code_span(one_line(f"python -m kd_jax export --workdir DIR --model {name} --to FOLDER {options}")),
+        use=use,
+        texts=usage.describe_decoding(task.decoding, max(experiment.prompt_widths)),
+        figures=summary_table(experiment, workdir),
         seed=experiment.seed,
-        versions=", ".join(f"{library} {version}" for library, version in versions.items()),
-        recipe="\n".join(f"{key} = {value}" for key, value in config.flatten(experiment.recipes[name], name).items()),
+        versions=escape(", ".join(f"{library} {version}" for library, version in versions.items())),
+        recipe=page.code_block("\n".join(one_line(f"{key} = {value}") for key, value in recipe)),
     )
 
 
-def summary_table(workdir: Workdir) -> str:
-    """Return the report's table; if there is no report, how to make one."""
+def escape(text: str) -> str:
+    """Return a text of one line that Markdown shows literally, without control characters."""
+    return page.escape_markdown(printable(text))
+
+
+def one_line(text: str) -> str:
+    r"""Return a text as one line of code, with escapes for control characters and line ends.
+
+    Examples:
+      >>> one_line("a\nb")
+      'a\\nb'
+    """
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def summary_table(experiment: ResolvedExperiment, workdir: Workdir) -> str:
+    """Return the report's table; how to make one, if there is none of the models as they are now."""
+    missing = "None yet. `python -m kd_jax evaluate CONFIG --workdir DIR` measures them; then run `report`."
     if not workdir.report.finished():
-        return "None yet. `python -m kd_jax evaluate CONFIG --workdir DIR` measures them; then run `report`."
+        return missing
+    try:
+        workdir.report.check_inputs(report_inputs(experiment, workdir))
+    except KdError as error:
+        progress.log(f"model card: no figures, since the report is out of date: {error}")
+        return missing
     report = read_report(workdir.report.file("report.json"))
     return "\n".join([verdict.lead(report), "", *page.Table(tables.summary(report)).markdown()])

@@ -16,6 +16,7 @@ from kd_jax.evaluation.roofline import step_figures
 from kd_jax.evaluation.step_cost import step_costs
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.phases import prepare
+from kd_jax.provenance import check_model
 from kd_jax.runtime import progress
 from kd_jax.runtime.backends import as_mesh
 from kd_jax.runtime.chips import find_chip
@@ -105,7 +106,9 @@ def show_cache(experiment: ResolvedExperiment, workdir: Workdir | None) -> None:
             workdir = Workdir(scratch / "run")
             prepare.run(experiment, workdir)
         teacher = Teacher(experiment, workdir)
-        if not workdir.model(TEACHER).finished():
+        if workdir.model(TEACHER).finished():
+            check_model(experiment, workdir, TEACHER)
+        else:
             _train_stand_in(teacher)
         head = ("signal", "bytes/token", "whole cache", "hours to write", "covered", "KL lost")
         rows = [

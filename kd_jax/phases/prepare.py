@@ -22,6 +22,7 @@ from kd_jax.sources.rows import ConcatenatedRows, MappedRows, SelectFields, samp
 from kd_jax.sources.splits import describe_leaks, remove_leaks
 from kd_jax.tasks.base import Example, Task
 from kd_jax.tokenizers import base as tokenizers
+from kd_jax.user_code import code_digests
 
 
 def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, workers: Workers = IN_PROCESS) -> None:
@@ -88,12 +89,13 @@ def check_splits(experiment: ResolvedExperiment, splits: Splits) -> None:
 
 
 def inputs(experiment: ResolvedExperiment) -> dict[str, Any]:
-    """Return the fields and file digests that decide the prepared data."""
+    """Return the fields, and the digests of files and of the user's code, that decide the prepared data."""
     parts = {"source": experiment.source, "task": experiment.task, "tokenizer": experiment.tokenizer}
     flat = {key: value for name, part in parts.items() for key, value in config.flatten(part, name).items()}
     measuring = {("task", field) for field in experiment.task.evaluation_fields}  # read by `evaluate` alone
     flat = {key: value for key, value in flat.items() if tuple(key.split(".")[:2]) not in measuring}
     sources = (*experiment.source.files(), *experiment.tokenizer.input_files())
+    flat |= code_digests(*parts.values())
     return flat | {f"consumed.{path}": manifest.file_digest(path) for path in sources}
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.encode import EncodeJob, encode_split
 from kd_jax.errors import KdError
-from kd_jax.evaluation.candidates import load_candidates
+from kd_jax.evaluation.candidates import load_candidates, trained_models
 from kd_jax.evaluation.figures import MetricFigure
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.phases.evaluate import load_context, score_baselines, score_model
 from kd_jax.phases.prepare import write_held_out
 from kd_jax.phases.report import headline_scores
+from kd_jax.provenance import check_model
 from kd_jax.reporting import paired, tables
 from kd_jax.reporting.report import MetricInfo
 from kd_jax.runtime import progress
@@ -46,6 +47,8 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, test: Sequence[str], m
     examples = read_files(test, fields, "--test")
     evaluation = dataclasses.replace(experiment.evaluation, split=SPLIT, texts=0, int8=())
     experiment = dataclasses.replace(experiment, evaluation=evaluation)
+    for name in trained_models(experiment, workdir):
+        check_model(experiment, workdir, name)
     candidates = [one for one in load_candidates(experiment, workdir) if one.name in names]
     with tempfile.TemporaryDirectory() as scratch:
         # A workdir of its own, so that the new text takes the same way as a split of the run.

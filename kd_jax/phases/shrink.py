@@ -19,6 +19,7 @@ from kd_jax.evaluation.closeness import compare_step, mean_metrics
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.models.transformer import Transformer
+from kd_jax.provenance import check_model
 from kd_jax.runtime import progress
 from kd_jax.students.init import FromTeacher, count_parameters, init_from_teacher, layer_maps
 from kd_jax.students.narrow import WidthRule, is_narrower
@@ -98,6 +99,7 @@ def run(experiment: ResolvedExperiment, workdir: Workdir) -> None:
     options = list(choices(experiment))
     if not options:
         raise KdError("students: expected one with init=FromTeacher, which `shrink` compares, got none. Add one.")
+    check_model(experiment, workdir, TEACHER)
     began, teacher = time.perf_counter(), Teacher(experiment, workdir)
     splits = teacher.data["splits"]
     digests = {"teacher": workdir.model(TEACHER).outputs()["digest"], "tokenizer": teacher.data["tokenizer"]}

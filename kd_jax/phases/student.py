@@ -1,19 +1,17 @@
 """Train the students; the teacher's knowledge comes from the cache, or from the teacher in the step."""
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from kd_jax.artifacts import files
-from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
 from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
+from kd_jax.provenance import check_upstream
 from kd_jax.signals.base import compares_logits
-from kd_jax.students.init import FromCheckpoint, FromTeacher
+from kd_jax.students.init import FromTeacher
 from kd_jax.teaching.imported.base import required_signal
 from kd_jax.training.model import Monitoring, TrainingInputs, train_model
 
@@ -48,7 +46,10 @@ def run(
     for name in [only] if only else experiment.students:
         recipe = experiment.students[name]
         digests = _input_digests(recipe, workdir)
-        payloads = _payloads(recipe, workdir, digests)
+        caches = [workdir.cache(targets_name(recipe.targets), signal) for signal in cached_signals(recipe.terms)]
+        teacher = [workdir.model(TEACHER)] if "teacher" in digests else []
+        check_upstream(experiment, workdir, [*teacher, *caches], targets_name(recipe.targets))
+        payloads = _payloads(recipe, workdir)
         digests |= {f"cache.{signal}": store.digest for signal, store in payloads.items()}
         train_model(experiment, workdir, name, TrainingInputs(digests, payloads), force, Monitoring(profile, metrics))
 
@@ -59,38 +60,20 @@ def _input_digests(recipe: ResolvedRecipe, workdir: Workdir) -> dict[str, str]:
     if isinstance(recipe.init, FromTeacher) or needs_teacher(recipe.terms) or recipe.targets:
         digests["teacher"] = workdir.model(TEACHER).outputs()["digest"]
     if recipe.targets:
-        targets = workdir.split(recipe.targets.name)
-        _check_digests(f"targets {recipe.targets.name}", targets.inputs(), digests)
-        digests["targets"] = targets.outputs()["digest"]
-    if isinstance(recipe.init, FromCheckpoint):
-        digests["checkpoint"] = Folder(files.as_path(recipe.init.folder), "teacher").outputs()["digest"]
+        digests["targets"] = workdir.split(recipe.targets.name).outputs()["digest"]
     return digests
 
 
-def _payloads(recipe: ResolvedRecipe, workdir: Workdir, digests: Mapping[str, str]) -> dict[str, Store]:
-    """Return signal -> its cache, checked to be of this run's teacher, split and tokenizer."""
+def _payloads(recipe: ResolvedRecipe, workdir: Workdir) -> dict[str, Store]:
+    """Return signal -> its cache, checked to hold what the terms read."""
     payloads: dict[str, Store] = {}
-    data = workdir.data.outputs()
+    vocab_size = workdir.data.outputs()["vocab_size"]
     for signal in cached_signals(recipe.terms):
         folder = workdir.cache(targets_name(recipe.targets), signal)
-        expected = {
-            "teacher": workdir.model(TEACHER).outputs()["digest"],
-            "split": digests["targets"] if recipe.targets else data["splits"]["train"],
-            "tokenizer": data["tokenizer"],
-        }
-        _check_digests(f"cache {signal}", folder.inputs(), expected)
         folder.file("records.index.json")
         payloads[signal] = Store(folder.path, "records")
     for term in recipe.terms.values():
         if compares_logits(term.signal) and term.signal.origin == "cache":
             name = term.signal.name
-            check_readable(name, term.signal, data["vocab_size"], payloads[name].schema)
+            check_readable(name, term.signal, vocab_size, payloads[name].schema)
     return payloads
-
-
-def _check_digests(what: str, inputs: Mapping[str, Any], expected: Mapping[str, str]) -> None:
-    """Check the digests that a folder was made from; raise KdError for those of another run."""
-    for name, digest in expected.items():
-        got = inputs[f"consumed.{name}"]
-        if got != digest:
-            raise KdError(f"{what}: expected to be made with {name} {digest}, got {got}. Run `cache --force`.")

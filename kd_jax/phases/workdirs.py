@@ -1,7 +1,7 @@
 """A run's folder while a command works in it: its lock, and the experiment that it was made with."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kd_jax import config
@@ -9,15 +9,43 @@ from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, ResolvedExperiment, as_resolved
+from kd_jax.provenance import check_built, check_fields
 from kd_jax.runtime import hosts
 
 
 def open_workdir(path: str | Path) -> Workdir:
-    """Return the workdir at a path, which need not exist yet."""
+    """Return the workdir at a path, which need not exist yet.
+
+    Raises:
+      KdError: if it is a file, or something in it leads out of it or is neither a file nor a folder.
+    """
     folder = files.as_path(path)
     if folder.exists() and not folder.is_dir():
         raise KdError(f"--workdir: expected a folder, got the file {folder}. Choose another path.")
+    if not files.in_bucket(folder):
+        files.check_inside(folder)
     return Workdir(folder)
+
+
+def open_run(path: str | Path, experiment: ResolvedExperiment | None = None) -> tuple[Workdir, ResolvedExperiment]:
+    """Return the workdir of a run and its experiment, to use its models.
+
+    Args:
+      path: of the workdir.
+      experiment: the one that the workdir was made with; None to read it from there, which imports no class of others.
+
+    Raises:
+      KdError: if there is no run, the experiment differs from the one of a finished phase, or it has a task or a
+        tokenizer of the user's own and is read from the workdir.
+    """
+    workdir = open_workdir(path)
+    if experiment is not None:
+        check_fields(experiment, workdir)
+        return workdir, experiment
+    experiment = read_experiment(workdir)
+    check_built("task", experiment.task)
+    check_built("tokenizer", experiment.tokenizer)
+    return workdir, experiment
 
 
 def write_experiment(workdir: Workdir, experiment: ResolvedExperiment) -> None:
@@ -41,12 +69,24 @@ def read_experiment(workdir: Workdir) -> ResolvedExperiment:
 
 @contextlib.contextmanager
 def lock_workdir(
-    workdir: Workdir, experiment: ResolvedExperiment, writer: tuple[int, int] | None = None
+    workdir: Workdir,
+    experiment: ResolvedExperiment,
+    writer: tuple[int, int] | None = None,
+    force: Collection[str] = (),
+    only: str = "",
 ) -> Iterator[None]:
     """Hold the workdir's lock for the block, and write experiment.json at its end.
 
-    A new workdir's experiment.json is written at the start too. An existing one is replaced at the end only: a
-    configuration that a phase refuses must not take the place of the one that made the folder.
+    The experiment is first compared with what each finished phase was made with. A new workdir's experiment.json is
+    written at the start too. An existing one is replaced at the end only: a configuration that a phase refuses must not
+    take the place of the one that made the folder.
+
+    Args:
+      workdir: the run's folder.
+      experiment: of the command.
+      writer: as in `Workdir.lock`.
+      force: phases that the command makes again.
+      only: the student that is made again; "" for all.
     """
     with contextlib.ExitStack() as locks:
 
@@ -54,7 +94,8 @@ def lock_workdir(
             locks.enter_context(workdir.lock(writer))
             if workdir.config.exists():
                 read_experiment(workdir)  # raises if the file is not ours
-            else:
+            check_fields(experiment, workdir, force, only)
+            if not workdir.config.exists():
                 write_experiment(workdir, experiment)
 
         hosts.run_on_main(lock)

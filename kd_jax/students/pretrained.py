@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.config import MAX_WIDTH, check_count
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture
+from kd_jax.models.huggingface.files import Tensors
 from kd_jax.models.huggingface.read import read_architecture, read_model
 from kd_jax.models.transformer import COMPUTE_FIELDS, Transformer
 from kd_jax.students.init import VOCAB_AXES, evenly_spaced_layers
@@ -59,6 +61,10 @@ got 'models/none' without config.json. For example --teacher.init.folder models/
                 "config.json. For example --teacher.init.folder models/SmolLM2-135M."
             )
         return read_architecture(self.folder)
+
+    def weight_files(self) -> list[Path]:
+        """Return the files that hold the parameters."""
+        return sorted(set(Tensors(Path(self.folder)).paths.values()))
 
     def load_params(self, rows_V: np.ndarray) -> Params:
         """Read the folder's parameters; `rows_V` has the row in the folder's embedding for each token."""
@@ -111,6 +117,7 @@ class Smaller:
         """Return the student's architecture."""
         sizes = {field: size for field, size in dataclasses.asdict(self).items() if size}
         for field, size in sizes.items():
+            check_count(f"model.{field}", size, 1, MAX_WIDTH)
             if not hasattr(teacher, field):
                 raise KdError(
                     f"model.{field}: expected 0, since a {teacher.family} teacher has no {field}, got {size}."

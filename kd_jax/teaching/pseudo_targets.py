@@ -22,11 +22,13 @@ from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.text import output_length
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture, Model
+from kd_jax.provenance import input_fields
 from kd_jax.runtime import hosts, progress
 from kd_jax.tasks.base import ENCODED, Decoding, Encoded, append_completion
 from kd_jax.teaching.records import Record, begin_store, infer_records, write_records
 from kd_jax.teaching.teacher import Teacher
 from kd_jax.types import Inputs, Params, Payload
+from kd_jax.user_code import code_digests
 
 
 def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) -> Folder:
@@ -36,13 +38,9 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
     """
     experiment, data = teacher.experiment, teacher.data
     folder, decoding = teacher.workdir.hypotheses(split_name, beam), experiment.task.decoding
-    inputs = teacher.manifest_inputs(None, split_name) | {
-        "length_penalty": decoding.length_penalty,
-        "length_ratio": decoding.length_ratio,
-        "length": decoding.length,
-        "beam": beam,
-        "prompts": list(experiment.prompt_widths),
-    }
+    fields = input_fields(experiment)
+    read = ("prompt_buckets", *(f"task.decoding.{field}" for field in ("length_penalty", "length_ratio", "length")))
+    inputs = teacher.manifest_inputs(None, split_name) | {name: fields[name] for name in read} | {"beam": beam}
     if not begin_store(folder, "nbest", inputs, force):
         return folder
     start_time = time.perf_counter()
@@ -112,6 +110,7 @@ def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None
     nbest_folders = {split: write_hypotheses(teacher, split, targets.beam, force) for split in targets.splits}
     inputs = config.flatten(targets, "targets") | teacher.manifest_inputs(None, "train")
     inputs |= {f"consumed.nbest.{split}": nbest.outputs()["digest"] for split, nbest in nbest_folders.items()}
+    inputs |= code_digests(targets, teacher.experiment.task)  # the task's similarity chooses among hypotheses
     if not folder.begin(inputs, force):
         progress.log(f"pseudo-targets: already written, {folder.path}")
         return

@@ -23,22 +23,31 @@ from kd_jax.signals.base import LogitSignal
 from kd_jax.teaching.records import Record, begin_store, infer_records, write_records
 from kd_jax.teaching.teacher import Teacher
 from kd_jax.types import Array, Batch, Params, Payload
+from kd_jax.user_code import code_digests
 
 
 def write_signal(
-    teacher: Teacher, folder: Folder, signal: LogitSignal, targets: PseudoTargets | None, split_name: str, force: bool
+    teacher: Teacher,
+    folder: Folder,
+    signal: LogitSignal,
+    targets: PseudoTargets | None,
+    split_name: str,
+    force: bool,
+    fields: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the cache of one signal of one split; resume or repair one that exists.
 
     A finished cache that covers the signal (a larger k, further temperatures) is used as it is. Damaged shards are
-    named and written again. `targets` are the pseudo-targets that the split holds, None for references.
+    named and written again. `targets` are the pseudo-targets that the split holds, None for references; `fields` are
+    those of the experiment that the signal comes from, where it is no term's.
     """
     if not force and folder.finished():
         cached = _cached_signal(folder.inputs(), signal)
         signal = signal if cached is None else cached.merge(signal)  # differs only in what the cache lacks
     schema = {**(signal.schema(teacher.vocab_size) or {}), **pipeline.DIGEST}
     inputs = config.flatten(signal, "signal") | teacher.manifest_inputs(targets, split_name)
-    inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()}
+    inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()} | code_digests(signal)
+    inputs |= {"seed": teacher.experiment.seed} | dict(fields or {})
     if not begin_store(folder, "records", inputs, force):
         return
     start_time = time.perf_counter()

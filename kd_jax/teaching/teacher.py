@@ -8,6 +8,7 @@ from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.layouts import Layout
 from kd_jax.batches.targets import PseudoTargets
 from kd_jax.experiment import ResolvedExperiment, targets_name
+from kd_jax.provenance import input_fields
 from kd_jax.runtime import hosts
 from kd_jax.runtime.backends import local_devices
 from kd_jax.tokenizers import base as tokenizers
@@ -58,5 +59,5 @@ class Teacher:
             "consumed.tokenizer": self.data["tokenizer"],
             "consumed.split": outputs["digest"] if targets else outputs["splits"][split],
             "split": split,
-            "buckets": [list(bucket) for bucket in self.experiment.shapes],
+            "buckets": input_fields(self.experiment)["buckets"],
         }
