@@ -2,17 +2,18 @@
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import regex
 from sacrebleu import sentence_bleu
 from sacrebleu.metrics.bleu import BLEU
 
-from kd_jax.config import is_count
+from kd_jax.config import MAX_LENGTH, check_count
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import Counted, Decoding, Encoded, Sampling, encode_text
+from kd_jax.tasks.languages import UNSPACED, UNSPACED_LETTER, is_unspaced, split_words
 from kd_jax.tasks.metrics import Metric, Outcome, bits_per_byte, ratio
 from kd_jax.types import Example
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from kd_jax.tokenizers.base import Tokenizer
 
 DROPPED = r"\v\x1c-\x1f"  # whitespace to Python; SentencePiece drops these, and its pieces span them
+SPACE, SPACED_WORD = rf"[^\S{DROPPED}]*", rf"[\S{DROPPED}]+"
+UNSPACED_WORD = rf"(?:(?=[{UNSPACED}])\X|[[\S{DROPPED}]--[{UNSPACED}]]+)"
 MAX_OTHERS = 32  # other texts in self-BLEU; all of them would cost the square of their number
 
 
@@ -28,8 +31,9 @@ class Generation:
     """Language modelling of the field `text`.
 
     A long text is split into windows, and each of its tokens counts once. Continuations of a text's first words are
-    generated and compared with its own words. Words are separated by whitespace. A text of at most `prompt_words`
-    words is all prompt and has no continuation to measure.
+    generated and compared with its own words. Words are separated by whitespace; each character of a script without
+    blanks between words, such as Chinese or Thai, is a word. A text of at most `prompt_words` words is all prompt and
+    has no continuation to measure.
 
     Attributes:
       text: name of the field.
@@ -67,9 +71,7 @@ class Generation:
     def check(self) -> None:
         """Raise KdError if a field is out of its range."""
         for field, minimum in (("window", 1), ("context", 0), ("prompt_words", 0), ("compared_words", 1)):
-            value = getattr(self, field)
-            if not is_count(value, minimum):
-                raise KdError(f"task.{field}: expected an integer of at least {minimum}, got {value}.")
+            check_count(f"task.{field}", getattr(self, field), minimum, MAX_LENGTH)
         if self.context >= self.window:
             raise KdError(
                 f"task.context: expected less than task.window, which is {self.window}, got {self.context}. Every "
@@ -114,7 +116,8 @@ class Generation:
     def prompt(self, example: Example) -> str:
         """Return the first words.
 
-        No token spans the whitespace after them, so their ids are the first ids of the whole text.
+        No token spans the whitespace after them, so their ids are the first ids of the whole text. In scripts without
+        blanks a token may span their end.
         """
         return first_words(example[self.text], self.prompt_words)
 
@@ -125,7 +128,7 @@ class Generation:
 
     def similarity(self, hypothesis: str, reference: str) -> float:
         """Return sentence BLEU with exponential smoothing (sacreBLEU), 0 to 100."""
-        return sentence_bleu(hypothesis, [reference]).score
+        return sentence_bleu(hypothesis, [reference], tokenize="char" if is_unspaced([reference]) else "13a").score
 
     @property
     def baselines(self) -> Mapping[str, Callable[[Example], str]]:
@@ -161,7 +164,8 @@ def windows(ids_N: np.ndarray, window: int, context: int) -> Iterator[Encoded]:
 
 def first_words(text: str, count: int) -> str:
     """Return the first `count` words of a text, with the whitespace before and between them."""
-    match = re.match(rf"(?:[^\S{DROPPED}]*[\S{DROPPED}]+){{0,{count}}}", text)
+    word = UNSPACED_WORD if UNSPACED_LETTER.search(text) else SPACED_WORD
+    match = regex.match(rf"(?:{SPACE}{word}){{0,{count}}}", text, regex.V1)
     assert match is not None  # the pattern matches the empty string
     return match[0]
 
@@ -180,7 +184,7 @@ def perplexity(sums_S: np.ndarray) -> float:
 def compared_words(outcome: Outcome) -> list[list[str]]:
     """Return the words of each text, truncated to the number of its reference's words."""
     pairs = zip(outcome.texts, outcome.references, strict=True)
-    return [text.split()[: len(references[0].split())] for text, references in pairs]
+    return [split_words(text)[: len(split_words(references[0]))] for text, references in pairs]
 
 
 def new_bigrams(outcome: Outcome) -> np.ndarray:

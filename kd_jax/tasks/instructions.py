@@ -22,7 +22,8 @@ class Instructions:
     Attributes:
       instruction: name of the field with the instruction and its input.
       response: name of the field with the response.
-      language: of the responses, for ROUGE's tokenizer: "en" or another (kd_jax.tasks.metrics.rouge_f).
+      language: of the responses: stems are those of English ("en"), other languages have none. References in other
+        scripts have words of their own under any language (kd_jax.tasks.metrics.rouge_f).
       counted: "completion" for a loss on the response, "all" for a loss on the prompt too (decoder-only models).
       decoding: settings of generation.
 

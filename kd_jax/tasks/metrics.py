@@ -9,8 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import regex
 
+from kd_jax.tasks.languages import LETTERS, UNSPACED, is_english
+
 BOOTSTRAP_SEED = 12345
-UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+OWN_LETTER = regex.compile("[a-zA-Z0-9]")  # of rouge-score's tokenizer
 RougeKind = Literal["L", "1", "2"]
 
 
@@ -133,7 +135,9 @@ def rouge(kind: RougeKind, language: str) -> Metric:
         pairs = zip(outcome.texts, outcome.references, strict=True)
         return np.asarray([(rouge_f(kind, language, text, references), 1) for text, references in pairs])
 
-    words = "own words, stem:yes" if language == "en" else "words of every script, stem:no"
+    words = "words of every script, stem:no"
+    if is_english(language):
+        words = f"own words, stem:yes (references in other scripts: {words})"
     signature = f"rouge-score {importlib.metadata.version('rouge-score')}, {words}, f-measure, references:max"
     return Metric(f"rouge_{kind.lower()}", f"ROUGE-{kind}", True, 2, "texts", statistics, ratio, signature)
 
@@ -141,15 +145,20 @@ def rouge(kind: RougeKind, language: str) -> Metric:
 def rouge_f(kind: RougeKind, language: str, text: str, references: Sequence[str]) -> float:
     """Return ROUGE's F-measure of a text and its best reference, 0 to 100 (rouge-score).
 
-    `kind` is "L" for the longest common subsequence of words of the whole text, "1" or "2" for n-grams. `language` "en"
-    means rouge-score's tokenizer (a-z and 0-9, stemmed); any other means `WordTokenizer`, without stems.
+    `kind` is "L" for the longest common subsequence of words of the whole text, "1" or "2" for n-grams. For English the
+    words are those of rouge-score's tokenizer (a-z and 0-9, stemmed). For other languages, and for references most of
+    whose letters are not a-z, they are those of `WordTokenizer`, without stems.
     """
     name = f"rouge{kind}"
-    return 100 * _rouge_scorer(name, language).score_multi(references, text)[name].fmeasure
+    scores = []
+    for reference in references:
+        own_words = is_english(language) and 2 * len(OWN_LETTER.findall(reference)) >= len(LETTERS.findall(reference))
+        scores.append(_rouge_scorer(name, own_words).score(reference, text)[name].fmeasure)
+    return 100 * max(scores)
 
 
 class WordTokenizer:
-    """A tokenizer for rouge-score: lower-case words of every script; characters in scripts without spaces.
+    """A tokenizer for rouge-score: lower-case words of every script; characters in scripts without blanks.
 
     Examples:
       >>> WordTokenizer().tokenize("Déjà vu, हिन्दी: 我愛你!")
@@ -162,7 +171,7 @@ class WordTokenizer:
 
 
 @functools.cache
-def _rouge_scorer(name: str, language: str) -> Any:
+def _rouge_scorer(name: str, own_words: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # it imports nltk, which takes a second
 
-    return RougeScorer([name], use_stemmer=True, tokenizer=None if language == "en" else WordTokenizer())
+    return RougeScorer([name], use_stemmer=True, tokenizer=None if own_words else WordTokenizer())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import regex
 
-from kd_jax.config import is_count
+from kd_jax.config import MAX_LENGTH, check_count
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import Counted, Decoding, Encoded, check_counted, encode_pair, encode_prompt
 from kd_jax.tasks.metrics import Metric, Outcome, ratio, rouge, rouge_f
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 # A full stop after an initial or one of these, or before a lower-case letter, does not end a sentence.
 ABBREVIATIONS = r"\b(?:\p{Lu}|Mr|Mrs|Ms|Dr|Prof|St|Gen|Sen|Rep|Gov|Lt|Col|Jr|Sr|vs|No|e\.g|i\.e)"
 BETWEEN_SENTENCES = regex.compile(
-    rf"(?<=((?<!{ABBREVIATIONS})\.|[!?…])[\"'”’)\]]*)\s+(?![\s\p{{Ll}}])"  # whitespace after a stop
-    r"|(?<=[。！？][”」』]*)(?![”」』]|\Z)\s*"  # scripts without spaces
-    r"|\s*\n\s*\n\s*"  # an empty line
+    rf"(?<=((?<!{ABBREVIATIONS})\.|[!?…؟۔।॥።։])[\"'”’)\]]{{0,8}})\s++(?!\p{{Ll}})"  # whitespace after a stop
+    r"|(?<=[。！？។။།][”」』]{0,8})(?![”」』]|\Z)\s*"  # scripts without spaces
+    r"|(?<!\s)\s*\n\s*\n\s*"  # an empty line
 )
 
 
@@ -34,7 +34,8 @@ class Summarization:
       summary: name of the field with the summary.
       document_tokens: truncate documents to their first tokens; 0 for all.
       references: names of further summaries of validation and test examples.
-      language: of the summaries, for ROUGE's tokenizer: "en" or another (kd_jax.tasks.metrics.rouge_f).
+      language: of the summaries: stems are those of English ("en"), other languages have none. References in other
+        scripts have words of their own under any language (kd_jax.tasks.metrics.rouge_f).
       lead_sentences: sentences of the baseline `lead`; 3 is usual for news.
       counted: "completion" for a loss on the summary, "all" for a loss on the document too (decoder-only models).
       decoding: settings of generation.
@@ -68,9 +69,7 @@ class Summarization:
                 f"task: expected different fields for document, summary and references, got {', '.join(names)}."
             )
         for field, minimum in (("document_tokens", 0), ("lead_sentences", 1)):
-            value = getattr(self, field)
-            if not is_count(value, minimum):
-                raise KdError(f"task.{field}: expected an integer of at least {minimum}, got {value}.")
+            check_count(f"task.{field}", getattr(self, field), minimum, MAX_LENGTH)
         check_counted(self.counted)
         self.decoding.check()
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,12 @@ from sacrebleu.metrics.chrf import CHRF
 
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import Counted, Decoding, Encoded, check_counted, encode_pair, encode_prompt
+from kd_jax.tasks.languages import bleu_tokenizer, is_unspaced
 from kd_jax.tasks.metrics import Metric, Outcome
 from kd_jax.types import Example
 
 if TYPE_CHECKING:
     from kd_jax.tokenizers.base import Tokenizer
-
-UNSPACED = ("bo", "dz", "km", "lo", "my", "th")  # scripts without spaces for which sacreBLEU has no default tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Translation:
 
     Attributes:
       source: name of the field with the source text.
-      target: name of the field with the translation. With one direction it is also the language, for BLEU's tokenizer.
+      target: name of the field with the translation. With one direction it is also the language, for BLEU's tokenizer
+        (kd_jax.tasks.languages.bleu_tokenizer).
       direction: name of the field with the direction of an example, such as "en-fr"; "" for one direction.
       directions: all directions. The tag of the target language, such as "<2fr>", stands before each source text.
       references: names of further references of validation and test examples.
@@ -133,9 +134,14 @@ class Translation:
         return [example[field] for field in (self.target, *self.references)]
 
     def similarity(self, hypothesis: str, reference: str) -> float:
-        """Return sentence BLEU with exponential smoothing, 0 to 100; tokenizer 13a if there are several languages."""
-        language = self.languages[0] if len(self.languages) == 1 else ""
-        return sentence_bleu(language, self.tokenize).sentence_score(hypothesis, [reference]).score
+        """Return sentence BLEU with exponential smoothing, 0 to 100.
+
+        If there are several target languages, the tokenizer is char for scripts without blanks, 13a for others.
+        """
+        language, tokenize = self.languages[0], self.tokenize
+        if len(self.languages) > 1:
+            language, tokenize = "", tokenize or ("char" if is_unspaced([reference]) else "13a")
+        return sentence_bleu(language, tokenize).sentence_score(hypothesis, [reference]).score
 
     @property
     def baselines(self) -> Mapping[str, Callable[[Example], str]]:
@@ -148,7 +154,13 @@ class Translation:
         references = 1 + len(self.references)
         chrf = sacrebleu_metric("chrf", "chrF", CHRF(), references)
         if not self.directions:
-            return sacrebleu_metric("bleu", "BLEU", bleu(self.target, self.tokenize), references), chrf
+            metric = sacrebleu_metric("bleu", "BLEU", bleu(self.target, self.tokenize), references)
+
+            def checked(outcome: Outcome) -> np.ndarray:
+                self._check_references(self.target, outcome.references)
+                return metric.statistics(outcome)
+
+            return metric._replace(statistics=checked), chrf
         each = tuple(self._of_direction(direction) for direction in self.directions)
 
         def statistics(outcome: Outcome) -> np.ndarray:
@@ -171,24 +183,31 @@ class Translation:
 
         def statistics(outcome: Outcome) -> np.ndarray:
             mask_N = np.asarray([example[self.direction] == direction for example in outcome.examples])
+            self._check_references(target, itertools.compress(outcome.references, mask_N))
             return metric.statistics(outcome) * mask_N[:, None]
 
         return metric._replace(statistics=statistics)
 
+    def _check_references(self, language: str, references: Iterable[Sequence[str]]) -> None:
+        """Raise KdError if a language without a tokenizer of its own has references without blanks between words."""
+        texts = [text for each in references for text in each]
+        if not self.tokenize and bleu_tokenizer(language) == "13a" and is_unspaced(texts):
+            raise KdError(
+                "task.tokenize: expected BLEU's tokenizer for text without blanks between words, got 13a, which the "
+                f"language {language!r} has by default, for {texts[0][:20]!r}. Set --task.tokenize to zh, ja-mecab, "
+                "flores200 or char, or to 13a if there are blanks."
+            )
+
 
 def bleu(language: str, tokenize: str, **options: Any) -> BLEU:
-    """Return sacreBLEU's BLEU with the tokenizer of a language, or with the one that `tokenize` names.
-
-    A language is such as "zh" or "zh_Hant". Unknown ones get 13a; those without spaces get flores200.
-    """
-    language = language.partition("_")[0].lower()
-    name = tokenize or ("flores200" if language in UNSPACED else None)
-    if name not in (None, *BLEU.TOKENIZERS):
+    """Return sacreBLEU's BLEU with the tokenizer of a language, or with the one that `tokenize` names."""
+    name = tokenize or bleu_tokenizer(language)
+    if name not in BLEU.TOKENIZERS:
         raise KdError(
             f"task.tokenize: expected one of {', '.join(BLEU.TOKENIZERS)}, or '' for the language's, got {name!r}."
         )
     try:
-        return BLEU(tokenize=name, trg_lang=language, **options)
+        return BLEU(tokenize=name, **options)
     except (RuntimeError, OSError, ImportError) as error:  # mecab or sentencepiece is missing
         reason = " ".join(str(error).split())
         raise KdError(

@@ -50,12 +50,13 @@ def test_rouge_of_a_published_example():
     assert rouge_f("2", "en", "the gunman police ended", reference) == pytest.approx(100 / 3)
 
 
-def test_rouge_of_languages_other_than_english():
-    """rouge-score's tokenizer has words of a-z and 0-9 only, so other scripts would score 0."""
-    for text in ("два дома", "我愛你", "हिन्दी में"):
-        assert rouge_f("L", "en", text, [text]) == 0
-        assert rouge_f("L", "other", text, [text]) == 100
+@pytest.mark.parametrize("language", ["en", "eng_Latn", "zh", "other"])
+def test_rouge_has_the_words_of_every_script(language):
+    """rouge-score's own words are of a-z and 0-9 only, so identical texts in other scripts would score 0."""
+    for text in ("два дома", "我愛你", "हिन्दी में", "السماء زرقاء", "à"):
+        assert rouge_f("L", language, text, [text]) == 100
     assert rouge_f("1", "fr", "une été", ["un été"]) == 50
+    assert rouge_f("1", language, "我愛狗", ["我愛你"]) == pytest.approx(200 / 3)
     assert WordTokenizer().tokenize("abc漢字def, 3.5_x") == ["abc", "漢", "字", "def", "3", "5", "x"]
 
 
