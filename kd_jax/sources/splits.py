@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import regex
 
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from kd_jax.batches.workers import Workers
 
 CHUNK = 16_384  # examples that a worker compares at a time
+MANY_MARKS = regex.compile(r"(\p{M}{32})\p{M}+")  # more than any language has after a letter
+INVISIBLE = regex.compile(r"[\p{Cc}\p{Cf}]+")
 
 
 def hold_out(
@@ -29,8 +33,8 @@ def hold_out(
 ) -> Splits:
     """Split the training examples: a share for each missing split, the rest for training.
 
-    An example's text decides its split. It stays there if the data grow or are shuffled. The examples are read once,
-    and only up to the limit.
+    The normal form of an example's text decides its split (`normal_form`). It stays there if the data grow or are
+    shuffled. The examples are read once, and only up to the limit.
 
     Args:
       train: training examples.
@@ -47,7 +51,8 @@ def hold_out(
     for number, row in enumerate(with_progress(train, "read")):
         if keep is not None and not keep(row):
             continue
-        split = next((i for i, name in enumerate(missing, 1) if _hash_to_unit(name + row[field]) < share), 0)
+        text = normal_form(row[field]) if missing else ""
+        split = next((i for i, name in enumerate(missing, 1) if _hash_to_unit(name + text) < share), 0)
         if not limit or counts[split] < limit:
             split_N[number] = split
             counts[split] += 1
@@ -85,8 +90,8 @@ def drop_references(splits: Splits, field: str, prompt_fields: Sequence[str], la
 def remove_leaks(splits: Splits, *fields: str, workers: "Workers | None" = None) -> tuple[Splits, dict[str, int]]:
     """Remove held-out examples whose text is also in the training data, and test examples that are also in validation.
 
-    Texts are equal if they differ in case alone. Unlabelled examples count as training data. Hashes of 64 bits are
-    compared; those of the held-out examples are held in memory.
+    Texts are equal if their normal forms are (`normal_form`). Unlabelled examples count as training data. Hashes of 64
+    bits are compared; those of the held-out examples are held in memory.
 
     Args:
       splits: "train", "validation", "test" and perhaps "unlabelled" -> examples.
@@ -128,6 +133,24 @@ def describe_leaks(counts_before: Mapping[str, int], removed: Mapping[str, int])
     )
 
 
+def normal_form(text: str) -> str:
+    r"""Return a text as it is compared with others: Unicode NFKC, case folded, every run of blanks one space.
+
+    Blanks are white space, controls, and invisible marks such as U+200B: a model's tokenizer drops or replaces most of
+    them.
+
+    Examples:
+      >>> {normal_form(text) for text in ("The café", "the  café ", "THE CAFÉ", "﻿The ｃａｆé")}
+      {'the café'}
+    """
+    if len(text) > 1000:  # Python sorts the marks after a letter in quadratic time
+        text = MANY_MARKS.sub(r"\1", text)
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if not text.isprintable():
+        text = INVISIBLE.sub(" ", text)
+    return " ".join(text.split())
+
+
 def _matching_hashes(search: tuple[Splits, Sequence[str], np.ndarray], chunk: tuple[str, range]) -> np.ndarray:
     """Return the indices of those hashes, uint64 [H], ascending, that texts of a chunk have."""
     (splits, fields, hashes_H), (split, numbers) = search, chunk
@@ -139,8 +162,8 @@ def _matching_hashes(search: tuple[Splits, Sequence[str], np.ndarray], chunk: tu
 
 
 def _hashes(rows: Sequence[Example], fields: Sequence[str]) -> np.ndarray:
-    """Return the hashes of texts without case, uint64 [rows, fields that the rows have]."""
-    texts = (row[field].casefold().encode() for row in rows for field in fields if field in row)
+    """Return the hashes of texts' normal forms, uint64 [rows, fields that the rows have]."""
+    texts = (normal_form(row[field]).encode() for row in rows for field in fields if field in row)
     digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, np.uint64).reshape(len(rows), -1) if digests else np.zeros((0, 1), np.uint64)
 
