@@ -7,15 +7,19 @@ from pathlib import Path
 from kd_jax.errors import KdError
 from kd_jax.sources.base import SPLITS, UNLABELLED, Splits, check_counts, check_share, check_unlabelled
 from kd_jax.sources.splits import drop_references, hold_out, take
-from kd_jax.sources.text_files import read_files, require_file
+from kd_jax.sources.text_files import expand, read_files, require_file
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    r"""Local text: for each split one JSON-lines file, or one text file per field with one example per line.
+    r"""Local text: for each split JSON-lines files, or one text file per field with one example per line.
+
+    A line of JSON has the task's fields, or a chat `messages` (kd_jax.sources.text_files.chat_fields). Other formats
+    are refused with the command that converts them.
 
     Attributes:
-      train: paths, such as ("train.jsonl",) or ("train.en", "train.fr") in the order of the task's fields.
+      train: paths, such as ("train.jsonl",) or ("train.en", "train.fr") in the order of the task's fields. A path may
+        be a pattern of several files' names, such as "part-*.jsonl".
       validation: the same; empty to take `held_out` of the training examples.
       test: the same; empty to take `held_out` of the training examples.
       unlabelled: the same, with the prompt's fields only; empty for none.
@@ -53,7 +57,7 @@ class Files:
 
     def files(self) -> list[Path]:
         """Return the files of all splits."""
-        return [require_file(path) for paths in self._paths.values() for path in paths]
+        return [require_file(file) for paths in self._paths.values() for path in paths for file in expand(path)]
 
     def check(self) -> None:
         """Raise KdError if a field has an invalid value. A prepared workdir is usable without the files."""
