@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,56 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from kd_jax.config import is_count, is_number
 from kd_jax.errors import KdError
 from kd_jax.models.transformer import Transformer
 
-Config = Mapping[str, Any]  # the contents of a config.json
+Config = Mapping[str, Any]  # the contents of a config.json, with the format's defaults for absent keys
+MAX_INTEGER = 2**31 - 1
+DERIVED_SIZES = ("num_key_value_heads", "head_dim", "num_decoder_layers", "n_inner")  # null: another size decides
+
+
+def show(value: Any) -> str:
+    """Return a value of a file for an error message, shortened."""
+    return reprlib.repr(value)
+
+
+def read_count(config: Config, key: str, minimum: int = 1) -> int:
+    """Return a key's integer; raise KdError if it is another type, or out of range.
+
+    Examples:
+      >>> read_count({"d_model": "512"}, "d_model")
+      Traceback (most recent call last):
+      kd_jax.errors.KdError: config.json: d_model: expected an integer of at least 1, got '512'.
+    """
+    value = config.get(key)
+    if not (is_count(value, minimum) and value <= MAX_INTEGER):
+        raise KdError(f"config.json: {key}: expected an integer of at least {minimum}, got {show(value)}.")
+    return value
+
+
+def read_number(config: Config, key: str) -> float:
+    """Return a key's number; raise KdError if it is something else, or not above 0 and below 1e12."""
+    value = config.get(key)
+    if not (is_number(value) and 0 < value < 1e12):
+        raise KdError(f"config.json: {key}: expected a number above 0 and below 1e12, got {show(value)}.")
+    return float(value)
+
+
+def read_flag(config: Config, key: str) -> bool:
+    """Return a key's truth value; raise KdError if it is something else."""
+    value = config.get(key)
+    if type(value) is not bool:
+        raise KdError(f"config.json: {key}: expected true or false, got {show(value)}.")
+    return value
+
+
+def read_choice(config: Config, key: str, values: Mapping[str, Any]) -> Any:
+    """Return what `values` has for a key's text; raise KdError if it has nothing."""
+    value = config.get(key)
+    if not isinstance(value, str) or value not in values:
+        raise KdError(f"config.json: {key}: expected {' or '.join(map(repr, values))}, got {show(value)}.")
+    return values[value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,34 +75,23 @@ class Setting:
     write: Callable[[Transformer], dict[str, Any]]
 
 
-def same_value(field: str, *keys: str, default: Any = None) -> Setting:
-    """Return the setting of a field whose value stands under one key, or under several that must agree.
+def same_value(field: str, *keys: str, read: Callable[[Config, str], Any] = read_count) -> Setting:
+    """Return the setting of a field whose value stands under one key, or under several that must agree."""
 
-    Without a default one of the keys must be present.
-    """
-
-    def read(config: Config) -> dict[str, Any]:
-        values = [config[key] for key in keys if config.get(key) is not None]
-        if not values and default is None:
-            raise KdError(f"config.json: {keys[0]}: expected a value, got none.")
+    def read_field(config: Config) -> dict[str, Any]:
+        values = [read(config, key) for key in keys]
         if any(value != values[0] for value in values):
             raise KdError(f"config.json: {', '.join(keys)}: expected equal values, got {values}.")
-        return {field: values[0] if values else default}
+        return {field: values[0]}
 
-    return Setting(read, lambda model: dict.fromkeys(keys, getattr(model, field)))
+    return Setting(read_field, lambda model: dict.fromkeys(keys, getattr(model, field)))
 
 
-def choice(field: str, key: str, values: Mapping[Any, Any], default: Any = None) -> Setting:
+def choice(field: str, key: str, values: Mapping[str, Any]) -> Setting:
     """Return the setting of a field that has one of several values.
 
     `values` maps the key's value to the field's; if several map to one, the first is written.
     """
-
-    def read(config: Config) -> dict[str, Any]:
-        value = config.get(key, default)
-        if value not in values:
-            raise KdError(f"config.json: {key}: expected {' or '.join(map(repr, values))}, got {value!r}.")
-        return {field: values[value]}
 
     def write(model: Transformer) -> dict[str, Any]:
         for theirs, ours in values.items():
@@ -64,7 +100,7 @@ def choice(field: str, key: str, values: Mapping[Any, Any], default: Any = None)
         expected = " or ".join(map(repr, values.values()))
         raise KdError(f"model.{field}: expected {expected}, got {getattr(model, field)!r}.")
 
-    return Setting(read, write)
+    return Setting(lambda config: {field: read_choice(config, key, values)}, write)
 
 
 def required_value(key: str, *values: Any) -> Setting:
@@ -72,7 +108,7 @@ def required_value(key: str, *values: Any) -> Setting:
 
     def read(config: Config) -> dict[str, Any]:
         if key in config and config[key] not in values:
-            raise KdError(f"config.json: {key}: expected {' or '.join(map(repr, values))}, got {config[key]!r}.")
+            raise KdError(f"config.json: {key}: expected {' or '.join(map(repr, values))}, got {show(config[key])}.")
         return {}
 
     return Setting(read, lambda model: {key: values[0]})
@@ -171,10 +207,15 @@ class Format:
       model_type: in config.json.
       class_name: of the library's class, in config.json.
       architecture_class: our class of hyper-parameters.
+      defaults: transformers' value of every key that the settings read, for a config.json without it.
       settings: all settings that determine the network.
       mappings: path of our parameter -> its tensors.
+      aliases: further names of keys; transformers lets them override the key itself.
+      depth_keys: keys with numbers of layers.
+      always_tied: whether a file without an output matrix is complete, whatever tie_word_embeddings says.
       gated_mappings: mappings that replace others if the feed-forward layers are gated.
-      ignored_names: pattern of further tensors that a file may hold, such as copies of the embedding.
+      ignored_names: pattern of further tensors that a file may hold, which are not read.
+      copies: pattern of copies of the embedding that a file may hold.
       sinusoid_names: tensors of sinusoidal positions that a file may hold; they are checked and not read.
       prefix: of the names; files of the bare model (without a head) lack it.
       mandatory_fields: fields that every model of the format has, with their values. A model of ours without them is
@@ -184,16 +225,34 @@ class Format:
     model_type: str
     class_name: str
     architecture_class: type[Transformer]
+    defaults: Mapping[str, Any]
     settings: tuple[Setting, ...]
     mappings: Mapping[str, TensorMapping]
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    depth_keys: tuple[str, ...] = ("num_hidden_layers",)
+    always_tied: bool = False
     gated_mappings: Mapping[str, TensorMapping] = dataclasses.field(default_factory=dict)
     ignored_names: str = r"$^"
+    copies: str = r"$^"
     sinusoid_names: tuple[str, ...] = ()
     prefix: str = ""
     mandatory_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def complete_config(self, config: Config) -> dict[str, Any]:
+        """Return the contents of a config.json with transformers' values of absent keys, without aliases."""
+        aliased = {self.aliases[key]: value for key, value in config.items() if key in self.aliases}
+        return {**self.defaults, **config, **aliased}
+
+    def describe_absent_sizes(self, config: Config) -> str:
+        """Describe the sizes that a config.json lacks, as a sentence for errors; "" if it has all of them."""
+        present = {self.aliases.get(key, key) for key, value in config.items() if value is not None}
+        sizes = {key: value for key, value in self.defaults.items() if key in DERIVED_SIZES or is_count(value, 2)}
+        absent = [f"{key} (taken {f'as {value}' if value else 'from others'})" for key, value in sizes.items()
+                  if key not in present]  # fmt: skip
+        return f" config.json lacks {', '.join(absent)}." if absent else ""
+
     def read_config(self, config: Config, tied: bool) -> Transformer:
-        """Return the hyper-parameters of a config.json; `tied` if the file has no output matrix."""
+        """Return the hyper-parameters of a complete config; `tied` if the embedding is the output matrix."""
         fields: dict[str, Any] = {"tied": tied, "dropout": 0.0}
         for setting in self.settings:
             fields |= setting.read(config)
@@ -205,6 +264,10 @@ class Format:
         for setting in self.settings:
             keys |= setting.write(model)
         return keys | {"vocab_size": vocab_rows, "tie_word_embeddings": model.tied, "dtype": "float32"}
+
+    def is_copy(self, name: str) -> bool:
+        """Return whether a tensor is a copy of the embedding."""
+        return re.fullmatch(self.copies, name) is not None
 
     def find_mapping(self, path: str, gated: bool) -> TensorMapping:
         """Return the mapping of our parameter at `path`, with the number of its layer filled in."""

@@ -14,6 +14,10 @@ from kd_jax.models.huggingface.base import (
     choice,
     fixed_fields,
     linear,
+    read_choice,
+    read_count,
+    read_flag,
+    read_number,
     required_value,
     same_value,
     tensors,
@@ -62,7 +66,7 @@ BART_MAPPINGS = {
 }
 LAST_NORMS = _norm("encoder_norm", "model.encoder.layer_norm") | _norm("decoder_norm", "model.decoder.layer_norm")
 STACKS = ("encoder", "decoder")
-COPIES = r"model\.(en|de)coder\.embed_tokens\.weight"
+COPIES = r"(model\.)?(en|de)coder\.embed_tokens\.weight"
 SINUSOIDS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 
@@ -75,9 +79,9 @@ def _bart_settings(*further: Setting) -> tuple[Setting, ...]:
         same_value("d_ff", "encoder_ffn_dim", "decoder_ffn_dim"),
         same_value("heads", "encoder_attention_heads", "decoder_attention_heads"),
         choice("activation", "activation_function", ACTIVATIONS),
-        same_value("embedding_scale", "scale_embedding", default=False),
+        same_value("embedding_scale", "scale_embedding", read=read_flag),
         Setting(
-            lambda config: {"context": config["max_position_embeddings"]},
+            lambda config: {"context": read_count(config, "max_position_embeddings")},
             lambda model: {"max_position_embeddings": model.context or 1024},
         ),
         fixed_fields(
@@ -108,14 +112,32 @@ def _norms(before: bool, embedding: bool) -> tuple[Setting, ...]:
     return (position, *(required_value(key, value) for key, value in keys.items()))
 
 
+BART_DEFAULTS: Config = {
+    "encoder_layers": 12,
+    "decoder_layers": 12,
+    "d_model": 1024,
+    "encoder_ffn_dim": 4096,
+    "decoder_ffn_dim": 4096,
+    "encoder_attention_heads": 16,
+    "decoder_attention_heads": 16,
+    "activation_function": "gelu",
+    "scale_embedding": False,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+BART_ALIASES = {"num_hidden_layers": "encoder_layers", "num_attention_heads": "encoder_attention_heads"}
+BART_ALIASES |= {"hidden_size": "d_model"}
 SINUSOIDAL = fixed_fields(positions="sinusoidal", first_position=0, head_bias=True)
 PEGASUS = Format(
     model_type="pegasus",
     class_name="PegasusForConditionalGeneration",
     architecture_class=EncoderDecoder,
+    defaults=BART_DEFAULTS,
+    aliases=BART_ALIASES,
+    depth_keys=("encoder_layers", "decoder_layers"),
     settings=_bart_settings(SINUSOIDAL, *_norms(before=True, embedding=False)),
     mappings=BART_MAPPINGS | LAST_NORMS,
-    ignored_names=COPIES,
+    copies=COPIES,
     sinusoid_names=SINUSOIDS,
     prefix="model.",
     mandatory_fields={"biases": "all", "head_bias": True},
@@ -145,14 +167,15 @@ M2M100 = dataclasses.replace(
     PEGASUS,
     model_type="m2m_100",
     class_name="M2M100ForConditionalGeneration",
+    defaults={**BART_DEFAULTS, "activation_function": "relu", "scale_embedding": True, "pad_token_id": 1},
     settings=_bart_settings(
         fixed_fields(norm_position="before", positions="timing", embedding_norm=False, head_bias=False),
         Setting(
-            lambda config: {"first_position": config.get("pad_token_id", 1) + 1},
+            lambda config: {"first_position": read_count(config, "pad_token_id", 0) + 1},
             lambda model: {"pad_token_id": model.first_position - 1},
         ),
     ),
-    ignored_names=COPIES + r"|model\.(en|de)coder\.embed_positions\.weights",
+    ignored_names=r"model\.(en|de)coder\.embed_positions\.weights",
     sinusoid_names=(),
     mandatory_fields={"biases": "all"},
 )
@@ -187,8 +210,29 @@ def _t5_gates(stack: str, number: int) -> dict[str, TensorMapping]:
 
 def _t5_scale(config: Config) -> dict[str, Any]:
     """Return the scale of the last states; transformers 4 scales them in tied models, 5 by a key of its own."""
-    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
-    return {"head_scale": config["d_model"] ** -0.5 if scaled else 1.0}
+    scaled = {"scale_decoder_outputs": config["tie_word_embeddings"] is not False, **config}
+    is_scaled = read_flag(scaled, "scale_decoder_outputs")
+    return {"head_scale": read_count(config, "d_model") ** -0.5 if is_scaled else 1.0}
+
+
+def _read_t5_activation(config: Config) -> dict[str, Any]:
+    """Return the activation; `dense_act_fn` and `is_gated_act` override `feed_forward_proj`, as in transformers."""
+    gate, name = read_choice(config, "feed_forward_proj", T5_ACTIVATIONS)
+    both = {"is_gated_act": gate, "dense_act_fn": name, **config}
+    activations = T5_GATED if read_flag(both, "is_gated_act") else ACTIVATIONS
+    return {"activation": read_choice(both, "dense_act_fn", activations)}
+
+
+def _write_t5_activation(model: Transformer) -> dict[str, Any]:
+    for key, (gate, name) in T5_ACTIVATIONS.items():
+        if (T5_GATED if gate else ACTIVATIONS)[name] == model.activation:
+            return {"feed_forward_proj": key}
+    raise KdError(f"model.activation: expected {' or '.join(T5_ACTIVATIONS)}, got {model.activation!r}.")
+
+
+def _read_t5_decoder_layers(config: Config) -> dict[str, Any]:
+    key = "num_layers" if config["num_decoder_layers"] is None else "num_decoder_layers"
+    return {"decoder_layers": read_count(config, key)}
 
 
 def _write_t5_scale(model: Transformer) -> dict[str, Any]:
@@ -198,6 +242,10 @@ def _write_t5_scale(model: Transformer) -> dict[str, Any]:
     return {"scale_decoder_outputs": model.head_scale != 1}
 
 
+# feed_forward_proj -> (is_gated_act, dense_act_fn)
+T5_ACTIVATIONS = {"relu": (False, "relu"), "gated-gelu": (True, "gelu_new"), "gated-silu": (True, "silu")}
+T5_ACTIVATIONS |= {name: (False, name) for name in ACTIVATIONS if name != "relu"}
+T5_GATED = {"gelu_new": "geglu", "gelu_pytorch_tanh": "geglu", "silu": "swiglu", "swish": "swiglu"}
 SELF, CROSS_ATTENTION, FFN = "SelfAttention", "EncDecAttention", "DenseReluDense"
 T5_SETTINGS = (
     same_value("d_model", "d_model"),
@@ -205,12 +253,12 @@ T5_SETTINGS = (
     same_value("heads", "num_heads"),
     same_value("encoder_layers", "num_layers"),
     Setting(
-        lambda config: {"decoder_layers": config.get("num_decoder_layers") or config["num_layers"]},
+        _read_t5_decoder_layers,
         lambda model: {"num_decoder_layers": model.stacks()["decoder"]},
     ),
-    Setting(lambda config: {"head_dim": config["d_kv"]}, lambda model: {"d_kv": model.head_width}),
-    same_value("norm_epsilon", "layer_norm_epsilon", default=1e-6),
-    choice("activation", "feed_forward_proj", {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu"}),
+    Setting(lambda config: {"head_dim": read_count(config, "d_kv")}, lambda model: {"d_kv": model.head_width}),
+    same_value("norm_epsilon", "layer_norm_epsilon", read=read_number),
+    Setting(_read_t5_activation, _write_t5_activation),
     fixed_fields(
         norm="rms",
         norm_position="before",
@@ -231,10 +279,31 @@ T5_SETTINGS = (
     required_value("quantization_config", None),
     required_value("is_encoder_decoder", True),
 )
+T5_DEFAULTS: Config = {
+    "d_model": 512,
+    "d_ff": 2048,
+    "d_kv": 64,
+    "num_heads": 8,
+    "num_layers": 6,
+    "num_decoder_layers": None,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "relu",
+    "tie_word_embeddings": True,
+}
+MT5_DEFAULTS = {"d_ff": 1024, "num_heads": 6, "num_layers": 8, "feed_forward_proj": "gated-gelu"}
 T5 = Format(
     model_type="t5",
     class_name="T5ForConditionalGeneration",
     architecture_class=EncoderDecoder,
+    defaults=T5_DEFAULTS,
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    },  # fmt: skip
+    depth_keys=("num_layers", "num_decoder_layers"),
+    always_tied=True,
     settings=(*T5_SETTINGS, Setting(_t5_scale, _write_t5_scale)),
     mappings={
         "embedding": tensors("shared.weight"),
@@ -243,12 +312,14 @@ T5 = Format(
         **_t5_stack("decoder", {"self": (0, SELF), "cross": (1, CROSS_ATTENTION), "ffn": (2, FFN)}),
     },
     gated_mappings=_t5_gates("encoder", 1) | _t5_gates("decoder", 2),
-    ignored_names=r"(en|de)coder\.embed_tokens\.weight|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias.*",
+    copies=COPIES,
+    ignored_names=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias.*",
 )
 MT5 = dataclasses.replace(
     T5,
     model_type="mt5",
     class_name="MT5ForConditionalGeneration",
+    defaults=T5_DEFAULTS | MT5_DEFAULTS,
     settings=(*T5_SETTINGS, fixed_fields(head_scale=1.0)),
 )
 FORMATS = (PEGASUS, MARIAN, BART, M2M100, T5, MT5)

@@ -53,7 +53,7 @@ UNSUPPORTED = {  # part of the message -> keys of config.json
     "attention_bias, mlp_bias: expected equal values, got True and False": {"attention_bias": True},
     "quantization_config: expected None, got {'bits': 4}": {"quantization_config": {"bits": 4}},
     "pretraining_tp: expected 1, got 2": {"pretraining_tp": 2},
-    "num_hidden_layers: expected a value, got none": {"num_hidden_layers": None},
+    "num_hidden_layers: expected an integer of at least 1, got None": {"num_hidden_layers": None},
     "model.head_dim: expected an even width for rotary positions, got 3": {
         "num_attention_heads": 5,
         "num_key_value_heads": 5,
@@ -99,10 +99,12 @@ def keep_only_pickle(folder):
 
 
 def name_file_outside(folder):
+    (folder / files.SINGLE_FILE).unlink()
     (folder / files.INDEX).write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
 
 
 def name_missing_shard(folder):
+    (folder / files.SINGLE_FILE).unlink()
     (folder / files.INDEX).write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
 
 
