@@ -20,6 +20,8 @@ def generate(folder, prompts):
     prefill, step = (export.deserialize((folder / f"{name}.bin").read_bytes()) for name in ("prefill", "step"))
     arrays = np.load(folder / "params.npz").values()  # NumPy reads bfloat16 as two bytes without a type
     params = jax.device_put(tuple(x.view(aval.dtype) for x, aval in zip(arrays, prefill.in_avals, strict=False)))
+    start = settings.get("start")  # the programs begin with it themselves
+    prompts = [prompt[1:] if prompt and prompt[0] == start else prompt for prompt in prompts]
     longest = max(map(len, prompts))
     if longest > settings["prompt_length"]:
         raise ValueError(f"prompts: expected at most {settings['prompt_length']} tokens, got {longest}.")

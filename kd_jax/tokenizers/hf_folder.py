@@ -139,6 +139,18 @@ def named_tokens(tokenizer_config: Json, names: Iterable[str]) -> dict[str, str]
     return {name: token for name, token in tokens.items() if token is not None}
 
 
+def id_of(model_config: Json, name: str) -> int:
+    """Return an id of a config.json, the first if it is a list; -1 if it is absent.
+
+    Examples:
+      >>> id_of({"eos_token_id": [128001, 128009]}, "eos_token_id"), id_of({"eos_token_id": None}, "eos_token_id")
+      (128001, -1)
+    """
+    value = model_config.get(name)
+    value = value[0] if isinstance(value, list) and value else value
+    return value if type(value) is int else -1
+
+
 def suppressed_ids(model_config: Json) -> list[int]:
     """Return the ids that the folder's model never generates; suppressed sequences of several ids are ignored."""
     single = [ids[0] for ids in model_config.get("bad_words_ids", ()) if len(ids) == 1]
@@ -162,7 +174,7 @@ def language_tokens(
                 )
         return []
     tokens = {i: token for token, i in ids.items()}
-    default_target = tokens.get(model_config.get("forced_bos_token_id", -1), "")
+    default_target = tokens.get(id_of(model_config, "forced_bos_token_id"), "")
     both = {"source": source or tokenizer_config.get("src_lang") or "", "target": target or default_target}
     for field, language in both.items():
         if language not in ids:

@@ -207,8 +207,10 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
         words = {i: token for token, i in ids.items()}
         has_encoder, roles = bool(model_config.get("is_encoder_decoder")), ("bos", "eos", "pad", "unk")
         named: dict[str, str | None] = {**hf_folder.named_tokens(config, roles)}
-        if has_encoder:  # BART was published with their ids only
-            named = {role: words.get(model_config.get(f"{role}_token_id", -1)) for role in roles} | named
+        # BART and GPT-2 were published with ids only. A decoder-only one may have an unused start.
+        by_id = {role: words.get(hf_folder.id_of(model_config, f"{role}_token_id")) for role in roles}
+        if has_encoder or "eos_token" not in config:
+            named = by_id | named
         if self.end:
             named["eos"] = self.end
         for role in ("bos", "eos"):
@@ -225,7 +227,8 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
             )
         start = tokens.get("bos", tokens["eos"])
         if has_encoder:
-            start = words.get(model_config.get("decoder_start_token_id", model_config.get("pad_token_id", -1)))
+            start_id = hf_folder.id_of(model_config, "decoder_start_token_id")
+            start = words.get(start_id if start_id >= 0 else hf_folder.id_of(model_config, "pad_token_id"))
         if start is None:
             raise KdError(f"{folder / MODEL_CONFIG}: expected decoder_start_token_id, got none. Add the id.")
         tokens["start"] = start
@@ -237,7 +240,7 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
             template = freeze(read_template(folder, config), others, datetime.datetime.now())
             tokens["start"] = self._chat_start(Chat(template, tokens))
         languages = hf_folder.language_tokens(config, model_config, ids, self.source, self.target)
-        forced, forced_prefix = words.get(model_config.get("forced_bos_token_id", -1)), []
+        forced, forced_prefix = words.get(hf_folder.id_of(model_config, "forced_bos_token_id")), []
         if has_encoder and languages:
             forced_prefix = languages[1:]
         elif has_encoder and forced is not None:

@@ -101,7 +101,7 @@ folder.
         vocab, config = self._vocab(), self.read_json(TOKENIZER_CONFIG)
         words, model_config = {i: token for token, i in vocab.items()}, hf_folder.read_model_config(Path(self.folder))
         tokens: dict[str, str] = TOKENS | hf_folder.named_tokens(config, TOKENS)
-        tokens["start"] = words.get(model_config.get("decoder_start_token_id", -1), tokens["eos"])
+        tokens["start"] = words.get(hf_folder.id_of(model_config, "decoder_start_token_id"), tokens["eos"])
         require_tokens(tokens, vocab, self.folder)
         for role, field, language in (("source", "src_lang", self.source), ("target", "tgt_lang", self.target)):
             tokens[role] = language or (f"__{config[field]}__" if config.get(field) else "")

@@ -120,8 +120,8 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
         vocab, model_config = self.read_vocab(), hf_folder.read_model_config(Path(self.folder))
         words = {i: token for token, i in vocab.items()}
         tokens: dict[str, str] = TOKENS | hf_folder.named_tokens(self.read_json(TOKENIZER_CONFIG), TOKENS)
-        start = model_config.get("decoder_start_token_id")
-        tokens["start"] = tokens["pad"] if start is None else words.get(start, "")
+        start = hf_folder.id_of(model_config, "decoder_start_token_id")
+        tokens["start"] = words.get(start, "") if start >= 0 else tokens["pad"]
         require_tokens(tokens, vocab, self.folder)
         if self.target and self.target not in vocab:
             known = " ".join([token for token in vocab if token.startswith(BEGIN) and token.endswith(END)][:5])

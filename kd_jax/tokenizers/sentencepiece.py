@@ -2,7 +2,8 @@
 
 import dataclasses
 import io
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,20 +11,19 @@ import numpy as np
 import sentencepiece
 
 from kd_jax.artifacts import manifest
+from kd_jax.config import MAX_VOCAB, check_count
 from kd_jax.errors import KdError
+from kd_jax.runtime import preemption
 from kd_jax.tokenizers import base
-from kd_jax.tokenizers.hf_folder import TOKENIZER_CONFIG
+from kd_jax.tokenizers.base import PromptFormat
+from kd_jax.tokenizers.hf_folder import COMMON_CONFIG, TOKENIZER_CONFIG
 from kd_jax.tokenizers.sentencepiece_json import to_tokenizer_json
 
 PAD, START, EOS, UNKNOWN = range(4)
 MODEL = "tokenizer.model"
+NORMALIZATIONS = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
+LONG_TEXT, PART_LENGTH = 16_384, 2048  # characters of a training text
 MAX_BYTES = 2**30  # of a training text; SentencePiece's default of 4,192 silently skips longer documents
-COMMON_CONFIG = {  # of every tokenizer_config.json
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "clean_up_tokenization_spaces": False,
-    "model_input_names": ["input_ids", "attention_mask"],
-    "model_max_length": int(1e30),  # transformers' "no limit"
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,9 @@ class SentencePiece:
       model_type: "unigram" (arXiv 1804.10959) or "bpe".
       character_coverage: share of the characters that get a piece; 0.9995 for rich scripts.
       byte_fallback: whether to spell unknown characters as bytes, which takes 256 pieces.
+      normalization: SentencePiece's rule for every text before it is split. "nmt_nfkc" is NFKC with blanks in place of
+        tabs, newlines and joiners (U+200C, U+200D), which Persian and Indic scripts need: use "nfkc" for them.
+        "nmt_nfkc_cf" and "nfkc_cf" fold case too, "identity" changes nothing.
       sample: maximum number of characters of training text, drawn uniformly; 0 for all. Training a unigram model takes
         about 21 bytes of memory per character.
 
@@ -52,6 +55,7 @@ class SentencePiece:
     model_type: Literal["unigram", "bpe"] = "unigram"
     character_coverage: float = 1.0
     byte_fallback: bool = False
+    normalization: Literal["nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity"] = "nmt_nfkc"
     sample: int = 30_000_000
 
     pretrained: ClassVar[bool] = False
@@ -59,17 +63,16 @@ class SentencePiece:
 
     def check(self) -> None:
         """Raise KdError if a field has an invalid value."""
-        if type(self.vocab_size) is not int or not UNKNOWN + 1 < self.vocab_size < 2**31:
-            raise KdError(
-                f"tokenizer.vocab_size: expected an integer above {UNKNOWN + 1}, got {self.vocab_size}. Use more."
-            )
+        check_count("tokenizer.vocab_size", self.vocab_size, UNKNOWN + 2, MAX_VOCAB)
         if self.model_type not in ("unigram", "bpe"):
             raise KdError(f"tokenizer.model_type: expected unigram or bpe, got {self.model_type!r}. Choose one.")
+        if self.normalization not in NORMALIZATIONS:
+            names = ", ".join(NORMALIZATIONS)
+            raise KdError(f"tokenizer.normalization: expected {names}, got {self.normalization!r}. Choose one.")
         if not 0.98 <= self.character_coverage <= 1:
             coverage = self.character_coverage
             raise KdError(f"tokenizer.character_coverage: expected a share in [0.98, 1], got {coverage}. Use 1.0.")
-        if type(self.sample) is not int or self.sample < 0:
-            raise KdError(f"tokenizer.sample: expected an integer of at least 0, got {self.sample}. Use 0 for all.")
+        check_count("tokenizer.sample", self.sample, 0, remedy="Use 0 for all.")
 
     def input_files(self) -> tuple[Path, ...]:
         """Return no files: the training texts alone decide the tokenizer."""
@@ -77,15 +80,23 @@ class SentencePiece:
 
     def prepare(self, texts: Iterable[str], folder: Path, symbols: Sequence[str] = ()) -> None:
         """Train the model and write it; the symbols count in vocab_size."""
-        model = io.BytesIO()
-        try:
+        model, failures = io.BytesIO(), list[BaseException]()
+
+        def readable() -> Iterator[str]:
+            try:
+                yield from split_long(texts)
+            except BaseException as error:  # SentencePiece would raise another in its place
+                failures.append(error)
+
+        def train() -> None:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
+                sentence_iterator=readable(),
                 model_writer=model,
                 vocab_size=self.vocab_size,
                 model_type=self.model_type,
                 character_coverage=self.character_coverage,
                 byte_fallback=self.byte_fallback,
+                normalization_rule_name=self.normalization,
                 pad_id=PAD,
                 bos_id=START,
                 eos_id=EOS,
@@ -95,18 +106,63 @@ class SentencePiece:
                 num_threads=1,  # more threads make the pieces depend on the machine
                 minloglevel=2,
             )
+
+        try:
+            call_in_thread(train)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]  # without the C++ condition
-            raise KdError(
+            unsuitable = KdError(
                 f"tokenizer.vocab_size: expected a size that suits the training text, got {self.vocab_size}. "
                 f"SentencePiece: {reason}"
-            ) from error
+            )
+            raise (failures or [unsuitable])[0] from error
+        if failures:
+            raise failures[0]
         manifest.write_bytes(folder / MODEL, model.getvalue())
 
     def load(self, folder: Path) -> "SentencePieceTokenizer":
         """Return the tokenizer that `prepare` wrote."""
         base.require_files(folder, self.files)
         return SentencePieceTokenizer(folder / MODEL)
+
+
+def split_long(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts of at most LONG_TEXT characters as they are, and longer ones in parts that end with a space.
+
+    SentencePiece's time grows with the square of the length of a text that repeats itself, and it fails on very long
+    words. No piece spans a space, so only words of more than a part's length are cut.
+
+    Examples:
+      >>> [len(part) for part in split_long(["a" * LONG_TEXT, "word " * 4096])]
+      [16384, 2045, 2045, 2045, 2045, 2045, 2045, 2045, 2045, 2045, 2045, 30]
+    """
+    for text in texts:
+        start, size = 0, PART_LENGTH if len(text) > LONG_TEXT else LONG_TEXT
+        while start < len(text):
+            end = start + size
+            if end < len(text):
+                end = text.rfind(" ", start, end) + 1 or end
+            yield text[start:end]
+            start = end
+
+
+def call_in_thread(function: Callable[[], None]) -> None:
+    """Call a function in another thread, while this one takes signals and polls for a stop."""
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)  # a stopped process does not wait for it
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+        preemption.poll()
+    if errors:
+        raise errors[0]
 
 
 class SentencePieceTokenizer:
@@ -117,6 +173,7 @@ class SentencePieceTokenizer:
     pad: int = PAD
     forced_prefix: tuple[int, ...] = ()
     suppress_tokens: tuple[int, ...] = ()
+    prompt_format = PromptFormat()
     rows_V: np.ndarray | None = None
 
     def __init__(self, path: Path):
