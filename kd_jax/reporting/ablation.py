@@ -152,7 +152,8 @@ def notes(result: Ablation) -> list[str]:
     else:
         seeds = (
             f"The variance between the {len(result.seeds)} seeds, divided by their number, is added. The intervals are "
-            "Student's t (Welch-Satterthwaite), since a two-level bootstrap of so few seeds would be too narrow."
+            "Student's t with the rule of Cochran and Cox, which weights the quantiles of examples and seeds by their "
+            "variances; a bootstrap of so few seeds would be too narrow."
         )
     tests = sum(len(models) for controls in result.differences.values() for models in controls.values())
     signatures = "".join(f"; {metric.label}: {metric.signature}" for metric in result.metrics if metric.signature)
@@ -161,8 +162,9 @@ def notes(result: Ablation) -> list[str]:
         "control in the metric's own sign, on the same examples with the same seed. "
         f"Intervals: the variance over {result.resamples:,} resamples of the examples, the same for all models "
         f"and seeds. {seeds}",
-        "Better or worse: the interval excludes 0 and every seed agrees. Without any true difference, one comparison "
-        f"in forty is called better, and one in forty worse; this report has {_count(tests, 'comparison')}.",
+        "Better or worse: the interval excludes 0 and every seed agrees. Without any true difference, up to one "
+        f"comparison in {33 if len(result.seeds) == 2 else 40} is called better, and as many worse; this report has "
+        f"{_count(tests, 'comparison')}.",
         "Controls that ablate adds if they are missing: the distilled student's model, start, steps and data with "
         "cross-entropy alone, plain (control_ce) and with label smoothing 0.1 (control_smoothed).",
         f"Evaluated on {_count(result.examples, 'example')} of the {result.split} split{signatures}.",

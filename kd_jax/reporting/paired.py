@@ -66,13 +66,20 @@ def difference(ours: Scores, theirs: Scores, higher_is_better: bool | None) -> D
 def interval(each_S: np.ndarray, over_examples: float, examples: int) -> tuple[float, float]:
     r"""Return the 95% interval of a mean difference over examples and seeds.
 
-    .. math:: \bar d \pm t_\nu \sqrt{v + s^2 / S}, \quad
-        \nu = \frac{(v + s^2 / S)^2}{v^2 / (N - 1) + (s^2 / S)^2 / (S - 1)}
+    .. math:: \bar d \pm t \sqrt{v + s^2 / S}, \quad
+        t = \frac{v \, t_{N - 1} + (s^2 / S) \, t_{S - 1}}{v + s^2 / S}
 
-    v is the variance of the mean difference due to the examples, s^2 the variance between seeds (0 with one seed),
-    and nu the Welch-Satterthwaite degrees of freedom. A bootstrap over three seeds would miss the true value in a
-    quarter of all cases. Variance of single example-seed pairs is in both v and s^2 / S, so the interval tends to be
-    too wide.
+    v is the variance of the mean difference due to the examples, s^2 the variance between the seeds (0 with one seed),
+    and t_k the 97.5% quantile of Student's t with k degrees of freedom. This is the rule of Cochran and Cox for two
+    variances of unequal degrees of freedom. It assumes that the effects of seeds and of examples are independent and
+    normal. Where one variance is 0, it is Student's t for the other.
+
+    It covers the true difference in 95 to 97% of all cases with three or more seeds, and in 94 to 98% with two,
+    whatever the two variances (experiments/benchmarks/intervals.py). The degrees of freedom of Welch and Satterthwaite
+    are computed from the estimated variances. That of two or three seeds is often far too small, and the interval then
+    covers 87% or 92%. A bootstrap over three seeds covers 75%.
+
+    The variance of single example-seed pairs is in both v and s^2 / S, so the interval is too wide where it dominates.
 
     Args:
       each_S: float [S], the mean difference of each seed; one seed says nothing about other seeds.
@@ -83,7 +90,8 @@ def interval(each_S: np.ndarray, over_examples: float, examples: int) -> tuple[f
       (lower end, upper end).
 
     References:
-      Satterthwaite 1946; Owen 2007, The Pigeonhole Bootstrap, arXiv 0712.1111 (two-way variances).
+      Cochran and Cox 1950, Experimental Designs (their approximate t test); Owen 2007, The Pigeonhole Bootstrap, arXiv
+      0712.1111 (two-way variances).
 
     Examples:
       >>> [round(x, 2) for x in interval(np.array([1.0, 2.0, 3.0]), 0.0, examples=100)]  # 2 -+ 4.303 / sqrt(3)
@@ -96,8 +104,8 @@ def interval(each_S: np.ndarray, over_examples: float, examples: int) -> tuple[f
     total = sum(variance for variance, _ in parts)
     if not total > 0:
         return mean, mean
-    freedom = 1 / sum((variance / total) ** 2 / free for variance, free in parts if variance)
-    half = float(stdtrit(freedom, 0.975)) * total**0.5
+    t = sum(variance * float(stdtrit(free, 0.975)) for variance, free in parts if variance) / total
+    half = t * total**0.5
     return mean - half, mean + half
 
 

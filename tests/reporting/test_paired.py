@@ -66,7 +66,36 @@ def test_interval_covers_other_seeds_and_other_examples():
         parts = 0.1 * rng.normal(size=(3, 1)) + rng.normal(size=(1, 100)) + rng.normal(size=(3, 100))
         low, high = interval(parts.mean(1), parts.mean(0).var(ddof=1) / 100, 100)
         inside += low <= 0 <= high
-    assert 0.94 <= inside / trials <= 0.985
+    assert 0.94 <= inside / trials <= 0.99
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("seeds, most_better", [(2, 0.031), (3, 0.027), (5, 0.027)])
+def test_interval_covers_at_every_ratio_of_the_variances(seeds, most_better, ratio):
+    """`ratio` is the seeds' part of the mean's variance over the examples' part. The true difference is 0."""
+    rng, trials, examples = np.random.default_rng(0), 40_000, 1000
+    of_examples_T1 = rng.normal(size=(trials, 1))  # the mean over examples, common to all seeds
+    each_TS = of_examples_T1 + (ratio * seeds) ** 0.5 * rng.normal(size=(trials, seeds))
+    variance_T = rng.chisquare(examples - 1, trials) / (examples - 1)
+    ends = [interval(each_S, variance, examples) for each_S, variance in zip(each_TS, variance_T.tolist(), strict=True)]
+    verdicts = [verdict(each_S, *ends_2, True) for each_S, ends_2 in zip(each_TS, ends, strict=True)]
+    assert np.mean([low <= 0 <= high for low, high in ends]) >= 0.94
+    assert verdicts.count("better") / trials <= most_better
+
+
+@pytest.mark.parametrize("variance, half", [(1 / 3, 2.6662), (1.0, 3.1717), (3.0, 4.4467)])
+def test_interval_by_hand(variance, half):
+    """Seeds 1, 2, 3: s^2 / S = 1/3, t_2 = 4.3027. 11 examples: t_10 = 2.2281. With v = 1 the mean t is 2.7468."""
+    np.testing.assert_allclose(interval(np.array([1.0, 2.0, 3.0]), variance, 11), (2 - half, 2 + half), atol=1e-4)
+
+
+def test_variance_of_the_examples_is_that_of_the_mean_over_seeds():
+    """Two seeds whose examples differ in opposite ways: their mean does not depend on the examples."""
+    ours = Scores(np.array([1.0, 1.0]), np.array([[0.0, 2.0, 0.5], [2.0, 0.0, 1.5]]), examples=50)
+    theirs = Scores(np.zeros(2), np.zeros((2, 3)), examples=50)
+    assert difference(ours, theirs, True).interval == (1.0, 1.0)
+    alike = Scores(np.array([1.0, 1.0]), np.array([[0.0, 2.0, 1.0]] * 2), examples=50)  # variance 1
+    np.testing.assert_allclose(difference(alike, theirs, True).interval, stats.t.interval(0.95, 49, 1.0, 1.0))
 
 
 def test_pairing_cancels_the_difficulty_of_examples():
