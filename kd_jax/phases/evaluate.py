@@ -19,6 +19,7 @@ from kd_jax.batches.store import Store
 from kd_jax.evaluation.candidates import Candidate, Programs, load_candidates
 from kd_jax.evaluation.closeness import Sums, mean_metrics
 from kd_jax.evaluation.figures import (
+    ROUND_TRIP,
     CachedCloseness,
     Closeness,
     DecodingSpeed,
@@ -44,7 +45,7 @@ from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import local_devices
 from kd_jax.runtime.devices import Devices
 from kd_jax.signals.topk import TopK
-from kd_jax.tasks.eval_set import EvalSet
+from kd_jax.tasks.eval_set import EvalSet, round_trip_score
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.types import Batch, Params, Sum
 from kd_jax.user_code import code_digests
@@ -189,14 +190,20 @@ def score_model(context: Context, candidate: Candidate, params: Params) -> Metri
 
 
 def score_baselines(context: Context) -> dict[str, MetricFigures]:
-    """Score the texts that need no model, on the examples that texts are generated for."""
+    """Score the texts that need no model, on the examples that texts are generated for.
+
+    The references as the tokenizer writes them are among these if it cannot write them without loss.
+    """
     task, eval_set = context.experiment.task, context.eval_set
-    figures = {}
-    for name, text_of in task.baselines.items():
-        outcome = eval_set.text_outcome(task, [text_of(eval_set.examples[i]) for i in eval_set.text_indices])
-        resamples = context.experiment.evaluation.bootstrap
-        figures[name] = score_metrics(task.metrics, {task.decoding.ways[0]: outcome}, None, resamples)
-    return figures
+    outcomes = {
+        name: eval_set.text_outcome(task, [text_of(eval_set.examples[i]) for i in eval_set.text_indices])
+        for name, text_of in task.baselines.items()
+    }
+    round_trip = eval_set.round_trip(task, context.tokenizer)
+    if round_trip_score(task.metrics[0], round_trip) is not None:
+        outcomes[ROUND_TRIP] = round_trip
+    way, resamples = task.decoding.ways[0], context.experiment.evaluation.bootstrap
+    return {name: score_metrics(task.metrics, {way: outcome}, None, resamples) for name, outcome in outcomes.items()}
 
 
 def compare_with_teacher(context: Context, candidate: Candidate, teacher_params: Params, params: Params) -> Closeness:

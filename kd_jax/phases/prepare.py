@@ -21,8 +21,11 @@ from kd_jax.sources.base import SPLITS, UNLABELLED, Splits
 from kd_jax.sources.rows import ConcatenatedRows, MappedRows, SelectFields, sample, subset, with_progress
 from kd_jax.sources.splits import describe_leaks, remove_leaks
 from kd_jax.tasks.base import Example, Task
+from kd_jax.tasks.eval_set import EvalSet, round_trip_score
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.user_code import code_digests
+
+METRIC_EXAMPLES = 32  # held-out references that are scored before training
 
 
 def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, workers: Workers = IN_PROCESS) -> None:
@@ -56,6 +59,7 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, w
     # The last of the files is written last.
     if not all((folder.path / name).exists() for name in experiment.tokenizer.files):
         experiment.tokenizer.prepare(training_texts(experiment, splits), folder.path, task.symbols())
+    check_metrics(experiment, splits, experiment.tokenizer.load(folder.path))
     job = EncodeJob(folder.path, experiment.tokenizer, task, splits)
     digests = {split: encode_split(job, split, workers) for split in splits}
     for split in SPLITS[1:]:
@@ -86,6 +90,21 @@ def check_splits(experiment: ResolvedExperiment, splits: Splits) -> None:
                 recipe.targets.check_splits(splits)
             except KdError as error:
                 raise KdError(f"students.{name}.{error}") from error
+
+
+def check_metrics(experiment: ResolvedExperiment, splits: Splits, tokenizer: tokenizers.Tokenizer) -> None:
+    """Score some held-out references as the tokenizer writes them, and warn if they lose by it.
+
+    So a metric that cannot read the references refuses them here, before any training.
+    """
+    task, metric = experiment.task, experiment.task.metrics[0]
+    examples = splits[experiment.evaluation.split][:METRIC_EXAMPLES]
+    outcome = EvalSet(examples, range(len(examples))).round_trip(task, tokenizer)
+    if (score := round_trip_score(metric, outcome)) is not None:
+        progress.log(
+            f"data: warning: {metric.label} of the references is {score:.{metric.digits}f} once the tokenizer has "
+            "encoded and decoded them; no model can be better. See tokenizer.normalization and byte_fallback."
+        )
 
 
 def inputs(experiment: ResolvedExperiment) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 """The examples of a split as text, and the outcome of texts and likelihoods on them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from kd_jax.artifacts.manifest import Folder, read_lines
 from kd_jax.tasks.base import Task
-from kd_jax.tasks.metrics import Outcome
+from kd_jax.tasks.metrics import Metric, Outcome
 from kd_jax.types import Example
+
+if TYPE_CHECKING:
+    from kd_jax.tokenizers.base import Tokenizer
+
+LOSSLESS = 0.99  # of the references' own score; a round trip below it is reported
 
 
 class EvalSet(NamedTuple):
@@ -29,6 +34,20 @@ class EvalSet(NamedTuple):
         examples = [self.examples[i] for i in self.text_indices]
         return Outcome(examples, texts, [task.references_of(example) for example in examples])
 
+    def round_trip(self, task: Task, tokenizer: "Tokenizer") -> Outcome:
+        """Return the outcome of the references themselves, encoded and decoded: no model can write better ones."""
+        references = [task.references_of(self.examples[i])[0] for i in self.text_indices]
+        return self.text_outcome(task, [tokenizer.decode(tokenizer.encode(text)) for text in references])
+
     def likelihood_outcome(self, task: Task, nll_N: np.ndarray, tokens_N: np.ndarray) -> Outcome:
         """Return the outcome of likelihoods of all examples, without texts."""
         return Outcome(self.examples, [], [task.references_of(example) for example in self.examples], nll_N, tokens_N)
+
+
+def round_trip_score(metric: Metric, outcome: Outcome) -> float | None:
+    """Return a metric's value of a round trip if it is below LOSSLESS of the references' own; else None."""
+    if metric.reads != "texts" or not metric.higher_is_better:
+        return None
+    own = outcome._replace(texts=[references[0] for references in outcome.references])
+    value = metric.score(outcome, 0).value
+    return value if value < LOSSLESS * metric.score(own, 0).value else None
