@@ -222,7 +222,7 @@ def test_a_deleted_cache_is_not_compared(smoke_copy):
     assert kd_jax.load_model(smoke_copy, "student_kd").generate(["one red house"])
 
 
-def test_a_retrained_student_has_neither_report_nor_figures(smoke_copy, root, tmp_path, capsys):
+def test_a_retrained_student_has_neither_report_nor_figures(smoke_copy, root, tmp_path, capsys, lax_promotion):
     old = json.loads((smoke_copy / "students/student_scratch/manifest.json").read_text())["outputs"]["digest"]
     words = [str(root / SMOKE), "--workdir", str(smoke_copy)]
     steps = ["--students.student_scratch.training.steps", "30"]
