@@ -106,8 +106,13 @@ got 'runs/other/student', which does not exist.
 def evenly_spaced_layers(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
     """Return evenly spaced layers, the first and the last among them; the first for a single one.
 
-    References:
-      DistilBART, arXiv 2010.13002, section 3; Distil-Whisper, arXiv 2311.00430, section 4.
+    Layer i of n is number i (teacher_layers - 1) / (n - 1), rounded, a half to the even number. Distil-Whisper (arXiv
+    2311.00430, section 4) rounds down. DistilBART (arXiv 2010.13002) chose layers by hand. They are these for 6 layers
+    to 3, 12 to 3 or 6, and 16 to 3, 4 or 6, and others for 12 to 4, for example: (0, 4, 8, 11).
+
+    Examples:
+      >>> evenly_spaced_layers(12, 4)
+      (0, 4, 7, 11)
     """
     return tuple(int(i) for i in np.linspace(0, teacher_layers - 1, student_layers).round())
 

@@ -3,14 +3,19 @@
 import functools
 import itertools
 
+import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kd_jax.decoding.base import NO_TOKEN
 from kd_jax.decoding.beam import beam_search, length_penalty
 from kd_jax.decoding.greedy import greedy
+from kd_jax.models.base import Cache, Model
+from kd_jax.types import Inputs, Tokens
 from tests.decoding.small_model import ENDS, EOS, LENGTH, MODEL, PARAMS, PROMPTS, ROWS, SOURCES, V, logp_of, with_bias
 
 
@@ -108,3 +113,73 @@ def test_the_best_do_not_depend_on_their_number(bias_V, alpha):
         output = jax.device_get(search(best=best))
         for ours, expected in zip(output, all_output, strict=True):
             np.testing.assert_array_equal(ours[list(ROWS)], expected[list(ROWS), :best])
+
+
+ONE = jnp.ones((1, 1), jnp.int32)
+NO_CACHE = Cache(jnp.int32(0), ONE[0], jnp.zeros((1, 1, 0), bool), jnp.arange(0), (), (), ONE > 0)
+# A model whose parameters are the logits of the next token after each token.
+BIGRAMS = Model(*[None] * 4, prefill=lambda *_: NO_CACHE, extend=lambda table, cache, ids: (table[ids], cache))
+AFTER_ZERO = Inputs(ONE[0], Tokens(0 * ONE, 0 * ONE, ONE), None)
+ALPHAS = st.sampled_from([0.0, 0.6, 1.0, 2.0])
+
+
+@functools.partial(jax.jit, static_argnames=("length", "beam", "best"))
+def search_bigrams(table_VV, alpha, *, length, beam, best):
+    """Search from token 0; the last token of the table ends a text."""
+    settings = {"eos": len(table_VV) - 1, "length": length, "beam": beam, "alpha": alpha, "best": best}
+    return jax.tree.map(lambda x: x[0], beam_search(BIGRAMS, table_VV, AFTER_ZERO, **settings))
+
+
+def log_softmax(table_VV):
+    return table_VV - np.logaddexp.reduce(table_VV.astype(np.float64), -1, keepdims=True)
+
+
+def logp_of_text(logp_VV, ids):
+    return sum(logp_VV[previous, token] for previous, token in itertools.pairwise((0, *ids)))
+
+
+@pytest.mark.parametrize("vocab_size, length, best", [(3, 5, 1), (3, 3, 3), (4, 3, 1), (4, 4, 2)])
+@given(data=st.data(), alpha=ALPHAS)
+@settings(max_examples=40, deadline=None)
+def test_no_text_beats_the_best_of_a_beam_that_holds_all(vocab_size, length, best, data, alpha):
+    """An end before all texts are finished must lose nothing: long texts may win by their length penalty."""
+    table = hnp.arrays(np.float32, (vocab_size, vocab_size), elements=st.integers(-16, 16).map(lambda i: i / 4))
+    table_VV = data.draw(table)
+    logp_VV, end = log_softmax(table_VV), vocab_size - 1
+    texts = [(*ids, end) for count in range(length) for ids in itertools.product(range(vocab_size - 1), repeat=count)]
+    score = lambda ids: logp_of_text(logp_VV, ids) / penalty(len(ids), alpha)  # noqa: E731
+    beam = -(-vocab_size * (vocab_size - 1) ** (length - 1) // 2)  # 2K candidates: all of the last step
+    found = jax.device_get(search_bigrams(table_VV, jnp.float32(alpha), length=length, beam=beam, best=best))
+    np.testing.assert_allclose(found.scores_BK, sorted(map(score, texts), reverse=True)[:best], rtol=1e-5, atol=1e-6)
+    for ids_T, its_score, logp in zip(found.ids_BKT, found.scores_BK, found.logp_BK, strict=True):
+        ids = tuple(ids_T[ids_T != NO_TOKEN])
+        assert ids in texts
+        np.testing.assert_allclose((its_score, logp), (score(ids), logp_of_text(logp_VV, ids)), rtol=1e-5, atol=1e-6)
+
+
+def plain_beam_search(logp_VV, length, beam, alpha):
+    """Return the ended texts, best score first, of a search in lists that never stops early: (score, ids)."""
+    open_texts, ended = [(0.0, ())], []
+    for count in range(1, length + 1):
+        candidates = [
+            (logp + logp_VV[(ids or (0,))[-1], token], (*ids, token))
+            for logp, ids in open_texts
+            for token in range(len(logp_VV))
+        ]
+        candidates = sorted(candidates, reverse=True)[: 2 * beam]
+        is_end = lambda candidate: candidate[1][-1] == len(logp_VV) - 1  # noqa: E731
+        ended += [(logp / penalty(count, alpha), ids) for logp, ids in filter(is_end, candidates)]
+        open_texts = list(itertools.filterfalse(is_end, candidates))[:beam]
+    return sorted(ended, reverse=True)
+
+
+@pytest.mark.parametrize("beam, best", [(1, 1), (2, 1), (2, 2), (3, 2)])
+@given(seed=st.integers(0, 10_000), spread=st.sampled_from([0.5, 2.0]), alpha=ALPHAS)
+@settings(max_examples=40, deadline=None)
+def test_a_narrow_beam_equals_a_search_in_lists(beam, best, seed, spread, alpha):
+    table_VV = spread * np.random.default_rng(seed).normal(size=(5, 5)).astype(np.float32)
+    expected = plain_beam_search(log_softmax(table_VV), 6, beam, alpha)[:best]
+    found = jax.device_get(search_bigrams(table_VV, jnp.float32(alpha), length=6, beam=beam, best=best))
+    for (score, ids), ids_T, its_score in zip(expected, found.ids_BKT, found.scores_BK, strict=False):
+        assert tuple(ids_T[ids_T != NO_TOKEN]) == ids
+        np.testing.assert_allclose(its_score, score, rtol=1e-5)

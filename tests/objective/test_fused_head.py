@@ -150,6 +150,24 @@ def test_the_chunk_size_changes_no_number():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
 
 
+@pytest.mark.parametrize("num_tokens", [8, 21, 24])
+@pytest.mark.parametrize("soft_cap", [0.0, 3.0])
+def test_every_chunk_adds_to_the_gradient_of_the_bias(num_tokens, soft_cap):
+    """One chunk, three with a padded last one, three full ones; two columns of the head only pad the vocabulary."""
+    hidden, kernel, tokens = make(num_tokens, 4, 13)
+    tokens = tokens[0] % 11, tokens[1]
+    head = Head(kernel, jnp.linspace(-2.0, 2.0, 13), soft_cap, vocab_size=11)
+
+    def unfused(hidden, kernel, bias):
+        logits = hidden @ kernel[:, :11] + bias[None, :11]
+        return objective(soft_cap * jnp.tanh(logits / soft_cap) if soft_cap else logits, tokens)[0]
+
+    got = jax.grad(lambda h, w: fused_head(objective, h, w, tokens, None, 8)[0], (0, 1))(hidden, head)
+    want = jax.grad(unfused, (0, 1, 2))(hidden, kernel, head.bias_V)
+    for ours, expected in zip((got[0], got[1].kernel_DV, got[1].bias_V), want, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_kernel_gradient_is_the_same_in_strips(monkeypatch):
     hidden, head, tokens = topk_problem(24, 6, 9)
     want = value_and_gradients(hidden, head, tokens)

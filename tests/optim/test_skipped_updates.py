@@ -52,6 +52,15 @@ def test_spikes_are_skipped_after_the_first_updates():
     assert mean_norm == pytest.approx(np.average(norms, weights=weights), rel=1e-5)
 
 
+@pytest.mark.parametrize("size, skipped", [(7.9, 0), (8.1, 1)])
+def test_the_limit_is_a_multiple_of_the_mean_norm(size, skipped):
+    """After 20 norms of 1 the mean is 1; not corrected for its start at 0 it would be 1 - 0.98^20 = 0.33."""
+    norm_1 = {"w": jnp.zeros((3, 2)).at[0, 0].set(1.0), "b": jnp.zeros(2)}
+    tx = skip_outliers(optax.sgd(0.1), 8.0)
+    _, state = train(tx, [norm_1] * WARMUP + [jax.tree.map(lambda x: size * x, norm_1)])
+    assert int(state.skipped) == skipped and int(state.applied) == WARMUP + 1 - skipped
+
+
 def test_spikes_are_applied_without_a_ratio():
     tx, normal = skip_outliers(optax.adam(0.1), 0.0), gradients(WARMUP)
     sequence = [*normal, jax.tree.map(lambda x: 1e6 * x, normal[0])]

@@ -29,6 +29,43 @@ def test_layers_are_evenly_spaced():
     assert evenly_spaced_layers(6, 3) == (0, 2, 5)
     assert evenly_spaced_layers(12, 2) == (0, 11)
     assert evenly_spaced_layers(4, 1) == (0,)
+    # 3.67, 7.33 and 2.2, 4.4, 6.6, 8.8 are rounded; 2.5 and 5.5 to the even number.
+    assert evenly_spaced_layers(12, 4) == (0, 4, 7, 11)
+    assert evenly_spaced_layers(12, 6) == (0, 2, 4, 7, 9, 11)
+    assert evenly_spaced_layers(6, 4) == (0, 2, 3, 5)
+    assert evenly_spaced_layers(12, 3) == (0, 6, 11)
+
+
+# (teacher's layers, student's) -> layers that DistilBART's authors copied (LAYERS_TO_COPY in their make_student.py).
+DISTILBART = {
+    (6, 2): (0, 5),
+    (6, 3): (0, 2, 5),
+    (12, 3): (0, 6, 11),
+    (12, 6): (0, 2, 4, 7, 9, 11),
+    (16, 2): (0, 15),
+    (16, 3): (0, 8, 15),
+    (16, 4): (0, 5, 10, 15),
+    (16, 6): (0, 3, 6, 9, 12, 15),
+}
+CHOSEN_BY_HAND = {
+    (6, 4): (0, 1, 3, 5),
+    (12, 2): (0, 6),
+    (12, 4): (0, 4, 8, 11),
+    (12, 9): (0, 1, 2, 4, 5, 7, 9, 10, 11),
+    (16, 8): (0, 2, 4, 6, 8, 10, 12, 15),
+    (16, 9): (0, 1, 3, 5, 7, 9, 11, 13, 15),
+    (16, 12): (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15),
+}
+
+
+def test_evenly_spaced_layers_agree_with_distilbart_where_its_own_are():
+    """Its other layers follow no rule; they can be named."""
+    for depths, layers in DISTILBART.items():
+        assert evenly_spaced_layers(*depths) == layers
+    for (teacher_layers, student_layers), layers in CHOSEN_BY_HAND.items():
+        assert evenly_spaced_layers(teacher_layers, student_layers) != layers
+        teacher, small = (DecoderOnly(depth, d_model=8, heads=2, d_ff=8) for depth in (teacher_layers, student_layers))
+        assert layer_maps(FromTeacher(decoder=layers), teacher, small) == {"decoder": layers}
 
 
 def test_a_student_with_all_layers_equals_the_teacher():
