@@ -37,6 +37,22 @@ def as_path(path: str | os.PathLike) -> Path:
     return cast(Path, epath.Path(text))
 
 
+def check_path(field: str, path: str | os.PathLike) -> None:
+    """Check that a path names something: not "", no `~` that no shell has expanded, no unknown kind of URL.
+
+    Examples:
+      >>> check_path("--workdir", "s4://bucket/run")
+      Traceback (most recent call last):
+      kd_jax.errors.KdError: --workdir: expected a path, gs://... or s3://..., got 's4://bucket/run'. Change it.
+    """
+    text = os.fspath(path)
+    url = re.match(r"(\w+):/", text)
+    if not text or "\0" in text or (url and url[1] not in ("gs", "s3")):
+        raise KdError(f"{field}: expected a path, gs://... or s3://..., got {text!r}. Change it.")
+    if text.startswith("~"):
+        raise KdError(f"{field}: expected a path, got {text!r}, which no shell has expanded. Write it out.")
+
+
 def absolute(path: Path) -> Path:
     """Return a path from the root, or from the bucket."""
     return path if in_bucket(path) else path.absolute()

@@ -380,6 +380,8 @@ class Plan(Command):
             backends.simulate_devices(self.devices)
         experiment = apply_overrides(self.config, overrides)
         workdir = open_workdir(self.workdir) if self.workdir else None
+        if workdir and not workdir.path.exists():
+            raise KdError(f"--workdir: expected a folder, got {self.workdir}, which does not exist. Leave it out.")
         return partial(plan.run, experiment, workdir, self.devices, self.kind, self.only)
 
 
@@ -586,8 +588,10 @@ class Export(Command):
 
     def prepare(self, overrides: Sequence[str], locks: ExitStack) -> Call:
         """Return the call that writes the folder."""
+        from kd_jax.artifacts import files
         from kd_jax.phases import export
 
+        files.check_path("--to", self.to)
         experiment, workdir = open_run(self.workdir, self.config)
         return partial(export.run, experiment, workdir, Path(self.to), self.model, self.format, self.int8)
 

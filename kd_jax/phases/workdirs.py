@@ -17,8 +17,9 @@ def open_workdir(path: str | Path) -> Workdir:
     """Return the workdir at a path, which need not exist yet.
 
     Raises:
-      KdError: if it is a file, or something in it leads out of it or is neither a file nor a folder.
+      KdError: if it is no path, a file, or something in it leads out of it or is neither a file nor a folder.
     """
+    files.check_path("--workdir", path)
     folder = files.as_path(path)
     if folder.exists() and not folder.is_dir():
         raise KdError(f"--workdir: expected a folder, got the file {folder}. Choose another path.")
