@@ -32,9 +32,12 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, model: str = "", decod
       decoding: how texts are written; None for the task's decoding without beam search.
 
     Raises:
-      KdError: if there is no such model, or a line cannot be a prompt.
+      KdError: if there is no such model, a stream is closed, or a line cannot be a prompt.
     """
     name = resolve_model_name(experiment, model)
+    for stream, title in ((sys.stdin, "input"), (sys.stdout, "output")):
+        if stream is None:
+            raise KdError(f"standard {title}: expected an open stream, got a closed one. Use /dev/null for no text.")
     loaded = LoadedModel.from_run(experiment, workdir, name)
     decoding = decoding or loaded.decoding
     for numbered in read_batches(sys.stdin.buffer, f"{name}> "):

@@ -70,6 +70,8 @@ def run(path: str, task: str, family: str, train: Sequence[str], teacher: str = 
         raise KdError(f"--family: expected {' or '.join(TASKS[task].families)} for {task}, got {family}.")
     if Path(path).suffix != ".py" or {'"', "\\"} & set(path):
         raise KdError(f"new: expected the name of a Python file, got {path}. Example: mine.py.")
+    for file in (one for one in map(Path, train) if one.exists() and not one.is_file()):
+        raise KdError(f"--train: expected files, got {file}, which is none. Name the file with the training examples.")
     fields = TASKS[task].fields()
     if len(train) > 1:
         fields = fields_of_files(train, fields)
