@@ -22,6 +22,13 @@ WRITTEN = (bool, int, float, str, type(None))  # types of options, beside tuples
 
 def apply_overrides(path: str, overrides: Sequence[str]) -> ResolvedExperiment:
     """Return the resolved and checked experiment of a file; overrides are words such as "--seed", "5"."""
+    experiment = resolve_overrides(path, overrides)
+    check(experiment)
+    return experiment
+
+
+def resolve_overrides(path: str, overrides: Sequence[str]) -> ResolvedExperiment:
+    """Return the resolved experiment of a file, before its check."""
     experiment = config.load_experiment(path)
     if not isinstance(experiment, Experiment):
         raise KdError(f"config {path}: expected `experiment` to be an Experiment, got {type(experiment).__name__}.")
@@ -37,9 +44,7 @@ def apply_overrides(path: str, overrides: Sequence[str]) -> ResolvedExperiment:
             args=list(overrides),
             config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),  # --field True, as every field
         )
-    experiment = resolve(widen(experiment, parsed))
-    check(experiment)
-    return experiment
+    return resolve(widen(experiment, parsed))
 
 
 def option_types(narrowed: Any, prefix: str = "") -> dict[str, Any]:

@@ -4,25 +4,35 @@ The processes exchange values through JAX's coordination service, which the main
 after a while, but one host's download or tokeniser may take long. So processes wait for keys of the service instead.
 All processes must make the same calls in the same order. With one process every function returns at once, and JAX is
 not imported.
+
+A process that dies closes its connection to the main process, or that to the others, at once. One that is stopped is
+noticed by JAX's service after a while, which aborts the others.
 """
 
 import atexit
 import contextlib
+import ctypes
 import itertools
 import json
 import os
-import sys
+import select
+import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from kd_jax import __version__
 from kd_jax.errors import KdError, Preempted
+from kd_jax.runtime import rendezvous
 
 CHUNK_CHARS = 2**20  # of one value; a message of the service holds 4 MiB
 POLL_SECONDS = 1.0  # between looks at the keys of the other processes
 HEARTBEAT_SECONDS = 50  # of silence after which the service counts a process as dead; more than an exit takes
+LOSS_SECONDS = 3.0  # in which the end of a connection is noticed
 GRACE_SECONDS = 10.0  # in which a process may end by itself, with its own message
+WAIT, AUTO_WAIT = 20.0, 300.0  # seconds to wait for all hosts at the start; longer where a scheduler starts them
 PATIENCE = 1800  # seconds without progress after which a process ends; a large model compiles for minutes
 STEPS_AHEAD = 3  # no process is so many training steps ahead of another: each reads the common sums one step later
 
@@ -46,29 +56,58 @@ class _State:
         self.stop_announced = False
         self.closed = threading.Event()
         self.last_heartbeat = time.monotonic()
+        self.peers: dict[int, socket.socket] = {}  # of the main process to all, of another one to the main process
+        self.gone: set[int] = set()  # processes whose connection has ended
+        self.abort_handler: Any = None
+        self.last_words = ""  # of this process, while it tells the others that it ends
+        self.exiting = threading.Lock()  # for the one thread that exits
 
 
 _state = _State()
 
 
-def join(process: tuple[int, int] | None, coordinator: str, patience: float = PATIENCE) -> None:
+def join(
+    process: tuple[int, int] | None,
+    coordinator: str,
+    patience: float = PATIENCE,
+    wait: float | None = None,
+    poll: Callable[[], None] = lambda: None,
+) -> None:
     """Make this process one of several; call it before JAX finds its devices.
 
     Args:
       process: (index, count); None to take both from the environment of a TPU pod, SLURM or MPI.
       coordinator: "ADDRESS:PORT" at which the main process can listen; "" to take it from the environment.
       patience: seconds without progress after which this process ends, and with it all others.
+      wait: seconds to wait for the others; None for WAIT, or AUTO_WAIT without `process`.
+      poll: called while this process waits for others; it may raise.
+
+    Raises:
+      KdError: if the hosts do not all come, or do not fit together.
     """
     import jax.distributed
     from jax._src import distributed  # the service's client has no public name
 
-    index, count = process or (None, None)
+    local_devices = None
+    if process:
+        index, count = process
+    else:
+        coordinator, count, index, local_devices = _detect()
+    if wait is None:
+        wait = WAIT if process else AUTO_WAIT
+    greeting = {"index": index, "count": count, "kd_jax": __version__, "jax": jax.__version__}
+    _state.peers = rendezvous.meet(coordinator, greeting, wait, poll)
+    _state.process = Process(index, count)
+    _end_on_abort()
+    threading.Thread(target=_listen, daemon=True).start()
     try:
         jax.distributed.initialize(
-            coordinator_address=coordinator if process else None,
+            coordinator_address=coordinator,
             num_processes=count,
             process_id=index,
-            cluster_detection_method="deactivate" if process else None,
+            local_device_ids=local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=300,
         )
@@ -77,12 +116,34 @@ def join(process: tuple[int, int] | None, coordinator: str, patience: float = PA
         raise KdError(
             f"--host: expected all hosts to connect, got: {reason}. Check --host and --coordinator of each."
         ) from error
-    connection = distributed.global_state
-    _state.client, _state.process = connection.client, Process(connection.process_id, connection.num_processes)
+    _state.client = distributed.global_state.client
     heartbeat()
     watcher = threading.Thread(target=_watch, args=(patience,), daemon=True)
     watcher.start()
-    atexit.register(lambda: (_state.closed.set(), watcher.join()))  # before JAX leaves the service
+    atexit.register(_leave, watcher)  # before JAX leaves the service
+
+
+def _detect() -> tuple[str, int, int, Any]:
+    """Return (coordinator, count, index, local devices) as JAX finds them in the environment."""
+    from jax._src import clusters  # without a public name
+
+    environment = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    coordinator, count, index, local_devices = environment(coordinator, None, None, None, None, int(AUTO_WAIT))
+    if coordinator is None or count is None or index is None:
+        raise KdError(
+            "--host: expected a TPU pod, SLURM or MPI for `auto`, got none of them. Set NUMBER/COUNT and --coordinator."
+        )
+    return coordinator, count, index, local_devices
+
+
+def _leave(watcher: threading.Thread) -> None:
+    """Say goodbye, so that the end of the connections is no death."""
+    _state.closed.set()
+    watcher.join()
+    for peer in _state.peers.values():
+        with contextlib.suppress(OSError):
+            peer.sendall(b"bye")
 
 
 def process() -> Process:
@@ -149,6 +210,26 @@ def all_gather(parts: list[Any]) -> list[Any]:
     return [parts_of[i % len(parts_of)][i // len(parts_of)] for i in range(count)]
 
 
+def check_same(values: Mapping[str, Any]) -> None:
+    """Check that all processes have the same JSON-able values; the error names the first that differs.
+
+    Raises:
+      KdError: on every process.
+
+    Examples:
+      >>> check_same({"seed": 1})
+    """
+    first, *others = exchange(dict(values))
+    for index, other in enumerate(others, start=1):
+        for name in first | other:
+            ours, theirs = (str(one.get(name, "none"))[:60] for one in (first, other))
+            if first.get(name) != other.get(name):
+                raise KdError(
+                    f"{name}: expected the same on all hosts, got {ours} on host 0 and {theirs} on host {index}. Run "
+                    "the same command, config and version on each."
+                )
+
+
 # jax.experimental.multihost_utils.reached_preemption_sync_point answers this inside training steps only, and its
 # service takes SIGTERM away from Python. Processes must also stop in other phases and while they wait for each other.
 def should_stop(step: int, requested: bool) -> bool:
@@ -188,17 +269,21 @@ def coordinated_exit() -> Iterator[None]:
         raise
     except BaseException as error:
         if process().count > 1:
+            if not isinstance(error, KdError | KeyboardInterrupt):
+                time.sleep(LOSS_SECONDS)  # a collective fails where another process dies: the watching thread ends this
             _announce_failure(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         raise
 
 
 def _announce_failure(message: str) -> None:
-    """Publish this process's failure, and wait for the others: the service ends with the main process."""
+    """Publish this process's failure; the main process waits until the others have ended, since its service ends."""
+    if _state.client is None:
+        return
     with contextlib.suppress(RuntimeError):
         _publish(f"failed/{process().index}", message)
-        deadline = time.monotonic() + 2 * GRACE_SECONDS
-        while len(_failures()) < process().count and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS / 5)
+    deadline = time.monotonic() + 2 * GRACE_SECONDS
+    while is_main_process() and len(_state.gone) < process().count - 1 and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS / 5)
 
 
 def _failures() -> dict[int, str]:
@@ -244,18 +329,36 @@ def _values(folder: str) -> list[str]:
     return [value for _, value in _state.client.key_value_dir_get(f"kd_jax/{folder}/")]
 
 
+def _listen() -> None:
+    """Note which processes end without a goodbye."""
+    peers = dict(_state.peers)
+    while peers:
+        for connection in select.select(list(peers.values()), [], [])[0]:
+            index = next(index for index, peer in peers.items() if peer is connection)
+            try:
+                goodbye = bool(connection.recv(16))
+            except OSError:
+                goodbye = False
+            del peers[index]
+            if not goodbye:
+                _state.gone.add(index)
+
+
 def _watch(patience: float) -> None:
     """End this process when another has failed or nothing makes progress; note announced stops."""
     while not _state.closed.wait(POLL_SECONDS):
+        gone = set(_state.gone)  # before the failures, which a process announces before it ends
         try:
             failures, stops = _failures(), _values("stop")
-        except RuntimeError:  # the service ends with the run
-            return
+        except RuntimeError:  # the service ends with the main process
+            failures, stops = {}, []
         _state.stop_announced |= bool(stops)
         for index, message in failures.items():
             if index != process().index:
                 time.sleep(GRACE_SECONDS)
                 _end(f"host {index} has failed ({message}), so this one ends too")
+        for index in gone:
+            _end(f"host {index} has died, so this one ends too")
         idle = time.monotonic() - _state.last_heartbeat
         if idle > patience and not _state.is_waiting:
             _end(f"no progress for {idle:.0f} seconds: a host hangs, or --patience is too short")
@@ -263,7 +366,29 @@ def _watch(patience: float) -> None:
 
 def _end(message: str) -> None:
     """End at once: the main thread may be inside a collective, which nothing interrupts."""
-    line = f"error: host {process().index}: {message}. Run the same command again to resume."
-    print(line, file=sys.stderr, flush=True)
+    _state.last_words = message
     _announce_failure(message)
-    os._exit(3)
+    _exit_with(message)
+
+
+def _exit_with(message: str) -> None:
+    if not _state.exiting.acquire(blocking=False):
+        time.sleep(LOSS_SECONDS)  # another thread prints its line and exits
+    with contextlib.suppress(OSError):
+        line = f"error: host {process().index}: {message}. Run the same command again to resume."
+        os.write(2, line.encode() + b"\n")
+    os._exit(2)
+
+
+def _end_on_abort() -> None:
+    """Leave a line where JAX aborts the process because another one is gone: its callback for it crashes (0.10)."""
+
+    def on_abort(number: int) -> None:
+        _exit_with(_state.last_words or "JAX has ended it, most likely because another host has died or hangs")
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
+    _state.abort_handler = handler  # C holds no reference
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from kd_jax.cli.memory import NAME, with_large_pages
 
 # As `python -m kd_jax`, with a look at the environment at the end.
-COMMAND = "import kd_jax.cli.main as m, os; m.main = lambda words: print(os.environ['{}'], words) or 0; m.entry()"
+COMMAND = """
+import os
+import kd_jax.cli.entry
+import kd_jax.cli.main
+
+kd_jax.cli.main.main = lambda words: print(os.environ["{}"], words) or 0
+kd_jax.cli.entry.entry()
+"""
 
 
 def variables(**changes):

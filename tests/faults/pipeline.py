@@ -63,7 +63,7 @@ def _run(arguments: list[str], log: Path, largest_file: int, devices: int, stop:
         _stop_at_commit(stop)
     code = main(arguments)
     sys.stderr.flush()
-    if "--host" in arguments:
+    if "--host" in arguments and not code:
         atexit._run_exitfuncs()  # hosts leave together as Python ends, which multiprocessing skips
     os._exit(code)
 

@@ -10,7 +10,7 @@ from kd_jax.runtime import hosts, preemption
 
 
 def test_sigterm_stops_at_the_next_poll():
-    with preemption.handle_sigterm():
+    with preemption.handle_signals(resumes=True):
         preemption.poll()
         os.kill(os.getpid(), signal.SIGTERM)
         assert preemption.stop_requested() and preemption.may_stop_alone()

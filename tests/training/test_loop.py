@@ -91,7 +91,7 @@ def test_resume_after_stop_equals_uninterrupted(
         if step == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context() as patch, preemption.handle_sigterm():
+    with monkeypatch.context() as patch, preemption.handle_signals(resumes=True):
         patch.setattr(Meter, "after_step", ask)
         with pytest.raises(Preempted):
             teacher.run(experiment, interrupted)
@@ -201,7 +201,7 @@ def test_scan_layers_trains_to_the_same_loss_after_a_stop(experiment, workdir, t
         run = linked_run(workdir, tmp_path / str(scan_layers), "data")
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, scan_layers=scan_layers))
         changed = dataclasses.replace(experiment, teacher=recipe, backend=backend, mesh=mesh, buckets=(32,))
-        with monkeypatch.context() as patch, preemption.handle_sigterm():
+        with monkeypatch.context() as patch, preemption.handle_signals(resumes=True):
             patch.setattr(Meter, "after_step", ask)
             with pytest.raises(Preempted):
                 teacher.run(changed, run)
