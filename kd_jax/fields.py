@@ -33,7 +33,7 @@ def check_fields(value: Any, field: str = "", names: bool = False) -> None:
     """
     hints = field_types(type(value))
     for name in (one.name for one in dataclasses.fields(value)):
-        _check(getattr(value, name), hints[name], f"{field}.{name}" if field else name, names)
+        check_type(getattr(value, name), hints[name], f"{field}.{name}" if field else name, names)
 
 
 @functools.cache
@@ -45,7 +45,8 @@ def field_types(kind: type) -> dict[str, Any]:
         return dict.fromkeys((field.name for field in dataclasses.fields(kind)), Any)
 
 
-def _check(value: Any, hint: Any, field: str, names: bool) -> None:
+def check_type(value: Any, hint: Any, field: str, names: bool = False) -> None:
+    """Check a value, and all in it, against a type; `field` and `names` as of `check_fields`."""
     if isinstance(value, int) and value.bit_length() > 63:
         raise KdError(f"{field}: expected an integer of at most 18 digits, got {show(value)}.")
     if not _fits(value, hint, names):
@@ -59,10 +60,10 @@ def _check(value: Any, hint: Any, field: str, names: bool) -> None:
         for name, item in value.items():
             if not isinstance(name, str):
                 raise KdError(f"{field}: expected names (strings) as keys, got {show(name)}.")
-            _check(item, item_hint, f"{field}.{name}", names)
+            check_type(item, item_hint, f"{field}.{name}", names)
     elif isinstance(value, tuple | list):
         for item in value:
-            _check(item, Any, field, names)
+            check_type(item, Any, field, names)
 
 
 def _fits(value: Any, hint: Any, names: bool) -> bool:

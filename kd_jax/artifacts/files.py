@@ -12,10 +12,12 @@ import contextlib
 import errno
 import functools
 import io
+import math
 import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -25,6 +27,7 @@ from etils import epath
 
 from kd_jax.errors import KdError
 
+REDO = " Run its phase with --force again."
 BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs"}  # start of a path -> the package that reads and writes there
 
 
@@ -152,12 +155,36 @@ def append_text(path: Path, text: str) -> None:
 
 def read_array(path: Path) -> np.ndarray:
     """Return the array in a .npy file."""
-    return np.load(io.BytesIO(path.read_bytes()))
+    return _parse_array(path, path.read_bytes())
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays in a .npz file, by name."""
-    return dict(np.load(io.BytesIO(path.read_bytes())))
+    """Return the arrays in an .npz file of `np.savez`, by name."""
+    data = path.read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            # Not compressed, so that no array is larger than the file.
+            if sum(entry.file_size for entry in entries) > len(data):
+                raise ValueError("compressed entries")
+            return {entry.filename.removesuffix(".npy"): _parse_array(path, archive.read(entry)) for entry in entries}
+    except (ValueError, zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError) as error:
+        raise KdError(f"{path}: expected arrays as kd_jax writes them, got others ({error}).{REDO}") from error
+
+
+def _parse_array(path: Path, data: bytes) -> np.ndarray:
+    """Return the array in the bytes of a .npy file; nothing is allocated for more than the bytes hold."""
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("another version of the format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+            raise ValueError(f"{len(data) - stream.tell()} bytes for shape {shape}")
+        return np.load(io.BytesIO(data))  # it refuses objects
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise KdError(f"{path}: expected an array as kd_jax writes it, got another ({reason}).{REDO}") from error
 
 
 def local_copy(path: Path, digest: str) -> Path:

@@ -19,10 +19,32 @@ import numpy as np
 
 from kd_jax.artifacts import files
 from kd_jax.errors import KdError
+from kd_jax.fields import check_type, show
 from kd_jax.runtime import hosts
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
 OURS = ("inputs.json", "manifest.json")
+RECORD_TYPES = {
+    "phase": str,
+    "inputs": Mapping[str, Any],
+    "outputs": Mapping[str, Any],
+    "files": Mapping[str, str],
+    "seconds": float,
+    "created": str,
+    "versions": Mapping[str, str],
+}
+OUTPUT_TYPES = {  # of all phases, as far as a later phase reads them
+    **dict.fromkeys(("digest", "dataset", "tokenizer", "dtype", "first_parameters"), str),
+    **dict.fromkeys(("vocab_size", "start", "eos", "pad", "best_step", "steps", "records", "target_tokens"), int),
+    **dict.fromkeys(("parameters", "parameters_outside_embeddings", "skipped_too_long", "bytes"), int),
+    **dict.fromkeys(("bytes_per_target_token", "valid_cross_entropy", "train_tokens_per_second"), float | None),
+    "loss_before_first_step": float | None,
+    "splits": Mapping[str, str],
+    "counts": Mapping[str, int],
+    "dropped_as_seen_in_training": Mapping[str, int],
+    "files": Mapping[str, int],
+    "models": tuple[str, ...],
+}
 IMPORT_PHASE = "import-logprobs"  # its manifest stands for a teacher without parameters
 
 
@@ -90,10 +112,23 @@ class Folder:
         path = self.path / "manifest.json"
         if not path.exists():
             raise KdError(f"{self.path}: expected a finished folder, got no manifest.json. Run `{self.phase}` first.")
-        manifest = read_json(path)
+        manifest = self._read_record(path)
         if manifest.pop("digest", None) != _digest(manifest):
             raise KdError(f"{path}: expected the manifest as written, got an edited one. {self._remedy}")
-        return manifest
+        outputs = _Record(manifest["outputs"], f"{path}: outputs", self._remedy)
+        for name in outputs.keys() & OUTPUT_TYPES.keys():
+            check_type(outputs[name], OUTPUT_TYPES[name], f"{path}: outputs.{name}")
+        return manifest | {"outputs": outputs}
+
+    def _read_record(self, path: Path) -> dict[str, Any]:
+        """Return a manifest or the inputs of a phase; the types are checked, since a stranger may have written it."""
+        value = read_json(path)
+        if not isinstance(value, dict):
+            raise KdError(f"{path}: expected an object, got {show(value)}. {self._remedy}")
+        record = _Record(value, str(path), self._remedy)
+        for name in record.keys() & RECORD_TYPES.keys():
+            check_type(record[name], RECORD_TYPES[name], f"{path}: {name}")
+        return record
 
     def digest(self) -> str:
         """Return the digest of the finished folder's manifest; no other call of the phase gives the same."""
@@ -105,7 +140,7 @@ class Folder:
 
     def inputs(self) -> dict[str, Any]:
         """Return the inputs that the phase was begun with; raise as `manifest`."""
-        return self.manifest()["inputs"] if self.finished() else read_json(self.path / "inputs.json")["inputs"]
+        return (self.manifest() if self.finished() else self._read_record(self.path / "inputs.json"))["inputs"]
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Check that the folder was begun with these inputs; raise KdError for the first that differs."""
@@ -138,7 +173,7 @@ class Folder:
         path, digests = self.path / name, self.manifest()["files"]
         if name not in digests:
             raise KdError(f"{path}: expected a file that `{self.phase}` wrote, got a foreign one. {self._remedy}")
-        if not path.exists():
+        if not path.is_file():
             raise KdError(f"{path}: expected a file that `{self.phase}` wrote, missing. {self._remedy}")
         if file_digest(path) != digests[name]:
             raise KdError(f"{path}: expected the bytes that `{self.phase}` wrote, got others. {self._remedy}")
@@ -169,7 +204,7 @@ class Folder:
         if not contents:
             return
         for name in OURS:
-            if name in contents and "phase" in (record := read_json(self.path / name)):
+            if name in contents and "phase" in (record := self._read_record(self.path / name)):
                 # Also with force: one phase does not delete the work of another.
                 if record["phase"] != self.phase and contents != ["inputs.json"]:
                     raise KdError(
@@ -181,6 +216,21 @@ class Folder:
             f"{self.path}: expected files of kd_jax, got {contents[0]}, or inputs.json was deleted. Move the files "
             "away, or choose another --workdir."
         )
+
+
+class _Record(dict[str, Any]):
+    """An object that a phase wrote; a missing key is a KdError."""
+
+    def __init__(self, values: Mapping[str, Any], where: str, remedy: str):
+        """Take the values; `where` and `remedy` are for the message."""
+        super().__init__(values)
+        self._where, self._remedy = where, remedy
+
+    def __missing__(self, name: str) -> Any:
+        raise KdError(f"{self._where}: expected {name}, got none. {self._remedy}")
+
+    def __or__(self, other: Any) -> "_Record":
+        return _Record({**self, **other}, self._where, self._remedy)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -245,6 +295,8 @@ def _read_text(path: Path) -> str:
         return path.read_bytes().decode()
     except FileNotFoundError as error:
         raise KdError(f"{path}: expected a file, missing. Run its phase with --force again.") from error
+    except IsADirectoryError as error:
+        raise KdError(f"{path}: expected a file, got a folder. Remove it and run its phase with --force.") from error
     except UnicodeDecodeError as error:
         raise KdError(f"{path}: expected UTF-8, got damaged bytes. Run its phase with --force again.") from error
 
@@ -252,8 +304,8 @@ def _read_text(path: Path) -> str:
 def _parse(text: str, path: Path) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        reason = error.msg
+    except (ValueError, RecursionError) as error:  # not JSON, an integer of thousands of digits, or nested too deeply
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else " ".join(str(error).split())[:80]
         raise KdError(
             f"{path}: expected JSON, got damaged text ({reason}). Run its phase with --force again."
         ) from error

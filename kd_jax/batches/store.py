@@ -20,11 +20,19 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from kd_jax.artifacts import files, manifest
 from kd_jax.errors import KdError
+from kd_jax.fields import check_type, show
 from kd_jax.runtime import hosts
 from kd_jax.types import Field
 
 REMEDY = "Run `cache` again to write this shard of a cache anew, or `prepare --force` for data."
 IN_MEMORY_BYTES = 512 * 2**20  # a smaller store is read into memory, each shard by one sequential read
+
+INDEX_TYPES = {
+    "schema": Mapping[str, tuple[tuple[int, ...], str]],
+    "count": int,
+    "records_per_shard": int | tuple[int, ...],
+    "shards": tuple[str, ...],
+}
 
 Schema = Mapping[str, Field]
 Record = Mapping[str, np.ndarray]
@@ -151,14 +159,31 @@ def write_index(folder: Path, name: str, schema: Schema, counts: Sequence[int], 
 def read_index(path: Path) -> Index:
     """Return a store's index."""
     index = manifest.read_json(path)
+    check_type(index, Mapping[str, Any], str(path))
     digest = index.pop("digest", None)
     if digest != _digest(index):
         raise KdError(f"{path}: expected the bytes that were written, got modified ones. Write it again with --force.")
+    for name, hint in INDEX_TYPES.items():
+        check_type(index.get(name), hint, f"{path}: {name}")
     counts = index["records_per_shard"]  # of every shard but the last, or a list where they differ
     if not isinstance(counts, list):
-        counts = [min(counts, index["count"] - start) for start in range(0, index["count"], counts)]
+        # Slices of a range, whose numbers are not made: a stranger's count may be any.
+        counts = [len(range(index["count"])[i * counts : (i + 1) * counts]) for i in range(len(index["shards"]))]
+    if len(counts) != len(index["shards"]) or sum(counts) != index["count"] or min(counts, default=0) < 0:
+        raise KdError(f"{path}: expected the records of each shard, got {show(counts)}. Write it again with --force.")
     schema = {key: Field(tuple(shape), dtype) for key, (shape, dtype) in index["schema"].items()}
+    for key, field in schema.items():
+        if not _is_dtype(field.dtype) or any(size < 1 for size in field.shape):
+            raise KdError(f"{path}: schema.{key}: expected a shape and a dtype, got {show(field)}.")
     return Index(schema, counts, index["shards"], digest)
+
+
+def _is_dtype(name: str) -> bool:
+    try:
+        dtype = np.dtype(name)
+    except (TypeError, ValueError, SyntaxError):
+        return False
+    return dtype.itemsize > 0 and not dtype.hasobject
 
 
 def _digest(index: Mapping[str, Any]) -> str:
@@ -204,7 +229,11 @@ class Store:
         """Return record i."""
         shard = int(np.searchsorted(self._starts, i, side="right")) - 1
         records, row = self._open(shard), int(i - self._starts[shard])
-        return unpack(self.schema, records[row] if isinstance(records, list) else records.read([row])[0])
+        try:
+            return unpack(self.schema, records[row] if isinstance(records, list) else records.read([row])[0])
+        except (ValueError, IndexError, RuntimeError) as error:  # bytes of another schema, or too few records
+            path = shard_path(self._folder, self._name, shard)
+            raise KdError(f"{path}: expected record {row} of the index's schema, got another. {REMEDY}") from error
 
     def num_bytes(self) -> int:
         """Return the size of all shards on disk, in bytes."""
@@ -217,6 +246,9 @@ class Store:
             on_disk = files.local_copy(path, digest)
             if manifest.file_digest(on_disk) != digest:
                 raise KdError(f"{path}: expected the bytes that were written, got modified ones. {REMEDY}")
-            reader = ArrayRecordReader(str(on_disk))
-            self._shards[shard] = reader.read_all() if self.num_bytes() < IN_MEMORY_BYTES else reader
+            try:
+                reader = ArrayRecordReader(str(on_disk))
+                self._shards[shard] = reader.read_all() if self.num_bytes() < IN_MEMORY_BYTES else reader
+            except (ValueError, IndexError, RuntimeError) as error:
+                raise KdError(f"{path}: expected ArrayRecord, got another format. {REMEDY}") from error
         return self._shards[shard]
