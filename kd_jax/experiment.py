@@ -58,7 +58,7 @@ class Training:
     eval_every: int = 500
     optimizer: Optimizer = Optimizer()
     select: Select = "headline"
-    select_texts: int = 200
+    select_texts: int = 192
 
 
 @dataclasses.dataclass(frozen=True)

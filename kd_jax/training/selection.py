@@ -10,7 +10,7 @@ from typing import Any
 from kd_jax import config
 from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE, PromptBatches
-from kd_jax.decoding.text import compile_generate, to_text
+from kd_jax.decoding.text import TextTokens, compile_generate, to_text
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, Select, Training
 from kd_jax.models.stack import unstack_layers
 from kd_jax.runtime import hosts, preemption
@@ -80,8 +80,9 @@ def selection_value(
 class ValidationTexts:
     """Texts of the validation split, decoded and scored while a model trains.
 
-    They are decoded as `evaluate` does it, with the same program: in the first way of decoding, and with several hosts
-    each on its own batches.
+    They are decoded in the first way of decoding, as `evaluate` does it; several hosts divide the batches. All prompts
+    have the padded length of the last bucket: each other length would be compiled for a few batches. That program is
+    `evaluate`'s too, so that a run compiles it once.
 
     Attributes:
       metric: the task's headline.
@@ -90,14 +91,14 @@ class ValidationTexts:
 
     def __init__(self, experiment: ResolvedExperiment, workdir: Workdir, recipe: ResolvedRecipe):
         """Read the examples and encode their prompts; nothing is compiled yet."""
-        task, architecture, widths = experiment.task, recipe.model, experiment.prompt_widths
+        task, architecture, width = experiment.task, recipe.model, experiment.prompt_widths[-1]
         self.metric: Metric = task.metrics[0]
         self._task, self._tokenizer = task, tokenizers.load(experiment.tokenizer, workdir.data)
         eval_set = EvalSet.load(workdir.data, "validation", recipe.training.select_texts)
         indices = eval_set.text_indices
         prompts = [task.encode_prompt(task.prompt(eval_set.examples[i]), self._tokenizer) for i in indices]
         # A longer prompt would need a program of its own.
-        fitting = [n for n, prompt in enumerate(prompts) if len(prompt) <= widths[-1]] or range(len(prompts))
+        fitting = [n for n, prompt in enumerate(prompts) if len(prompt) <= width] or range(len(prompts))
         self._eval_set = eval_set._replace(text_indices=[indices[n] for n in fitting])
         self.count = len(fitting)
         self._devices: Devices = local_devices(experiment.backend, experiment.mesh)
@@ -105,7 +106,7 @@ class ValidationTexts:
         self._batches = PromptBatches(
             [prompts[n] for n in fitting],
             architecture.layout(self._tokenizer.start, self._tokenizer.forced_prefix),
-            widths,
+            (width,),
             INFERENCE_BATCH_SIZE,
             self._devices.count,
         )
@@ -114,8 +115,7 @@ class ValidationTexts:
             self._tokenizer.vocab_size,
             task.decoding.ways[0],
             task.decoding,
-            self._tokenizer.eos,
-            self._tokenizer.suppress_tokens,
+            TextTokens.of(self._tokenizer),
             self._devices,
         )
 
@@ -136,8 +136,8 @@ class ValidationTexts:
                 bar.show("")
                 return None
             bar.show(f"validation texts, batch {number + 1} of {len(own)}")
-            width, indices = self._batches.plan[i]
-            with bar.compiling_once(("validation texts", width)):
+            padded_width, indices = self._batches.plan[i]
+            with bar.compiling_once(f"validation texts {padded_width}"):
                 rows = devices.to_host(self._program(placed, devices.shard(self._batches[i])))
             parts.append([(int(n), to_text(rows[b], self._tokenizer)) for b, n in enumerate(indices)])
         bar.show("")
