@@ -59,8 +59,8 @@ def load_model(path: str | Path, name: str = "student_kd", experiment: Experimen
     Args:
       path: the workdir of a run, or a local folder with config.json, safetensors and a tokenizer.
       name: "teacher" or a student's name; not used for a folder in Hugging Face's layout.
-      experiment: the one that the run was made with; needed if its task, tokenizer or model is of a class of your own,
-        since reading a workdir imports none. It is compared with the run.
+      experiment: that of the run's config; needed if its task, tokenizer or model is of a class of your own, since
+        reading a workdir imports none. The fields are those of the run.
 
     Returns:
       The model, with `generate` and `log_likelihood`, its parameters and its pure functions.
@@ -148,10 +148,10 @@ def _open_run(path: str | Path, name: str, experiment: Experiment | None) -> tup
     """Return a run's workdir and experiment.
 
     Raises:
-      KdError: if there is no run, it is not of this experiment, or it has no model of this name.
+      KdError: if there is no run, or it has no model of this name.
     """
     _find_run(path)
-    workdir, resolved = open_run(path, None if experiment is None else resolve(experiment))
+    workdir, resolved = open_run(path, experiment)
     _check_name(resolved, name)
     return workdir, resolved
 

@@ -10,6 +10,7 @@ import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from kd_jax.config_errors import explain
@@ -151,17 +152,21 @@ def to_data(value: Any) -> Any:
     return {"function": qualified_name(value, "config")} if callable(value) else value
 
 
-def from_data(data: Any) -> Any:
+def from_data(data: Any, classes: Mapping[str, type] = MappingProxyType({})) -> Any:
     """Return the configuration that `to_data` wrote; no code outside kd_jax is executed.
 
     Only dataclasses of kd_jax are built. Functions, and classes of other modules, remain names, the latter with their
     fields (see `is_unbuilt`): a folder from someone else must not run code.
 
+    Args:
+      data: as `to_data` has returned it.
+      classes: full name -> class, of other modules, to be built too.
+
     Raises:
       KdError: if the data is not of `to_data`, or names a class that this version of kd_jax does not have.
     """
     if isinstance(data, list):
-        return tuple(from_data(item) for item in data)
+        return tuple(from_data(item, classes) for item in data)
     if not isinstance(data, Mapping):
         return data
     types = {"mapping": Mapping, "class": str, "fields": Mapping, "function": str}
@@ -172,17 +177,19 @@ def from_data(data: Any) -> Any:
                 "file that kd_jax wrote."
             )
     if "mapping" in data:
-        return {name: from_data(item) for name, item in data["mapping"].items()}
+        return {name: from_data(item, classes) for name, item in data["mapping"].items()}
     if "class" not in data:
         return data.get("function", data)
     module, _, name = data["class"].rpartition(".")
-    fields = {field: from_data(item) for field, item in data["fields"].items()}
-    if not module.startswith("kd_jax."):
+    fields = {field: from_data(item, classes) for field, item in data["fields"].items()}
+    kind = classes.get(data["class"])
+    if kind is None and not module.startswith("kd_jax."):
         return {"class": data["class"], "fields": fields}
     try:
-        kind = getattr(importlib.import_module(module), name)
+        kind = kind or getattr(importlib.import_module(module), name)
         # Only a class that the module itself defines; any other callable would be code of the data's choice.
-        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module):
+        is_ours = isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module
+        if data["class"] not in classes and not is_ours:
             raise KdError(
                 f"experiment.json: expected a configuration class of kd_jax, got {data['class']}. Restore the file "
                 "that kd_jax wrote."

@@ -197,11 +197,11 @@ def _check_fields(folder: Folder, now: Mapping[str, Any], free: Collection[str] 
         return
     before = folder.inputs()
     for name in sorted(before.keys() | now.keys()):
-        if _differs(name, before, now) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in free):
+        if differs(name, before, now) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in free):
             raise folder.other_input(name, before, now)
 
 
-def _differs(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def differs(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Return whether a field that a folder depends on has another value, is gone, or was added."""
     root = name.partition(".")[0]
     if root == "code":  # a module that is not needed any more is gone together with a field or with an import

@@ -35,7 +35,7 @@ Model = Annotated[str, arg(metavar="NAME", help="`teacher` or a student; empty f
 Force = Annotated[bool, arg(help="Redo finished work from the start.")]
 Share = Annotated[str, arg(metavar="NUMBER/COUNT")]
 RunConfig = Annotated[
-    str, arg(metavar="CONFIG", help="Python file of the run; needed for a task, tokenizer or model of your own.")
+    str, arg(metavar="CONFIG", help="Python file of the run, if its task, tokenizer or model is of a class of yours.")
 ]
 
 
@@ -616,11 +616,11 @@ COMMANDS: dict[str, type[Command]] = {
 
 
 def open_run(path: str, config: str) -> tuple[ResolvedExperiment, Workdir]:
-    """Return the experiment and the workdir of a run; the experiment is read from the workdir if no config is named."""
-    from kd_jax.cli.overrides import apply_overrides
-    from kd_jax.phases.workdirs import open_run
+    """Return the experiment and the workdir of a run; classes of the user's are those of the config, if one is named."""
+    from kd_jax.config import load_experiment
+    from kd_jax.phases import workdirs
 
-    workdir, experiment = open_run(path, apply_overrides(config, []) if config else None)
+    workdir, experiment = workdirs.open_run(path, load_experiment(config) if config else None)
     return experiment, workdir
 
 

@@ -1,8 +1,9 @@
 """A run's folder while a command works in it: its lock, and the experiment that it was made with."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from kd_jax import config
 from kd_jax.artifacts import files, manifest
@@ -11,6 +12,7 @@ from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, ResolvedExperiment, as_resolved
 from kd_jax.provenance import check_built, check_fields
 from kd_jax.runtime import hosts
+from kd_jax.user_code import user_classes
 
 
 def open_workdir(path: str | Path) -> Workdir:
@@ -28,22 +30,18 @@ def open_workdir(path: str | Path) -> Workdir:
     return Workdir(folder)
 
 
-def open_run(path: str | Path, experiment: ResolvedExperiment | None = None) -> tuple[Workdir, ResolvedExperiment]:
-    """Return the workdir of a run and its experiment, to use its models.
+def open_run(path: str | Path, classes_of: Experiment | None = None) -> tuple[Workdir, ResolvedExperiment]:
+    """Return the workdir of a run and the experiment in it, to use its models.
 
     Args:
       path: of the workdir.
-      experiment: the one that the workdir was made with; None to read it from there, which imports no class of others.
+      classes_of: an experiment with the user's own classes of the run, which reading a workdir does not import.
 
     Raises:
-      KdError: if there is no run, the experiment differs from the one of a finished phase, or it has a task or a
-        tokenizer of the user's own and is read from the workdir.
+      KdError: if there is no run, or its task or tokenizer is of a class that neither kd_jax nor `classes_of` has.
     """
     workdir = open_workdir(path)
-    if experiment is not None:
-        check_fields(experiment, workdir)
-        return workdir, experiment
-    experiment = read_experiment(workdir)
+    experiment = read_experiment(workdir, user_classes(classes_of))
     check_built("task", experiment.task)
     check_built("tokenizer", experiment.tokenizer)
     return workdir, experiment
@@ -54,12 +52,12 @@ def write_experiment(workdir: Workdir, experiment: ResolvedExperiment) -> None:
     manifest.write_json(workdir.config, config.to_data(experiment))
 
 
-def read_experiment(workdir: Workdir) -> ResolvedExperiment:
-    """Return the experiment that a workdir was made with; reading it executes no code."""
+def read_experiment(workdir: Workdir, classes: Mapping[str, type] = MappingProxyType({})) -> ResolvedExperiment:
+    """Return the experiment that a workdir was made with; reading it imports none but the `classes`, by full name."""
     if not workdir.config.exists():
         path = workdir.path
         raise KdError(f"--workdir: {path} holds no run. Make one with `kd-jax run CONFIG --workdir {path}`.")
-    experiment = config.from_data(manifest.read_json(workdir.config))
+    experiment = config.from_data(manifest.read_json(workdir.config), classes)
     if not isinstance(experiment, Experiment):
         raise KdError(
             f"{workdir.config}: expected an experiment as kd_jax writes it. Move the file away or choose another "

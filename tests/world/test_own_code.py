@@ -139,11 +139,24 @@ def test_a_run_with_own_classes_is_used_with_its_config(own, tmp_path, capsys, m
     assert "own_tasks.Mine" in capsys.readouterr().err.strip().split("\n")[-1]
 
 
+def test_a_changed_network_is_not_used(own, capsys):
+    words = ["generate", "--workdir", str(own / "w"), "--model", "mine", "--config", str(own / "own_config.py")]
+    path = own / "own_models.py"
+    before = path.read_text()
+    path.write_text(before + "\n# changed\n")
+    try:
+        assert main(words) == 2
+    finally:
+        path.write_text(before)
+    assert "the source of own_models has changed" in capsys.readouterr().err
+
+
 def test_an_own_class_is_brought_from_python(own):
     for load in (kd_jax.load_model, kd_jax.load_batches):
         with pytest.raises(KdError, match=r"task: expected a class of kd_jax, got own_tasks\.Mine, .*experiment="):
             load(own / "w", name="mine")
-    experiment = kd_jax.load_experiment(own / "own_config.py")
+    experiment = kd_jax.load_experiment(own / "own_config.py")  # the fields are those of the run
+    experiment = dataclasses.replace(experiment, seed=9)
     model = kd_jax.load_model(own / "w", "mine", experiment=experiment)
     assert type(model.architecture).__name__ == "Network" and len(model.generate(["one red house"])) == 1
     assert len(list(kd_jax.load_batches(own / "w", "test", "mine", experiment=experiment)))
