@@ -36,7 +36,7 @@ FORMATS: dict[bytes | str, tuple[str, str]] = {
     b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8 {path} > {path}.utf8"),
     b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8 {path} > {path}.utf8"),
     ".csv": (
-        "a table of comma-separated values",
+        "comma-separated values",
         TO_JSON.format("import csv; rows = csv.DictReader(open(sys.argv[1]));"),
     ),
     ".tsv": ("tab-separated values", "cut -f1 {path} > {path}.1; cut -f2 {path} > {path}.2"),

@@ -1,11 +1,27 @@
 """SentencePiece tokenizers: training, special ids, unusual characters."""
 
+import os
+import signal
+import threading
+import time
+
+import numpy as np
 import pytest
 
 from kd_jax.errors import KdError
 from kd_jax.sources.toy import Toy
 from kd_jax.tokenizers.base import digest
-from kd_jax.tokenizers.sentencepiece import EOS, MODEL, PAD, START, UNKNOWN, SentencePiece
+from kd_jax.tokenizers.sentencepiece import (
+    EOS,
+    LONG_TEXT,
+    MODEL,
+    PAD,
+    PART_LENGTH,
+    START,
+    UNKNOWN,
+    SentencePiece,
+    split_long,
+)
 from tests.helpers.tokenizers import prepare_tokenizer
 
 TEXTS = [text for row in Toy(100).splits(("en", "fr"))["train"] for text in row.values()]
@@ -57,3 +73,31 @@ def test_long_documents_are_trained_on(tmp_path):
     document = " ".join(TEXTS * 5)
     assert len(document) > 4192
     assert UNKNOWN not in train(tmp_path, [document, "zz zz zz"], vocab_size=50).encode(TEXTS[0])
+
+
+def test_parts_of_a_long_text_are_the_text():
+    """Short texts are as they are; a long one is cut after spaces, or after PART_LENGTH letters without one."""
+    texts = ["a" * LONG_TEXT, "word " * 4096, "a" * 20_000, "", "é" * (LONG_TEXT + 1)]
+    parts = [list(split_long([text])) for text in texts]
+    assert ["".join(part) for part in parts] == texts
+    assert len(parts[0]) == 1 and all(part.endswith(" ") for part in parts[1])
+    assert [len(part) for part in parts[2]] == [PART_LENGTH] * 9 + [20_000 - 9 * PART_LENGTH]
+
+
+def test_an_error_of_the_texts_is_raised_as_it_is(tmp_path):
+    def texts():
+        yield from TEXTS
+        raise KdError("train.jsonl, line 7: expected text")
+
+    with pytest.raises(KdError, match=r"^train\.jsonl, line 7: expected text$"):
+        SentencePiece(60).prepare(texts(), tmp_path)
+
+
+def test_ctrl_c_is_taken_while_sentencepiece_trains(tmp_path):
+    """SIGINT during a training of several seconds, one call of C++, raises at once."""
+    text = "".join(np.random.default_rng(0).choice([*"abcdefghij"], 600_000))
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        SentencePiece(60).prepare([text], tmp_path)
+    assert 0.9 < time.perf_counter() - start < 3 and not list(tmp_path.iterdir())
