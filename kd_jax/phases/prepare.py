@@ -111,7 +111,7 @@ def inputs(experiment: ResolvedExperiment) -> dict[str, Any]:
     """Return the fields, and the digests of files and of the user's code, that decide the prepared data."""
     parts = {"source": experiment.source, "task": experiment.task, "tokenizer": experiment.tokenizer}
     flat = {key: value for name, part in parts.items() for key, value in config.flatten(part, name).items()}
-    measuring = {("task", field) for field in experiment.task.evaluation_fields}  # read by `evaluate` alone
+    measuring = {("task", field) for field in experiment.task.evaluation_fields}  # these decide no data
     flat = {key: value for key, value in flat.items() if tuple(key.split(".")[:2]) not in measuring}
     sources = (*experiment.source.files(), *experiment.tokenizer.input_files())
     flat |= code_digests(*parts.values())

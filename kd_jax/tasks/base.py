@@ -81,8 +81,8 @@ class Sampling:
       top_p: draw from the smallest set of most probable tokens whose probability reaches it (nucleus sampling);
         1 for all.
       min_p: exclude tokens whose probability is below min_p times the highest one; 0 for none.
-      repetition_penalty: divides positive logits, and multiplies negative logits, of tokens that are in the prompt or
-        were generated; 1 for none.
+      repetition_penalty: divides positive logits, and multiplies negative logits, of tokens that were generated, or
+        that are in a decoder-only model's prompt; 1 for none. As in transformers, start and forced tokens count.
       seed: decides the draws, together with the number of the example.
 
     References:
@@ -128,7 +128,11 @@ class Decoding:
       length_penalty: exponent of GNMT's length normalization (arXiv 1609.08144, eq. 14).
       length_ratio: maximum number of generated tokens for each (padded) token of the prompt, added to `length`.
       length: constant part of the maximum number of generated tokens.
-      sampling: choice of each token without beam search.
+      sampling: choice of each token without beam search; its repetition_penalty counts in beam search too.
+      min_length: least number of tokens of a text, without its end token and forced ones.
+      no_repeat_ngram: length of n-grams that a text has only once; in a decoder-only model the prompt is part of the
+        text. 0 for no limit. Summarisers such as BART were tuned with 3.
+      no_source_ngram: length of n-grams that a text must not copy from the prompt; 0 for no limit.
 
     Examples:
       >>> decoding = Decoding(length_ratio=1.5, length=8)
@@ -143,6 +147,9 @@ class Decoding:
     length_ratio: float = 1.5
     length: int = 8
     sampling: Sampling = Sampling()
+    min_length: int = 0
+    no_repeat_ngram: int = 0
+    no_source_ngram: int = 0
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -207,7 +214,8 @@ class Decoding:
     def check(self) -> None:
         """Raise KdError if a field is out of its range."""
         check_count("task.decoding.beam", self.beam, 1, MAX_BEAM)
-        check_count("task.decoding.length", self.length, 0, MAX_LENGTH)
+        for field in ("length", "min_length", "no_repeat_ngram", "no_source_ngram"):
+            check_count(f"task.decoding.{field}", getattr(self, field), 0, MAX_LENGTH)
         for field, (low, high) in {"length_penalty": (0.0, 5.0), "length_ratio": (0.0, 100.0)}.items():
             value = getattr(self, field)
             if not (is_number(value) and low <= value <= high):
@@ -242,7 +250,7 @@ class Task(Protocol):
 
     @property
     def evaluation_fields(self) -> tuple[str, ...]:
-        """Return the names of the task's fields that only the phase `evaluate` reads."""
+        """Return the names of the fields that decide no data: evaluation and the choice of checkpoints read them."""
         ...
 
     @property
