@@ -11,6 +11,8 @@ from kd_jax.errors import KdError
 
 LONGEST_LINE = 2**28  # bytes
 LONGEST_SEQUENCE = 2**20  # tokens
+MOST_CELLS = 2**22  # of a record's array, which may be empty at most of them
+MOST_PADDING = 8  # cells of a larger array for each named token
 JSON_REMEDY = "Write one response on each line."
 NO_TOKEN = -1  # the id where a position names fewer tokens than others
 Entries = Sequence[tuple[int, float]]  # (token id, log-probability) of each token that a position names
@@ -38,13 +40,22 @@ class LogprobRecord(NamedTuple):
 def make_record(where: str, tokens: Sequence[int], positions: Iterable[tuple[int, Entries]]) -> LogprobRecord:
     """Return a record from (target, entries) pairs; entries of -inf name nothing.
 
+    A record is an array as wide as its longest position. One whose positions differ so much that the array would be far
+    larger than the file is refused.
+
     Examples:
       >>> record = make_record("f, record 1", [5, 6, 7], [(1, [(6, -0.1)]), (2, [(7, -0.2), (9, -2.0)])])
       >>> record.ids_NK.tolist(), record.target_N.tolist()
       ([[6, -1], [7, 9]], [1, 2])
     """
     positions = list(positions)
-    shape = (len(positions), max((len(entries) for _, entries in positions), default=0))
+    counts = [len(entries) for _, entries in positions]
+    shape = (len(positions), max(counts, default=0))
+    if shape[0] * shape[1] > max(MOST_CELLS, MOST_PADDING * sum(counts)):
+        raise KdError(
+            f"{where}: expected about as many named tokens at each position, got {shape[1]} at one and "
+            f"{sum(counts) / shape[0]:.1f} on average. Store the same top k everywhere."
+        )
     ids_NK, logp_NK = np.full(shape, NO_TOKEN, np.int64), np.full(shape, -np.inf)
     for n, (_, entries) in enumerate(positions):
         for k, (token, logp) in enumerate(entries):

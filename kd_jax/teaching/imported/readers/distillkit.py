@@ -1,6 +1,7 @@
 """DistillKit: compressed log-probabilities in parquet, with compression_config.yaml beside the files."""
 
 import dataclasses
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ TERMS = {"sqrt": np.sqrt, "exp": np.exp}  # besides integer powers
 MAX_SIZE = 2**20  # of d, k and exact_k
 REMEDY = "Use the file that DistillKit wrote."
 NUM_READ = 16  # rows that are read at once
+MAX_SETTINGS = 2**16  # bytes of the settings
+MAX_VALUES_PER_BYTE = 100  # of a parquet file; values that repeat take less room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Compression:
         """Check the fields; `where` is the file, for messages."""
         for is_valid, field, expected, value in self._conditions():
             if not is_valid:
-                raise KdError(f"{where}: {field}: expected {expected}, got {value!r}. {REMEDY}")
+                raise KdError(f"{where}: {field}: expected {expected}, got {reprlib.repr(value)}. {REMEDY}")
 
     def _conditions(self) -> Iterator[tuple[bool, str, str, Any]]:
         """Yield (whether it holds, field, expected, value); a condition may rely on the ones before."""
@@ -98,6 +101,10 @@ def read(path: Path) -> Iterator[LogprobRecord]:
                 kind = kind.value_type
             if not pyarrow.types.is_integer(kind):
                 raise KdError(f"{path}: {name}: expected integers, as DistillKit writes them, got {kind}. {REMEDY}")
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+        if values > MAX_VALUES_PER_BYTE * path.stat().st_size:
+            raise KdError(f"{path}: expected bytes of log-probabilities, got {values} repeated values. {REMEDY}")
         number = 0
         for batch in file.iter_batches(NUM_READ, columns=list(COLUMNS)):
             for row in batch.to_pylist():
@@ -111,8 +118,10 @@ def read_compression(path: Path) -> Compression:
     """Return the settings of the parquet files in the same folder."""
     import yaml
 
-    if not path.exists():
+    if not path.is_file():
         raise KdError(f"{path}: expected the file that DistillKit writes beside the parquet files, got none. Copy it.")
+    if path.stat().st_size > MAX_SETTINGS:
+        raise KdError(f"{path}: expected DistillKit's settings, got a file above {MAX_SETTINGS} bytes. Copy its own.")
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
         bins = tuple(Bin(**one) for one in fields.pop("residual_bins"))
@@ -137,7 +146,8 @@ def _record(where: str, row: Mapping[str, Any], compression: Compression) -> Log
             f"{where}: expected {len(tokens_S) - 1} rows for {len(tokens_S)} tokens, got {len(logp_bytes_NX)} and "
             f"{len(ids_bytes_NX)}. Write the file again."
         )
-    logp_NK, ids_NK = decode_values(where, logp_bytes_NX, compression), decode_indices(where, ids_bytes_NX, compression)
+    ids_NK = decode_indices(where, ids_bytes_NX, compression)  # first: it checks that k values fit into the bytes
+    logp_NK = decode_values(where, logp_bytes_NX, compression)
     # Missing ranks are -inf and have any id; sums behind them are nan.
     named_NK = ~np.logical_or.accumulate(logp_NK == -np.inf, axis=-1)
     ids_NK, logp_NK = np.where(named_NK, ids_NK, NO_TOKEN), np.where(named_NK, logp_NK, -np.inf)

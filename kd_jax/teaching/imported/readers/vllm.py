@@ -65,12 +65,15 @@ def _parse_flat(where: str, flat: dict[str, Any]) -> list[Ranked]:
     )
     if len(starts) != len(ends) or not len(tokens) == len(logps) == len(ranks):
         raise KdError(f"{where}: expected lists of one length in prompt_logprobs, got others. Write the file again.")
-    positions = []
+    positions, last = [], 0
     for t, (start, end) in enumerate(zip(starts, ends, strict=True)):
         at = f"{where}, token {t}"
-        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(tokens):
+        if type(start) is not int or type(end) is not int or not last <= start <= end <= len(tokens):
             entries = f"{str(start)[:20]} to {str(end)[:20]}"
-            raise KdError(f"{at}: expected entries between 0 and {len(tokens)}, got {entries}. Write the file again.")
+            raise KdError(
+                f"{at}: expected entries between {last} and {len(tokens)}, got {entries}. Write the file again."
+            )
+        last = end
         entries = [
             (base.parse_token_id(at, tokens[i]), base.parse_number(at, logps[i]), _parse_rank(at, ranks[i]))
             for i in range(start, end)
