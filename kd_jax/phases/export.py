@@ -107,10 +107,10 @@ def run(
     if to.exists():
         raise KdError(f"--to: expected a new folder, got {to}, which exists. Choose another or move it away.")
     folder, architecture = workdir.model(name), experiment.recipes[name].model
-    check_model(experiment, workdir, name)
-    tokenizer = tokenizers.load(experiment.tokenizer, folder)
     transformer = cast(Transformer, architecture)  # find_format refuses other architectures
     form = find_format(transformer).class_name if format == "transformers" else "programs of jax.export"
+    check_model(experiment, workdir, name)
+    tokenizer = tokenizers.load(experiment.tokenizer, folder)
     params = checkpoint.load_params(folder, architecture.build(tokenizer.vocab_size).init)
     if int8:
         architecture, params, form = Int8(architecture), quantize(params), form + INT8_NOTE
@@ -225,12 +225,15 @@ def usage_code(
         tokenizer.encode_prompt(text, max_tokens) if task.prompted else tokenizer.encode(text) for text in prompts
     ]
     own = any(list(task.encode_prompt(text, tokenizer)) != ids for text, ids in zip(prompts, encoded, strict=True))
-    special_tokens = len(tokenizer.encode_prompt(prompts[0], 1)) - 1
+    special_tokens = max(len(tokenizer.encode_prompt(text, 1)) for text in prompts) - 1
     if prompt_format.chat:
         special_tokens = len(tokenizer.encode(prompt_format.prefix.rstrip()))
     elif architecture.family == "decoder_only":
         special_tokens += 1  # the start token
-    example, note = prompts[0][:60], [OWN_WORDING.format(type(task).__qualname__)] if own else []
+    example, note = (
+        prompts[0][:60],
+        [OWN_WORDING.format(page.code_span(one_line(type(task).__qualname__)))] if own else [],
+    )
     options = {"example": example, "max_tokens": max_tokens, "special_tokens": special_tokens}
     if format == "transformers":
         code = usage.transformers_code(
@@ -249,7 +252,7 @@ def model_card(
     folder, data, task = workdir.model(name), workdir.data.outputs(), experiment.task
     versions = manifest.read_json(folder.path / "manifest.json")["versions"]
     of_teacher = "" if name == TEACHER else f", a student of the teacher {workdir.model(TEACHER).outputs()['digest']},"
-    options = f"--format {format}{' --int8' if int8 else ''}"
+    command = f"python -m kd_jax export --workdir DIR --model {name} --to FOLDER --format {format}"
     recipe = config.flatten(experiment.recipes[name], name).items()
     return CARD.format(
         task=json.dumps(printable(task.name)),  # a string of JSON is one of YAML
@@ -261,7 +264,7 @@ def model_card(
         digest=folder.outputs()["digest"],
         form=form,
         library=format,
-        export=page.code_span(one_line(f"python -m kd_jax export --workdir DIR --model {name} --to FOLDER {options}")),
+        export=page.code_span(one_line(f"{command} --int8" if int8 else command)),
         use=use,
         texts=usage.describe_decoding(task.decoding, max(experiment.prompt_widths)),
         figures=summary_table(experiment, workdir),
@@ -297,4 +300,4 @@ def summary_table(experiment: ResolvedExperiment, workdir: Workdir) -> str:
         progress.log(f"model card: no figures, since the report is out of date: {error}")
         return missing
     report = read_report(workdir.report.file("report.json"))
-    return "\n".join([verdict.lead(report), "", *page.Table(tables.summary(report)).markdown()])
+    return "\n".join([escape(verdict.lead(report)), "", *page.Table(tables.summary(report)).markdown()])

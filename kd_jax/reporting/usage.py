@@ -87,7 +87,8 @@ def jax_code(prompts: PromptFormat, example: str, max_tokens: int = 0, special_t
       special_tokens: number of the further tokens of a prompt.
     """
     before, after = prompts.chat or ("", "")
-    parts = [_quoted(before + prompts.prefix), "text", _quoted(after)]
+    before, after = (_quoted(text) if text else "" for text in (before + prompts.prefix, after))
+    prompt = " + ".join(part for part in (before, "text", after) if part)
     lines = [
         "from pathlib import Path",
         "",
@@ -98,8 +99,7 @@ def jax_code(prompts: PromptFormat, example: str, max_tokens: int = 0, special_t
         *([f"tokenizer.enable_truncation({max_tokens + special_tokens})"] if max_tokens and not prompts.chat else []),
         *([] if prompts.chat else ["tokenizer.encode_special_tokens = True"]),
         f"texts = [{example!r}]",
-        f"prompts = [{' + '.join(part for part in parts if part != _quoted(''))} for text in texts]",
-        f"ids = [tokenizer.encode(prompt, add_special_tokens={not prompts.chat}).ids for prompt in prompts]",
+        f"ids = [tokenizer.encode({prompt}, add_special_tokens={not prompts.chat}).ids for text in texts]",
         'print([tokenizer.decode(text) for text in generate(Path("."), ids)])',
     ]
     return "\n".join(lines)

@@ -36,6 +36,9 @@ class Tokenizer(Protocol):
       forced_prefix: ids after `start` at the beginning of every completion, such as NLLB's target language. They are
         inputs in training and in decoding, and the loss does not count them.
       suppress_tokens: ids that decoding never generates.
+      ends: ids that end a text in decoding, `eos` first.
+      suppress_first: ids that decoding never begins a text with.
+      force_end: whether decoding ends a text with `eos` at the maximum length.
       prompt_format: how a prompt becomes the input of the exported tokenizer.
       rows_V: int32 [V], each token's row in the pretrained model's embedding; None without a pretrained model.
     """
@@ -46,6 +49,9 @@ class Tokenizer(Protocol):
     pad: int
     forced_prefix: tuple[int, ...]
     suppress_tokens: tuple[int, ...]
+    ends: tuple[int, ...]
+    suppress_first: tuple[int, ...]
+    force_end: bool
     prompt_format: PromptFormat
     rows_V: np.ndarray | None
 
@@ -159,6 +165,16 @@ class PretrainedSettings(TokenizerSettings, Protocol):
 def is_pretrained(settings: TokenizerSettings) -> TypeGuard[PretrainedSettings]:
     """Return whether the tokenizer belongs to a pretrained model."""
     return settings.pretrained
+
+
+def end_ids(eos: int, others: Iterable[int]) -> tuple[int, ...]:
+    """Return `Tokenizer.ends`.
+
+    Examples:
+      >>> end_ids(2, [7, 2])
+      (2, 7)
+    """
+    return (eos, *sorted(set(others) - {eos}))
 
 
 def digest(tokenizer: Tokenizer) -> str:

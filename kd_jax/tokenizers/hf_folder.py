@@ -1,6 +1,7 @@
 """Files of a model folder in Hugging Face's layout, and the settings of tokenizers that read it."""
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -9,6 +10,7 @@ import numpy as np
 
 from kd_jax.artifacts import files, manifest
 from kd_jax.errors import KdError
+from kd_jax.tokenizers import generation_config
 
 Json = Mapping[str, Any]
 Special = TypeVar("Special")
@@ -54,13 +56,24 @@ class FolderTokenizer:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the content of one of the folder's files."""
-        return manifest.read_json(Path(self.folder) / name)
+        return read_object(Path(self.folder) / name)
 
     def read_vocab(self) -> dict[str, int]:
         """Return token -> id of the folder's vocab.json."""
         ids = self.read_json(VOCAB)
         check_ids(ids, Path(self.folder) / VOCAB)
         return ids
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a stranger."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise KdError(f"{path}: expected JSON, got the error: {error}. Download the file again.") from error
+    if not isinstance(value, dict):
+        raise KdError(f"{path}: expected a JSON object, got {str(value)[:30]!r}. Download the file again.")
+    return value
 
 
 def check_ids(ids: Mapping[str, Any], path: Path) -> None:
@@ -91,12 +104,11 @@ def read_special(folder: Path, kind: type[Special]) -> tuple[Special, np.ndarray
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """Return the fields of config.json, overridden by generation_config.json's; {} without these files."""
-    config: dict[str, Any] = {}
-    for name in (MODEL_CONFIG, GENERATION_CONFIG):
-        if (folder / name).is_file():
-            config |= {key: value for key, value in manifest.read_json(folder / name).items() if value is not None}
-    return config
+    """Return the fields of config.json, and of generation_config.json in their place; {} without these files."""
+    config, generation = (
+        read_object(folder / name) if (folder / name).is_file() else None for name in (MODEL_CONFIG, GENERATION_CONFIG)
+    )
+    return generation_config.merge(config or {}, generation)
 
 
 def embedding_rows(model_config: Json) -> int:
@@ -108,9 +120,9 @@ def embedding_rows(model_config: Json) -> int:
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     """Return tokenizer_config.json; older folders have the special tokens in special_tokens_map.json."""
-    config = manifest.read_json(folder / TOKENIZER_CONFIG)
+    config = read_object(folder / TOKENIZER_CONFIG)
     if "added_tokens_decoder" not in config and (folder / SPECIAL_TOKENS_MAP).is_file():
-        config |= manifest.read_json(folder / SPECIAL_TOKENS_MAP)
+        config |= read_object(folder / SPECIAL_TOKENS_MAP)
     return config
 
 
@@ -151,12 +163,6 @@ def id_of(model_config: Json, name: str) -> int:
     return value if type(value) is int else -1
 
 
-def suppressed_ids(model_config: Json) -> list[int]:
-    """Return the ids that the folder's model never generates; suppressed sequences of several ids are ignored."""
-    single = [ids[0] for ids in model_config.get("bad_words_ids", ()) if len(ids) == 1]
-    return sorted({*single, *model_config.get("suppress_tokens", ())})
-
-
 def language_tokens(
     tokenizer_config: Json, model_config: Json, ids: Mapping[str, int], source: str, target: str
 ) -> list[str]:
@@ -174,7 +180,7 @@ def language_tokens(
                 )
         return []
     tokens = {i: token for token, i in ids.items()}
-    default_target = tokens.get(id_of(model_config, "forced_bos_token_id"), "")
+    default_target = generation_config.token_of(model_config, "forced_bos_token_id", tokens) or ""
     both = {"source": source or tokenizer_config.get("src_lang") or "", "target": target or default_target}
     for field, language in both.items():
         if language not in ids:

@@ -15,7 +15,7 @@ import tokenizers
 from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
 from kd_jax.runtime import progress
-from kd_jax.tokenizers import base, hf_folder, post_processor, prune_vocabulary, tokenizer_json
+from kd_jax.tokenizers import base, generation_config, hf_folder, post_processor, prune_vocabulary, tokenizer_json
 from kd_jax.tokenizers.base import PromptFormat
 from kd_jax.tokenizers.chat import TEMPLATE, Chat, freeze, read_template
 from kd_jax.tokenizers.hf_folder import (
@@ -46,6 +46,9 @@ class FastSpecialTokens:
     languages: Sequence[str]  # source and target, or empty
     forced_prefix: Sequence[str]
     suppress_tokens: Sequence[str]
+    ends: Sequence[str] = ()  # that end a text, as "eos" does
+    suppress_first: Sequence[str] = ()
+    force_end: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,21 +144,21 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
         used, characters = self._read_texts(texts, spec, special)
         if characters:
             whole = tokenizers.Tokenizer.from_str(json.dumps(spec))
-            lost = tokenizer_json.check_characters(whole, characters, self.folder)
-            if lost:
-                of_all = f"{sum(lost.values())} of {characters.total()} characters"
-                names = tokenizer_json.describe_characters(lost)
-                progress.log(f"data: the tokenizer has no token for {of_all}, which are dropped: {names}")
+            if lost := tokenizer_json.check_characters(whole, characters, self.folder):
+                progress.log(f"data: the tokenizer has no token for, and drops, {lost}")
         rows = list(range(max(ids.values()) + 1))
         if self.cut:
-            required = {*special.tokens.values(), *special.forced_prefix, *symbols}
+            required = {*special.tokens.values(), *special.forced_prefix, *special.ends, *symbols}
             required |= post_processor.all_tokens(spec["post_processor"])
             rows = prune_vocabulary.required_ids(spec, used, required)
             new_ids = {old: new for new, old in enumerate(rows)}
             spec = prune_vocabulary.prune(spec, rows)
             config = hf_folder.renumber_added_tokens(config, new_ids)
-            suppressed = [token for token in special.suppress_tokens if ids[token] in new_ids]
-            special = dataclasses.replace(special, suppress_tokens=suppressed)
+            suppressed, first = (
+                [token for token in tokens if ids[token] in new_ids]
+                for tokens in (special.suppress_tokens, special.suppress_first)
+            )
+            special = dataclasses.replace(special, suppress_tokens=suppressed, suppress_first=first)
         manifest.write_text(folder / TOKENIZER, json.dumps(spec, ensure_ascii=False))
         manifest.write_json(folder / TOKENIZER_CONFIG, config)
         hf_folder.write_special(folder, special, rows)
@@ -227,8 +230,8 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
             )
         start = tokens.get("bos", tokens["eos"])
         if has_encoder:
-            start_id = hf_folder.id_of(model_config, "decoder_start_token_id")
-            start = words.get(start_id if start_id >= 0 else hf_folder.id_of(model_config, "pad_token_id"))
+            start = generation_config.token_of(model_config, "decoder_start_token_id", words)
+            start = start or generation_config.token_of(model_config, "pad_token_id", words)
         if start is None:
             raise KdError(f"{folder / MODEL_CONFIG}: expected decoder_start_token_id, got none. Add the id.")
         tokens["start"] = start
@@ -240,10 +243,10 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
             template = freeze(read_template(folder, config), others, datetime.datetime.now())
             tokens["start"] = self._chat_start(Chat(template, tokens))
         languages = hf_folder.language_tokens(config, model_config, ids, self.source, self.target)
-        forced, forced_prefix = words.get(hf_folder.id_of(model_config, "forced_bos_token_id")), []
+        forced_prefix: list[str] = []
         if has_encoder and languages:
             forced_prefix = languages[1:]
-        elif has_encoder and forced is not None:
+        elif has_encoder and (forced := generation_config.token_of(model_config, "forced_bos_token_id", words)):
             forced_prefix = [forced]
         elif has_encoder:
             leading = post_processor.leading_tokens(self._spec["post_processor"])
@@ -255,7 +258,10 @@ tokenizer_config.json, got 'models/none' without tokenizer.json. Copy the missin
             has_encoder=has_encoder,
             languages=languages,
             forced_prefix=forced_prefix,
-            suppress_tokens=[words[i] for i in hf_folder.suppressed_ids(model_config) if i in words],
+            suppress_tokens=[words[i] for i in generation_config.suppressed_ids(model_config) if i in words],
+            ends=generation_config.end_tokens(model_config, words),
+            suppress_first=generation_config.first_suppressed_tokens(model_config, words),
+            force_end=generation_config.forces_end(model_config, ids[tokens["eos"]]),
         )
 
     def _chat_start(self, chat: Chat) -> str:
@@ -302,6 +308,9 @@ class FastTokenizer:
         self.start, self.eos = self._ids[special.tokens["start"]], self._ids[special.tokens["eos"]]
         self.forced_prefix = tuple(self._ids[token] for token in special.forced_prefix)
         self.suppress_tokens = tuple(self._ids[token] for token in special.suppress_tokens)
+        self.suppress_first = tuple(self._ids[token] for token in special.suppress_first)
+        self.ends = base.end_ids(self.eos, (self._ids[token] for token in special.ends))
+        self.force_end = special.force_end
         self.pad = self._ids[special.tokens["pad"]] if "pad" in special.tokens else base.NO_ID
 
     def encode(self, text: str) -> list[int]:
@@ -365,15 +374,17 @@ class FastTokenizer:
         special, tokens = self._special, dict(self._special.tokens)
         spec, config = json.loads(self._whole.to_str()), manifest.read_json(self._folder / TOKENIZER_CONFIG)
         has_encoder = family == "encoder_decoder"
-        if not has_encoder:
-            tokens.setdefault("pad", tokens["eos"])
+        tokens.setdefault("pad", tokens["eos"])
         if not (has_encoder and special.has_encoder):
             around = self._special_around(spec["post_processor"], prompted)
             around = around if has_encoder else [tokens["start"], *around]
             spec["post_processor"] = post_processor.template(around, self._ids)
-        named = {f"{role}_token": tokens[role] for role in ("bos", "eos", "pad", "unk") if role in tokens}
+        # transformers does not show a named token in a text; ours shows an unknown token that is an ordinary one.
+        shown = {tokens.get("unk")} - {token["content"] for token in spec["added_tokens"]}
+        names = [role for role in ("bos", "eos", "pad", "unk") if role in tokens and tokens[role] not in shown]
+        named = {f"{role}_token": tokens[role] for role in names}
         if special.languages and has_encoder:
-            config |= named  # its class sets the language, for completions too
+            config |= named | {"split_special_tokens": True}  # its class sets the language, for completions too
         else:
             config = COMMON_CONFIG | named | {"padding_side": "right" if has_encoder else "left"}
             config |= {"split_special_tokens": not special.template}

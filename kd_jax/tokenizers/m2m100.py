@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
-from kd_jax.tokenizers import base, hf_folder
+from kd_jax.tokenizers import base, generation_config, hf_folder
 from kd_jax.tokenizers.hf_folder import ROWS, SPECIAL, TOKENIZER_CONFIG, VOCAB, FolderTokenizer
-from kd_jax.tokenizers.marian import SOURCE, TARGET, LoadedMarian, MarianSpecialTokens, require_tokens
+from kd_jax.tokenizers.marian import SOURCE, TARGET, LoadedMarian, MarianSpecialTokens, require_tokens, special_tokens
 
 MODEL = "sentencepiece.bpe.model"
 TOKENS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
@@ -101,7 +101,8 @@ folder.
         vocab, config = self._vocab(), self.read_json(TOKENIZER_CONFIG)
         words, model_config = {i: token for token, i in vocab.items()}, hf_folder.read_model_config(Path(self.folder))
         tokens: dict[str, str] = TOKENS | hf_folder.named_tokens(config, TOKENS)
-        tokens["start"] = words.get(hf_folder.id_of(model_config, "decoder_start_token_id"), tokens["eos"])
+        start = generation_config.token_of(model_config, "decoder_start_token_id", words)
+        tokens["start"] = start or tokens["eos"]
         require_tokens(tokens, vocab, self.folder)
         for role, field, language in (("source", "src_lang", self.source), ("target", "tgt_lang", self.target)):
             tokens[role] = language or (f"__{config[field]}__" if config.get(field) else "")
@@ -110,8 +111,7 @@ folder.
                     f"tokenizer.{role}: expected a language token of {self.folder!r}, got {tokens[role]!r}. Name one, "
                     "such as __en__."
                 )
-        suppressed = [words[i] for i in hf_folder.suppressed_ids(model_config) if i in words]
-        return MarianSpecialTokens(tokens, "", suppressed)
+        return special_tokens(tokens, "", model_config, words, set())
 
 
 class LoadedM2M100(LoadedMarian):
@@ -119,6 +119,7 @@ class LoadedM2M100(LoadedMarian):
 
     model_files = {SOURCE: MODEL, TARGET: MODEL}
     language_tokens = LANGUAGES
+    exported_class = {"tokenizer_class": "M2M100Tokenizer", "split_special_tokens": True}
 
     def split_language(self, text: str) -> tuple[list[str], str]:
         """Return the token of the source language, and the text."""
@@ -132,6 +133,6 @@ class LoadedM2M100(LoadedMarian):
         tokens = {f"{role}_token": self._special.tokens[role] for role in TOKENS}
         languages = sorted(set(self._vocab) - set(pieces), key=self._vocab.__getitem__)
         config = manifest.read_json(self._folder / TOKENIZER_CONFIG) | tokens
-        config |= {"additional_special_tokens": languages, "tokenizer_class": "M2M100Tokenizer"}
+        config |= {"additional_special_tokens": languages, **self.exported_class}
         manifest.write_json(to / TOKENIZER_CONFIG, config)
         return self._config_ids(family)

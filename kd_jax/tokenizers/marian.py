@@ -3,14 +3,14 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import sentencepiece
 
 from kd_jax.artifacts import manifest
 from kd_jax.errors import KdError
-from kd_jax.tokenizers import base, hf_folder
+from kd_jax.tokenizers import base, generation_config, hf_folder
 from kd_jax.tokenizers.base import PromptFormat
 from kd_jax.tokenizers.hf_folder import ROWS, SPECIAL, TOKENIZER_CONFIG, VOCAB, FolderTokenizer
 from kd_jax.tokenizers.sentencepiece_json import NORMAL, SPACE, UNIGRAM, parse_model
@@ -27,6 +27,9 @@ class MarianSpecialTokens:
     tokens: Mapping[str, str]  # of the roles "start", "eos", "pad", "unk"; M2M100: "bos", "source", "target" too
     target: str  # language token before every source of Marian; "" for none
     suppress_tokens: Sequence[str]
+    ends: Sequence[str] = ()  # that end a text, as "eos" does
+    suppress_first: Sequence[str] = ()
+    force_end: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,8 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
         rows = list(range(max(vocab.values()) + 1))
         if self.cut:
             models, tokens = _prune(LoadedMarian(origin, special, None), models, texts)
-            tokens |= {*special.tokens.values(), *special.suppress_tokens, self.target}
+            tokens |= {*special.tokens.values(), *special.suppress_tokens, *special.ends, *special.suppress_first}
+            tokens |= {self.target}
             rows = sorted(vocab[token] for token in tokens if token in vocab)
             new_ids = {old: new for new, old in enumerate(rows)}
             vocab = {token: new_ids[old] for token, old in vocab.items() if old in new_ids}
@@ -120,8 +124,8 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
         vocab, model_config = self.read_vocab(), hf_folder.read_model_config(Path(self.folder))
         words = {i: token for token, i in vocab.items()}
         tokens: dict[str, str] = TOKENS | hf_folder.named_tokens(self.read_json(TOKENIZER_CONFIG), TOKENS)
-        start = hf_folder.id_of(model_config, "decoder_start_token_id")
-        tokens["start"] = words.get(start, "") if start >= 0 else tokens["pad"]
+        start = generation_config.token_of(model_config, "decoder_start_token_id", words)
+        tokens["start"] = start or tokens["pad"]
         require_tokens(tokens, vocab, self.folder)
         if self.target and self.target not in vocab:
             known = " ".join([token for token in vocab if token.startswith(BEGIN) and token.endswith(END)][:5])
@@ -129,8 +133,7 @@ tokenizer_config.json, got 'models/none' without source.spm. Copy the missing fi
                 f"tokenizer.target: expected a language token of {self.folder!r}, got {self.target!r}. "
                 + (f"Name one, such as {known}." if known else "Set it to '': the model has one target language.")
             )
-        suppressed = {tokens["pad"], *(words[i] for i in hf_folder.suppressed_ids(model_config) if i in words)}
-        return MarianSpecialTokens(tokens, self.target, sorted(suppressed))
+        return special_tokens(tokens, self.target, model_config, words, {tokens["pad"]})
 
 
 class LoadedMarian:
@@ -138,6 +141,7 @@ class LoadedMarian:
 
     model_files: Mapping[str, str] = {SOURCE: SOURCE, TARGET: TARGET}
     language_tokens: frozenset[str] = frozenset()  # that a decoded text does not show
+    exported_class: Mapping[str, Any] = {"tokenizer_class": "MarianTokenizer", "split_special_tokens": True}
 
     def __init__(self, folder: Path, special: MarianSpecialTokens, rows_V: np.ndarray | None):
         """Read the vocabulary and the models of a folder."""
@@ -151,6 +155,9 @@ class LoadedMarian:
         self.prompt_format = PromptFormat(f"{special.target} " if special.target else "")
         self._unknown = vocab[special.tokens["unk"]]
         self.suppress_tokens = tuple(vocab[token] for token in special.suppress_tokens)
+        self.suppress_first = tuple(vocab[token] for token in special.suppress_first)
+        self.ends = base.end_ids(self.eos, (vocab[token] for token in special.ends))
+        self.force_end = special.force_end
         target = special.tokens.get("target")
         self.forced_prefix: tuple[int, ...] = () if target is None else (vocab[target],)
 
@@ -189,7 +196,7 @@ class LoadedMarian:
             (to / name).write_bytes((self._folder / name).read_bytes())
         tokens = {f"{role}_token": self._special.tokens[role] for role in TOKENS}
         config = manifest.read_json(self._folder / TOKENIZER_CONFIG)
-        manifest.write_json(to / TOKENIZER_CONFIG, config | tokens | {"tokenizer_class": "MarianTokenizer"})
+        manifest.write_json(to / TOKENIZER_CONFIG, config | tokens | self.exported_class)
         return self._config_ids(family)
 
     def _config_ids(self, family: str) -> dict[str, int]:
@@ -199,6 +206,22 @@ class LoadedMarian:
 
     def _ids(self, pieces: Iterable[str]) -> list[int]:
         return [self._vocab.get(piece, self._unknown) for piece in pieces]
+
+
+def special_tokens(
+    tokens: Mapping[str, str], target: str, model_config: hf_folder.Json, words: Mapping[int, str], suppressed: set[str]
+) -> MarianSpecialTokens:
+    """Return the special tokens of a folder; `words` is id -> token, `suppressed` are further tokens to suppress."""
+    suppressed = suppressed | {words[i] for i in generation_config.suppressed_ids(model_config) if i in words}
+    eos = next(i for i, token in words.items() if token == tokens["eos"])
+    return MarianSpecialTokens(
+        tokens,
+        target,
+        sorted(suppressed),
+        ends=generation_config.end_tokens(model_config, words),
+        suppress_first=generation_config.first_suppressed_tokens(model_config, words),
+        force_end=generation_config.forces_end(model_config, eos),
+    )
 
 
 def require_tokens(tokens: Mapping[str, str], vocab: Mapping[str, int], folder: str) -> None:

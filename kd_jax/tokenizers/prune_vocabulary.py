@@ -24,7 +24,8 @@ def required_ids(spec: Json, used: Iterable[int], required_tokens: Iterable[str]
     keep = {tokens[i] for i in used} | {token for token in required_tokens if token in ids}
     keep |= {token for token in ids if len(token) == 1 or (token.startswith("<0x") and len(token) == 6)}
     if model["type"] == "Unigram":
-        keep.add(model["vocab"][model["unk_id"]][0])
+        if model["unk_id"] is not None:
+            keep.add(model["vocab"][model["unk_id"]][0])
         return sorted(ids[token] for token in keep)
     if model["type"] != "BPE":
         raise KdError(f"tokenizer.cut: expected a BPE or a Unigram model, got {model['type']}. Set it to False.")
@@ -46,7 +47,7 @@ def prune(spec: Json, ids: list[int]) -> dict[str, Any]:
     new_ids = {old: new for new, old in enumerate(ids)}
     model = dict(spec["model"])
     if model["type"] == "Unigram":
-        model["unk_id"] = new_ids[model["unk_id"]]
+        model["unk_id"] = new_ids.get(model["unk_id"])
         model["vocab"] = [model["vocab"][old] for old in ids if old < len(model["vocab"])]
     else:
         vocab = {token: new_ids[old] for token, old in model["vocab"].items() if old in new_ids}

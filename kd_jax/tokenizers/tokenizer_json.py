@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from kd_jax.errors import KdError
-from kd_jax.tokenizers.hf_folder import check_ids
+from kd_jax.tokenizers.hf_folder import check_ids, read_object
 from kd_jax.tokenizers.prune_vocabulary import vocabulary
 
 Json = Mapping[str, Any]
@@ -23,18 +23,21 @@ def read_spec(path: Path) -> dict[str, Any]:
 
     kd_jax pads and truncates itself. An id must be below the file's number of bytes, since tables have a row for each.
     """
+    written = read_object(path)
+    model = written.get("model")
+    if isinstance(model, dict) and isinstance(model.get("vocab"), dict):
+        check_ids(model["vocab"], path)  # the library itself takes memory and time for the largest id
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(written))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         spec = json.loads(tokenizer.to_str())
-        ids = vocabulary(spec)
     except Exception as error:  # the library raises no other class
         raise KdError(
             f"{path}: expected a file of the library tokenizers {tokenizers.__version__}, got the error: "
             f"{' '.join(str(error).split())[:200]}. Download it again, or install a newer tokenizers."
         ) from error
-    check_ids(ids, path)
+    check_ids(vocabulary(spec), path)
     if "dropout" in spec["model"]:
         spec["model"]["dropout"] = None
     return spec
@@ -64,23 +67,21 @@ def has_every_character(spec: Json) -> bool:
     return '"ByteLevel"' in json.dumps(spec["pre_tokenizer"]) and ids.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
 
 
-def check_characters(
-    tokenizer: tokenizers.Tokenizer, characters: collections.Counter[str], folder: str
-) -> dict[str, int]:
-    """Return the characters without a token, and how often they occur; they are dropped from texts.
+def check_characters(tokenizer: tokenizers.Tokenizer, characters: collections.Counter[str], folder: str) -> str:
+    """Describe the characters without a token, which are dropped from texts; "" if there are none.
 
     Raises:
       KdError: if they are more than the share MOST_LOST of the characters.
     """
     counts = {c: n for c, n in characters.most_common() if not c.isspace()}
     lost = {character: n for character, n in counts.items() if _is_lost(tokenizer, character)}
+    described = f"{sum(lost.values())} of {sum(counts.values())} characters: {describe_characters(lost)}"
     if sum(lost.values()) > MOST_LOST * sum(counts.values()):
         raise KdError(
             f"tokenizer.folder: expected tokens for all characters of the training texts, got none in {folder!r} for "
-            f"{sum(lost.values())} of {sum(counts.values())} characters: {describe_characters(lost)}. Use another "
-            "tokenizer."
+            f"{described}. Use another tokenizer."
         )
-    return lost
+    return described if lost else ""
 
 
 def describe_characters(counts: Mapping[str, int]) -> str:

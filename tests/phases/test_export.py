@@ -1,5 +1,6 @@
 """Exported models write the same texts: in transformers, and with JAX alone."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -9,6 +10,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+import yaml
+from markdown_it import MarkdownIt
 
 from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import Workdir
@@ -100,6 +103,54 @@ def test_a_shape_that_transformers_lacks_leaves_no_folder(trained, tmp_path, cap
     with pytest.raises(export.KdError, match="expected the shape of an architecture of transformers, .*norm_position"):
         export.run(other, workdir, tmp_path / "x", "teacher")
     assert not list(tmp_path.iterdir())
+
+
+HOSTILE = '\x1b[2J"]\n---\n```\n# <script>a</script> [x](http://a) \u202e `b` |c| *d*'
+
+
+def test_names_in_the_card_are_escaped(trained):
+    """Every name of a stranger is literal text: for a terminal, for Markdown, and for the YAML at the top."""
+    experiment, workdir, _ = trained
+
+    @dataclasses.dataclass(frozen=True)
+    class Task(Translation):
+        name = HOSTILE
+
+    task = Task(source="en", target="fr", decoding=experiment.task.decoding)
+    hostile = dataclasses.replace(experiment, name=HOSTILE, task=task)
+    use = export.usage_code(hostile, _tokenizer(workdir), experiment.teacher.model, "transformers", [HOSTILE])
+    card = export.model_card(hostile, workdir, "teacher", "Class", "transformers", False, use)
+    assert not {"\x1b", "\u202e"} & set(card)
+    _, front, body = card.split("---\n", 2)
+    tags = yaml.safe_load(front)["tags"]
+    assert tags[:2] == ["kd_jax", "knowledge-distillation"] and tags[2].startswith("\\x1b[2J") and len(tags) == 3
+    tokens = [token for token in MarkdownIt("commonmark").parse(body)]
+    assert [token.content for token in tokens if token.type == "html_block"] == []
+    assert sum(token.type == "heading_open" for token in tokens) == 3
+    inline = [child.type for token in tokens for child in token.children or ()]
+    assert not {"html_inline", "link_open", "em_open", "strong_open"} & set(inline)
+    assert sum(token.type == "fence" for token in tokens) == 2
+    (code,) = (token.content for token in tokens if token.type == "fence" and token.info == "python")
+    texts = next(line for line in code.splitlines() if line.startswith("texts = "))
+    assert ast.literal_eval(texts.removeprefix("texts = ")) == [HOSTILE[:60]]
+
+
+def _tokenizer(workdir):
+    return SentencePieceTokenizer(workdir.data.file("tokenizer.model"))
+
+
+def test_a_task_that_words_its_prompts_itself_is_named(trained):
+    experiment, workdir, _ = trained
+
+    @dataclasses.dataclass(frozen=True)
+    class Shouting(Translation):
+        def encode_prompt(self, text, tokenizer):
+            return super().encode_prompt(text.upper(), tokenizer)
+
+    parts = _tokenizer(workdir), experiment.teacher.model, "transformers", ["a boat"]
+    own = dataclasses.replace(experiment, task=Shouting("en", "fr"))
+    assert "words its prompts itself, in Python (`" in export.usage_code(own, *parts)
+    assert "words its prompts itself" not in export.usage_code(experiment, *parts)
 
 
 def test_transformers_writes_the_same_text(trained):
