@@ -138,6 +138,14 @@ def logp_of_text(logp_VV, ids):
     return sum(logp_VV[previous, token] for previous, token in itertools.pairwise((0, *ids)))
 
 
+@pytest.mark.parametrize("alpha, ids", [(0.0, (2,)), (0.6, (1, 2)), (1.0, (1, 2)), (2.0, (1, 2))])
+def test_a_longer_text_may_win_after_a_shorter_one_ended(alpha, ids):
+    """The end has p = 0.45: -0.80. Token 1, which surely ends next, has 0.44: -0.82, and -0.75 over (7/6)^0.6."""
+    table_VV = jnp.log(jnp.asarray([[0.11, 0.44, 0.45], [5e-4, 5e-4, 0.999], [0.3, 0.3, 0.4]]))
+    found = search_bigrams(table_VV, jnp.float32(alpha), length=5, beam=4, best=1)
+    assert tuple(found.ids_BKT[0, : len(ids)].tolist()) == ids
+
+
 @pytest.mark.parametrize("vocab_size, length, best", [(3, 5, 1), (3, 3, 3), (4, 3, 1), (4, 4, 2)])
 @given(data=st.data(), alpha=ALPHAS)
 @settings(max_examples=40, deadline=None)

@@ -82,3 +82,13 @@ def test_bounds_of_a_range_are_allowed_and_options_without_a_range_have_none():
     check_options(power, {"exponent": np.float32(4.0)})
     with pytest.raises(KdError, match=r"options\.exponent: expected a number in \[1, 4\], got 4\.5"):
         check_options(power, {"exponent": 4.5})
+
+
+def test_an_option_takes_the_place_of_the_keyword_of_a_partial():
+    """As in a call: functools.partial's keyword is not used, so its value is not checked."""
+    check_options(functools.partial(jensen_shannon, beta=7.0), {"beta": 0.5})
+    np.testing.assert_allclose(
+        comparison(functools.partial(jensen_shannon, beta=7.0), {"beta": 0.5})(P, Q), jensen_shannon(P, Q, beta=0.5)
+    )
+    with pytest.raises(KdError, match=r"options\.beta: expected a number in \[0, 1\], got 7"):
+        check_options(functools.partial(jensen_shannon, beta=0.5), {"beta": 7.0})

@@ -51,3 +51,11 @@ def test_gradients_are_finite_if_the_support_covers_all_tokens():
     assert logits_with_rest(logits, ids)[1].tolist() == [-jnp.inf]
     gradient = jax.grad(lambda x: jnp.where(ids >= 0, logp_with_rest(x, ids)[0][:, :2], 0.0).sum())(logits)
     np.testing.assert_allclose(gradient, [[1 - 2 / (1 + np.e), 1 - 2 * np.e / (1 + np.e), 0.0]], atol=1e-6)
+
+
+def test_a_rest_without_tokens_has_no_gradient():
+    """Whatever a loss makes of its log-probability of -inf."""
+    logits, ids = jnp.asarray([[0.0, 1.0, -jnp.inf]]), jnp.asarray([[0, 1]])
+    _, pull_back = jax.vjp(lambda x: logits_with_rest(x, ids), logits)
+    for d_rest in (jnp.nan, jnp.inf, 3.0):
+        assert pull_back((jnp.asarray([[0.5, 0.25]]), jnp.asarray([d_rest])))[0].tolist() == [[0.5, 0.25, 0.0]]
