@@ -43,6 +43,7 @@ class Case:
       spoil: called with the sandbox, whose folder `run` is the copy.
       refused: whether only a refusal is right; otherwise the intact run's result is right too.
       stdin: text of standard input.
+      is_right: says whether a standard output is right; None to compare with the intact run.
       environment: variables to set (None removes one); the command then runs as a process of its own.
       redirection: of the shell, such as ">&-".
     """
@@ -52,6 +53,7 @@ class Case:
     spoil: Spoil = nothing
     refused: bool = True
     stdin: str = PROMPTS
+    is_right: Callable[[str], bool] | None = None
     environment: Mapping[str, str | None] | None = None
     redirection: str = ""
 
@@ -94,7 +96,7 @@ class Drill:
 
     def run(self, case: Case) -> Result:
         """Run a case and judge it."""
-        if not case.refused and case.words not in self._intact:
+        if not (case.refused or case.is_right) and case.words not in self._intact:
             with self._sandbox() as sandbox:
                 code, _, _, out, err = self._execute(dataclasses.replace(case, spoil=nothing), sandbox)
                 if code:
@@ -143,9 +145,10 @@ class Drill:
             return "silent"  # a control character has reached the terminal
         if code == 2:
             return "refused" if last.startswith("error: ") and err.count("error: ") == 1 else "traceback"
-        if not case.refused and gist(case.words, sandbox, out) == self._intact[case.words]:
-            return "unaffected"
-        return "silent"
+        if case.refused:
+            return "silent"
+        right = case.is_right(out) if case.is_right else gist(case.words, sandbox, out) == self._intact[case.words]
+        return "unaffected" if right else "silent"
 
 
 def _become(words: Sequence[str], case: Case, files: Sequence[Path], sandbox: Path) -> None:

@@ -133,7 +133,7 @@ def records() -> Iterator[Case]:
 def experiments() -> Iterator[Case]:
     """Yield experiment.json with values of a stranger."""
     for place, value in EXPERIMENT.items():
-        for words in (GENERATE, EXPORT):
+        for words in (GENERATE,) if place[-1] == "name" else (GENERATE, EXPORT):  # the card has the name
             spoil = functools.partial(edit_json, place=place, other=value, run_name="experiment.json")
             yield Case(f"experiment.json, {place[-1]} = {value!r}: {words[0]}", words, spoil, refused=False)
 
@@ -147,18 +147,24 @@ def configs() -> Iterator[Case]:
 
 
 def texts() -> Iterator[Case]:
-    """Yield texts on standard input."""
-    for name, stdin in {
-        "control characters": "\x1b[2Jone\u202e red\x9b houses\n\x07\x00\n",
-        "a line of 1 MB": "one red houses " * 70_000 + "\n",
-        "100,000 brackets": "[" * 100_000 + "\n",
-        "a byte order mark": "\ufeffone red houses\n",
-        "line separators": "one\u2028red\u0085houses\n",
-        "no line end": "one red houses",
-        "nothing": "",
-        "blank lines": "\n\n \n",
-    }.items():
-        yield Case(f"standard input, {name}: generate", GENERATE, refused=False, stdin=stdin)
+    """Yield texts on standard input; each line gives one."""
+    for name, stdin, count in (
+        ("control characters", "\x1b[2Jone\u202e red\x9b houses\n\x07\x00\n", 2),
+        ("a line of 1 MB", "one red houses " * 70_000 + "\n", 1),
+        ("100,000 brackets", "[" * 100_000 + "\n", 1),
+        ("a byte order mark", "\ufeffone red houses\n", 1),
+        ("line separators", "one\u2028red\u0085houses\n", 1),
+        ("no line end", "one red houses", 1),
+        ("nothing", "", 0),
+        ("blank lines", "\n\n \n", 3),
+    ):
+        is_right = functools.partial(has_lines, count=count)
+        yield Case(f"standard input, {name}: generate", GENERATE, refused=False, stdin=stdin, is_right=is_right)
+
+
+def has_lines(out: str, count: int) -> bool:
+    """Return whether a standard output has so many lines, to its end."""
+    return out.count("\n") == count and out[-1:] in ("", "\n")
 
 
 def replace_by_link(sandbox: Path, name: str, target: str) -> None:
