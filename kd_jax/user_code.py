@@ -50,7 +50,7 @@ def code_digests(*values: Any) -> dict[str, str]:
 
 def user_classes(value: Any) -> dict[str, type]:
     """Return full name -> class of the dataclasses in a part of an experiment that are not kd_jax's."""
-    classes = [one for one in _classes_and_functions(value) if dataclasses.is_dataclass(one)]
+    classes = [one for one in _classes_and_functions(value) if isinstance(one, type) and dataclasses.is_dataclass(one)]
     return {f"{one.__module__}.{one.__qualname__}": one for one in classes if one.__module__.split(".")[0] != "kd_jax"}
 
 

@@ -441,10 +441,13 @@ class Ablate(Command):
         metrics = select_metrics(experiment.task, self.metric)
         experiment, workdir = with_controls(experiment), open_workdir(self.workdir)
         locks.enter_context(workdir.lock())
+        force = ["evaluate"] if self.force else ()
         for seed in self.seeds:
             seeded = dataclasses.replace(experiment, seed=seed)
-            force = ["evaluate"] if self.force else ()
-            locks.enter_context(lock_workdir(workdir.seed(seed), seeded, force=force))
+            try:
+                locks.enter_context(lock_workdir(workdir.seed(seed), seeded, force=force))
+            except KdError as error:
+                raise KdError(f"seed {seed}: {error}") from error
         return partial(ablate.run, experiment, workdir, self.seeds, metrics, self.force)
 
 
@@ -496,7 +499,9 @@ class ImportLogprobs(Command):
 
 @dataclass(frozen=True)
 class Generate(Command):
-    """Answer standard input with a trained model, line by line.
+    r"""Answer standard input with a trained model, line by line.
+
+    One line is written for each line; a line break inside an answer is written as an escape, such as \n.
 
     Options that are not set keep the values of the experiment's task. Without --beam the model decodes greedily, or
     samples if there is a temperature.
@@ -616,7 +621,7 @@ COMMANDS: dict[str, type[Command]] = {
 
 
 def open_run(path: str, config: str) -> tuple[ResolvedExperiment, Workdir]:
-    """Return the experiment and the workdir of a run; classes of the user's are those of the config, if one is named."""
+    """Return the experiment and the workdir of a run; the user's own classes are those of `config`, "" for none."""
     from kd_jax.config import load_experiment
     from kd_jax.phases import workdirs
 

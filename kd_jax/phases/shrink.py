@@ -99,8 +99,8 @@ def run(experiment: ResolvedExperiment, workdir: Workdir) -> None:
     options = list(choices(experiment))
     if not options:
         raise KdError("students: expected one with init=FromTeacher, which `shrink` compares, got none. Add one.")
-    check_model(experiment, workdir, TEACHER)
     began, teacher = time.perf_counter(), Teacher(experiment, workdir)
+    check_model(experiment, workdir, TEACHER)
     splits = teacher.data["splits"]
     digests = {"teacher": workdir.model(TEACHER).outputs()["digest"], "tokenizer": teacher.data["tokenizer"]}
     digests |= {split: splits[split] for split in ("train", "validation")}

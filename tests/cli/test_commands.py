@@ -12,7 +12,7 @@ from kd_jax.cli.main import main, option_names
 from kd_jax.errors import KdError
 
 SMOKE = "experiments/configs/smoke.py"
-HOSTS = "--host --coordinator --patience"
+HOSTS = "--host --coordinator --patience --wait"
 WORKERS = "--processes --beam-runner --beam-options"
 MONITORING = "--profile --metrics"
 # Options that scripts rely on.
@@ -24,13 +24,15 @@ OPTIONS = {
     "student": f"--workdir --force --only {MONITORING} {HOSTS}",
     "evaluate": f"--workdir --force {HOSTS}",
     "report": f"--workdir {HOSTS}",
-    "new": "--task --family --train",
+    "new": "--task --family --train --teacher",
     "plan": "--workdir --devices --kind --only",
     "shrink": "--workdir",
     "ablate": "--workdir --seeds --force --metric",
-    "import-logprobs": "--workdir --format --temperature --mode --sequence --missing --sum-error --force",
-    "generate": "--workdir --model --beam --length --temperature --top-k --top-p --min-p --repetition-penalty --seed",
-    "export": "--workdir --to --model --format --int8",
+    "import-logprobs": "--workdir --format --temperature --mode --sequence --missing --sum-error --force --config",
+    "generate": "--workdir --model --beam --length --temperature --top-k --top-p --min-p --repetition-penalty --seed "
+    "--config",
+    "score": "--workdir --test --model --config",
+    "export": "--workdir --to --model --format --int8 --config",
 }
 
 

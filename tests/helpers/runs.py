@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def linked_run(workdir: Workdir, path: Path, *names: str) -> Workdir:
     path.mkdir(exist_ok=True)
     for name in names:
         (path / name).symlink_to(workdir.path / name)
+    return Workdir(path)
+
+
+def copied_run(workdir: Workdir, path: Path, *names: str) -> Workdir:
+    """Return a new workdir with copies of some folders of another one: a command follows no link out of a workdir."""
+    for name in names:
+        shutil.copytree(workdir.path / name, path / name)
     return Workdir(path)
 
 

@@ -29,7 +29,7 @@ from kd_jax.tasks.translation import Translation
 from kd_jax.teaching.imported.base import LogprobSource
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.training.model import load_trained
-from tests.helpers.runs import linked_run, run_until_cache, smoke
+from tests.helpers.runs import copied_run, linked_run, run_until_cache, smoke
 from tests.teaching.imported.readers import writers
 
 K, V = 8, 60
@@ -168,7 +168,7 @@ def test_records_of_completions_alone_are_matched(experiment, trained_run, logpr
 def imported(experiment, trained_run, logprobs, tmp_path_factory):
     """(workdir, file) of an import of a vLLM server's responses on the command line."""
     folder = tmp_path_factory.mktemp("here")
-    run = linked_run(trained_run, folder / "run", "data")
+    run = copied_run(trained_run, folder / "run", "data")
     write_experiment(run, experiment)
     file = write("vllm", folder, logprobs["train"] + logprobs["validation"], 16)
     options = ["--format", "vllm", "--temperature", "1", "--mode", "raw"]
@@ -283,7 +283,7 @@ def test_an_import_that_does_not_serve_the_students_is_refused(experiment, train
     ],
 )
 def test_invalid_options_are_one_line(experiment, trained_run, tmp_path, capsys, words, reason):
-    run = linked_run(trained_run, tmp_path / "run", "data")
+    run = copied_run(trained_run, tmp_path / "run", "data")
     write_experiment(run, experiment)
     file = tmp_path / "file"
     file.write_text("{}")
