@@ -45,10 +45,10 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         path = f"{error.filename}: expected a path that can be used" if error.filename else "expected usable files"
         return f"{path}, got an error ({error.strerror or message}). Check the path.", 2
-    if "Unable to initialize backend" in message or "No visible" in message:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
+    if "Unable to initialize backend" in message or _has_no_devices():
+        platforms, reason = os.environ.get("JAX_PLATFORMS", ""), message[:200] or "no device"
         return (
-            f"JAX_PLATFORMS: expected a platform whose devices JAX finds here, got {platforms!r} ({message[:200]}). "
+            f"JAX_PLATFORMS: expected a platform whose devices JAX finds here, got {platforms!r} ({reason}). "
             "Unset it, or install JAX for the accelerator.",
             2,
         )
@@ -63,6 +63,16 @@ def explain(error: Exception) -> tuple[str, int]:
     if is_ours:
         return f"{problem}This is a bug of kd_jax; KD_JAX_TRACEBACK=1 shows the traceback.", 1
     return f"{problem}Correct the line, or set KD_JAX_TRACEBACK=1 to see the traceback.", 2
+
+
+def _has_no_devices() -> bool:
+    """Return whether JAX finds no device; without its plugin for CUDA it fails by an assert without a message."""
+    if "jax" not in sys.modules or not os.environ.get("JAX_PLATFORMS"):
+        return False
+    try:
+        return not sys.modules["jax"].devices()
+    except Exception:
+        return True
 
 
 def _place(error: Exception) -> tuple[str, bool]:

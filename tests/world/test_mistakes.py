@@ -183,6 +183,18 @@ def test_a_closed_stream_is_refused_by_generate(redirection, smoke_run, root):
 
 
 @pytest.mark.extended
+@pytest.mark.parametrize("platform", ["cuda", "nope"])
+def test_a_platform_without_devices_is_one_line(platform, smoke_run, root):
+    command = [sys.executable, "-m", "kd_jax", "generate", "--workdir", str(smoke_run)]
+    environment = {**os.environ, "JAX_PLATFORMS": platform}
+    result = subprocess.run(command, env=environment, input="one\n", capture_output=True, text=True)
+    if result.returncode:  # a machine with a GPU answers
+        assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("error: JAX_PLATFORMS: expected a ")
+    else:
+        assert platform == "cuda" and result.stdout.count("\n") == 1
+
+
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "variables",
     [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"COLUMNS": "1"}],
