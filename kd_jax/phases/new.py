@@ -8,7 +8,7 @@ from pathlib import Path
 from kd_jax.errors import KdError
 from kd_jax.models.transformer import Transformer
 from kd_jax.runtime import progress
-from kd_jax.sources.text_files import JSON_SUFFIXES, Lines
+from kd_jax.sources.text_files import JSON_SUFFIXES, MESSAGES, Lines, chat_fields, parse_object
 from kd_jax.students.pretrained import FromHuggingFace
 from kd_jax.tasks.base import Task
 from kd_jax.tasks.generation import Generation
@@ -100,13 +100,12 @@ def match_fields(train: str, fields: Sequence[str]) -> tuple[str, ...]:
     """Return the names that the first line of a file has for a task's fields.
 
     A field keeps its name if the line has it. Missing ones take the remaining texts in order, if their numbers agree.
+    The prompt and the answer of a chat (`messages`) keep the task's names.
     """
-    try:
-        row = json.loads(Lines(train).read([0])[0])
-    except json.JSONDecodeError as error:
-        raise KdError(f"--train: {train}, line 1: expected a JSON object, got invalid JSON ({error.msg}).") from error
-    if not isinstance(row, dict):
-        raise KdError(f"--train: {train}, line 1: expected an object with {_quoted(fields)}, got {type(row).__name__}.")
+    where = f"{train}, line 1"
+    row = parse_object(Lines(train).read([0])[0], fields, f"--train: {where}")
+    if MESSAGES in row and not row.keys() & set(fields):
+        return tuple(chat_fields(row[MESSAGES], fields, f"--train: {where}"))
     missing = [field for field in fields if field not in row]
     others = [field for field, value in row.items() if isinstance(value, str) and field not in fields]
     if missing and len(missing) != len(others):

@@ -246,7 +246,7 @@ def is_blank(text: str) -> bool:
 
 def _parse_json(line: str, fields: Sequence[str], where: str) -> Example:
     """Return the fields of a line's JSON object; raise KdError if it is invalid."""
-    row, names = parse_object(line, where), ", ".join(fields)
+    row, names = parse_object(line, fields, where), ", ".join(fields)
     if MESSAGES in row and not row.keys() & set(fields):
         row = chat_fields(row[MESSAGES], fields, where)
     for field in fields:
@@ -262,8 +262,8 @@ def _parse_json(line: str, fields: Sequence[str], where: str) -> Example:
     return {field: row[field] for field in fields}
 
 
-def parse_object(line: str, where: str) -> dict[str, Any]:
-    """Return the JSON object of a line; raise KdError if it is no object."""
+def parse_object(line: str, fields: Sequence[str], where: str) -> dict[str, Any]:
+    """Return the JSON object of a line; raise KdError, which names the fields, if it is no object."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
@@ -272,7 +272,8 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
         raise KdError(f"{where}: expected a JSON object, got invalid JSON ({reason}). {remedy}") from error
     if not isinstance(row, dict):
         kind = type(row).__name__
-        raise KdError(f"{where}: expected an object with named fields, got {kind}. Write one object a line.")
+        names = " and ".join(f'"{field}"' for field in fields)
+        raise KdError(f"{where}: expected an object with {names}, got {kind}. Write one object a line.")
     return row
 
 
@@ -290,27 +291,25 @@ def chat_fields(messages: Any, fields: Sequence[str], where: str) -> Mapping[str
       {'prompt': 'User: Hi\n\nAssistant: Hello!\n\nUser: How are you?'}
     """
     try:
-        roles, contents = zip(*((turn["role"], turn["content"]) for turn in messages), strict=True)
-    except (TypeError, KeyError, ValueError):  # no list of objects with both, or an empty one
-        roles, contents = (), (None,)
-    if not all(isinstance(text, str) for text in (*roles, *contents)):
+        turns = [(turn["role"], turn["content"]) for turn in messages]
+    except (TypeError, KeyError):  # no list of objects with both
+        turns = []
+    if not turns or not all(isinstance(text, str) for turn in turns for text in turn):
         raise KdError(
             f'{where}: expected the field {MESSAGES!r} to be a list of {{"role": ..., "content": ...}} with texts, got '
             "another value. Correct the line."
         )
     ends = ("user", "assistant")[: len(fields)]
+    roles = tuple(role for role, _ in turns)
     if len(fields) > 2 or roles[-len(ends) :] != ends:
         raise KdError(
             f"{where}: expected {MESSAGES!r} to end with the roles {' and '.join(ends)} for the fields "
             f"{', '.join(fields)}, got {', '.join(roles)}. Correct the line."
         )
-    count = len(roles) + 1 - len(fields)  # turns of the prompt
-    several = count > 1 + (roles[0] == "system")
-    prompt = [
-        f"{role.capitalize()}: {text}" if several and role != "system" else text
-        for role, text in zip(roles[:count], contents, strict=False)
-    ]
-    return dict(zip(fields, ("\n\n".join(prompt), contents[-1]), strict=False))
+    asked = turns[: len(turns) + 1 - len(fields)]
+    several = len(asked) > 1 + (roles[0] == "system")
+    texts = [f"{role.capitalize()}: {text}" if several and role != "system" else text for role, text in asked]
+    return dict(zip(fields, ("\n\n".join(texts), turns[-1][1]), strict=False))
 
 
 def _check_text(text: str, where: str) -> None:

@@ -13,6 +13,7 @@ from kd_jax.errors import KdError
 from kd_jax.phases import new
 from kd_jax.sources import toy
 from tests.helpers.pretrained import write_pretrained
+from tests.helpers.sources import write
 
 VALID = [(name, family) for name, task in new.TASKS.items() for family in task.families]
 
@@ -190,3 +191,17 @@ def test_no_file_is_overwritten(tmp_path):
     with pytest.raises(KdError, match="expected the name of a Python file"):
         new.run(str(tmp_path / "mine.txt"), "generation", "decoder_only", ("train.jsonl",))
     assert (tmp_path / "mine.py").read_text() == "mine"
+
+
+def test_a_chat_keeps_the_names_of_the_task(tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    chat, config = (
+        write(tmp_path / "chat.jsonl", json.dumps({"messages": turns, "id": "7"}) + "\n"),
+        tmp_path / "mine.py",
+    )
+    new.run(str(config), "instructions", "decoder_only", [chat])
+    experiment = apply_overrides(str(config), [])
+    assert experiment.task.fields() == ("prompt", "response") and experiment.source.train == (chat,)
+    no_answer = write(tmp_path / "open.jsonl", json.dumps({"messages": turns[:1]}) + "\n")
+    with pytest.raises(KdError, match="^--train: .*line 1: expected 'messages' to end with the roles user and"):
+        new.run(str(tmp_path / "other.py"), "instructions", "decoder_only", [no_answer])

@@ -172,7 +172,7 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path):
         ("[" * 10**6, "too many brackets"),
         ('{"en": ' + '{"a":' * 10**6, "too many brackets"),
         ('{"en": ' + "9" * 10**6 + "}", "invalid JSON"),
-        ('[{"en": "a", "fr": "b"}]', "expected an object with named fields, got list. Write one object a line"),
+        ('[{"en": "a", "fr": "b"}]', 'expected an object with "en" and "fr", got list. Write one object a line'),
         ("[", r"invalid JSON .* Write one object a line, as `jq -c '\.\[\]'` does"),
         ("null", "got NoneType"),
     ],
