@@ -65,7 +65,7 @@ class HiddenStates:
         return self.stack == "encoder"
 
     def init_adapter(self, key: Array, student: Taps, teacher: Taps) -> Params:
-        """Initialise the projections, scaled to preserve a vector's length.
+        """Initialise the projections, scaled to preserve the root mean square of a vector's entries.
 
         Returns:
           {index of the pair: float32 [D of the student, D of the teacher]}; {} if the widths agree.

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from kd_jax.decoding.greedy import greedy
-from kd_jax.decoding.sampling import penalise_repetition, sample, truncate
+from kd_jax.decoding.rules import penalise_repetition
+from kd_jax.decoding.sampling import sample, truncate
 from kd_jax.models.base import Model
 from kd_jax.tasks.base import Sampling
 from kd_jax.types import Inputs, Tokens
@@ -121,15 +122,18 @@ START = tokens([[2]], [[1]])
 
 
 @pytest.mark.parametrize(
-    "inputs",
-    [Inputs(jnp.array([0]), PROMPT, None), Inputs(jnp.array([0]), START, PROMPT)],
+    ("inputs", "expected"),
+    [
+        (Inputs(jnp.array([0]), PROMPT, None), [2, 3, 1, 1, 1, 1]),  # 5 and 1 are in the prompt, 2 is padding
+        (Inputs(jnp.array([0]), START, PROMPT), [1, 3, 5, -1, -1, -1]),  # 2 is the start, 1 and 5 in the source alone
+    ],
     ids=["decoder-only", "encoder-decoder"],
 )
-def test_the_penalty_counts_tokens_of_the_prompt_and_written_ones(inputs):
-    """It counts neither padding, nor the start token of an encoder-decoder, nor the end: 1 falls to 2."""
+def test_the_penalty_counts_the_tokens_of_the_decoder(inputs, expected):
+    """As in transformers: without padding and source, with prompt, start and end. Seen logits are halved."""
     table = jnp.tile(jnp.array([[0.1, 4.0, 3.5, 3.0, 0.2, 2.5]]), (6, 1))
     with_penalty = Sampling(repetition_penalty=2.0)
-    assert sample(BIGRAMS, table, inputs, eos=5, length=6, sampling=with_penalty).tolist() == [[2, 3, 5, -1, -1, -1]]
+    assert sample(BIGRAMS, table, inputs, eos=5, length=6, sampling=with_penalty).tolist() == [expected]
     assert sample(BIGRAMS, table, inputs, eos=5, length=6, sampling=Sampling()).tolist() == [[1] * 6]
 
 
@@ -152,3 +156,8 @@ def test_batches_of_one_shape_are_traced_once():
 
     for first in range(3):
         write(jnp.zeros((7, 7)), starts([first, 1]))
+
+
+def test_min_p_keeps_all_tokens_at_its_limit():
+    logits = jnp.asarray([[1.0, 3.0, 3.0, 2.0]])
+    assert jnp.isfinite(truncate(logits, Sampling(temperature=1.0, min_p=1.0))).tolist() == [[False, True, True, False]]

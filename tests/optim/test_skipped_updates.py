@@ -67,3 +67,10 @@ def test_spikes_are_applied_without_a_ratio():
     params, state = train(tx, sequence)
     chex.assert_trees_all_equal(params, train(optax.adam(0.1), sequence)[0])
     assert int(state.skipped) == 0
+
+
+def test_only_applied_updates_count_before_a_gradient_can_be_a_spike():
+    tx, normal = skip_outliers(optax.sgd(0.1), 8.0), gradients(WARMUP - 1)
+    bad, spike = (jax.tree.map(lambda x, by=by: by * x, normal[0]) for by in (np.nan, 50.0))
+    _, state = train(tx, [*normal, bad, bad, spike])
+    assert int(state.skipped) == 2 and int(state.applied) == WARMUP

@@ -107,3 +107,11 @@ def test_relation_heads_must_divide_the_compared_widths():
     AttentionRelations(layers=PAIRS, heads=4, kinds=("q",)).check_widths(student, teacher)
     with pytest.raises(KdError, match=r"signal\.heads: expected a divisor of 10, the width of the teacher's k, got 4"):
         AttentionRelations(layers=PAIRS, heads=4).check_widths(student, teacher)
+
+
+def test_a_projection_preserves_the_size_of_entries():
+    """A vector of ones, to a width 16 times as large: entries of variance 1, within 5 standard deviations."""
+    student, teacher = ({"decoder_0.hidden": jnp.ones((1, 1, width))} for width in (64, 1024))
+    adapter = HiddenStates(layers=((0, 0),)).init_adapter(jax.random.key(0), student, teacher)
+    projected = jnp.ones((1, 64)) @ adapter["0"]
+    assert abs(float((projected**2).mean()) - 1) < 5 * (2 / 1024) ** 0.5
