@@ -1,9 +1,10 @@
 """Shared parts of decoding, and the loop that writes token by token."""
 
+import functools
+import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -12,8 +13,20 @@ from kd_jax.types import Array, Inputs, Params
 
 NO_TOKEN = -1  # padding after the end token
 
-# (logits_BV, tokens written so far, memory) -> (token_B, memory), with any pytree as memory
-Choose = Callable[[Array, Array, Any], tuple[Array, Any]]
+Eos = int | tuple[int, ...]  # the id that ends a text, or several
+
+# (scores_BV, number of tokens written so far) -> token_B
+Choose = Callable[[Array, Array], Array]
+
+
+def end_ids(eos: Eos) -> tuple[int, ...]:
+    """Return the ids that end a text."""
+    return eos if isinstance(eos, tuple) else (eos,)
+
+
+def is_end(ids: Array, eos: Eos) -> Array:
+    """Return where ids end a text, bool of their shape."""
+    return functools.reduce(operator.or_, (ids == end for end in end_ids(eos)))
 
 
 def suppress(model: Model, ids: tuple[int, ...]) -> Model:
@@ -41,7 +54,6 @@ class LoopState(NamedTuple):
     ended_B: Array
     ids_BT: Array
     cache: Cache
-    memory: chex.ArrayTree
 
 
 def decode_token_by_token(
@@ -49,14 +61,14 @@ def decode_token_by_token(
     params: Params,
     inputs: Inputs,
     *,
-    eos: int,
+    eos: Eos,
     length: int,
     choose: Choose,
-    memory: chex.ArrayTree = (),
+    process: Callable[[Array, Array, Array], Array] | None,
 ) -> Array:
     """Write one token after another until every row has ended, in one `lax.while_loop`.
 
-    Rows of padding end at once. `length` is static; `memory` is the first state of `choose`.
+    Rows of padding end at once. `length` is static; `process` changes the logits, as `Rules.processor`.
 
     Returns:
       int32 [B, length], the end token included, NO_TOKEN after it.
@@ -64,10 +76,11 @@ def decode_token_by_token(
 
     def step(state: LoopState) -> LoopState:
         logits_BV, cache = model.step(params, state.cache, state.token_B)
-        chosen_B, memory = choose(logits_BV, state.written, state.memory)
-        token_B = jnp.where(state.ended_B, NO_TOKEN, chosen_B)
+        if process:
+            logits_BV = process(logits_BV, state.ids_BT, state.written)
+        token_B = jnp.where(state.ended_B, NO_TOKEN, choose(logits_BV, state.written))
         ids_BT = jax.lax.dynamic_update_slice_in_dim(state.ids_BT, token_B[:, None], state.written, 1)
-        return LoopState(state.written + 1, token_B, state.ended_B | (token_B == eos), ids_BT, cache, memory)
+        return LoopState(state.written + 1, token_B, state.ended_B | is_end(token_B, eos), ids_BT, cache)
 
     token_B, is_real_B = last_prompt_tokens(inputs)
     first = LoopState(
@@ -76,6 +89,5 @@ def decode_token_by_token(
         ended_B=~is_real_B,
         ids_BT=jnp.full((len(token_B), length), NO_TOKEN, jnp.int32),
         cache=model.prefill(params, inputs, length),
-        memory=memory,
     )
     return jax.lax.while_loop(lambda state: (state.written < length) & ~state.ended_B.all(), step, first).ids_BT

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kd_jax.decoding.base import NO_TOKEN, last_prompt_tokens
+from kd_jax.decoding.base import NO_TOKEN, Eos, end_ids, is_end, last_prompt_tokens
+from kd_jax.decoding.rules import NO_RULES, Process, Rules
 from kd_jax.decoding.vocabulary import top_k
 from kd_jax.models.base import Cache, Model
 from kd_jax.types import Array, Inputs, Params
@@ -66,23 +67,34 @@ class BeamSearchState(NamedTuple):
 
 
 def beam_search(
-    model: Model, params: Params, inputs: Inputs, *, eos: int, length: int, beam: int, alpha: float, best: int = 0
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    *,
+    eos: Eos,
+    length: int,
+    beam: int,
+    alpha: float,
+    best: int = 0,
+    rules: Rules = NO_RULES,
 ) -> BeamOutput:
     """Search for the hypotheses with the best scores, with K = beam open hypotheses.
 
-    The score is the sum of log-probabilities divided by the length penalty. Each step considers 2K candidates, so that
-    K remain open if some end. A row ends when the worst of its returned hypotheses beats the best score that an open
-    one can still reach. If fewer have ended within `length`, open hypotheses follow them.
+    The score is the sum of log-probabilities divided by the length penalty. Each step considers 2K candidates (with two
+    end tokens 3K, and so on), so that K remain open if some end. A row ends when the worst of its returned hypotheses
+    beats the best score that an open one can still reach. If fewer have ended within `length`, open hypotheses follow
+    them. Rules change log-probabilities, which are not normalised again, as in transformers.
 
     Args:
       model: the network.
       params: its parameters.
       inputs: prompts, as from a layout's `prompts`.
-      eos: id of the end token.
+      eos: id of the end token, or several.
       length: maximum number of tokens written, static.
       beam: K.
       alpha: exponent of the length penalty; 0 for sums of log-probabilities.
       best: number of hypotheses to return, at most K; 0 for K. They do not depend on it, but fewer are found earlier.
+      rules: of the texts, static.
 
     Returns:
       BeamOutput.
@@ -120,7 +132,9 @@ def beam_search(
         is_open_B = is_real_B & (state.ended.score_BK[:, -1] < state.open_logp_BK[:, 0] / max_penalty)
         return (state.written < length) & is_open_B.any()
 
-    last = jax.lax.while_loop(unfinished, functools.partial(_step, model, params, token_B, eos, alpha), first)
+    process = rules.processor(inputs, eos, length)
+    step = functools.partial(_step, model, params, token_B, eos, alpha, process)
+    last = jax.lax.while_loop(unfinished, step, first)
     return _rank(last.ended, Hypotheses(last.open_logp_BK / max_penalty, last.open_logp_BK, last.open_ids_BKT))
 
 
@@ -141,24 +155,36 @@ def _select(x_BX: Array, index_BK: Array) -> Array:
 
 
 def _step(
-    model: Model, params: Params, first_B: Array, eos: int, alpha: float, state: BeamSearchState
+    model: Model,
+    params: Params,
+    first_B: Array,
+    eos: Eos,
+    alpha: float,
+    process: Process | None,
+    state: BeamSearchState,
 ) -> BeamSearchState:
     """Write one token more for every open hypothesis."""
-    rows, beam, _ = state.open_ids_BKT.shape
+    rows, beam, length = state.open_ids_BKT.shape
+    candidates = (1 + len(end_ids(eos))) * beam
     previous_BK = jax.lax.dynamic_slice_in_dim(state.open_ids_BKT, jnp.maximum(state.written - 1, 0), 1, 2)[..., 0]
     token_BK = jnp.where(state.written == 0, first_B[:, None], previous_BK)
     logits_BKV, cache = model.extend(params, state.cache, token_BK)
-    # The best of all candidates are among the best of each hypothesis, so only those are normalised.
-    logits_XV, count = logits_BKV.reshape(rows * beam, -1), min(2 * beam, logits_BKV.shape[2])
-    best_XC, token_XC = top_k(logits_XV, count)
-    logp_XC = best_XC - jax.nn.logsumexp(logits_XV, -1, keepdims=True)
+    logits_XV, count = logits_BKV.reshape(rows * beam, -1), min(candidates, logits_BKV.shape[2])
+    log_sum_X1 = jax.nn.logsumexp(logits_XV, -1, keepdims=True)
+    if process:
+        logp_XV = process(logits_XV - log_sum_X1, state.open_ids_BKT.reshape(rows * beam, length), state.written)
+        logp_XC, token_XC = top_k(logp_XV, count)
+    else:
+        # The best of all candidates are among the best of each hypothesis, so only those are normalised.
+        best_XC, token_XC = top_k(logits_XV, count)
+        logp_XC = best_XC - log_sum_X1
     flat_BX = (state.open_logp_BK.reshape(-1, 1) + logp_XC).reshape(rows, -1)
-    logp_BC, index_BC = jax.lax.top_k(flat_BX, 2 * beam)
+    logp_BC, index_BC = jax.lax.top_k(flat_BX, candidates)
     origin_BC, token_BC = index_BC // count, _select(token_XC.reshape(rows, -1), index_BC)
     ids_BCT = jax.lax.dynamic_update_slice_in_dim(
         _select(state.open_ids_BKT, origin_BC), token_BC[:, :, None], state.written, 2
     )
-    ends_BC = token_BC == eos
+    ends_BC = is_end(token_BC, eos)
 
     open_logp_BK, open_BK = jax.lax.top_k(jnp.where(ends_BC, IMPOSSIBLE, logp_BC), beam)
     cache = cache.reorder(jnp.take_along_axis(origin_BC, open_BK, 1))

@@ -1,5 +1,6 @@
 """Generate a completion: `python generate.py 5 17 9`, the prompt's token ids. Needs only JAX and NumPy."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -33,10 +34,10 @@ def generate(folder, prompts):
     for _ in range(settings["max_length"]):
         token, _, cache = jitted_step(params, cache, token)
         written.append(np.asarray(token))
-        if (np.stack(written) == settings["eos"]).any(0).all():
+        if np.isin(np.stack(written), settings["ends"]).any(0).all():
             break
     texts = np.stack(written, 1).tolist()
-    return [text[: text.index(settings["eos"])] if settings["eos"] in text else text for text in texts]
+    return [list(itertools.takewhile(lambda token: token not in settings["ends"], text)) for text in texts]
 
 
 if __name__ == "__main__":

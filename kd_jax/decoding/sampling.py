@@ -1,33 +1,46 @@
 """Sampling.
 
-Logits are processed in the order of transformers' `generate`: repetition penalty, temperature, top_k, top_p, min_p. Of
+Logits are processed in the order of transformers' `generate`: rules, temperature, top_k, top_p, min_p. Of
 tokens that tie at a limit the first ids are kept, so that no more remain than were asked for.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from kd_jax.decoding.base import decode_token_by_token
+from kd_jax.decoding.base import Eos, decode_token_by_token
+from kd_jax.decoding.rules import NO_RULES, Rules
 from kd_jax.decoding.vocabulary import argmax, draw, nucleus_mask, top_k_mask
 from kd_jax.models.base import Model
 from kd_jax.tasks.base import Sampling
 from kd_jax.types import Array, Inputs, Params
 
 
-def sample(model: Model, params: Params, inputs: Inputs, *, eos: int, length: int, sampling: Sampling) -> Array:
+def sample(
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    *,
+    eos: Eos,
+    length: int,
+    sampling: Sampling,
+    rules: Rules = NO_RULES,
+) -> Array:
     """Write one token after another, drawn from the model's distribution; the most likely at temperature 0.
 
     A draw depends only on `sampling.seed`, the row's `index_B` and the position. So a text is the same in any batch and
-    on any number of devices. The repetition penalty counts the tokens of the prompt and those written. It does not
-    count padding, nor the end token, which a prompt that contains one would otherwise delay.
+    on any number of devices. The repetition penalty counts the decoder's tokens, as in transformers: start token and
+    written ones, in a decoder-only model the prompt too, but not the source of an encoder-decoder.
 
     Args:
       model: the network.
       params: its parameters.
       inputs: prompts, as from a layout's `prompts`.
-      eos: id of the end token.
+      eos: id of the end token, or several.
       length: maximum number of tokens written, static.
       sampling: settings, static.
+      rules: further rules of the texts, static.
 
     Returns:
       int32 [B, length], the end token included, NO_TOKEN (-1) after it.
@@ -46,39 +59,16 @@ def sample(model: Model, params: Params, inputs: Inputs, *, eos: int, length: in
     """
     fold_in_each = jax.vmap(jax.random.fold_in, (None, 0))
     keys_B = fold_in_each(jax.random.key(sampling.seed), inputs.index_B)
-    has_penalty = sampling.repetition_penalty != 1
+    rules = dataclasses.replace(rules, repetition_penalty=sampling.repetition_penalty)
 
-    def choose(logits_BV: Array, written: Array, seen_BV: Array) -> tuple[Array, Array | tuple[()]]:
-        if has_penalty:
-            logits_BV = penalise_repetition(logits_BV, seen_BV, sampling.repetition_penalty)
-        if sampling.temperature:
-            step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, written)
-            token_B = draw(step_keys_B, truncate(logits_BV, sampling))
-        else:
-            token_B = argmax(logits_BV)
-        return token_B, seen_BV.at[jnp.arange(len(token_B)), token_B].set(True) if has_penalty else ()
+    def choose(scores_BV: Array, written: Array) -> Array:
+        if not sampling.temperature:
+            return argmax(scores_BV)
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, written)
+        return draw(step_keys_B, truncate(scores_BV, sampling))
 
-    seen = _prompt_tokens(model, params, inputs, eos) if has_penalty else ()
-    return decode_token_by_token(model, params, inputs, eos=eos, length=length, choose=choose, memory=seen)
-
-
-def _prompt_tokens(model: Model, params: Params, inputs: Inputs, eos: int) -> Array:
-    """Return which tokens each row's prompt has, bool [B, V]; False for the end token."""
-    prompt = inputs.decoder if inputs.encoder is None else inputs.encoder
-    logits = jax.eval_shape(lambda: model.step(params, model.prefill(params, inputs, 1), inputs.decoder.ids_BT[:, -1]))
-    rows_B1 = jnp.arange(len(prompt.ids_BT))[:, None]
-    counts_BS = (prompt.segment_BT > 0) & (prompt.ids_BT != eos)
-    return jnp.zeros(logits[0].shape, bool).at[rows_B1, prompt.ids_BT].max(counts_BS)
-
-
-def penalise_repetition(logits_NV: Array, seen_NV: Array, penalty: float) -> Array:
-    """Divide positive logits of seen tokens by the penalty, and multiply negative ones.
-
-    References:
-      Keskar et al. 2019, arXiv 1909.05858, section 4.1 (there over positive scores alone).
-    """
-    penalised_NV = jnp.where(logits_NV > 0, logits_NV / penalty, logits_NV * penalty)
-    return jnp.where(seen_NV, penalised_NV, logits_NV)
+    process = rules.processor(inputs, eos, length)
+    return decode_token_by_token(model, params, inputs, eos=eos, length=length, choose=choose, process=process)
 
 
 def truncate(logits_NV: Array, sampling: Sampling) -> Array:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kd_jax.decoding.base import NO_TOKEN, last_prompt_tokens
+from kd_jax.decoding.base import NO_TOKEN, Eos, is_end, last_prompt_tokens
 from kd_jax.decoding.vocabulary import argmax
 from kd_jax.errors import KdError
 from kd_jax.models.base import Cache, Model
@@ -51,7 +51,7 @@ class LoopState(NamedTuple):
 
 
 def speculative(
-    target: BoundModel, draft: BoundModel, inputs: Inputs, *, eos: int, length: int, drafts: int
+    target: BoundModel, draft: BoundModel, inputs: Inputs, *, eos: Eos, length: int, drafts: int
 ) -> SpeculativeOutput:
     """Generate the target's greedy text, with tokens drafted by a smaller model.
 
@@ -67,7 +67,7 @@ def speculative(
       target: the model whose text is written.
       draft: the model that drafts, of the same family and tokeniser.
       inputs: prompts, as from a layout's `prompts`; rows of padding end at once.
-      eos: id of the end token.
+      eos: id of the end token, or several.
       length: maximum number of tokens written, static.
       drafts: number of tokens drafted in a round, static, at least 1.
 
@@ -142,7 +142,7 @@ def _propose(draft: BoundModel, cache: Cache, token_B: Array, drafts: int) -> tu
     return draft_TB[:-1].T, cache
 
 
-def _round(target: BoundModel, draft: BoundModel, eos: int, length: int, drafts: int, state: LoopState) -> LoopState:
+def _round(target: BoundModel, draft: BoundModel, eos: Eos, length: int, drafts: int, state: LoopState) -> LoopState:
     """Draft and verify some tokens of every text."""
     rows, index_T = len(state.token_B), jnp.arange(drafts + 1)[None]
     draft_BT, draft_cache = _propose(draft, state.draft_cache, state.token_B, drafts)
@@ -151,21 +151,22 @@ def _round(target: BoundModel, draft: BoundModel, eos: int, length: int, drafts:
     chosen_BT = argmax(logits_BTV.reshape(-1, logits_BTV.shape[2])).reshape(rows, -1)
 
     agreed_B = jnp.cumprod(draft_BT == chosen_BT[:, :-1], axis=1).sum(1)  # drafts before the first that differs
-    ends_B = ((chosen_BT == eos) & (index_T <= agreed_B[:, None])).any(1)
+    ends_B = (is_end(chosen_BT, eos) & (index_T <= agreed_B[:, None])).any(1)
     advance_B = jnp.where(state.ended_B | ends_B, drafts + 1, agreed_B + 1)
     count = jnp.minimum(advance_B.min(), length - state.written)
 
-    is_written_BT = (index_T < count) & ~_after_end(chosen_BT == eos) & ~state.ended_B[:, None]
+    is_written_BT = (index_T < count) & ~_after_end(is_end(chosen_BT, eos)) & ~state.ended_B[:, None]
     written_BT = jnp.where(is_written_BT, chosen_BT, NO_TOKEN)
     ids_BT, drafted_B, accepted_B = state.output
     ids_BT = jax.lax.dynamic_update_slice_in_dim(ids_BT, written_BT, state.written, 1)
-    drafted_BT = ~_after_end(draft_BT == eos) & (index_T[:, :-1] < length - state.written) & ~state.ended_B[:, None]
+    is_open_BT = (index_T[:, :-1] < length - state.written) & ~state.ended_B[:, None]
+    drafted_BT = ~_after_end(is_end(draft_BT, eos)) & is_open_BT
     accepted_BT = drafted_BT & (index_T[:, :-1] < jnp.minimum(agreed_B, count)[:, None])
     unread = drafts + 1 - count
     return LoopState(
         written=state.written + count,
         token_B=jax.lax.dynamic_index_in_dim(written_BT, count - 1, 1, keepdims=False),
-        ended_B=state.ended_B | (written_BT == eos).any(1),
+        ended_B=state.ended_B | is_end(written_BT, eos).any(1),
         output=SpeculativeOutput(ids_BT, drafted_B + drafted_BT.sum(1), accepted_B + accepted_BT.sum(1)),
         target_cache=target_cache.rewind(unread),
         draft_cache=draft_cache.rewind(unread),

@@ -101,7 +101,6 @@ class Programs:
             tokenizer.vocab_size,
             way,
             self._decoding,
-            tokenizer.eos,
-            tokenizer.suppress_tokens,
+            text.TextTokens.of(tokenizer),
             devices,
         )

@@ -1,5 +1,6 @@
 """A trained model with its tokenizer: texts and likelihoods for prompts from memory."""
 
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,10 @@ from kd_jax.provenance import check_model
 from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Compiled
 from kd_jax.students.pretrained import FromHuggingFace
-from kd_jax.tasks.base import Decoding, Encoded, append_completion, encode_text
+from kd_jax.tasks.base import Decoding, Encoded, Sampling, append_completion, encode_text
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.tokenizers.base import Tokenizer
+from kd_jax.tokenizers.generation_config import GenerationSettings
 from kd_jax.tokenizers.huggingface import FastTokenizer, HuggingFaceTokenizer
 from kd_jax.types import Params
 
@@ -47,6 +49,27 @@ class LogLikelihoods(NamedTuple):
 
     sums: np.ndarray
     tokens: np.ndarray
+
+
+def folder_decoding(generation: GenerationSettings) -> Decoding:
+    """Return the decoding of a folder's model: greedy, by the settings of its generation_config.json.
+
+    Examples:
+      >>> folder_decoding(GenerationSettings(no_repeat_ngram=3, top_k=20)).no_repeat_ngram
+      3
+    """
+    return dataclasses.replace(
+        FOLDER_DECODING,
+        min_length=generation.min_length,
+        no_repeat_ngram=generation.no_repeat_ngram,
+        no_source_ngram=generation.no_source_ngram,
+        sampling=Sampling(
+            top_k=generation.top_k,
+            top_p=generation.top_p,
+            min_p=generation.min_p,
+            repetition_penalty=generation.repetition_penalty,
+        ),
+    )
 
 
 class LoadedModel:
@@ -114,7 +137,8 @@ class LoadedModel:
     def from_folder(cls, folder: Path) -> "LoadedModel":
         """Load a model from a local folder in Hugging Face's layout.
 
-        The folder has config.json, safetensors and the tokenizer's files. Prompts are encoded as transformers does it.
+        The folder has config.json, safetensors and the tokenizer's files. Prompts are encoded, and texts are decoded,
+        as transformers does it: generation_config.json counts but for lengths, beams, and whether texts are drawn.
         """
         init = FromHuggingFace(str(folder))
         architecture = init.architecture()
@@ -124,15 +148,17 @@ class LoadedModel:
             settings.prepare((), Path(prepared))
             tokenizer = settings.load(Path(prepared))
         assert tokenizer.rows_V is not None  # a pretrained tokenizer has rows
+        has_encoder = architecture.family == "encoder_decoder"
+        generation = init.generation_settings(has_encoder, len(tokenizer.forced_prefix))
         encode: Callable[[str], list[int]] = tokenizer.encode_prompt
-        if isinstance(tokenizer, FastTokenizer) and architecture.family == "decoder_only":
+        if isinstance(tokenizer, FastTokenizer) and not has_encoder:
             encode = tokenizer.encode_input
         return cls(
             architecture,
             params=init.load_params(tokenizer.rows_V),
             tokenizer=tokenizer,
             encode_prompt=lambda text: np.asarray(encode(text), np.int32),
-            decoding=FOLDER_DECODING,
+            decoding=folder_decoding(generation),
             buckets=[Bucket(length, length) for length in FOLDER_LENGTHS],
             prompt_lengths=FOLDER_LENGTHS,
         )
@@ -268,7 +294,6 @@ class LoadedModel:
             architecture=self.architecture,
             way=decoding.ways[-1],
             decoding=decoding,
-            eos=self.tokenizer.eos,
-            suppress_tokens=self.tokenizer.suppress_tokens,
+            tokens=decoding_text.TextTokens.of(self.tokenizer),
         )
         return self._devices.compile(generate)

@@ -97,7 +97,7 @@ def drafting_speed(
     layout = teacher.architecture.layout(tokenizer.start, tokenizer.forced_prefix)
     prompt_batches = PromptBatches([prompts[i] for i in indices], layout, widths, 1, 1, indices)
     batches = [devices.shard(batch) for batch in prompt_batches]
-    eos, drafts = tokenizer.eos, evaluation.draft
+    eos, drafts = tokenizer.ends, evaluation.draft
     length = min(output_length(decoding, model.architecture, batches[0]) for model in (teacher, student))
     teacher_model, student_model = (
         suppress(model.architecture.build(tokenizer.vocab_size), tokenizer.suppress_tokens)

@@ -28,6 +28,7 @@ from kd_jax.objective.terms import feature_signals, needs_teacher
 from kd_jax.runtime import backends
 from kd_jax.students.init import FromTeacher, Random
 from kd_jax.students.pretrained import FromHuggingFace
+from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
 
 STUDENT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 # Names of files and columns beside a student's.
@@ -55,12 +56,24 @@ def check(experiment: ResolvedExperiment) -> None:
     check_int8(experiment)
     for part in (experiment.source, experiment.task, experiment.tokenizer):
         part.check()
+    check_wording(experiment)
     for name, recipe in experiment.recipes.items():
         field = name if recipe is experiment.teacher else f"students.{name}"
         try:
             check_recipe(recipe, experiment)
         except KdError as error:
             raise KdError(f"{field}.{error}") from error
+
+
+def check_wording(experiment: ResolvedExperiment) -> None:
+    """Check that the tokenizer words no prompts for a task without prompts."""
+    tokenizer, task = experiment.tokenizer, experiment.task
+    if isinstance(tokenizer, HuggingFaceTokenizer) and not task.prompted and (tokenizer.chat or tokenizer.prefix):
+        field = "chat" if tokenizer.chat else "prefix"
+        raise KdError(
+            f"tokenizer.{field}: expected its default, since {task.name} has no prompts to put it around, got "
+            f"{getattr(tokenizer, field)!r}. Remove it, or choose the task instructions."
+        )
 
 
 def check_names(experiment: ResolvedExperiment) -> None:
@@ -178,12 +191,19 @@ def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None
 
 
 def check_pretrained(recipe: ResolvedRecipe, init: FromHuggingFace, experiment: ResolvedExperiment) -> None:
-    """Check that a pretrained model has its own tokenizer, and is not trained in bfloat16."""
+    """Check that a pretrained model has its own tokenizer, a row for each token, and is not trained in bfloat16."""
     if not experiment.tokenizer.pretrained:
         raise KdError(
             f"init: expected tokenizer=HuggingFaceTokenizer beside FromHuggingFace, whose model knows its own tokens "
             f"alone, got {type(experiment.tokenizer).__name__}."
         )
+    rows, tokens = init.architecture().vocab_rows, experiment.tokenizer.vocab_size
+    if rows < tokens:
+        raise KdError(
+            f"init.folder: expected an embedding with at least {tokens} rows, one for each token, got {rows} in "
+            f"{init.folder!r}. Use the tokenizer of the same folder."
+        )
+    init.check_decoding(experiment.task.decoding, recipe.model.family == "encoder_decoder")
     if init.dtype == "bfloat16" and recipe.training.steps:
         raise KdError(
             f"init.dtype: expected float32 for {recipe.training.steps} training steps, got bfloat16. Small updates "

@@ -1,5 +1,6 @@
 """Export a trained model as a folder that works without kd_jax: for transformers, or for JAX alone."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from kd_jax.artifacts import checkpoint, manifest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.decoding import loader
 from kd_jax.decoding.exported import export_programs
+from kd_jax.decoding.rules import NO_RULES
+from kd_jax.decoding.text import TextTokens
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
@@ -123,7 +126,7 @@ def run(
         if format == "transformers":
             write_transformers(part, experiment, transformer, params, tokenizer, special_ids)
         else:
-            write_jax(part, experiment, architecture, params, tokenizer, eos=special_ids["eos_token_id"])
+            write_jax(part, experiment, architecture, params, tokenizer)
         card = model_card(experiment, workdir, name, form, format, int8, use)
         (part / "README.md").write_text(card, encoding="utf-8")
         os.replace(part, to)
@@ -141,7 +144,8 @@ def write_transformers(
     """Write weights and settings for transformers; `special_ids` as config.json names them."""
     write_model(to, architecture, params, special_ids, tokenizer.vocab_size)
     settings = generation_config(experiment.task.decoding, max(experiment.prompt_widths))
-    settings["max_new_tokens"] += len(tokenizer.forced_prefix)  # which count as new in transformers
+    for key in {"max_new_tokens", "min_new_tokens"} & set(settings):
+        settings[key] += len(tokenizer.forced_prefix)  # which count as new in transformers
     manifest.write_json(to / "generation_config.json", {**special_ids, **settings, **forced_token_settings(tokenizer)})
 
 
@@ -151,11 +155,16 @@ def write_jax(
     architecture: Architecture,
     params: Params,
     tokenizer: Tokenizer,
-    eos: int,
 ) -> None:
-    """Write the programs, the parameters, and the file that runs them; `eos` is the id that ends a text."""
+    """Write the programs, the parameters, and the file that runs them."""
     prompt_length = max(experiment.prompt_widths)
     max_length = experiment.task.decoding.max_length(prompt_length)
+    rules = dataclasses.asdict(TextTokens.of(tokenizer)._replace(force_end=False).rules(experiment.task.decoding))
+    if changed := [name for name, value in dataclasses.asdict(NO_RULES).items() if rules[name] != value]:
+        raise KdError(
+            f"--format: expected transformers for texts with {', '.join(changed)}, got jax, whose programs write the "
+            "most probable tokens. Leave the settings of task.decoding out, or export for transformers."
+        )
     serialized = export_programs(
         architecture.build(tokenizer.vocab_size),
         params,
@@ -169,7 +178,9 @@ def write_jax(
     for program, code in serialized.items():
         (to / f"{program}.bin").write_bytes(code)
     np.savez(to / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
-    settings = {"prompt_length": prompt_length, "max_length": max_length, "eos": eos}
+    # A forced end is no part of the text, so that the text is a token shorter.
+    max_length -= tokenizer.force_end
+    settings: dict[str, Any] = {"prompt_length": prompt_length, "max_length": max_length, "ends": list(tokenizer.ends)}
     if architecture.family == "decoder_only":
         settings["start"] = tokenizer.start  # the tokenizer's prompts begin with it, and so do the programs
     manifest.write_json(to / "settings.json", settings)
@@ -187,6 +198,12 @@ def generation_config(decoding: Decoding, max_prompt_length: int) -> dict[str, A
     settings: dict[str, Any] = {"max_new_tokens": decoding.max_length(max_prompt_length), "num_beams": 1}
     if sampling.repetition_penalty != 1:
         settings["repetition_penalty"] = sampling.repetition_penalty
+    rules = {
+        "min_new_tokens": decoding.min_length,
+        "no_repeat_ngram_size": decoding.no_repeat_ngram,
+        "encoder_no_repeat_ngram_size": decoding.no_source_ngram,
+    }
+    settings |= {key: value for key, value in rules.items() if value}
     if not sampling.temperature:
         return settings | {"do_sample": False}
     settings |= {
@@ -199,14 +216,21 @@ def generation_config(decoding: Decoding, max_prompt_length: int) -> dict[str, A
 
 
 def forced_token_settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return transformers' settings of the tokens that every text starts with, and that no text contains."""
+    """Return transformers' settings of the tokens that texts start and end with, and that no text contains."""
     if len(tokenizer.forced_prefix) > 1:
         raise KdError(
             f"--format: expected jax for texts that begin with {len(tokenizer.forced_prefix)} forced tokens, got "
             "transformers, which forces one."
         )
     forced = {"forced_bos_token_id": tokenizer.forced_prefix[0]} if tokenizer.forced_prefix else {}
-    return forced | ({"bad_words_ids": [[i] for i in tokenizer.suppress_tokens]} if tokenizer.suppress_tokens else {})
+    ids: dict[str, Any] = {
+        "bad_words_ids": [[i] for i in tokenizer.suppress_tokens],
+        "begin_suppress_tokens": list(tokenizer.suppress_first),
+        "eos_token_id": list(tokenizer.ends) if len(tokenizer.ends) > 1 else [],
+    }
+    if tokenizer.force_end:
+        forced["forced_eos_token_id"] = tokenizer.eos
+    return forced | {key: value for key, value in ids.items() if value}
 
 
 def prompts_of(workdir: Workdir, task: Task) -> list[str]:

@@ -15,9 +15,14 @@ from kd_jax.models.huggingface.files import Tensors
 from kd_jax.models.huggingface.read import read_architecture, read_model
 from kd_jax.models.transformer import COMPUTE_FIELDS, Transformer
 from kd_jax.students.init import VOCAB_AXES, evenly_spaced_layers
+from kd_jax.tasks.base import Decoding
+from kd_jax.tokenizers import generation_config
+from kd_jax.tokenizers.generation_config import GenerationSettings
+from kd_jax.tokenizers.hf_folder import read_model_config
 from kd_jax.types import Params
 
 Dtype = Literal["float32", "bfloat16"]
+Generation = Literal["same", "own"]
 FREE_FIELDS = (*COMPUTE_FIELDS, "vocab_rows", "vocab_multiple")  # fields of a model that do not depend on the folder
 
 
@@ -29,6 +34,8 @@ class FromHuggingFace:
       folder: local folder with config.json and safetensors; nothing is downloaded. If the recipe's model is None, it is
         that of the folder.
       dtype: of the parameters and the computation; "bfloat16" for a model that is not trained further.
+      generation: "same" if the task's decoding must obey the folder's generation_config.json, so that texts are those
+        of transformers; "own" if the task's decoding alone decides.
 
     Examples:
       >>> FromHuggingFace("models/none").check(teacher=None, student=None)
@@ -39,11 +46,14 @@ got 'models/none' without config.json. For example --teacher.init.folder models/
 
     folder: str
     dtype: Dtype = "float32"
+    generation: Generation = "same"
 
     def check(self, teacher: Architecture | None, student: Architecture | None) -> None:
         """Check that the folder has the model's architecture."""
         if self.dtype not in get_args(Dtype):
             raise KdError(f"init.dtype: expected {' or '.join(get_args(Dtype))}, got {self.dtype!r}.")
+        if self.generation not in get_args(Generation):
+            raise KdError(f"init.generation: expected {' or '.join(get_args(Generation))}, got {self.generation!r}.")
         architecture = self.architecture()
         for field in dataclasses.fields(architecture):
             ours, theirs = getattr(student, field.name, None), getattr(architecture, field.name)
@@ -65,6 +75,33 @@ got 'models/none' without config.json. For example --teacher.init.folder models/
     def weight_files(self) -> list[Path]:
         """Return the files that hold the parameters."""
         return sorted(set(Tensors(Path(self.folder)).paths.values()))
+
+    def generation_settings(self, has_encoder: bool, forced_tokens: int) -> GenerationSettings:
+        """Return what the folder says about decoding; raise KdError for a setting that is not implemented.
+
+        Args:
+          has_encoder: whether the model is an encoder-decoder.
+          forced_tokens: number of tokens that every text begins with.
+        """
+        return generation_config.read_settings(read_model_config(Path(self.folder)), has_encoder, forced_tokens)
+
+    def check_decoding(self, decoding: Decoding, has_encoder: bool) -> None:
+        """Check that decoding obeys the folder's generation_config.json, if `generation` is "same"."""
+        if self.generation == "own":
+            return
+        config = read_model_config(Path(self.folder))
+        forced_tokens = int("forced_bos_token_id" in config)
+        settings = generation_config.read_settings(config, has_encoder, forced_tokens)
+        for field, key in generation_config.KEYS.items():
+            owner = decoding.sampling if field == "repetition_penalty" else decoding
+            path = "sampling.repetition_penalty" if field == "repetition_penalty" else field
+            expected = getattr(settings, field)
+            # A setting of ours that the folder lacks is a choice.
+            if key in config and expected != getattr(owner, field) and expected != getattr(GenerationSettings(), field):
+                raise KdError(
+                    f"task.decoding.{path}: expected {expected}, by {key} in {generation_config.NAME} of "
+                    f"{self.folder!r}, got {getattr(owner, field)}. Set it, or init.generation to own for other texts."
+                )
 
     def load_params(self, rows_V: np.ndarray) -> Params:
         """Read the folder's parameters; `rows_V` has the row in the folder's embedding for each token."""

@@ -8,6 +8,7 @@ import functools
 import time
 from collections.abc import Generator, Iterator, Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import config
@@ -17,9 +18,9 @@ from kd_jax.batches import pipeline, store
 from kd_jax.batches.layouts import Segment
 from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE
 from kd_jax.batches.targets import NBEST, WEIGHT, PseudoTargets, pack_hypotheses, unpack_hypotheses
-from kd_jax.decoding.base import suppress
+from kd_jax.decoding.base import is_end, suppress
 from kd_jax.decoding.beam import beam_search
-from kd_jax.decoding.text import output_length
+from kd_jax.decoding.text import TextTokens, output_length
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture, Model
 from kd_jax.provenance import input_fields
@@ -30,6 +31,16 @@ from kd_jax.teaching.teacher import Teacher
 from kd_jax.types import Inputs, Params, Payload
 from kd_jax.user_code import code_digests
 
+DECODING_FIELDS = (  # that decide hypotheses
+    "length_penalty",
+    "length_ratio",
+    "length",
+    "min_length",
+    "no_repeat_ngram",
+    "no_source_ngram",
+    "sampling.repetition_penalty",
+)
+
 
 def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) -> Folder:
     """Write the teacher's n-best list of every example of a split; return the folder.
@@ -39,7 +50,7 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
     experiment, data = teacher.experiment, teacher.data
     folder, decoding = teacher.workdir.hypotheses(split_name, beam), experiment.task.decoding
     fields = input_fields(experiment)
-    read = ("prompt_buckets", *(f"task.decoding.{field}" for field in ("length_penalty", "length_ratio", "length")))
+    read = ("prompt_buckets", *(f"task.decoding.{field}" for field in DECODING_FIELDS))
     inputs = teacher.manifest_inputs(None, split_name) | {name: fields[name] for name in read} | {"beam": beam}
     if not begin_store(folder, "nbest", inputs, force):
         return folder
@@ -51,8 +62,7 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
         architecture=experiment.teacher.model,
         beam=beam,
         decoding=decoding,
-        eos=data["eos"],
-        suppress_tokens=teacher.tokenizer.suppress_tokens,
+        tokens=TextTokens.of(teacher.tokenizer),
     )
     compiled = teacher.devices.compile(step)
 
@@ -87,20 +97,25 @@ def nbest_step(
     architecture: Architecture,
     beam: int,
     decoding: Decoding,
-    eos: int,
-    suppress_tokens: tuple[int, ...] = (),
+    tokens: TextTokens,
 ) -> Payload:
-    """Return {"ids" [B, K, T], "logp" [B, K]}: hypotheses, best first, and their log-probabilities."""
+    """Return {"ids" [B, K, T], "logp" [B, K]}: hypotheses, best first, and their log-probabilities.
+
+    Every end token becomes the first one, with which students' targets end. No end is forced: a text that is cut off is
+    no target.
+    """
     hypotheses = beam_search(
-        suppress(model, suppress_tokens),
+        suppress(model, tokens.suppress_tokens),
         params,
         inputs,
-        eos=eos,
+        eos=tokens.ends,
         length=output_length(decoding, architecture, inputs),
         beam=beam,
         alpha=decoding.length_penalty,
+        rules=tokens._replace(force_end=False).rules(decoding),
     )
-    return {"ids": hypotheses.ids_BKT, "logp": hypotheses.logp_BK}
+    ids_BKT = jnp.where(is_end(hypotheses.ids_BKT, tokens.ends), tokens.ends[0], hypotheses.ids_BKT)
+    return {"ids": ids_BKT, "logp": hypotheses.logp_BK}
 
 
 def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None:

@@ -8,7 +8,8 @@ import pytest
 from kd_jax.batches.layouts import DecoderOnlyLayout
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.greedy import greedy
-from kd_jax.decoding.sampling import penalise_repetition, sample
+from kd_jax.decoding.rules import penalise_repetition
+from kd_jax.decoding.sampling import sample
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.tasks.base import Sampling
 from kd_jax.tokenizers.sentencepiece import START
@@ -52,5 +53,5 @@ def test_the_penalty_does_not_count_padding():
     for source, ids_T in zip(SOURCES, penalised, strict=False):
         text = up_to_end(ids_T)
         before = [[START, *source, *text[:t]] for t in range(len(text))]
-        seen_TV = jnp.array([[v in ids and v != EOS for v in range(V)] for ids in before])
+        seen_TV = jnp.array([[v in ids for v in range(V)] for ids in before])
         assert text == penalise_repetition(logits_of(source, text), seen_TV, 1.5).argmax(-1).tolist()

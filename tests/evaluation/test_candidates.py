@@ -11,7 +11,7 @@ from kd_jax.runtime.backends import make_devices
 from kd_jax.tasks.base import Decoding
 
 SMALL = DecoderOnly(layers=1, d_model=8, heads=2, d_ff=16)
-TOKENIZER = types.SimpleNamespace(vocab_size=10, eos=2, suppress_tokens=())
+TOKENIZER = types.SimpleNamespace(vocab_size=10, ends=(2,), suppress_tokens=(), suppress_first=(), force_end=False)
 
 
 def test_models_of_one_architecture_share_programs():

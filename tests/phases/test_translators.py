@@ -110,8 +110,8 @@ def greedy_ids(experiment, workdir, tokenizer, encoded):
     params = checkpoint.load_params(workdir.model("teacher"), model.init)
     layout = architecture.layout(tokenizer.start, tokenizer.forced_prefix)
     parts = {"model": model, "architecture": architecture, "way": "greedy", "decoding": experiment.task.decoding}
-    ends = {"eos": tokenizer.eos, "suppress_tokens": tokenizer.suppress_tokens}
-    return np.asarray(text.generate(params, layout.prompts(encoded, len(encoded), 56), **parts, **ends))
+    prompts, tokens = layout.prompts(encoded, len(encoded), 56), text.TextTokens.of(tokenizer)
+    return np.asarray(text.generate(params, prompts, **parts, tokens=tokens))
 
 
 def up_to_end(ids_T, eos):
