@@ -183,8 +183,13 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path):
         """Read the model file."""
         self._path = path
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-        self.vocab_size = self._processor.get_piece_size()
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+            self.vocab_size = self._processor.get_piece_size()
+        except RuntimeError:
+            self.vocab_size = 0
+        if not self.vocab_size:  # an empty file is not even parsed
+            raise KdError(f"{path}: expected a SentencePiece model, got other bytes. Run its phase with --force again.")
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; separators such as U+2028 become spaces, characters without a piece UNKNOWN."""
