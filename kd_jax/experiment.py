@@ -8,7 +8,7 @@ from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.layouts import Bucket
 from kd_jax.batches.targets import PseudoTargets
 from kd_jax.errors import KdError
-from kd_jax.fields import check_fields
+from kd_jax.fields import check_fields, check_type
 from kd_jax.models.base import Architecture
 from kd_jax.models.transformer import Transformer
 from kd_jax.objective.terms import Term, cached_signals
@@ -324,12 +324,14 @@ def as_resolved(experiment: Experiment) -> ResolvedExperiment:
     """Return an experiment that was written after `resolve` and read again, with its type.
 
     Raises:
-      KdError: if its teacher or students are no recipes, as in a file that was edited.
+      KdError: if a field has another type, as in a file that was edited.
     """
-    students = experiment.students if isinstance(experiment.students, Mapping) else {"students": None}
-    for name, recipe in {TEACHER: experiment.teacher, **students}.items():
-        if not isinstance(recipe, Recipe):
-            raise KdError(f"experiment.json: expected {name} to be a Recipe, got {str(recipe)[:60]!r}.")
+    try:
+        check_fields(experiment, names=True)
+        for name, recipe in experiment.recipes.items():
+            check_type(recipe.model, Architecture, f"{name}.model", names=True)
+    except KdError as error:
+        raise KdError(f"experiment.json: {error} Restore the file that kd_jax wrote.") from error
     recipes = {name: _convert(ResolvedRecipe, recipe, {}) for name, recipe in experiment.recipes.items()}
     return _convert(ResolvedExperiment, experiment, {"teacher": recipes.pop(TEACHER), "students": recipes})
 

@@ -138,7 +138,7 @@ def option_types(kind: type) -> dict[str, Any]:
     """Return field -> type of a command's options, with those of the option groups in it."""
     types: dict[str, Any] = {}
     for name, hint in field_types(kind).items():
-        types |= option_types(hint) if dataclasses.is_dataclass(hint) else {name: hint}
+        types |= option_types(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else {name: hint}
     return types
 
 

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 
 from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches import store
+from kd_jax.cli.overrides import apply_overrides
 from kd_jax.errors import KdError
+from kd_jax.phases.workdirs import read_experiment, write_experiment
 from kd_jax.printable import printable
 from kd_jax.reporting import page
 from kd_jax.runtime import progress
 from kd_jax.teaching.imported.readers import vllm
+from kd_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from kd_jax.types import Field
 
 ESCAPES = {"\x1b": r"\x1b", "\u202e": r"\u202e", "\x9b": r"\x9b", "\x00": r"\x00", "\x7f": r"\x7f", "\u2066": r"\u2066"}
@@ -171,6 +175,38 @@ def test_records_of_another_schema_are_one_line(tmp_path):
     path.write_text(json.dumps({**index, "digest": store._digest(index)}))
     with pytest.raises(KdError, match=r"s-00000\.arrayrecord: expected record 0 of the index's schema"):
         store.Store(tmp_path, "s")[0]
+
+
+@pytest.mark.parametrize("data", [b"", b"noise" * 100, b"\x0a"])
+def test_a_broken_tokenizer_is_one_line(data, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    with pytest.raises(KdError, match=r"tokenizer\.model: expected a SentencePiece model, got other bytes"):
+        SentencePieceTokenizer(tmp_path / "tokenizer.model")
+
+
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        (("task",), "x", "task: expected Task, got 'x'"),
+        (("teacher",), None, "teacher: expected Recipe, got None"),
+        (("teacher", "fields", "model"), [], r"teacher.model: expected"),
+        (("students",), [], r"students: expected a dict of names and Recipe"),
+        (("buckets",), 32, "buckets: expected a tuple of integers, got 32"),
+        (("seed",), "0", "seed: expected an integer, got '0'"),
+    ],
+)
+def test_an_experiment_with_a_value_of_another_type_is_one_line(place, value, message, root, tmp_path):
+    workdir = Workdir(tmp_path)
+    write_experiment(workdir, apply_overrides(str(root / "experiments/configs/smoke.py"), []))
+    data = json.loads(workdir.config.read_text())
+    read_experiment(workdir)
+    inner = data["fields"]
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    workdir.config.write_text(json.dumps(data))
+    with pytest.raises(KdError, match=f"experiment.json: {message}"):
+        read_experiment(workdir)
 
 
 def test_flat_log_probabilities_share_no_entries(tmp_path, peak):
