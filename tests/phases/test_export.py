@@ -194,7 +194,7 @@ def test_a_bfloat16_model_is_exported_in_bfloat16(trained, tmp_path):
     model = experiment.teacher.model
     params = checkpoint.load_params(workdir.model("teacher"), model.build(ours.vocab_size).init)
     params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
-    export.write_jax(tmp_path, experiment, model, params, ours, eos=EOS)
+    export.write_jax(tmp_path, experiment, model, params, ours)
     assert (tmp_path / "params.npz").stat().st_size < 0.7 * sum(2 * x.nbytes for x in jax.tree.leaves(params))
     encoded = [experiment.task.encode_prompt(prompt, ours) for prompt in prompts_of(experiment, workdir)]
     assert alone(tmp_path, encoded) == until_end(greedy_rows(experiment, workdir, encoded, dtype="bfloat16"))
@@ -251,5 +251,5 @@ def greedy_rows(experiment, workdir, encoded, quantized=False, dtype="float32"):
         built, params = Int8(model).build(workdir.data.outputs()["vocab_size"]), quantize(params)
     (inputs,) = PromptBatches(encoded, model.layout(START), (40,), len(encoded), 1, range(len(encoded)))
     parts = {"model": built, "architecture": model, "way": "greedy", "decoding": experiment.task.decoding}
-    parts["eos"] = EOS
+    parts["tokens"] = text.TextTokens((EOS,))
     return np.asarray(text.generate(params, inputs, **parts))
