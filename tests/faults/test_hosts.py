@@ -72,11 +72,16 @@ def exit_codes(processes, patience=PATIENCE):
     return [process.exitcode for process in processes]
 
 
-def wait_for(file):
+def train_until_checkpoint(config, path, options=()):
+    """Start two hosts that train the teacher; return them once there is a checkpoint of this start."""
+    folder = path / "teacher/checkpoints"
+    before = {step.name for step in folder.glob("*")}
+    both = start_hosts(["teacher", *config], path, 2, options=options)
     deadline = time.monotonic() + PATIENCE
-    while not file.exists():
-        assert time.monotonic() < deadline, file
+    while not any(step.name.isdigit() and step.name not in before for step in folder.glob("*")):
+        assert time.monotonic() < deadline and all(process.is_alive() for process in both), last_line(path, 0)
         time.sleep(0.05)
+    return both
 
 
 def assert_close(path, expected, config):
@@ -85,6 +90,9 @@ def assert_close(path, expected, config):
     for name in ("teacher", *STUDENTS):
         params = [jax.device_get(load_trained(experiment, Workdir(run), name)[1]) for run in (path, expected)]
         chex.assert_trees_all_close(*params, atol=2e-4)
+        chosen = [Workdir(run).model(name).outputs() for run in (path, expected)]
+        assert chosen[0]["best_step"] == chosen[1]["best_step"]
+        assert chosen[0].get("valid_bleu") == pytest.approx(chosen[1].get("valid_bleu"), abs=1.0)  # of few texts
         figures = [json.loads((run / f"evaluation/{name}.json").read_text()) for run in (path, expected)]
         for figure in ("cross_entropy", "kl_to_teacher", "examples", "parameters"):
             assert figures[0][figure] == pytest.approx(figures[1][figure], abs=2e-3)
@@ -129,14 +137,9 @@ def prepared(root, tmp_path_factory):
     return config, path
 
 
-def checkpoint(path):
-    return path / "teacher/checkpoints/20"
-
-
 def test_sigterm_to_one_host_stops_all(prepared):
     config, path = prepared
-    both = start_hosts(["teacher", *config], path, 2)
-    wait_for(checkpoint(path))
+    both = train_until_checkpoint(config, path)
     os.kill(both[1].pid, signal.SIGTERM)
     assert exit_codes(both, LOST) == [0, 0], log(path, 0).read_text()
     assert "stopped by SIGTERM" in log(path, 0).read_text()
@@ -146,8 +149,7 @@ def test_sigterm_to_one_host_stops_all(prepared):
 def test_death_of_one_host_ends_all_and_fewer_resume(prepared):
     """The resumed run has another number of hosts and the same batches."""
     config, path = prepared
-    both = start_hosts(["teacher", *config], path, 2)
-    wait_for(checkpoint(path))
+    both = train_until_checkpoint(config, path)
     time.sleep(2)
     os.kill(both[1].pid, signal.SIGKILL)
     assert exit_codes(both, LOST)[0] == 2
@@ -167,8 +169,7 @@ def test_death_of_one_host_ends_all_and_fewer_resume(prepared):
 @pytest.mark.extended
 def test_hanging_host_ends_all(prepared):
     config, path = prepared
-    both = start_hosts(["teacher", *config], path, 2, options=("--patience", "15"))
-    wait_for(checkpoint(path))
+    both = train_until_checkpoint(config, path, ("--patience", "45"))
     time.sleep(2)
     os.kill(both[1].pid, signal.SIGSTOP)
     ended = exit_codes(both[:1], LOST)
@@ -268,8 +269,7 @@ def test_a_port_of_another_program_is_one_line(root, tmp_path, stranger, number)
 @pytest.mark.extended
 def test_death_of_the_main_process_ends_the_others_with_a_line(prepared):
     config, path = prepared
-    both = start_hosts(["teacher", *config], path, 2)
-    wait_for(checkpoint(path))
+    both = train_until_checkpoint(config, path)
     time.sleep(2)
     os.kill(both[0].pid, signal.SIGKILL)
     assert exit_codes(both[1:], LOST) == [2]
