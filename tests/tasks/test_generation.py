@@ -138,11 +138,11 @@ def test_self_bleu_excludes_the_text_itself(count, monkeypatch):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"window": 0}, r"task\.window: expected an integer of at least 1, got 0"),
-        ({"context": -1}, r"task\.context: expected an integer of at least 0, got -1"),
+        ({"window": 0}, r"task\.window: expected an integer in \[1, \d+\], got 0"),
+        ({"context": -1}, r"task\.context: expected an integer in \[0, \d+\], got -1"),
         ({"window": 8, "context": 8}, r"task\.context: expected less than task\.window, which is 8, got 8"),
-        ({"prompt_words": 1.5}, r"task\.prompt_words: expected an integer of at least 0, got 1\.5"),
-        ({"compared_words": 0}, r"task\.compared_words: expected an integer of at least 1, got 0"),
+        ({"prompt_words": 1.5}, r"task\.prompt_words: expected an integer in \[0, \d+\], got 1\.5"),
+        ({"compared_words": 0}, r"task\.compared_words: expected an integer in \[1, \d+\], got 0"),
     ],
 )
 def test_invalid_fields_are_refused(fields, message):

@@ -73,7 +73,7 @@ def test_prompt_alone_has_the_ids_of_prompt_with_completion(task):
         ),
         ({"tokenize": "13b"}, r"task\.tokenize: expected one of none, zh, 13a, .*, got '13b'"),
         ({"counted": "prompt"}, r"task\.counted: expected completion or all, got 'prompt'"),
-        ({"decoding": Decoding(beam=0)}, r"task\.decoding\.beam: expected an integer of at least 1, got 0"),
+        ({"decoding": Decoding(beam=0)}, r"task\.decoding\.beam: expected an integer in \[1, 1000\], got 0"),
     ],
 )
 def test_invalid_fields_are_refused(fields, message):
