@@ -166,7 +166,7 @@ def _become(words: Sequence[str], case: Case, files: Sequence[Path], sandbox: Pa
             environment = {name: value for name, value in environment.items() if value is not None}
             command = ["sh", "-c", f'exec "$@" {case.redirection}', "sh", sys.executable, "-m", "kd_jax", *words]
             os.execve("/bin/sh", command, environment)
-        sys.stdin, sys.stdout, sys.stderr = (open(number, "r" if number == 0 else "w") for number in range(3))
+        sys.stdin, sys.stdout, sys.stderr = (open(number, "r" if number == 0 else "w") for number in range(3))  # noqa: SIM115
         from kd_jax.cli.entry import open_streams
         from kd_jax.cli.main import main
 
