@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import jinja2.ext
 import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 
 SECONDS = 1.0  # of processor time for a rendering; real templates need milliseconds

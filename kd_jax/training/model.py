@@ -123,7 +123,14 @@ def train_model(
         writers=[metric_writers.ResumableWriter(sink, workdir.metrics, name) for sink in monitoring.metrics],
     )
     first_digest = params_digest(params)
-    outputs = fit(run, params, folder.path, devices, experiment.seed)
+    try:
+        outputs = fit(run, params, folder.path, devices, experiment.seed)
+    except TimeoutError as error:  # orbax's, where the clock jumps while it saves, as after a suspended machine
+        if hosts.process().count > 1:
+            raise
+        progress.log(f"{name}: saving a checkpoint timed out ({error}); training resumes from the last one")
+        params = initial_params(experiment, workdir, recipe)  # the first ones may have been donated to a step
+        outputs = fit(run, params, folder.path, devices, experiment.seed)
     total, outside = count_parameters(params)
     outputs |= {
         "first_parameters": first_digest,
