@@ -31,7 +31,8 @@ def check_fields(value: Any, field: str = "", names: bool = False) -> None:
       Traceback (most recent call last):
       kd_jax.errors.KdError: teacher.training.steps: expected an integer, got 'many'.
     """
-    hints = field_types(type(value))
+    # A resolved recipe or experiment may have been changed to one that is to be resolved again.
+    hints = field_types(getattr(type(value), "config_class", type(value)))
     for name in (one.name for one in dataclasses.fields(value)):
         check_type(getattr(value, name), hints[name], f"{field}.{name}" if field else name, names)
 

@@ -379,10 +379,7 @@ class FastTokenizer:
             around = self._special_around(spec["post_processor"], prompted)
             around = around if has_encoder else [tokens["start"], *around]
             spec["post_processor"] = post_processor.template(around, self._ids)
-        # transformers does not show a named token in a text; ours shows an unknown token that is an ordinary one.
-        shown = {tokens.get("unk")} - {token["content"] for token in spec["added_tokens"]}
-        names = [role for role in ("bos", "eos", "pad", "unk") if role in tokens and tokens[role] not in shown]
-        named = {f"{role}_token": tokens[role] for role in names}
+        named = {f"{role}_token": tokens[role] for role in ("bos", "eos", "pad", "unk") if role in tokens}
         if special.languages and has_encoder:
             config |= named | {"split_special_tokens": True}  # its class sets the language, for completions too
         else:

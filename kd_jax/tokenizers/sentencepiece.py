@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import sentencepiece
-from tokenizers import AddedToken
 
 from kd_jax.artifacts import manifest
 from kd_jax.config import MAX_VOCAB, check_count
@@ -217,8 +216,6 @@ class SentencePieceTokenizer:
         template = "$A </s>" if has_encoder or prompted else "$A"
         tokenizer = to_tokenizer_json(self._path, template if has_encoder else f"<s> {template}")
         tokenizer.save(str(to / "tokenizer.json"))
-        # As an ordinary token: transformers would not show a special one, and SentencePiece shows it as " ⁇ ".
-        tokenizer.add_tokens([AddedToken(self.pieces()[UNKNOWN], normalized=False, special=False)])
         special = {"pad_token": pad, "bos_token": START, "eos_token": EOS, "unk_token": UNKNOWN}
         config = COMMON_CONFIG | {name: tokenizer.id_to_token(i) for name, i in special.items()}
         if not has_encoder:

@@ -37,10 +37,10 @@ def to_tokenizer_json(path: Path, template: str) -> Tokenizer:
     if symbols:
         pattern = Regex("|".join(re.escape(piece) for piece in symbols))
         steps.append(pre_tokenizers.Split(pattern, behavior="isolated"))
-    # A text such as "</s>" is no special piece: its first character is split off.
-    unwritten = [p.piece for p in model.pieces if p.type in (UNKNOWN, CONTROL)]
-    first = "|".join(f"{re.escape(piece[0])}(?={re.escape(piece[1:])})" for piece in unwritten)
-    steps.append(pre_tokenizers.Split(Regex(first), behavior="isolated"))
+    # A text such as "</s>" is no special piece: it is split before its letter. Unknown characters stay together.
+    special_texts = [re.split("(?=[a-z])", p.piece, maxsplit=1) for p in model.pieces if p.type in (UNKNOWN, CONTROL)]
+    pattern = "|".join(f"{re.escape(first)}(?={re.escape(rest)})" for first, rest in special_texts)
+    steps.append(pre_tokenizers.Split(Regex(pattern), behavior="merged_with_previous"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     unknown = decoders.Replace(pieces[model.trainer_spec.unk_id][0], model.trainer_spec.unk_surface)
     strip = decoders.Strip(" ", MAX_LEADING_SPACES, 0)

@@ -90,7 +90,7 @@ def test_failing_seed_is_named(finished, words, capsys):
         ([], "missing --seeds"),
         (["--seeds"], "--seeds: expected integers in [0, 4294967295], got none"),
         (["--seeds", "0", "1", "0"], "--seeds: expected each seed once, got 0 1 0"),
-        (["--seeds", "1.5"], "Error parsing --seeds"),
+        (["--seeds", "1.5"], "--seeds: expected integers, got '1.5'"),
         (["--seeds", "-1"], "--seeds: expected integers in [0, 4294967295], got -1"),
         (["--seeds", "0", "--seed", "3"], "--seed: expected --seeds in its place"),
         (["--seeds", "0", "--metric", "rouge_l"], "--metric: expected one of bleu, chrf (translation) or all"),

@@ -274,7 +274,10 @@ def test_an_import_that_does_not_serve_the_students_is_refused(experiment, train
     [
         ("--format vllm --mode raw", "kd-jax import-logprobs: missing --temperature T"),
         ("--format vllm --mode raw --temperature 0.7", "--temperature: expected 1 for raw log-probabilities, got 0.7"),
-        ("--format megatron --mode raw --temperature 1", "invalid choice 'megatron' for argument '--format'"),
+        (
+            "--format megatron --mode raw --temperature 1",
+            "--format: expected vllm, sglang, distillkit or maxtext, got 'megatron'",
+        ),
         (
             "--format vllm --mode raw --temperature 1 --sum-error 2",
             "--sum-error: expected a number from 0 to 1, got 2.0",

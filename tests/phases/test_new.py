@@ -162,7 +162,7 @@ def test_a_plain_text_file_keeps_the_tasks_field(tmp_path):
     "words, message",
     [
         ([], "missing --task {translation,summarization,instructions,generation}"),
-        (["--task", "chat"], "invalid choice 'chat' for argument '--task'"),
+        (["--task", "chat"], "--task: expected translation, summarization, instructions or generation, got 'chat'"),
         (["--task", "translation"], "--family: expected encoder_decoder or decoder_only, got none"),
         (
             ["--task", "translation", "--family", "decoder_only", "--train", "a.en", "b.fr", "c.de"],

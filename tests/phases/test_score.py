@@ -44,7 +44,10 @@ def test_one_model_is_scored_alone(smoke_run, capsys):
     "words, message",
     [
         (["--test", "nowhere.en", "nowhere.fr"], "nowhere.en"),
-        (["--test", "only.en", "two.fr", "three.de"], "--test: expected one .jsonl, or a text file for each"),
+        (
+            ["--test", "only.en", "two.fr", "three.de"],
+            "--test: expected .jsonl files, or a text file for each of the fields en, fr, got 3",
+        ),
         (["--test"], "--test: expected files with new text, got none"),
         (
             ["--test", "x.jsonl", "--model", "studnt_kd"],

@@ -147,7 +147,7 @@ def change_vocabulary(change):
             change_vocabulary(lambda words: [*words[:20], "<pad>"]),
             "expected the pieces of source.spm in vocab.json of .*, got",
         ),
-        ({}, change_vocabulary(lambda words: words[:-1]), "expected the token .* in vocab.json of"),
+        ({}, change_vocabulary(lambda words: words[:-1]), "decoder_start_token_id: expected the id of a token, got"),
         (
             {},
             lambda folder: (folder / "target.spm").write_bytes(b"<html>"),

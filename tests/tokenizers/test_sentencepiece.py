@@ -96,8 +96,10 @@ def test_an_error_of_the_texts_is_raised_as_it_is(tmp_path):
 def test_ctrl_c_is_taken_while_sentencepiece_trains(tmp_path):
     """SIGINT during a training of several seconds, one call of C++, raises at once."""
     text = "".join(np.random.default_rng(0).choice([*"abcdefghij"], 600_000))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores the signal
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         SentencePiece(60).prepare([text], tmp_path)
+    signal.signal(signal.SIGINT, before)
     assert 0.9 < time.perf_counter() - start < 3 and not list(tmp_path.iterdir())
