@@ -155,6 +155,8 @@ def _request(number: int, frame: object) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    if _state.resumes is None:  # nothing has begun; an exception in the middle of a native module's import may crash
+        end(signal.SIGINT)
     if not _state.interrupted:  # a second one is the watching thread's
         _state.interrupted = True
         raise KeyboardInterrupt
