@@ -19,7 +19,7 @@ class Files:
 
     Attributes:
       train: paths, such as ("train.jsonl",) or ("train.en", "train.fr") in the order of the task's fields. A path may
-        be a pattern of several files' names, such as "part-*.jsonl".
+        be a pattern of several files' names, such as ``part-*.jsonl``.
       validation: the same; empty to take `held_out` of the training examples.
       test: the same; empty to take `held_out` of the training examples.
       unlabelled: the same, with the prompt's fields only; empty for none.
