@@ -1,6 +1,8 @@
 """Small folders in Hugging Face's layout, without transformers: random parameters and a small tokenizer."""
 
 import json
+import math
+from collections import Counter
 
 import jax
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -33,15 +35,28 @@ def train_bpe(texts=TEXTS):
 
 
 def train_unigram(texts=TEXTS):
-    """Train a unigram tokenizer with spaces as pieces and </s> after an encoder's text, as of T5."""
-    tokenizer = Tokenizer(models.Unigram())
+    """Make a unigram tokenizer with spaces as pieces and </s> after an encoder's text, as of T5.
+
+    The pieces are counted here: UnigramTrainer's differ from call to call.
+    """
+    words = Counter(
+        f"▁{word}" for text in [*texts, "[user] Say: [assistant]"] for word in text.split()
+    )  # CHAT's letters
+    letters = Counter(letter for word in words.elements() for letter in word)
+    counts = Counter()
+    for word, count in words.items():
+        counts.update({word[i:j]: count for i in range(len(word)) for j in range(i + 2, len(word) + 1)})
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<2fr>"]
+    longest = sorted(counts, key=lambda piece: (-counts[piece] * len(piece), piece))[
+        : 120 - len(special) - len(letters)
+    ]
+    frequent = Counter({piece: counts[piece] for piece in longest}) + letters
+    pieces = [(piece, math.log(count / frequent.total())) for piece, count in sorted(frequent.items())]
+    tokenizer = Tokenizer(models.Unigram([(piece, 0.0) for piece in special] + pieces, unk_id=special.index("<unk>")))
+    tokenizer.add_special_tokens(special)
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    special = ["<pad>", "<s>", "</s>", "<unk>", "<2fr>"]
-    options = {"special_tokens": special, "unk_token": "<unk>", "show_progress": False}
-    texts = [*texts, "[user] Say: [assistant]"]  # the letters of CHAT
-    tokenizer.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=120, **options))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
     )
