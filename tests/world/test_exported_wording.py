@@ -66,7 +66,7 @@ def write_t5(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     sizes = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 4}
     ids = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2}
-    return save(folder, hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=130, **sizes, **ids)), seed=1)
+    return save(folder, hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=130, **sizes, **ids)))
 
 
 def write_llama(folder, metaspace=True, rows=300, names=None, config=hf.LlamaConfig, model=hf.LlamaForCausalLM):
@@ -141,9 +141,8 @@ def with_network(write):
     return write_both
 
 
-def save(folder, network, seed=0):
+def save(folder, network):
     """Save a network with random parameters of some size; return the folder."""
-    torch.manual_seed(seed)
     with torch.no_grad():
         for name, x in network.named_parameters():
             x.add_((0.2 if "embed" in name or "shared" in name else 0.6) * torch.randn_like(x))
@@ -189,6 +188,7 @@ CASES = {
 
 def make(case: Case, path: Path, root: Path) -> tuple[ResolvedExperiment, Any, Transformer, Any]:
     """Return the experiment, the tokenizer, the network's sizes and its parameters."""
+    torch.manual_seed(1)  # before a network is made
     base = dataclasses.replace(smoke(root, []), task=case.task, students={}, comparison=None)
     if case.write:
         folder = path / "model"
