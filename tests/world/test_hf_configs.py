@@ -1,5 +1,6 @@
 """config.json as people have it: each key absent, null or of another type, and published files."""
 
+import copy
 import dataclasses
 import math
 
@@ -51,7 +52,7 @@ def keys_of(config):
 def parsed_by_transformers(config):
     """Return every value of transformers' config class, or None if it refuses the file."""
     try:
-        return hf.AutoConfig.for_model(**config).to_dict()
+        return hf.AutoConfig.for_model(**copy.deepcopy(config)).to_dict()  # it merges dictionaries in place
     except Exception:
         return None
 

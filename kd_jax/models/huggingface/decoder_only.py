@@ -85,13 +85,15 @@ def _read_two_ropes(config: Config) -> dict[str, Any]:
     if not isinstance(ropes, dict) or set(ropes) - set(KINDS):
         raise KdError(f"config.json: rope_parameters: expected {' and '.join(KINDS)}, got {show(ropes)}.")
     ropes = {kind: ropes.get(kind) or {} for kind in KINDS}
+    keys = {kind: f"rope_parameters.{kind}" for kind in KINDS}
     if scaling := config.get("rope_scaling"):  # written by transformers 4
         if not isinstance(scaling, dict):
             raise KdError(f"config.json: rope_scaling: expected an object, got {show(scaling)}.")
         ropes["full_attention"] = {**ropes["full_attention"], **scaling}
+        keys["full_attention"] = "rope_scaling"
     thetas = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
     (theta, scaling), (local_theta, local_scaling) = (
-        read_rope(f"rope_parameters.{kind}", ropes[kind], config.get(*thetas[kind]), config["max_position_embeddings"])
+        read_rope(keys[kind], ropes[kind], config.get(*thetas[kind]), config["max_position_embeddings"])
         for kind in KINDS
     )
     if local_scaling is not None:
