@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.layouts import Bucket
-from kd_jax.batches.targets import PseudoTargets
+from kd_jax.batches.targets import PseudoTargets, TrainTargets
 from kd_jax.errors import KdError
 from kd_jax.fields import check_fields, check_type
 from kd_jax.models.base import Architecture
@@ -72,6 +72,9 @@ class Recipe:
       terms: the objective, name -> Term.
       training: steps, batches, optimizer.
       targets: None for the references of the data, or PseudoTargets for texts of the teacher (students only).
+      references: number of training examples whose references the model may learn from, the same ones for every seed; 0
+        for all. It stands for a user with few references and much source text, beside a teacher that was trained on
+        more. Without `targets` the model trains on these examples alone.
 
     Examples:
       >>> from kd_jax import EncoderDecoder
@@ -87,6 +90,12 @@ class Recipe:
     training: Training
     init: Initializer = Random()
     targets: PseudoTargets | None = None
+    references: int = 0
+
+    @property
+    def train_targets(self) -> TrainTargets:
+        """The training split that the model reads."""
+        return TrainTargets(self.targets, self.references if self.targets else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,14 +345,9 @@ def as_resolved(experiment: Experiment) -> ResolvedExperiment:
     return _convert(ResolvedExperiment, experiment, {"teacher": recipes.pop(TEACHER), "students": recipes})
 
 
-def required_signals(experiment: Experiment) -> dict[PseudoTargets | None, dict[str, LogitSignal]]:
+def required_signals(experiment: Experiment) -> dict[TrainTargets, dict[str, LogitSignal]]:
     """Return, for each kind of targets, name -> signal that the students' terms read from a cache."""
-    terms: dict[PseudoTargets | None, dict[str, Term]] = {}
+    terms: dict[TrainTargets, dict[str, Term]] = {}
     for name, recipe in experiment.students.items():
-        terms.setdefault(recipe.targets, {}).update({f"{name}.{key}": term for key, term in recipe.terms.items()})
+        terms.setdefault(recipe.train_targets, {}).update({f"{name}.{key}": term for key, term in recipe.terms.items()})
     return {targets: cached_signals(of_targets) for targets, of_targets in terms.items()}
-
-
-def targets_name(targets: PseudoTargets | None) -> str:
-    """Return the name of the training split with these targets; "" for the references of the data."""
-    return targets.name if targets else ""

@@ -15,7 +15,8 @@ from kd_jax import config
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, ResolvedExperiment, required_signals, targets_name
+from kd_jax.experiment import Experiment, ResolvedExperiment, required_signals
+from kd_jax.sources.base import UNLABELLED
 from kd_jax.user_code import code_digests
 
 # The fields that each phase reads, in the order of the phases. PHASE --force may change them, for the folders of later
@@ -23,7 +24,15 @@ from kd_jax.user_code import code_digests
 FIELDS = {
     "prepare": ("source*", "task*", "tokenizer*"),
     "teacher": ("teacher*", "task*", "seed", "buckets"),
-    "cache": ("students.*.targets*", "students.*.terms.*.signal*", "evaluation.cached_k", "task*", "*buckets", "seed"),
+    "cache": (
+        "students.*.targets*",
+        "students.*.references",
+        "students.*.terms.*.signal*",
+        "evaluation.cached_k",
+        "task*",
+        "*buckets",
+        "seed",
+    ),
     "student": ("students.*", "task*", "seed", "buckets"),
     "evaluate": (),  # the last
 }
@@ -46,10 +55,10 @@ def folders(experiment: ResolvedExperiment, workdir: Workdir) -> list[Folder]:
     """
     made = [workdir.data] + ([] if workdir.teacher_is_imported else [workdir.model(TEACHER)])
     for targets, signals in required_signals(experiment).items():
-        if targets:
-            made += [workdir.hypotheses(split, targets.beam) for split in targets.splits]
+        if targets.pseudo:
+            made += [workdir.hypotheses(split, targets.pseudo.beam) for split in ("train", UNLABELLED)]
             made.append(workdir.split(targets.name))
-        made += [workdir.cache(targets_name(targets), signal) for signal in signals]
+        made += [workdir.cache(targets.name, signal) for signal in signals]
     if experiment.evaluation.cached_k:
         made.append(workdir.validation_cache)
     return [*made, *map(workdir.model, experiment.students), workdir.evaluation]
@@ -104,7 +113,7 @@ def check_upstream(
       targets: name of the pseudo-targets that the caches among them belong to; "" for none.
     """
     seen: set[str] = set()
-    targets_of = {str(workdir.model(name).path): targets_name(one.targets) for name, one in experiment.recipes.items()}
+    targets_of = {str(workdir.model(name).path): one.train_targets.name for name, one in experiment.recipes.items()}
 
     def check(folder: Folder, targets: str) -> None:
         if str(folder.path) in seen or folder.path == workdir.data.path or not folder.finished():

@@ -27,6 +27,7 @@ from kd_jax.batches.buckets import (
 )
 from kd_jax.batches.layouts import Bucket, Layout, RowLayout, Segment, host_array
 from kd_jax.batches.store import Store
+from kd_jax.batches.targets import references_mask
 from kd_jax.errors import KdError
 from kd_jax.tasks.base import ENCODED, Encoded
 from kd_jax.types import Batch, Field, Inputs
@@ -65,15 +66,29 @@ class Examples(Protocol):
 
 
 class Split:
-    """An encoded split with the signals of its examples.
+    """An encoded split, or some of its examples, with their signals.
 
     Attributes:
       lengths: int32 [examples, 2], tokens of each prompt and completion.
-      payloads: signal name -> store; record i belongs to example i.
+      payloads: signal name -> store; record n belongs to example n of the whole split.
+      numbers: int [examples], the numbers in the whole split of the examples that this one holds.
     """
 
-    def __init__(self, folder: Folder, name: str, payloads: Mapping[str, Store] | None = None):
-        """Open the split `name` of the phase `prepare`, or of pseudo-targets."""
+    def __init__(
+        self,
+        folder: Folder,
+        name: str,
+        payloads: Mapping[str, Store] | None = None,
+        mask_N: np.ndarray | None = None,
+    ):
+        """Open a split.
+
+        Args:
+          folder: of the phase `prepare`, or of pseudo-targets.
+          name: of the split.
+          payloads: signal name -> its cache.
+          mask_N: which of its examples to hold, bool [N]; None for all.
+        """
         self.name, self.examples, self.payloads = name, Store(folder.path, name), dict(payloads or {})
         folder.file(f"{name}.index.json")  # checks its digest
         self.lengths = files.read_array(folder.file(f"{name}.lengths.npy"))
@@ -83,13 +98,16 @@ class Split:
                     f"cache {signal}: expected a record for each of {len(self.examples)} examples of {name}, got "
                     f"{len(store)} records. {REMEDY}"
                 )
+        self.numbers = np.arange(len(self.examples)) if mask_N is None else np.flatnonzero(mask_N)
+        self.lengths = self.lengths[self.numbers]
 
     def __len__(self) -> int:
         """Return the number of examples."""
-        return len(self.examples)
+        return len(self.numbers)
 
     def read(self, i: int) -> Segment:
         """Return example i with its signals' records; a record of other token ids is an error."""
+        i = int(self.numbers[i])
         example = self.examples[i]
         encoded = Encoded(*(example[field] for field in ENCODED))
         records = {signal: dict(store[i]) for signal, store in self.payloads.items()}
@@ -100,11 +118,11 @@ class Split:
                     f"of other token ids. {REMEDY}"
                 )
         weight = float(example["weight"][0]) if "weight" in example else 1.0
-        return Segment(int(i), encoded, weight, records)
+        return Segment(i, encoded, weight, records)
 
     def count_targets(self) -> int:
         """Return the number of target tokens that count in the loss."""
-        return sum(int(self.examples[i]["counts"].sum()) for i in range(len(self)))
+        return sum(int(self.examples[int(n)]["counts"].sum()) for n in self.numbers)
 
     def batch(
         self, layout: RowLayout[BatchT], rows: Sequence[np.ndarray] | np.ndarray, count: int, bucket: Bucket
@@ -115,6 +133,23 @@ class Split:
             for signal, store in self.payloads.items()
         }
         return layout.batch([[self.read(i) for i in row] for row in rows], count, bucket, schemas)
+
+
+def with_references(data: Folder, references: int, payloads: Mapping[str, Store] | None = None) -> Split:
+    """Return the data's training examples of which a model has the references.
+
+    Args:
+      data: the folder of the phase `prepare`.
+      references: number of examples; 0 for all.
+      payloads: signal name -> its cache.
+    """
+    return Split(data, "train", payloads, references_mask_of(data, references) if references else None)
+
+
+def references_mask_of(data: Folder, references: int) -> np.ndarray:
+    """Return which records of the data's training split a model has the reference of, bool [N]."""
+    owners_N = files.read_array(data.file("train.owners.npy"))
+    return references_mask(owners_N, data.outputs()["counts"]["train"], references)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from kd_jax.types import Field
 
 # A record of an n-best store: an example's concatenated hypotheses, their lengths and their log-probabilities.
 NBEST = {"ids": Field((), "int32"), "lengths": Field((), "int32"), "logp": Field((), "float32")}
+REFERENCES_SEED = 23  # not the experiment's: all runs of an ablation have the same references
 WEIGHT = {"weight": Field((), "float32")}  # of a target; the mean over an example's targets is 1
 
 
@@ -35,7 +36,8 @@ class PseudoTargets:
         the task's own measure.
       beam: width of the teacher's beam search, and number of hypotheses.
       of: the examples that the teacher writes targets for. "train": the training examples, whose references are
-        replaced. "unlabelled": the examples without references, added to the training examples. "both": both.
+        replaced. "unlabelled": the examples without references, added to the training examples. "both": both. For a
+        model with a share of the references (Recipe.references), the other training examples have none.
 
     References:
       Kim and Rush 2016, arXiv 1606.07947, sections 3.2 and 3.3.
@@ -51,16 +53,6 @@ class PseudoTargets:
     beam: int = 4
     of: Literal["train", "unlabelled", "both"] = "train"
 
-    @property
-    def name(self) -> str:
-        """The name of the folder that holds the split."""
-        return f"{self.rule}_beam{self.beam}" + ("" if self.of == "train" else f"_{self.of}")
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The names of the splits that the teacher writes targets for."""
-        return ("train", "unlabelled") if self.of == "both" else (self.of,)
-
     def check(self) -> None:
         """Check the fields."""
         if self.rule not in ("best", "nbest", "interpolated"):
@@ -72,14 +64,6 @@ class PseudoTargets:
             raise KdError(
                 f"targets.rule: expected best or nbest with of={self.of}, got interpolated. Set targets.rule."
             )
-
-    def check_splits(self, splits: Collection[str]) -> None:
-        """Check that the source has the splits that targets are written for."""
-        for split in self.splits:
-            if split not in splits:
-                raise KdError(
-                    f"targets.of: expected a source with a split {split}, got {', '.join(splits)}. Set targets.of."
-                )
 
     def choose(
         self, hypotheses: Sequence[np.ndarray], logp: np.ndarray, closeness: Callable[[np.ndarray], float]
@@ -97,6 +81,85 @@ class PseudoTargets:
             return [WeightedTarget(max(hypotheses, key=closeness), 1.0)]
         share = np.exp(np.asarray(logp, np.float64) - np.max(logp))
         return [WeightedTarget(*pair) for pair in zip(hypotheses, share / share.sum() * len(share), strict=True)]
+
+
+class TrainTargets(NamedTuple):
+    """The targets of a model's training examples.
+
+    Attributes:
+      pseudo: rule for the teacher's texts; None for references.
+      references: number of training examples that have a reference; 0 for all. With references alone it is 0 too, since
+        a model then reads some examples of the data's own split (`references_mask`).
+
+    Examples:
+      >>> TrainTargets().name, TrainTargets(PseudoTargets(of="both"), 2000).name
+      ('', 'best_beam4_both_2000references')
+    """
+
+    pseudo: PseudoTargets | None = None
+    references: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the folder that holds the split; "" for the data's own."""
+        if not self.pseudo:
+            return ""
+        name = f"{self.pseudo.rule}_beam{self.pseudo.beam}" + (
+            "" if self.pseudo.of == "train" else f"_{self.pseudo.of}"
+        )
+        return name + (f"_{self.references}references" if self.references else "")
+
+    def splits(self, available: Collection[str]) -> tuple[str, ...]:
+        """Return the names of the data's splits that the teacher writes texts for.
+
+        Args:
+          available: the names of the data's splits.
+
+        Raises:
+          KdError: if the data has no such examples.
+        """
+        if not self.pseudo:
+            return ()
+        wanted = ("train", "unlabelled") if self.pseudo.of == "both" else (self.pseudo.of,)
+        if self.references and self.pseudo.of != "train":
+            return ("train", *(split for split in ("unlabelled",) if split in available))
+        for split in wanted:
+            if split not in available:
+                raise KdError(
+                    f"targets.of: expected a source with a split {split}, got {', '.join(available)}. Set "
+                    "targets.of, or give the model a share of the references, such as references=2000."
+                )
+        return wanted
+
+    def check(self, counts: Mapping[str, int]) -> None:
+        """Check that the data has such examples; `counts` is split -> number of examples."""
+        if self.references > counts["train"]:
+            raise KdError(
+                f"references: expected at most the {counts['train']} training examples, got {self.references}. Lower "
+                "it, or set 0 for all."
+            )
+        self.splits(counts)
+
+
+def references_mask(owners_N: np.ndarray, examples: int, references: int) -> np.ndarray:
+    """Return which records a model has the reference of, bool [N].
+
+    The same examples for every seed and model; those of a smaller number are among those of a larger one.
+
+    Args:
+      owners_N: the number of the example that each record is a part of, int [N].
+      examples: number of examples in the split.
+      references: number of examples with a reference; 0 for all.
+
+    Examples:
+      >>> references_mask(np.array([0, 0, 1, 2]), examples=3, references=1)
+      array([False, False, False,  True])
+    """
+    if not references:
+        return np.ones(len(owners_N), bool)
+    mask = np.zeros(examples, bool)
+    mask[np.random.default_rng(REFERENCES_SEED).permutation(examples)[:references]] = True
+    return mask[owners_N]
 
 
 def pack_hypotheses(ids_KT: np.ndarray, logp_K: np.ndarray, eos: int) -> dict[str, np.ndarray]:

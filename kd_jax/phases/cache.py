@@ -2,7 +2,8 @@
 
 from kd_jax.artifacts.manifest import IMPORT_PHASE
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.experiment import ResolvedExperiment, required_signals, targets_name
+from kd_jax.batches.targets import TrainTargets
+from kd_jax.experiment import ResolvedExperiment, required_signals
 from kd_jax.provenance import check_upstream
 from kd_jax.runtime import progress
 from kd_jax.signals.topk import TopK
@@ -35,11 +36,11 @@ def run(
     check_upstream(experiment, workdir, [workdir.model(TEACHER)])
     teacher = Teacher(experiment, workdir, writer)
     for targets, signals in required_signals(experiment).items():
-        if targets is not None:
+        if targets.pseudo:
             write_targets(teacher, targets, force)
         for name, signal in signals.items():
-            write_signal(teacher, workdir.cache(targets_name(targets), name), signal, targets, "train", force)
+            write_signal(teacher, workdir.cache(targets.name, name), signal, targets, "train", force)
     if experiment.evaluation.cached_k:
         signal = TopK(k=min(experiment.evaluation.cached_k, teacher.vocab_size))
         fields = {"evaluation.cached_k": experiment.evaluation.cached_k}
-        write_signal(teacher, workdir.validation_cache, signal, None, "validation", force, fields)
+        write_signal(teacher, workdir.validation_cache, signal, TrainTargets(), "validation", force, fields)

@@ -141,6 +141,7 @@ def check_int8(experiment: ResolvedExperiment) -> None:
 def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None:
     """Check a model's shape, training, objective, first parameters and targets."""
     training, teacher = recipe.training, experiment.teacher
+    check_count("references", recipe.references, 0, MAX_COUNT, "Use 0 for all.")
     bounds = {
         "steps": (int(isinstance(recipe.init, Random)), MAX_STEPS),
         "tokens_per_batch": (1, MAX_TOKENS),

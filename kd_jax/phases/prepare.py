@@ -1,7 +1,7 @@
 """Fetch the texts, train the tokenizer on the training split, and encode every split."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import numpy as np
 
 from kd_jax import config
 from kd_jax.artifacts import files, manifest
-from kd_jax.artifacts.workdir import Workdir
+from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.buckets import MAX_LENGTH
 from kd_jax.batches.encode import EncodeJob, encode_split
+from kd_jax.batches.targets import TrainTargets
 from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment
@@ -49,8 +50,8 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, w
     began = time.perf_counter()
     progress.log(f"data: reading {experiment.source.name}")
     splits = experiment.source.splits(task.fields(), task.held_out_fields(), task.prompt_fields())
-    check_splits(experiment, splits)
     before = {split: len(examples) for split, examples in splits.items()}
+    check_splits(experiment, before)
     splits, leaked = remove_leaks(splits, task.fields()[0], workers=workers)
     counts = {split: len(examples) for split, examples in splits.items()}
     for split, count in counts.items():
@@ -82,14 +83,13 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, w
     progress.log(f"data: {', '.join(f'{n} {split}' for split, n in counts.items())} examples; {folder.path}")
 
 
-def check_splits(experiment: ResolvedExperiment, splits: Splits) -> None:
-    """Check that the source has the splits that the students' targets read."""
-    for name, recipe in experiment.students.items():
-        if recipe.targets:
-            try:
-                recipe.targets.check_splits(splits)
-            except KdError as error:
-                raise KdError(f"students.{name}.{error}") from error
+def check_splits(experiment: ResolvedExperiment, counts: Mapping[str, int]) -> None:
+    """Check that the data have what the models' targets need; `counts` is split -> number of examples."""
+    for name, recipe in experiment.recipes.items():
+        try:
+            TrainTargets(recipe.targets, recipe.references).check(counts)
+        except KdError as error:
+            raise KdError(f"{name if name == TEACHER else f'students.{name}'}.{error}") from error
 
 
 def check_metrics(experiment: ResolvedExperiment, splits: Splits, tokenizer: tokenizers.Tokenizer) -> None:

@@ -14,7 +14,7 @@ from kd_jax.evaluation import degeneration
 from kd_jax.evaluation.candidates import trained_models
 from kd_jax.evaluation.figures import ModelFigures, read_baselines, read_model_figures
 from kd_jax.evaluation.quality import read_outcome
-from kd_jax.experiment import ResolvedExperiment, required_signals, targets_name
+from kd_jax.experiment import ResolvedExperiment, required_signals
 from kd_jax.phases import evaluate
 from kd_jax.provenance import check_upstream
 from kd_jax.reporting import page, paired, plots, tables, verdict
@@ -173,8 +173,8 @@ def read_manifests(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str
     folders = {"prepare": workdir.data, teacher.manifest()["phase"]: teacher}
     for targets, signals in required_signals(experiment).items():
         for signal in signals:
-            name = f"cache.{targets.name}/{signal}" if targets else f"cache.{signal}"
-            folders[name] = workdir.cache(targets_name(targets), signal)
+            name = f"cache.{targets.name}/{signal}" if targets.pseudo else f"cache.{signal}"
+            folders[name] = workdir.cache(targets.name, signal)
     folders |= {f"student.{name}": workdir.model(name) for name in experiment.students}
     folders["evaluate"] = workdir.evaluation
     return {name: folder.manifest() for name, folder in folders.items()}

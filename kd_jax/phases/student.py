@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
-from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
+from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
 from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.provenance import check_upstream
@@ -46,9 +46,9 @@ def run(
     for name in [only] if only else experiment.students:
         recipe = experiment.students[name]
         digests = _input_digests(recipe, workdir)
-        caches = [workdir.cache(targets_name(recipe.targets), signal) for signal in cached_signals(recipe.terms)]
+        caches = [workdir.cache(recipe.train_targets.name, signal) for signal in cached_signals(recipe.terms)]
         teacher = [workdir.model(TEACHER)] if "teacher" in digests else []
-        check_upstream(experiment, workdir, [*teacher, *caches], targets_name(recipe.targets))
+        check_upstream(experiment, workdir, [*teacher, *caches], recipe.train_targets.name)
         payloads = _payloads(recipe, workdir)
         digests |= {f"cache.{signal}": store.digest for signal, store in payloads.items()}
         train_model(experiment, workdir, name, TrainingInputs(digests, payloads), force, Monitoring(profile, metrics))
@@ -60,7 +60,7 @@ def _input_digests(recipe: ResolvedRecipe, workdir: Workdir) -> dict[str, str]:
     if isinstance(recipe.init, FromTeacher) or needs_teacher(recipe.terms) or recipe.targets:
         digests["teacher"] = workdir.model(TEACHER).outputs()["digest"]
     if recipe.targets:
-        digests["targets"] = workdir.split(recipe.targets.name).outputs()["digest"]
+        digests["targets"] = workdir.split(recipe.train_targets.name).outputs()["digest"]
     return digests
 
 
@@ -69,7 +69,7 @@ def _payloads(recipe: ResolvedRecipe, workdir: Workdir) -> dict[str, Store]:
     payloads: dict[str, Store] = {}
     vocab_size = workdir.data.outputs()["vocab_size"]
     for signal in cached_signals(recipe.terms):
-        folder = workdir.cache(targets_name(recipe.targets), signal)
+        folder = workdir.cache(recipe.train_targets.name, signal)
         folder.file("records.index.json")
         payloads[signal] = Store(folder.path, "records")
     for term in recipe.terms.values():

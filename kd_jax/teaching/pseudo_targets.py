@@ -17,7 +17,14 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches import pipeline, store
 from kd_jax.batches.layouts import Segment
 from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE
-from kd_jax.batches.targets import NBEST, WEIGHT, PseudoTargets, pack_hypotheses, unpack_hypotheses
+from kd_jax.batches.targets import (
+    NBEST,
+    WEIGHT,
+    PseudoTargets,
+    TrainTargets,
+    pack_hypotheses,
+    unpack_hypotheses,
+)
 from kd_jax.decoding.base import is_end, suppress
 from kd_jax.decoding.beam import beam_search
 from kd_jax.decoding.text import TextTokens, output_length
@@ -51,7 +58,9 @@ def write_hypotheses(teacher: Teacher, split_name: str, beam: int, force: bool) 
     folder, decoding = teacher.workdir.hypotheses(split_name, beam), experiment.task.decoding
     fields = input_fields(experiment)
     read = ("prompt_buckets", *(f"task.decoding.{field}" for field in DECODING_FIELDS))
-    inputs = teacher.manifest_inputs(None, split_name) | {name: fields[name] for name in read} | {"beam": beam}
+    inputs = (
+        teacher.manifest_inputs(TrainTargets(), split_name) | {name: fields[name] for name in read} | {"beam": beam}
+    )
     if not begin_store(folder, "nbest", inputs, force):
         return folder
     start_time = time.perf_counter()
@@ -118,31 +127,42 @@ def nbest_step(
     return {"ids": ids_BKT, "logp": hypotheses.logp_BK}
 
 
-def write_targets(teacher: Teacher, targets: PseudoTargets, force: bool) -> None:
+def write_targets(teacher: Teacher, targets: TrainTargets, force: bool) -> None:
     """Write the training split with the targets that the rule chooses from the hypotheses."""
-    folder = teacher.workdir.split(targets.name)
-    targets.check_splits(teacher.data["splits"])
-    nbest_folders = {split: write_hypotheses(teacher, split, targets.beam, force) for split in targets.splits}
-    inputs = config.flatten(targets, "targets") | teacher.manifest_inputs(None, "train")
+    folder, rule = teacher.workdir.split(targets.name), targets.pseudo
+    assert rule is not None
+    splits = targets.splits(teacher.data["splits"])
+    nbest_folders = {split: write_hypotheses(teacher, split, rule.beam, force) for split in splits}
+    inputs = config.flatten(rule, "targets") | teacher.manifest_inputs(TrainTargets(), "train")
+    inputs |= {"references": targets.references} if targets.references else {}
     inputs |= {f"consumed.nbest.{split}": nbest.outputs()["digest"] for split, nbest in nbest_folders.items()}
-    inputs |= code_digests(targets, teacher.experiment.task)  # the task's similarity chooses among hypotheses
+    inputs |= code_digests(rule, teacher.experiment.task)  # the task's similarity chooses among hypotheses
     if not folder.begin(inputs, force):
         progress.log(f"pseudo-targets: already written, {folder.path}")
         return
-    hosts.run_on_main(lambda: _write_split(teacher, targets, nbest_folders, folder))
+    hosts.run_on_main(lambda: _write_split(teacher, rule, targets.references, nbest_folders, folder))
 
 
-def _write_split(teacher: Teacher, targets: PseudoTargets, nbest_folders: Mapping[str, Folder], folder: Folder) -> None:
+def _write_split(
+    teacher: Teacher, rule: PseudoTargets, references: int, nbest_folders: Mapping[str, Folder], folder: Folder
+) -> None:
     start_time = time.perf_counter()
     lengths, without_hypothesis = array.array("i"), 0
+    has_reference_N = pipeline.references_mask_of(teacher.workdir.data, references)
 
     def examples() -> Iterator[tuple[Encoded, float]]:
         nonlocal without_hypothesis
-        if "train" not in targets.splits:
-            references = pipeline.Split(teacher.workdir.data, "train")
-            yield from ((references.read(i).encoded, 1.0) for i in range(len(references)))
-        for split, nbest in nbest_folders.items():
-            without_hypothesis += yield from _choose_targets(teacher, targets, split, nbest)
+        if rule.of == "unlabelled":
+            labelled = pipeline.with_references(teacher.workdir.data, references)
+            yield from ((labelled.read(i).encoded, 1.0) for i in range(len(labelled)))
+        for name, nbest in nbest_folders.items():
+            mask_N = None  # of the examples to write targets for
+            if name == "train" and rule.of != "both":
+                mask_N = has_reference_N if rule.of == "train" else ~has_reference_N
+            split = pipeline.Split(teacher.workdir.data, name, {"nbest": store.Store(nbest.path, "nbest")}, mask_N)
+            with progress.bar(f"choose targets of {name}", len(split)) as bar:
+                chosen = _choose_targets(teacher, rule, split, has_reference_N if name == "train" else None, bar)
+                without_hypothesis += yield from chosen
 
     def records() -> Iterator[Record]:
         for encoded, weight in examples():
@@ -156,32 +176,32 @@ def _write_split(teacher: Teacher, targets: PseudoTargets, nbest_folders: Mappin
     folder.finish(outputs, time.perf_counter() - start_time)
     progress.log(
         f"pseudo-targets: {len(lengths_N2)} examples; {without_hypothesis} without a finished hypothesis (these keep "
-        f"their references; unlabelled ones are dropped); {folder.path}"
+        f"their references; those without one are dropped); {folder.path}"
     )
 
 
 def _choose_targets(
-    teacher: Teacher, targets: PseudoTargets, split_name: str, nbest: Folder
+    teacher: Teacher, rule: PseudoTargets, split: pipeline.Split, has_reference_N: np.ndarray | None, bar: progress.Bar
 ) -> Generator[tuple[Encoded, float], None, int]:
-    """Yield (example with a chosen target, weight); return how many examples have no finished hypothesis."""
-    task, tokenizer = teacher.experiment.task, teacher.tokenizer
-    split = pipeline.Split(teacher.workdir.data, split_name, {"nbest": store.Store(nbest.path, "nbest")})
-    without_hypothesis = 0
-    with progress.bar(f"choose {targets.name}", len(split)) as bar:
-        for i in range(len(split)):
-            example = split.read(i)
-            encoded, prompt = example.encoded, example.encoded.prompt
-            hypotheses = unpack_hypotheses(example.records["nbest"])
-            if hypotheses:
-                reference = tokenizer.decode(encoded.completion[len(tokenizer.forced_prefix) : -1].tolist())
+    """Yield (example with a chosen target, weight); return how many examples have no finished hypothesis.
 
-                def closeness(ids_T: np.ndarray, reference: str = reference) -> float:
-                    return task.similarity(tokenizer.decode(ids_T[:-1].tolist()), reference)
+    `has_reference_N` says which examples of the whole split keep their reference then, None for none.
+    """
+    task, tokenizer, without_hypothesis = teacher.experiment.task, teacher.tokenizer, 0
+    for i in range(len(split)):
+        example = split.read(i)
+        encoded, prompt = example.encoded, example.encoded.prompt
+        hypotheses = unpack_hypotheses(example.records["nbest"])
+        if hypotheses:
+            reference = tokenizer.decode(encoded.completion[len(tokenizer.forced_prefix) : -1].tolist())
 
-                for ids, weight in targets.choose(hypotheses, example.records["nbest"]["logp"], closeness):
-                    yield append_completion(prompt, encoded.counts[: len(prompt)], tokenizer.forced_prefix, ids), weight
-            elif len(encoded.completion):
-                yield encoded, 1.0
-            without_hypothesis += not hypotheses
-            bar.advance(1)
+            def closeness(ids_T: np.ndarray, reference: str = reference) -> float:
+                return task.similarity(tokenizer.decode(ids_T[:-1].tolist()), reference)
+
+            for ids, weight in rule.choose(hypotheses, example.records["nbest"]["logp"], closeness):
+                yield append_completion(prompt, encoded.counts[: len(prompt)], tokenizer.forced_prefix, ids), weight
+        elif has_reference_N is not None and has_reference_N[example.index]:
+            yield encoded, 1.0
+        without_hypothesis += not hypotheses
+        bar.advance(1)
     return without_hypothesis

@@ -14,8 +14,7 @@ from kd_jax.artifacts.manifest import Folder
 from kd_jax.batches import pipeline, store
 from kd_jax.batches.layouts import Segment
 from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE
-from kd_jax.batches.targets import PseudoTargets
-from kd_jax.experiment import targets_name
+from kd_jax.batches.targets import TrainTargets
 from kd_jax.models.base import Model
 from kd_jax.objective.fused_head import map_head
 from kd_jax.runtime import progress
@@ -30,7 +29,7 @@ def write_signal(
     teacher: Teacher,
     folder: Folder,
     signal: LogitSignal,
-    targets: PseudoTargets | None,
+    targets: TrainTargets,
     split_name: str,
     force: bool,
     fields: Mapping[str, Any] | None = None,
@@ -38,7 +37,7 @@ def write_signal(
     """Write the cache of one signal of one split; resume or repair one that exists.
 
     A finished cache that covers the signal (a larger k, further temperatures) is used as it is. Damaged shards are
-    named and written again. `targets` are the pseudo-targets that the split holds, None for references; `fields` are
+    named and written again. `targets` are those of the split; `fields` are
     those of the experiment that the signal comes from, where it is no term's.
     """
     if not force and folder.finished():
@@ -51,7 +50,7 @@ def write_signal(
     if not begin_store(folder, "records", inputs, force):
         return
     start_time = time.perf_counter()
-    split = pipeline.Split(teacher.workdir.split(targets_name(targets)), split_name)
+    split = pipeline.Split(teacher.workdir.split(targets.name), split_name)
     step = functools.partial(signal_step, model=teacher.model, signal=signal, seed=teacher.experiment.seed)
     compiled = teacher.devices.compile(step)
 

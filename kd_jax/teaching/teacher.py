@@ -6,8 +6,8 @@ from typing import Any
 from kd_jax.artifacts import checkpoint
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.layouts import Layout
-from kd_jax.batches.targets import PseudoTargets
-from kd_jax.experiment import ResolvedExperiment, targets_name
+from kd_jax.batches.targets import TrainTargets
+from kd_jax.experiment import ResolvedExperiment
 from kd_jax.provenance import input_fields
 from kd_jax.runtime import hosts
 from kd_jax.runtime.backends import local_devices
@@ -51,13 +51,13 @@ class Teacher:
         """Load the parameters onto the devices."""
         _ = self.params
 
-    def manifest_inputs(self, targets: PseudoTargets | None, split: str) -> dict[str, Any]:
+    def manifest_inputs(self, targets: TrainTargets, split: str) -> dict[str, Any]:
         """Return the digests of all that the teacher's records of a split depend on."""
-        outputs = self.workdir.split(targets_name(targets)).outputs()
+        outputs = self.workdir.split(targets.name).outputs()
         return {
             "consumed.teacher": self.workdir.model(TEACHER).outputs()["digest"],
             "consumed.tokenizer": self.data["tokenizer"],
-            "consumed.split": outputs["digest"] if targets else outputs["splits"][split],
+            "consumed.split": outputs["digest"] if targets.pseudo else outputs["splits"][split],
             "split": split,
             "buckets": input_fields(self.experiment)["buckets"],
         }

@@ -12,17 +12,19 @@ from kd_jax.students.narrow import Scores, WidthRule, control_scores
 from kd_jax.teaching.teacher import Teacher
 
 
-def width_scores(teacher: Teacher, width: WidthRule, sample: int) -> Scores:
+def width_scores(teacher: Teacher, width: WidthRule, sample: int, references: int = 0) -> Scores:
     """Return a score for each head, neuron and channel of the teacher.
 
-    The rule "importance" needs a sample of training examples; the experiment's seed draws them.
+    The rule "importance" needs a sample of training examples; the experiment's seed draws them among those of which the
+    student has the `references` (0 for all).
     """
     experiment = teacher.experiment
     # Scores are of the parts of a Transformer; a student of another architecture has its teacher's widths.
     architecture = cast(Transformer, experiment.teacher.model)
     if width != "importance":
         return control_scores(width, architecture, experiment.seed)
-    split, rng = pipeline.Split(teacher.workdir.data, "train"), np.random.default_rng(experiment.seed)
+    split = pipeline.with_references(teacher.workdir.data, references)
+    rng = np.random.default_rng(experiment.seed)
     indices = np.sort(rng.choice(len(split), min(sample, len(split)), replace=False))
     batches = pipeline.EvalBatches(
         split, teacher.layout, experiment.shapes, INFERENCE_BATCH_SIZE, teacher.devices.count, indices

@@ -83,7 +83,7 @@ def longest_batch(experiment: ResolvedExperiment, name: str, vocab_size: int, di
     layout, training = recipe.model.layout(START), recipe.training
     width = int(layout.sizes(np.asarray(bucket))[-1])
     rows = round_up(training_rows(training.tokens_per_batch, width), divisor * training.microbatches)
-    signals = required_signals(experiment)[recipe.targets] if name != TEACHER else {}
+    signals = required_signals(experiment)[recipe.train_targets] if name != TEACHER else {}
     schemas = {}
     for signal in cached_signals(recipe.terms):
         schemas[signal] = signals[signal].schema(vocab_size)

@@ -17,8 +17,8 @@ from kd_jax.batches import pipeline
 from kd_jax.batches.buckets import assign_buckets, padding_warning
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
-from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe, targets_name
-from kd_jax.models.base import Architecture, Model
+from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
+from kd_jax.models.base import Model
 from kd_jax.models.transformer import COMPUTE_FIELDS, Transformer
 from kd_jax.objective.terms import needs_teacher
 from kd_jax.provenance import input_fields
@@ -175,7 +175,7 @@ def batches(
       devices: the devices that share a batch.
     """
     layout, shapes = recipe.model.layout(workdir.data.outputs()["start"]), experiment.shapes
-    split = pipeline.Split(workdir.split(targets_name(recipe.targets)), "train", payloads)
+    split = train_split(workdir, recipe, payloads)
     train = pipeline.TrainBatches(
         split,
         layout,
@@ -193,6 +193,13 @@ def batches(
     return train, list(valid), int((assign_buckets(split.lengths, shapes, layout) == len(shapes)).sum())
 
 
+def train_split(workdir: Workdir, recipe: ResolvedRecipe, payloads: Mapping[str, Store]) -> pipeline.Split:
+    """Return the training examples that a model reads; `payloads` is signal name -> its cache."""
+    if recipe.targets:
+        return pipeline.Split(workdir.split(recipe.train_targets.name), "train", payloads)
+    return pipeline.with_references(workdir.data, recipe.references, payloads)
+
+
 def load_trained(experiment: ResolvedExperiment, workdir: Workdir, name: str) -> tuple[Model, Params]:
     """Return a trained model's network and the parameters of its best step."""
     model = experiment.recipes[name].model.build(workdir.data.outputs()["vocab_size"])
@@ -207,7 +214,7 @@ def initial_params(experiment: ResolvedExperiment, workdir: Workdir, recipe: Res
     """
     data, init = workdir.data.outputs(), recipe.init
     if isinstance(init, FromTeacher):
-        return _params_from_teacher(Teacher(experiment, workdir), recipe.model, init)
+        return _params_from_teacher(Teacher(experiment, workdir), recipe, init)
     if isinstance(init, Random):
         key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
         return random_params(recipe.model, data["vocab_size"], key)
@@ -237,10 +244,12 @@ def initial_params(experiment: ResolvedExperiment, workdir: Workdir, recipe: Res
     return checkpoint.load_params(folder, recipe.model.build(data["vocab_size"]).init)
 
 
-def _params_from_teacher(teacher: Teacher, student: Architecture, init: FromTeacher) -> Params:
+def _params_from_teacher(teacher: Teacher, student: ResolvedRecipe, init: FromTeacher) -> Params:
     """Return a student's first parameters, selected from the teacher's."""
-    teacher_model, student_model = cast(Transformer, teacher.experiment.teacher.model), cast(Transformer, student)
-    scores = width_scores(teacher, init.width, init.sample) if is_narrower(teacher_model, student_model) else None
+    teacher_model, student_model = cast(Transformer, teacher.experiment.teacher.model), cast(Transformer, student.model)
+    scores = None
+    if is_narrower(teacher_model, student_model):
+        scores = width_scores(teacher, init.width, init.sample, student.references)
     # A student trains in float32 even if its teacher has bfloat16 parameters.
     params = jax.tree.map(lambda x: x.astype(jnp.float32), teacher.devices.unreplicate(teacher.params))
     return init_from_teacher(init, teacher_model, student_model, params, teacher.vocab_size, scores)

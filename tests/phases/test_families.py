@@ -15,7 +15,7 @@ from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.layouts import Bucket
 from kd_jax.batches.pipeline import Split
 from kd_jax.batches.store import Store
-from kd_jax.batches.targets import PseudoTargets
+from kd_jax.batches.targets import PseudoTargets, TrainTargets
 from kd_jax.cli.main import main
 from kd_jax.errors import KdError
 from kd_jax.evaluation.candidates import load_candidates
@@ -184,8 +184,8 @@ def test_pseudo_targets_end_with_eos_and_have_mean_weight_one(experiment, run):
     references = [labelled.read(i).encoded.completion.tolist() for i in range(80)]
     for name, targets in TARGETS.items():
         split, unended = (
-            Split(run.split(targets.name), "train"),
-            run.split(targets.name).outputs()["without_hypothesis"],
+            Split(run.split(TrainTargets(targets).name), "train"),
+            run.split(TrainTargets(targets).name).outputs()["without_hypothesis"],
         )
         rows = [split.read(i) for i in range(len(split))]
         assert all(row.encoded.completion[-1] == EOS and row.encoded.counts.sum() for row in rows)

@@ -12,6 +12,7 @@ from kd_jax.artifacts.digests import params_digest
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.pipeline import Split
 from kd_jax.batches.store import Store, shard_path
+from kd_jax.batches.targets import TrainTargets
 from kd_jax.errors import KdError
 from kd_jax.evaluation.candidates import load_candidates
 from kd_jax.losses.cross_entropy import cross_entropy
@@ -64,7 +65,7 @@ def test_record_has_one_entry_per_target_that_counts(experiment, workdir, tmp_pa
     continued, run = dataclasses.replace(experiment, task=Continued()), linked_run(workdir, tmp_path, TEACHER)
     prepare.run(continued, run)
     # Not by the phase, which refuses a teacher of other data.
-    write_signal(Teacher(continued, run), run.cache("", "topk"), TopK(k=8), None, "train", force=False)
+    write_signal(Teacher(continued, run), run.cache("", "topk"), TopK(k=8), TrainTargets(), "train", force=False)
     store = Store(run.cache("", "topk").path, "records")
     split, plain = Split(run.data, "train", {"topk": store}), Store(workdir.data.path, "train")
     assert len(split) == len(plain) == 120

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal, NamedTuple, get_args
 
+from kd_jax.batches.targets import TrainTargets
 from kd_jax.config import is_number
 from kd_jax.errors import KdError
 from kd_jax.experiment import Experiment, required_signals
@@ -101,7 +102,7 @@ def required_signal(experiment: Experiment) -> RequiredSignal:
     signals = required_signals(experiment)
     if not any(signals.values()):
         raise KdError("students: expected a term that reads TopK, got none. Add a term with signal=TopK().")
-    signal = signals[None][TopK.name]
+    signal = signals[TrainTargets()][TopK.name]
     assert isinstance(signal, TopK)
     return RequiredSignal(signal, rests)
 
