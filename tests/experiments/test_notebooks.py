@@ -59,6 +59,7 @@ def test_your_own_teacher(execute, tmp_path):
     assert from_run.strip() and from_run.strip() == from_export.strip()
 
 
+@pytest.mark.extended
 def test_your_own_loop(execute):
     printed = "".join(execute("your_own_loop"))
     aligned, fused = map(float, re.findall(r"largest difference (\S+)", printed))

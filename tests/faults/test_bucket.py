@@ -60,6 +60,7 @@ def wait_for(bucket, name, process):
         time.sleep(0.01)
 
 
+@pytest.mark.extended
 def test_resumed_run_in_a_bucket_equals_a_run_on_a_disk(bucket, command, disk_run, tmp_path):
     log = tmp_path / "log"
     first = start_command(bucket, ["run", *command], log)

@@ -111,7 +111,7 @@ def assert_close(path, expected, config):
 @pytest.mark.parametrize(
     "name, hosts, devices, mesh",
     [
-        ("smoke", 2, 2, "--mesh.fsdp 2"),
+        pytest.param("smoke", 2, 2, "--mesh.fsdp 2", marks=pytest.mark.extended),
         pytest.param("smoke", 4, 1, "", marks=pytest.mark.extended),
         pytest.param("smoke_lm", 2, 1, "", marks=pytest.mark.extended),
     ],

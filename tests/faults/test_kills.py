@@ -74,6 +74,7 @@ def test_killed_at_a_commit_of_every_phase(command, uninterrupted, tmp_path):
     assert_same_run(tmp_path / "work", uninterrupted, command)
 
 
+@pytest.mark.extended
 def test_sigterm_leaves_a_run_to_resume(command, uninterrupted, tmp_path):
     for count, stop in enumerate(SIGTERMS, start=1):
         assert run_until(command, tmp_path / "work", stop) == 0, stop

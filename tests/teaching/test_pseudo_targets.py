@@ -54,7 +54,7 @@ def test_pseudo_targets_with_signals_train_a_student(experiment, workdir, tmp_pa
 
 
 REFERENCES, COUNT, LONGEST_TEXT = 50, 400, 7
-SHORT = "--evaluation.cached-k 0 --students.student_scratch.training.steps 3".split()
+SHORT = ["--evaluation.cached-k", "0", "--students.student_scratch.training.steps", "3"]
 SHORT += ["--students.student_scratch.training.optimizer.warmup", "1"]
 
 

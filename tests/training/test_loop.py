@@ -79,7 +79,9 @@ def test_resume_after_kill_equals_uninterrupted(experiment, workdir, tmp_path, m
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("stop_at, resumes_from", [(1, 1), (6, 6), (8, 8)])
+@pytest.mark.parametrize(
+    "stop_at, resumes_from", [(6, 6), *(pytest.param(*x, marks=pytest.mark.extended) for x in ((1, 1), (8, 8)))]
+)
 def test_resume_after_stop_equals_uninterrupted(
     experiment, workdir, tmp_path, monkeypatch, capsys, stop_at, resumes_from
 ):
@@ -108,7 +110,7 @@ def test_resume_after_stop_equals_uninterrupted(
     assert outputs[0]["best_step"] == outputs[1]["best_step"]
 
 
-@pytest.mark.parametrize("damaged", [{8}, {4, 8}])
+@pytest.mark.parametrize("damaged", [pytest.param({8}, marks=pytest.mark.extended), {4, 8}])
 def test_resume_uses_the_last_undamaged_checkpoint(experiment, workdir, tmp_path, monkeypatch, capsys, damaged):
     interrupted, read = linked_run(workdir, tmp_path, "data"), Meter._read
 
@@ -139,7 +141,7 @@ def test_profile_of_steps_outside_the_run_writes_no_trace(experiment, workdir, t
     assert not run.profile(TEACHER).exists()
 
 
-@pytest.mark.parametrize("steps", [(2, 4), (10, 40)])
+@pytest.mark.parametrize("steps", [(2, 4), pytest.param((10, 40), marks=pytest.mark.extended)])
 def test_profile_writes_a_trace_and_changes_no_bit(experiment, workdir, tmp_path, capsys, steps):
     run = linked_run(workdir, tmp_path, "data")
     teacher.run(experiment, run, profile=steps)
@@ -187,7 +189,14 @@ def test_backends_train_to_the_same_loss(experiment, workdir, tmp_path):
     np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend, mesh", [("jit", Mesh()), ("pmap", Mesh()), ("mesh", Mesh(fsdp=4, tensor=2))])
+@pytest.mark.parametrize(
+    "backend, mesh",
+    [
+        pytest.param("jit", Mesh(), marks=pytest.mark.extended),
+        pytest.param("pmap", Mesh(), marks=pytest.mark.extended),
+        ("mesh", Mesh(fsdp=4, tensor=2)),
+    ],
+)
 def test_scan_layers_trains_to_the_same_loss_after_a_stop(experiment, workdir, tmp_path, monkeypatch, backend, mesh):
     """Its checkpoints have the layout of any model, so a recipe without scan_layers reads them."""
     recipe = recipe_with(experiment.teacher, tokens_per_batch=768, steps=4, eval_every=2)
