@@ -81,7 +81,7 @@ class Shape:
 
 def shapes() -> dict[str, Shape]:
     """Return name -> shape."""
-    quickstart = resolve(load_experiment(ROOT / "experiments/configs/quickstart.py"))
+    quickstart = resolve(load_experiment(ROOT / "experiments/configs/quickstart_references.py"))
     lm = resolve(load_experiment(ROOT / "experiments/configs/debian_lm.py"))
     assert quickstart.comparison is not None and lm.comparison is not None
     student = quickstart.students[quickstart.comparison.distilled]

@@ -57,7 +57,7 @@ Step = Callable[[], None]
 def make_setting(family: str) -> tuple[ResolvedExperiment, Batch]:
     """Return the experiment of the measured teacher, and a batch for it."""
     if family == "encoder_decoder":
-        experiment, bucket = resolve(load_experiment(CONFIGS / "quickstart.py")), Bucket(16, 16)
+        experiment, bucket = resolve(load_experiment(CONFIGS / "quickstart_references.py")), Bucket(16, 16)
         return experiment, random_batch(experiment, experiment.teacher.training.tokens_per_batch // 16, bucket)
     experiment = resolve(load_experiment(CONFIGS / "debian_lm.py"))
     model = dataclasses.replace(cast(DecoderOnly, experiment.teacher.model), dropout=0.0)

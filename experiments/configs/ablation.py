@@ -24,7 +24,7 @@ from kd_jax import (
     mse,
 )
 
-quickstart = load_experiment(__file__.replace("ablation.py", "quickstart.py"))
+quickstart = load_experiment(__file__.replace("ablation.py", "quickstart_references.py"))
 scratch, start = quickstart.students["student_scratch"], quickstart.students["student_init"]
 
 

@@ -10,7 +10,7 @@ import dataclasses
 
 from kd_jax import Decoding, Evaluation, Term, TopK, Translation, cross_entropy, forward_kl, load_experiment
 
-quickstart = load_experiment(__file__.replace("choose_quickstart", "quickstart"))
+quickstart = load_experiment(__file__.replace("choose_quickstart", "quickstart_references"))
 student = quickstart.students["student_kd"]
 
 

@@ -7,7 +7,7 @@ import dataclasses
 
 from kd_jax import Debian, Translation, load_experiment
 
-quickstart = load_experiment(__file__.replace("debian_en_de", "quickstart"))
+quickstart = load_experiment(__file__.replace("debian_en_de", "quickstart_references"))
 
 experiment = dataclasses.replace(
     quickstart,

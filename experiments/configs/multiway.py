@@ -8,7 +8,7 @@ import dataclasses
 
 from kd_jax import Debian, Directions, Evaluation, SentencePiece, Translation, load_experiment
 
-quickstart = load_experiment(__file__.replace("multiway", "quickstart"))
+quickstart = load_experiment(__file__.replace("multiway", "quickstart_references"))
 
 
 def with_steps(recipe, steps):

@@ -13,7 +13,7 @@ import dataclasses
 
 from kd_jax import Comparison, FromTeacher, Random, load_experiment
 
-quickstart = load_experiment(__file__.replace("narrow", "quickstart"))
+quickstart = load_experiment(__file__.replace("narrow", "quickstart_references"))
 whole = dataclasses.replace(quickstart.teacher.model, dropout=0.0, head_dim=32)
 sizes = {
     "most": dataclasses.replace(whole, d_model=96, heads=3, d_ff=384),

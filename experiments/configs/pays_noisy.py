@@ -11,7 +11,7 @@ from extra.noise import WrongReferences
 
 from kd_jax import Comparison, Debian, Decoding, PseudoTargets, Translation, load_experiment
 
-quickstart = load_experiment(__file__.replace("pays_noisy", "quickstart"))
+quickstart = load_experiment(__file__.replace("pays_noisy", "quickstart_references"))
 ce, kd = quickstart.students["student_init"], quickstart.students["student_kd"]
 kd_alone = {"kd": dataclasses.replace(kd.terms["kd"], weight=1.0)}
 

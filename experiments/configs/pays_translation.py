@@ -13,7 +13,7 @@ from extra.students import CONTROLS, by_setting
 
 from kd_jax import Comparison, Decoding, EncoderDecoder, PseudoTargets, Translation, load_experiment
 
-quickstart = load_experiment(__file__.replace("pays_translation", "quickstart"))
+quickstart = load_experiment(__file__.replace("pays_translation", "quickstart_references"))
 small = EncoderDecoder(encoder_layers=1, decoder_layers=1, d_model=64, heads=2, d_ff=256, dropout=0.0)
 students = by_setting(quickstart.students["student_init"], quickstart.students["student_kd"], small)
 

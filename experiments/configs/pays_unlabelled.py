@@ -10,7 +10,7 @@ import dataclasses
 
 from kd_jax import Comparison, Debian, Decoding, PseudoTargets, Translation, load_experiment
 
-quickstart = load_experiment(__file__.replace("pays_unlabelled", "quickstart"))
+quickstart = load_experiment(__file__.replace("pays_unlabelled", "quickstart_references"))
 ce, kd = quickstart.students["student_init"], quickstart.students["student_kd"]
 pseudo_targets = PseudoTargets("best", of="unlabelled")  # besides the references
 
