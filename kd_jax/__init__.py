@@ -1,8 +1,8 @@
 """kd_jax: knowledge distillation of language-generation models in JAX.
 
 The public names, and the folders `losses`, `signals`, `models`, `tasks`, `sources`, `tokenizers`, `decoding`, `optim`,
-`schedules` and `phases`, are loaded on first use, so `import kd_jax` imports neither JAX nor Flax. They are listed in
-__init__.pyi, where editors find their types.
+`schedules`, `recipes` and `phases`, are loaded on first use, so `import kd_jax` imports neither JAX nor Flax. They are
+listed in __init__.pyi, where editors find their types.
 """
 
 import importlib
