@@ -26,6 +26,7 @@ from kd_jax.losses.divergence import jensen_shannon as jensen_shannon
 from kd_jax.losses.divergence import reverse_kl as reverse_kl
 from kd_jax.losses.divergence import skewed_forward_kl as skewed_forward_kl
 from kd_jax.losses.divergence import skewed_reverse_kl as skewed_reverse_kl
+from kd_jax.losses.divergence import taid as taid
 from kd_jax.losses.divergence import total_variation as total_variation
 from kd_jax.losses.features import cosine as cosine
 from kd_jax.losses.features import mse as mse
@@ -82,6 +83,7 @@ from . import losses as losses
 from . import models as models
 from . import optim as optim
 from . import phases as phases
+from . import recipes as recipes
 from . import schedules as schedules
 from . import signals as signals
 from . import sources as sources

@@ -1,4 +1,4 @@
-"""Weights and temperatures that change over the steps of a run."""
+"""Weights, temperatures and options of losses that change over the steps of a run."""
 
 import dataclasses
 import math
@@ -81,7 +81,7 @@ def value_at(value: ScalarOrSchedule, step: Array | int) -> Any:
     return value(step) if callable(value) else value
 
 
-def check(value: Any, field: str, least: float) -> None:
+def check(value: Any, field: str, least: float, greatest: float = math.inf) -> None:
     """Check that a value is a positive number or a schedule.
 
     A schedule may be 0 at some steps if `least` is 0, but not at all of them.
@@ -90,6 +90,7 @@ def check(value: Any, field: str, least: float) -> None:
       value: a number, a Schedule, or a function of the step, which is evaluated at CHECKED_STEPS.
       field: the name of the field for messages.
       least: the least value allowed.
+      greatest: the greatest value allowed.
 
     Raises:
       KdError: names the field.
@@ -100,27 +101,32 @@ def check(value: Any, field: str, least: float) -> None:
       kd_jax.errors.KdError: weight: expected a number greater than 0 or a Schedule, got -1.0.
     """
     if isinstance(value, Schedule):
-        _check_schedule(value, field, least)
+        _check_schedule(value, field, least, greatest)
     elif callable(value) and not isinstance(value, type):
-        _check_function(value, field, least)
-    elif not (is_number(value) and value >= least and value > 0):
+        _check_function(value, field, least, greatest)
+    elif not (is_number(value) and least <= value <= greatest and value > 0):
         expected = f"a number of at least {least}" if least else "a number greater than 0"
+        expected += f" and at most {greatest:g}" if greatest < math.inf else ""
         raise KdError(f"{field}: expected {expected} or a Schedule, got {value!r}.")
 
 
-def _check_schedule(schedule: Schedule, field: str, least: float) -> None:
+def _bounds(least: float, greatest: float) -> str:
+    return f"of at least {least}" if greatest == math.inf else f"in [{least:g}, {greatest:g}]"
+
+
+def _check_schedule(schedule: Schedule, field: str, least: float, greatest: float) -> None:
     check_count(f"{field}.steps", schedule.steps, 1, MAX_STEPS)
     check_count(f"{field}.begin", schedule.begin, 0, MAX_STEPS)
     if schedule.shape not in get_args(Shape):
         raise KdError(f"{field}.shape: expected one of {', '.join(get_args(Shape))}, got {schedule.shape!r}.")
     for name, end in (("start", schedule.start), ("end", schedule.end)):
-        if not is_number(end) or end < least:
-            raise KdError(f"{field}.{name}: expected a number of at least {least}, got {end!r}.")
+        if not is_number(end) or not least <= end <= greatest:
+            raise KdError(f"{field}.{name}: expected a number {_bounds(least, greatest)}, got {end!r}.")
     if max(schedule.start, schedule.end) <= 0:
         raise KdError(f"{field}: expected a start or an end greater than 0, got {schedule.start} and {schedule.end}.")
 
 
-def _check_function(function: Callable[[Any], Any], field: str, least: float) -> None:
+def _check_function(function: Callable[[Any], Any], field: str, least: float, greatest: float) -> None:
     values = []
     for step in CHECKED_STEPS:
         try:
@@ -128,8 +134,8 @@ def _check_function(function: Callable[[Any], Any], field: str, least: float) ->
         except Exception as error:  # whatever the function raises
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             raise KdError(f"{field}: expected one number at each step, got {reason} at step {step}.") from error
-        if not (math.isfinite(value) and value >= least):
-            raise KdError(f"{field}: expected a finite number of at least {least}, got {value} at step {step}.")
+        if not (math.isfinite(value) and least <= value <= greatest):
+            raise KdError(f"{field}: expected a finite number {_bounds(least, greatest)}, got {value} at step {step}.")
         values.append(value)
     if max(values) <= 0:
         raise KdError(f"{field}: expected a number greater than 0, got 0 at each of the steps {CHECKED_STEPS}.")

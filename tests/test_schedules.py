@@ -78,3 +78,15 @@ def test_functions_of_the_step_are_checked_at_some_steps():
     ):
         with pytest.raises(KdError, match=message):
             check(function, "weight", 0.0)
+
+
+def test_a_greatest_value_bounds_numbers_schedules_and_functions():
+    for value in (1, 0.5, Schedule(0.0, 1.0, steps=4), optax.linear_schedule(0.0, 1.0, 4)):
+        check(value, "t", 0.0, 1.0)
+    for value, message in (
+        (1.5, r"t: expected a number greater than 0 and at most 1 or a Schedule, got 1\.5"),
+        (Schedule(0.0, 1.5, steps=4), r"t\.end: expected a number in \[0, 1\], got 1\.5"),
+        (optax.linear_schedule(0.0, 2.0, 4), r"t: expected a finite number in \[0, 1\], got 2\.0 at step 10"),
+    ):
+        with pytest.raises(KdError, match=message):
+            check(value, "t", 0.0, 1.0)

@@ -8,6 +8,7 @@ from kd_jax.losses.divergence import (
     reverse_kl,
     skewed_forward_kl,
     skewed_reverse_kl,
+    taid,
     total_variation,
 )
 from kd_jax.losses.features import cosine, mse
@@ -22,5 +23,6 @@ __all__ = [
     "reverse_kl",
     "skewed_forward_kl",
     "skewed_reverse_kl",
+    "taid",
     "total_variation",
 ]

@@ -7,7 +7,8 @@ A loss is a pure function of two arrays that returns one float per token. A term
   - a signal of vectors: ``loss(teacher_NX, student_NX, **options)``.
 
 The teacher comes first. Losses with the argument names of optax, which puts the student first, are called by name: see
-`comparison`. Further arguments with a default are options. An option declares its range by its annotation, see `Range`.
+`comparison`. Further arguments with a default are options. The annotation of an option declares its range, and
+whether a Schedule may give it: see `Range`.
 """
 
 import difflib
@@ -15,10 +16,12 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from kd_jax import schedules
 from kd_jax.config import is_number
 from kd_jax.errors import KdError
+from kd_jax.schedules import ScalarOrSchedule, value_at
 from kd_jax.types import Array
 
 Loss = Callable[..., Array]
@@ -36,16 +39,19 @@ class Range(NamedTuple):
     Attributes:
       least: the lower bound.
       greatest: the upper bound.
+      scheduled: whether a Schedule or a function of the step may give the option. The loss then gets a traced scalar,
+        so it must not branch on the value in Python.
 
     Examples:
       >>> def power(teacher_NX, student_NX, exponent: typing.Annotated[float, Range(1.0, 4.0)] = 2.0):
       ...     return (abs(teacher_NX - student_NX) ** exponent).sum(-1)
       >>> option_ranges(power)
-      {'exponent': Range(least=1.0, greatest=4.0)}
+      {'exponent': Range(least=1.0, greatest=4.0, scheduled=False)}
     """
 
     least: float
     greatest: float
+    scheduled: bool = False
 
 
 def function_of(loss: Loss) -> Loss:
@@ -73,7 +79,21 @@ def argument_names(loss: Loss) -> tuple[str, ...]:
     return tuple(inspect.signature(function_of(loss)).parameters)[:2]
 
 
-def comparison(loss: Loss, options: Mapping[str, float]) -> Callable[[Array, Array], Array]:
+def options_at(options: Mapping[str, ScalarOrSchedule], step: Array | int) -> dict[str, Any]:
+    """Return the value of every option at a step; a number stays the same Python number.
+
+    Args:
+      options: name -> a number, a Schedule, or a function of the step.
+      step: number of the update, from 0.
+
+    Examples:
+      >>> options_at({"alpha": 0.1, "t": schedules.Schedule(0.0, 1.0, steps=4)}, 1)
+      {'alpha': 0.1, 't': Array(0.25, dtype=float32)}
+    """
+    return {name: value_at(value, step) for name, value in options.items()}
+
+
+def comparison(loss: Loss, options: Mapping[str, Any]) -> Callable[[Array, Array], Array]:
     """Return a loss as a function of the teacher's and the student's arrays, float [N, K] each.
 
     A loss is called as ``loss(teacher, student, **options)``. If its arguments have the names of optax, the student is
@@ -97,8 +117,11 @@ def option_ranges(loss: Loss) -> dict[str, Range]:
     return ranges
 
 
-def check_options(loss: Loss, options: Mapping[str, float]) -> None:
-    """Check that a loss, also a functools.partial, has these options and that their values are in range."""
+def check_options(loss: Loss, options: Mapping[str, ScalarOrSchedule]) -> None:
+    """Check that a loss, also a functools.partial, has these options and that their values are in range.
+
+    A Schedule, or a function of the step, is accepted in `options` for an option whose Range has `scheduled`.
+    """
     ranges = option_ranges(loss)
     bound = loss.keywords if isinstance(loss, functools.partial) else {}
     for option, value in {**bound, **options}.items():
@@ -107,6 +130,8 @@ def check_options(loss: Loss, options: Mapping[str, float]) -> None:
             remedy = f"Did you mean {nearest[0]}?" if nearest else "Remove it."
             expected = f"an option of {name_of(function_of(loss))} ({', '.join(ranges) or 'it has none'})"
             raise KdError(f"options.{option}: expected {expected}, got {option}. {remedy}")
-        least, greatest = ranges[option]
-        if not (is_number(value) and least <= value <= greatest):
+        least, greatest, scheduled = ranges[option]
+        if scheduled and option in options and callable(value):
+            schedules.check(value, f"options.{option}", least, greatest)
+        elif not (is_number(value) and least <= value <= greatest):
             raise KdError(f"options.{option}: expected a number in [{least:g}, {greatest:g}], got {value!r}.")

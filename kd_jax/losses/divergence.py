@@ -17,6 +17,7 @@ from kd_jax.types import Array
 
 Beta = Annotated[float, Range(0.0, 1.0)]
 Alpha = Annotated[float, Range(0.0, 0.99)]
+TeacherShare = Annotated[float | Array, Range(0.0, 1.0, scheduled=True)]
 MAX_LOG_RATIO = 80.0  # larger ratios are clipped: exp stays within float32, and the error is below e^-80
 
 
@@ -221,6 +222,46 @@ def total_variation(teacher_logp_NK: Array, student_logp_NK: Array) -> Array:
     return 0.5 * jnp.abs(p_NK - q_NK).sum(-1)
 
 
-ALL = (forward_kl, reverse_kl, jensen_shannon, skewed_forward_kl, skewed_reverse_kl, total_variation)
+def taid(teacher_logp_NK: Array, student_logp_NK: Array, t: TeacherShare = 1.0) -> Array:
+    r"""Compute KL(intermediate teacher || student); the intermediate teacher moves from the student to the teacher.
+
+    .. math:: KL(p_t \| q), \quad p_t(k) = \frac{\bar q_k^{1 - t} p_k^t}{\sum_j \bar q_j^{1 - t} p_j^t}
+
+    where the bar stops the gradient. Up to a constant a log-probability is a logit, so on the whole vocabulary p_t is
+    the softmax of (1 - t) student logits + t teacher logits, as in the paper. With a support of k tokens and a rest,
+    the rest is interpolated as one token.
+
+    Set t to a Schedule from a start below 1 to 1 over the run, for example
+    ``options={"t": Schedule(0.4, 1.0, steps=1000)}``. The paper also adapts the pace of t to the change of the loss;
+    that needs a state which a training step does not have, so t follows the schedule alone.
+
+    Args:
+      teacher_logp_NK: float [N, K], log p; -inf where p = 0.
+      student_logp_NK: float [N, K], log q; -inf where q = 0. Both must have a token of positive probability in common.
+      t: the teacher's share in the logits of the target, in [0, 1]: a number, or a Schedule in `Term.options`. 1 is
+        forward KL; at 0 the loss and its gradient are 0.
+
+    Returns:
+      float32 [N]; inf if t = 1 and q = 0 < p.
+
+    References:
+      Shing et al. 2025, arXiv 2501.16937 (TAID), section 3.
+
+    Examples:
+      >>> p, q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
+      >>> print(f"{taid(p, q, t=0.5)[0]:.4f}")  # p_t = (3, 1) / 4: 0.75 log 1.5 + 0.25 log 0.5
+      0.1308
+    """
+    target_NK = jax.nn.log_softmax(_scaled(1 - t, student_logp_NK) + _scaled(t, teacher_logp_NK))
+    target_NK = jax.lax.stop_gradient(target_NK)
+    return _weighted_difference(target_NK, target_NK, student_logp_NK)
+
+
+def _scaled(factor: float | Array, logp_NK: Array) -> Array:
+    """Return factor * log-probabilities, float32; 0 for the factor 0, also where a probability is 0."""
+    return jnp.where(factor == 0, 0.0, factor * logp_NK.astype(jnp.float32))
+
+
+ALL = (forward_kl, reverse_kl, jensen_shannon, skewed_forward_kl, skewed_reverse_kl, total_variation, taid)
 # Sums weighted by the teacher's probabilities alone: tokens outside the teacher's support add nothing.
 TEACHER_WEIGHTED = (forward_kl, skewed_forward_kl)

@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import schedules
+from kd_jax.config import is_number
 from kd_jax.errors import KdError
 from kd_jax.losses import base as losses
 from kd_jax.losses import divergence, features
 from kd_jax.losses.base import Loss, LossKind
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.objective.terms import Term, Terms
-from kd_jax.signals.base import LogitSignal, Signal
-from kd_jax.types import Field
+from kd_jax.signals.base import LogitSignal, Signal, compares_layers
+from kd_jax.types import Array, Field
 
 # Kinds of kd_jax's own losses. Shapes alone would not tell a divergence from a distance.
 OWN_LOSSES: dict[Loss, LossKind] = {
@@ -55,6 +56,8 @@ def check(terms: Terms, vocab_size: int) -> None:
 
 def _check_term(term: Term, vocab_size: int) -> None:
     schedules.check(term.weight, "weight", 0.0)
+    if not (is_number(term.entropy_share) and 0 < term.entropy_share <= 1):
+        raise KdError(f"entropy_share: expected a number in (0, 1], got {term.entropy_share!r}. Use 1 for all targets.")
     _check_callable(term.loss)
     losses.check_options(term.loss, term.options)
     if term.signal is not None:
@@ -62,6 +65,11 @@ def _check_term(term: Term, vocab_size: int) -> None:
         if isinstance(term.signal, type) or not isinstance(term.signal, Signal):
             raise KdError(f"signal: expected a signal, for example TopK(k=32), got {term.signal!r}.")
         term.signal.check(vocab_size)
+        if compares_layers(term.signal) and term.entropy_share != 1:
+            raise KdError(
+                f"entropy_share: expected 1 for {type(term.signal).__name__}, which compares layers and no "
+                f"predictions, got {term.entropy_share}. Remove it."
+            )
     _check_kind(term, vocab_size)
     if term.signal is not None and not term.signal.supports(losses.function_of(term.loss)):
         supported = ", ".join(losses.name_of(loss) for loss in divergence.ALL if term.signal.supports(loss))
@@ -107,10 +115,14 @@ def _abstract_output(term: Term, kind: LossKind, expected: str, vocab_size: int)
     """Return the shape and dtype of a loss on TOKENS tokens, without computing it."""
     floats = jax.ShapeDtypeStruct((TOKENS, max(vocab_size, TOKENS + 1)), jnp.float32)
     targets = jax.ShapeDtypeStruct((TOKENS,), jnp.int32)
-    try:
+
+    def output(first: Array, second: Array, step: Array) -> Array:
         if kind == "targets":
-            return jax.eval_shape(lambda logits, ids: term.loss(logits, ids, **term.options), floats, targets)
-        return jax.eval_shape(term.compare, floats, floats)
+            return term.loss(first, second, **losses.options_at(term.options, step))
+        return term.compare_at(step)(first, second)
+
+    try:
+        return jax.eval_shape(output, floats, targets if kind == "targets" else floats, jnp.int32(0))
     except Exception as error:  # whatever the loss raises on arrays that it does not expect
         reason = " ".join(str(error).split())[:160]
         raise KdError(

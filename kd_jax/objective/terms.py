@@ -33,7 +33,14 @@ class Term:
       loss: function of two arrays and options.
       weight: factor in the sum over terms: a number, a Schedule, or a function of the step.
       signal: the teacher's knowledge (kd_jax.signals); None for a loss on the targets of the data.
-      options: further arguments of the loss, for example {"label_smoothing": 0.1}.
+      options: further arguments of the loss, for example {"label_smoothing": 0.1}: numbers, or a Schedule where the
+        loss allows it, as for the t of `taid`.
+      entropy_share: share of the counted targets of each example that this term reads: those at which the student's
+        prediction has the highest entropy, at least one. The term is the mean over them. 1 reads all of them; less
+        costs a second pass of the output layer. For terms on predictions, not on layers.
+
+    References:
+      Tavor et al. 2026, arXiv 2602.01395 (SE-KD), for `entropy_share`.
 
     Examples:
       >>> from kd_jax.losses.divergence import forward_kl
@@ -46,12 +53,12 @@ class Term:
     loss: Loss
     weight: ScalarOrSchedule = 1.0
     signal: Signal | None = None
-    options: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, ScalarOrSchedule] = dataclasses.field(default_factory=dict)
+    entropy_share: float = 1.0
 
-    @property
-    def compare(self) -> Callable[[Array, Array], Array]:
-        """Return the loss with its options as a function of the teacher's and the student's arrays; it gives [N]."""
-        return base.comparison(self.loss, self.options)
+    def compare_at(self, step: Array | int) -> Callable[[Array, Array], Array]:
+        """Return the loss with its options at a step as a function of the teacher's and the student's arrays."""
+        return base.comparison(self.loss, base.options_at(self.options, step))
 
 
 Terms = Mapping[str, Term]
@@ -66,6 +73,8 @@ class TokenInputs(NamedTuple):
       weight: float32, factor on the token's losses.
       payload: signal name -> field name -> array; empty if no term has a cached signal.
       teacher_hidden: float [..., D], the teacher's hidden states; None if no teacher runs in the step.
+      selected: term name -> bool, the targets that a term with `entropy_share` below 1 reads; None if there is no such
+        term.
 
     Examples:
       >>> tokens = TokenInputs(jnp.array([5, 2]), mask=jnp.array([True, False]), weight=jnp.ones(2), payload={})
@@ -78,6 +87,7 @@ class TokenInputs(NamedTuple):
     weight: Array
     payload: Mapping[str, Payload]
     teacher_hidden: Array | None = None
+    selected: Mapping[str, Array] | None = None
 
 
 class StepInputs(NamedTuple):
@@ -86,14 +96,17 @@ class StepInputs(NamedTuple):
     Attributes:
       step: number of the update, from 0; schedules depend on it.
       teacher_head: the teacher's output layer; None if no teacher runs in the step.
+      factors: term name -> counted targets over selected targets in the whole step, for each name in
+        `TokenInputs.selected`; None if there is no such term.
 
     Examples:
       >>> StepInputs(step=10)
-      StepInputs(step=10, teacher_head=None)
+      StepInputs(step=10, teacher_head=None, factors=None)
     """
 
     step: Array | int = 0
     teacher_head: Head | None = None
+    factors: Mapping[str, Array] | None = None
 
 
 def needs_teacher(terms: Terms) -> bool:
@@ -125,6 +138,10 @@ def total_loss(terms: Terms, logits_NV: Array, tokens: TokenInputs, shared: Step
     the term's signal, 1 without one: the gradient of a divergence at temperature T scales as 1 / T^2, so it is
     multiplied by T^2 here and nowhere else. Terms that compare layers are left to the training step.
 
+    A term with `entropy_share` below 1 sums over its selected targets (`TokenInputs.selected`) in place of m, and its
+    sum in L is multiplied by its factor (`StepInputs.factors`): L over the number of counted targets then holds its
+    mean over the selected ones.
+
     Args:
       terms: name -> Term.
       logits_NV: float [N, V], the student's.
@@ -154,17 +171,28 @@ def total_loss(terms: Terms, logits_NV: Array, tokens: TokenInputs, shared: Step
             continue
         temperature = value_at(term.signal.temperature, shared.step)
         aligned = term.signal.align(logits_NV, payload[term.signal.name], temperature)
-        losses[name] = temperature**2 * term.compare(aligned.teacher_logp_NK, aligned.student_logp_NK)
+        compare = term.compare_at(shared.step)
+        losses[name] = temperature**2 * compare(aligned.teacher_logp_NK, aligned.student_logp_NK)
         if isinstance(temperature, float) and temperature == 1.0 and aligned.log_z_N is not None:
             log_z_N = aligned.log_z_N
     for name, term in terms.items():
         if term.signal is None:
             # Cross-entropy reuses the signal's pass over the vocabulary.
             known = {"log_z_N": log_z_N} if base.function_of(term.loss) is cross_entropy else {}
-            losses[name] = term.loss(logits_NV, tokens.targets, **term.options, **known)
-    count = tokens.mask.sum(dtype=jnp.int32)
-    values = {name: jnp.where(tokens.mask, tokens.weight * losses[name], 0.0).sum() for name in terms if name in losses}
+            options = base.options_at(term.options, shared.step)
+            losses[name] = term.loss(logits_NV, tokens.targets, **options, **known)
+    count, selected = tokens.mask.sum(dtype=jnp.int32), tokens.selected or {}
+    values = {
+        name: jnp.where(selected.get(name, tokens.mask), tokens.weight * losses[name], 0.0).sum()
+        for name in terms
+        if name in losses
+    }
     total: Array = jnp.float32(0.0)
     for name, value in values.items():
-        total += value_at(terms[name].weight, shared.step) * value
-    return total, {name: Sum(value, count) for name, value in (values | {"loss": total}).items()}
+        weight = value_at(terms[name].weight, shared.step)
+        if name in selected:
+            assert shared.factors is not None
+            weight *= shared.factors[name]
+        total += weight * value
+    counts = {name: selected_N.sum(dtype=jnp.int32) for name, selected_N in selected.items()}
+    return total, {name: Sum(value, counts.get(name, count)) for name, value in (values | {"loss": total}).items()}

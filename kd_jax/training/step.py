@@ -6,6 +6,7 @@ forward pass, each portion's loss is divided by it, and gradients are added, nev
 
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from kd_jax.models.base import Model
+from kd_jax.objective.entropy import count_selected, select_by_entropy, selective_terms
 from kd_jax.objective.fused_head import fused_head
 from kd_jax.objective.terms import StepInputs, Terms, TokenInputs, feature_signals, needs_teacher, total_loss
 from kd_jax.schedules import value_at
@@ -49,18 +51,22 @@ class TokenCounts(NamedTuple):
       target: target tokens that count in the loss.
       decoder: decoder tokens without padding.
       encoder: encoder tokens without padding; None if the network has no encoder.
+      selected: term name -> target tokens that it reads, of the terms with `entropy_share` below 1; None if there are
+        none.
     """
 
     target: Array
     decoder: Array
     encoder: Array | None = None
+    selected: Mapping[str, Array] | None = None
 
 
-def count_tokens(batch: Batch) -> TokenCounts:
+def count_tokens(batch: Batch, terms: Terms = MappingProxyType({})) -> TokenCounts:
     """Count the tokens of a batch, which are the denominators of its losses.
 
     Args:
       batch: rows [B, T].
+      terms: the objective, name -> Term; only terms with `entropy_share` below 1 matter.
 
     Returns:
       int32 scalars.
@@ -75,11 +81,13 @@ def count_tokens(batch: Batch) -> TokenCounts:
       >>> int(counts.target), int(counts.decoder), counts.encoder
       (1, 2, None)
     """
-    encoder = batch.inputs.encoder
+    encoder, mask_BT, segment_BT = batch.inputs.encoder, batch.mask_BT, batch.inputs.decoder.segment_BT
+    shares = selective_terms(terms)
     return TokenCounts(
-        target=batch.mask_BT.sum(dtype=jnp.int32),
-        decoder=_count(batch.inputs.decoder.segment_BT),
+        target=mask_BT.sum(dtype=jnp.int32),
+        decoder=_count(segment_BT),
         encoder=None if encoder is None else _count(encoder.segment_BT),
+        selected={name: count_selected(mask_BT, segment_BT, share) for name, share in shares.items()} or None,
     )
 
 
@@ -104,7 +112,8 @@ def loss_fn(
     .. math:: L = \frac{1}{N} \sum_n m_n \sum_i w_i u_n \ell_i(n)
 
     with the mask m, the weight w of term i, the weight u of target n, the term's loss l, and the number N of target
-    tokens that count (`counts.target`). Terms on layers average over the positions of their stack in the same way.
+    tokens that count (`counts.target`). Terms on layers average over the positions of their stack in the same way, and
+    terms with `entropy_share` below 1 over the targets that they read.
 
     Args:
       trainable: (the model's parameters, the terms' adapters). The loss is differentiated with respect to them.
@@ -137,6 +146,13 @@ def loss_fn(
     hidden_BTD, taps = _apply(model, params, batch, dropout_key, with_taps)
     tokens = TokenInputs(batch.targets_BT, batch.mask_BT, batch.weight_BT, batch.payload)
     shared = StepInputs(step=jnp.asarray(step))
+    if shares := selective_terms(terms):
+        assert counts.selected is not None
+        segment_BT, of_terms = batch.inputs.decoder.segment_BT, {name: counts.selected[name] for name in shares}
+        selected = select_by_entropy(shares, hidden_BTD, model.head(params), batch.mask_BT, segment_BT)
+        tokens = tokens._replace(selected=selected)
+        factors = jax.tree.map(lambda count: counts.target / jnp.maximum(count, 1), of_terms)
+        shared = shared._replace(factors=factors)
     feature_losses: dict[str, FeatureLoss] = {}
     if needs_teacher(terms):
         assert teacher is not None and teacher_params is not None
@@ -145,7 +161,7 @@ def loss_fn(
         )
         tokens = tokens._replace(teacher_hidden=teacher_hidden_BTD)
         shared = shared._replace(teacher_head=jax.lax.stop_gradient(teacher.head(teacher_params)))
-        feature_losses = _feature_losses(terms, batch, counts, taps, teacher_taps, adapters)
+        feature_losses = _feature_losses(terms, batch, counts, taps, teacher_taps, adapters, step)
     tokens_N, hidden_ND = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (tokens, hidden_BTD))
     objective = functools.partial(total_loss, terms)
     head_sums: Any = fused_head(objective, hidden_ND, model.head(params), tokens_N, shared)
@@ -184,6 +200,7 @@ def _feature_losses(
     taps: Taps,
     teacher_taps: Taps,
     adapters: Mapping[str, Params],
+    step: Array | int,
 ) -> dict[str, FeatureLoss]:
     """Return name -> loss of each term that compares layers."""
     losses = {}
@@ -195,7 +212,7 @@ def _feature_losses(
             segment_BT, weight_BT, count = batch.inputs.decoder.segment_BT, batch.weight_BT, counts.decoder
         teacher_PBTX, student_PBTX = signal.align(taps, teacher_taps, segment_BT, adapters.get(name, {}))
         teacher_NX, student_NX = (x.reshape(-1, x.shape[-1]) for x in (teacher_PBTX, student_PBTX))
-        loss_PBT = terms[name].compare(teacher_NX, student_NX).reshape(teacher_PBTX.shape[:-1])
+        loss_PBT = terms[name].compare_at(step)(teacher_NX, student_NX).reshape(teacher_PBTX.shape[:-1])
         loss_BT = loss_PBT.sum(0) / loss_PBT.shape[0]
         losses[name] = FeatureLoss(Sum.over(weight_BT * loss_BT, segment_BT > 0), count)
     return losses
@@ -252,7 +269,7 @@ def train_step(
       >>> print(state.params[1])  # of token 1: minus the gradient p - [0, 1], where p = [0.5, 0.5]
       [-0.5  0.5]
     """
-    counts = all_sum(count_tokens(batch))
+    counts = all_sum(count_tokens(batch, terms))
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     trainable = (state.params, state.adapters)
 
@@ -323,6 +340,8 @@ def eval_step(
       1.3863 1
     """
     counts = TokenCounts(target=jnp.int32(1), decoder=jnp.int32(1))  # the Sums do not depend on them
+    if selective_terms(terms):  # but for the factors of these terms in "loss"
+        counts = all_sum(count_tokens(batch, terms))
     return all_sum(loss_fn((params, {}), batch, counts, None, model=model, terms=terms)[1])
 
 

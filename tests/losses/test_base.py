@@ -10,10 +10,11 @@ import pytest
 
 from kd_jax.errors import KdError
 from kd_jax.losses import divergence
-from kd_jax.losses.base import Range, check_options, comparison, function_of, name_of, option_ranges
+from kd_jax.losses.base import Range, check_options, comparison, function_of, name_of, option_ranges, options_at
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl, jensen_shannon
 from kd_jax.losses.features import cosine, mse
+from kd_jax.schedules import Schedule
 
 P, Q = jnp.log(jnp.asarray([[0.9, 0.1]])), jnp.log(jnp.asarray([[0.5, 0.5]]))
 FORWARD_KL = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
@@ -72,6 +73,44 @@ def test_shared_arrays_are_no_options():
 def test_bad_options_are_refused(loss, options, message):
     with pytest.raises(KdError, match=message):
         check_options(loss, options)
+
+
+@pytest.mark.parametrize("t", [0.0, 1, Schedule(0.4, 1.0, steps=10), optax.linear_schedule(0.0, 1.0, 10)], ids=str)
+def test_a_schedule_may_give_an_option_that_allows_it(t):
+    check_options(divergence.taid, {"t": t})
+
+
+@pytest.mark.parametrize(
+    "loss, options, message",
+    [
+        (
+            divergence.taid,
+            {"t": Schedule(0.4, 1.5, steps=10)},
+            r"options\.t\.end: expected a number in \[0, 1\], got 1\.5",
+        ),
+        (divergence.taid, {"t": Schedule(0.4, 1.0, steps=0)}, r"options\.t\.steps: expected an integer"),
+        (
+            divergence.taid,
+            {"t": lambda step: jnp.float32(2.0)},
+            r"options\.t: expected a finite number in \[0, 1\], got 2\.0",
+        ),
+        (divergence.taid, {"t": -0.1}, r"options\.t: expected a number in \[0, 1\], got -0\.1"),
+        (
+            jensen_shannon,
+            {"beta": Schedule(0.0, 1.0, steps=10)},
+            r"options\.beta: expected a number in \[0, 1\], got Sch",
+        ),
+        (functools.partial(divergence.taid, t=Schedule(0.4, 1.0, steps=10)), {}, r"options\.t: expected a number in"),
+    ],
+)
+def test_schedules_out_of_range_or_of_other_options_are_refused(loss, options, message):
+    with pytest.raises(KdError, match=message):
+        check_options(loss, options)
+
+
+def test_options_at_keeps_numbers_and_evaluates_schedules():
+    options = options_at({"a": 0.5, "b": Schedule(0.0, 1.0, steps=4), "c": lambda step: 2 * step}, 3)
+    assert options == {"a": 0.5, "b": 0.75, "c": 6} and isinstance(options["a"], float)
 
 
 def test_bounds_of_a_range_are_allowed_and_options_without_a_range_have_none():

@@ -76,6 +76,7 @@ CLOSED = {  # two classes, p = (0.9, 0.1), q = (0.5, 0.5), by hand; swapped argu
     "skewed_forward_kl": (divergence.skewed_forward_kl, {"alpha": 0.1}, kl(TWO_P, 0.1 * TWO_P + 0.9 * TWO_Q)),
     "skewed_reverse_kl": (divergence.skewed_reverse_kl, {"alpha": 0.1}, kl(TWO_Q, 0.1 * TWO_Q + 0.9 * TWO_P)),
     "total_variation": (divergence.total_variation, {}, 0.4),
+    "taid": (divergence.taid, {"t": 0.5}, kl(0.75, TWO_Q)),  # p_t is (0.9, 0.1)^0.5 normalised: (3, 1) / 4
 }
 
 
@@ -169,3 +170,47 @@ def test_jensen_shannon_tends_to_forward_and_reverse_kl():
     for beta, end in ((1e-3, divergence.forward_kl), (1 - 1e-3, divergence.reverse_kl)):
         scaled = divergence.jensen_shannon(P, Q, beta=beta) / (beta * (1 - beta))
         np.testing.assert_allclose(scaled, end(P, Q), rtol=0.1)
+
+
+def taid64(t, p_logits, q_logits):
+    """(value, gradient with respect to the student's logits) of TAID in float64: the target has no gradient."""
+    target = log_softmax64((1 - t) * np.asarray(q_logits, np.float64) + t * np.asarray(p_logits, np.float64))
+    q_logp = log_softmax64(q_logits)
+    return (np.exp(target) * (target - q_logp)).sum(-1), np.exp(q_logp) - np.exp(target)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("traced", [False, True], ids=["number", "traced"])
+@pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
+def test_taid_of_log_probabilities_is_the_paper_s_of_logits(t, traced, spread):
+    rng = np.random.default_rng(1)
+    p_logits, q_logits = (rng.normal(size=(2, 6, 40)) * spread).astype(np.float32)
+
+    @jax.jit
+    def loss(logits, t=t):
+        return divergence.taid(*map(jax.nn.log_softmax, (jnp.asarray(p_logits), logits)), t=t)
+
+    arguments = (jnp.asarray(q_logits), jnp.float32(t)) if traced else (jnp.asarray(q_logits),)
+    value, gradient = taid64(t, p_logits, q_logits)
+    np.testing.assert_allclose(loss(*arguments), value, rtol=1e-4, atol=1e-5)
+    got = jax.grad(lambda *x: loss(*x).sum())(*arguments)
+    np.testing.assert_allclose(got, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
+def test_taid_of_zero_probabilities_is_finite(t):
+    """A token impossible for the teacher is impossible for the target, unless t is 0; padding changes nothing."""
+    p = jnp.log(jnp.asarray([[0.75, 0.25, 0.0, 0.0]]))
+    q_logits = jnp.asarray([[0.0, 0.0, 0.0, -jnp.inf]])  # the last token pads the vocabulary
+    value, gradient = jax.value_and_grad(lambda x: divergence.taid(p, jax.nn.log_softmax(x), t=t).sum())(q_logits)
+    root = np.sqrt([0.75, 0.25])
+    target = (
+        np.asarray([1, 1, 1]) / 3 if t == 0 else [*(root / root.sum()), 0] if t == 0.5 else np.asarray([3, 1, 0]) / 4
+    )
+    positive = np.asarray(target)[np.asarray(target) > 0]
+    np.testing.assert_allclose(value, (positive * np.log(positive * 3)).sum(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, [[*(1 / 3 - np.asarray(target)), 0]], rtol=1e-5, atol=1e-6)
+
+
+def test_the_teacher_gets_no_gradient_from_taid():
+    assert not jax.grad(lambda p: divergence.taid(p, Q, t=0.5).sum())(P).any()

@@ -1,6 +1,8 @@
 """Checks of an objective before training."""
 
+import dataclasses
 import functools
+from typing import Annotated
 
 import jax.numpy as jnp
 import optax
@@ -8,7 +10,7 @@ import pytest
 
 from kd_jax.errors import KdError
 from kd_jax.losses import divergence
-from kd_jax.losses.base import name_of
+from kd_jax.losses.base import Range, name_of
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl, jensen_shannon, reverse_kl, skewed_forward_kl
 from kd_jax.losses.features import cosine, mse
@@ -148,6 +150,30 @@ def test_the_message_names_the_field_and_the_remedy(terms, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan"), True, "0.2", None, Schedule(0.1, 1.0, 5)], ids=str)
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(KdError, match=r"^terms\.a\.entropy_share: expected a number in \(0, 1\], got .*Use 1") as error:
+        check({"a": Term(forward_kl, signal=TopK(k=4), entropy_share=share)}, 100)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("term", [Term(mse, signal=HIDDEN), Term(forward_kl, signal=RELATIONS)], ids=str)
+def test_a_term_on_layers_has_no_share(term):
+    check({"a": term}, 100)
+    with pytest.raises(KdError, match=r"^terms\.a\.entropy_share: expected 1 for .*compares layers.*, got 0\.5"):
+        check({"a": dataclasses.replace(term, entropy_share=0.5)}, 100)
+
+
+def branching(teacher_logp_NK, student_logp_NK, t: Annotated[float, Range(0.0, 1.0, scheduled=True)] = 1.0):
+    return forward_kl(teacher_logp_NK, student_logp_NK) if t > 0 else 0.0 * student_logp_NK.sum(-1)
+
+
+def test_a_loss_that_branches_on_a_schedule_is_refused_before_training():
+    check({"a": Term(branching, signal=TopK(k=4), options={"t": 0.5})}, 100)
+    with pytest.raises(KdError, match=r"^terms\.a\.loss: .*got TracerBoolConversionError from branching"):
+        check({"a": Term(branching, signal=TopK(k=4), options={"t": Schedule(0.0, 1.0, 5)})}, 100)
+
+
 def test_a_valid_objective_is_accepted():
     check(
         {
@@ -156,6 +182,9 @@ def test_a_valid_objective_is_accepted():
             "hidden": Term(mse, signal=HIDDEN),
             "relations": Term(jensen_shannon, signal=RELATIONS, options={"beta": 0}),
             "optax": Term(cross_entropy, weight=optax.linear_schedule(0.0, 1.0, 5)),
+            "taid": Term(divergence.taid, signal=Online(), options={"t": Schedule(0.4, 1.0, 5)}),
+            "selective": Term(forward_kl, signal=TopK(k=4), entropy_share=0.2),
+            "selective_ce": Term(cross_entropy, entropy_share=1),
         },
         100,
     )

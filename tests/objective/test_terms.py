@@ -31,6 +31,7 @@ from kd_jax.signals.features import HiddenStates
 from kd_jax.signals.online import Online
 from kd_jax.signals.sampled import Sampled
 from kd_jax.signals.topk import TopK
+from tests.helpers.divergences import log_softmax64
 
 SIGNALS = [TopK(k=5, tail=tail) for tail in TAILS]
 SIGNALS += [TopK(k=5, temperature=2.0), TopK(k=5, temperature=2.0, temperatures=(1.0,)), Sampled(draws=7)]
@@ -130,6 +131,20 @@ def test_sums_count_unmasked_tokens_and_the_loss_is_weighted():
     assert {int(one.weight) for one in sums.values()} == {3}
 
 
+def test_a_selective_term_sums_over_its_targets_and_is_scaled_to_the_counted_ones():
+    """Closed form: cross-entropy log 11 everywhere; 4 targets count, 2 are selected, so the factor is 2."""
+    mask, selected = jnp.arange(5) < 4, jnp.asarray([True, False, True, False, False])
+    weight = jnp.asarray([2.0, 1.0, 1.0, 1.0, 9.0])
+    tokens = TokenInputs(jnp.arange(5), mask, weight, {}, selected={"few": selected})
+    terms = {"ce": Term(cross_entropy), "few": Term(cross_entropy, weight=0.5, entropy_share=0.4)}
+    shared = StepInputs(jnp.int32(0), factors={"few": jnp.float32(2.0)})
+    total, sums = total_loss(terms, jnp.zeros((5, 11)), tokens, shared)
+    np.testing.assert_allclose(sums["ce"].value, 5 * np.log(11), rtol=1e-6)
+    np.testing.assert_allclose(sums["few"].value, 3 * np.log(11), rtol=1e-6)
+    np.testing.assert_allclose([total, sums["loss"].value], (5 + 0.5 * 2 * 3) * np.log(11), rtol=1e-6)
+    assert {name: int(one.weight) for name, one in sums.items()} == {"ce": 4, "few": 2, "loss": 4}
+
+
 TWO_LOGITS = jnp.log(jnp.asarray([[0.5, 0.5]]))  # the student's q
 TEACHER = jnp.log(jnp.asarray([[0.9, 0.1]]))  # the teacher's p
 KL = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
@@ -160,6 +175,48 @@ def test_any_loss_has_its_closed_form(term, expected, fused):
     else:
         value, _ = objective(TWO_LOGITS, tokens, shared)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("signal", [Online(), Online(k=5), TopK(k=5), TopK(k=30)], ids=str)
+@pytest.mark.parametrize("step, t", [(0, 0.25), (5, 0.625), (10, 1.0), (99, 1.0)])
+def test_a_scheduled_option_in_the_fused_head_equals_float64(signal, step, t):
+    """TAID's t by a schedule: value and gradients of the hidden states and the kernel, in chunks with padding.
+
+    The reference is dense and in NumPy: logits of all tokens, the support of the signal, closed-form gradients.
+    """
+    hidden, head, teacher_hidden, teacher_head, targets, mask, weight = problem(7, 4, 30, False, False, 1)
+    # Teacher logits that float16 stores exactly, for the cache.
+    teacher = jnp.asarray(np.random.default_rng(5).integers(-64, 64, (7, 30)) / 16, jnp.float32)
+    payload = {} if signal.name == "online" else {"topk": signal.reduce(teacher)}
+    term = Term(divergence.taid, signal=signal, options={"t": Schedule(0.25, 1.0, steps=10)})
+    tokens = TokenInputs(targets, mask, weight, payload, teacher)
+    shared, objective = StepInputs(jnp.int32(step), Head(jnp.eye(30))), functools.partial(total_loss, {"kd": term})
+    fused = jax.value_and_grad(lambda h, w: fused_head(objective, h, w, tokens, shared, 3)[0], (0, 1))
+    value, (d_hidden, d_head) = jax.jit(fused)(hidden, head)
+
+    hidden64, kernel64, weight64 = (np.asarray(x, np.float64) for x in (hidden, head.kernel_DV, weight))
+    q_logp, p_logp = log_softmax64(hidden64 @ kernel64), log_softmax64(teacher)
+    k = getattr(signal, "k", 0) or 30
+    ids = np.argsort(-np.asarray(teacher), -1, kind="stable")[:, :k]
+    rest = np.ones((7, 30), bool)
+    np.put_along_axis(rest, ids, False, -1)
+
+    def on_support(logp):
+        logp_rest = np.logaddexp.reduce(np.where(rest, logp, -np.inf), -1, keepdims=True)
+        return np.concatenate([np.take_along_axis(logp, ids, -1), logp_rest], -1)
+
+    p, q = on_support(p_logp), on_support(q_logp)
+    mixed = np.where(np.isneginf(p), -np.inf, (1 - t) * np.where(np.isneginf(q), 0.0, q) + t * p)
+    target = log_softmax64(mixed)
+    terms = np.exp(target) * np.where(np.isneginf(target), 0.0, target - np.where(np.isneginf(q), 0.0, q))
+    scale = np.where(mask, weight64, 0.0)
+    np.testing.assert_allclose(value, (scale * terms.sum(-1)).sum(), rtol=1e-4, atol=1e-5)
+    # The gradient by a logit: the student's probability minus the target's; the rest's is shared as the student's.
+    spread = np.exp(target[:, -1:]) * np.where(rest, np.exp(q_logp - np.where(np.isneginf(q), 0.0, q)[:, -1:]), 0.0)
+    np.put_along_axis(spread, ids, np.exp(target[:, :-1]), -1)
+    d_logits = scale[:, None] * (np.exp(q_logp) - spread)
+    np.testing.assert_allclose(d_hidden, d_logits @ kernel64.T, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(d_head.kernel_DV, hidden64.T @ d_logits, rtol=1e-3, atol=1e-4)
 
 
 def test_a_partial_equals_its_options():
