@@ -36,25 +36,24 @@ def distil(
     steps: int,
     *,
     references: int = 0,
-    prompted: bool = True,
+    teacher_texts: bool = True,
     weight: float = 0.5,
     k: int = 32,
 ) -> Recipe:
     """Return a student that learns from its teacher, with the settings that won.
 
     It starts from the teacher's most important layers, heads, neurons and channels. Half of its loss is cross-entropy,
-    half the divergence from the teacher's top k. For a task with prompts both are taken on the teacher's own texts,
-    which it writes for all source text, with reference or without (sequence level and word level, Kim and Rush 2016,
-    arXiv 1606.07947). Batches and optimizer are the teacher's. There is no dropout: a student's steps are too few to
-    overfit.
+    half the divergence from the teacher's top k. Both are taken on the teacher's own texts, which it writes for all
+    source text, with reference or without (sequence level and word level, Kim and Rush 2016, arXiv 1606.07947). Batches
+    and optimizer are the teacher's. There is no dropout: a student's steps are too few to overfit.
 
     Args:
       teacher: of the experiment.
       model: the student's network, or the sizes in which it differs from the teacher's.
       steps: parameter updates.
       references: number of training examples whose references it may learn from; 0 for all.
-      prompted: whether the task has prompts that the teacher can answer. False for text generation, where the texts are
-        the data's.
+      teacher_texts: whether the teacher writes the texts, by beam search. False for text generation, which has no
+        prompts, and where that would take too long; then the references are the texts.
       weight: of the divergence, in [0, 1]; that of the cross-entropy is 1 - weight.
       k: the teacher's most probable tokens that the cache holds.
 
@@ -83,7 +82,7 @@ def distil(
         training=training,
         init=FromTeacher(),
         # Where every example has its reference, the teacher's texts replace them.
-        targets=PseudoTargets(of="both" if references else "train") if prompted else None,
+        targets=PseudoTargets(of="both" if references else "train") if teacher_texts else None,
         references=references,
     )
 

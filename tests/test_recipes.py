@@ -50,7 +50,7 @@ def test_recipes_run_to_the_report(experiment, tmp_path, lax_promotion):
     [
         ({}, "train", {"ce": 0.5, "kd": 0.5}),
         ({"references": 7}, "both", {"ce": 0.5, "kd": 0.5}),
-        ({"prompted": False, "weight": 1.0}, None, {"kd": 1.0}),
+        ({"teacher_texts": False, "weight": 1.0}, None, {"kd": 1.0}),
         ({"weight": 0.0}, "train", {"ce": 1.0}),
         ({"weight": 0.75}, "train", {"ce": 0.25, "kd": 0.75}),
     ],

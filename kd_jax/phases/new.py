@@ -34,13 +34,14 @@ TASK_EDITS = {
         "buckets": "(128, 256)",  # the last as long as the task's window
         "prompt_buckets": "(16, 32)",
         "label_smoothing": "0.0",
+        "teacher_texts": "False",
     },
 }
 FAMILY_EDITS = {
     "encoder_decoder": {},
     "decoder_only": {
         "teacher_model": "kd.DecoderOnly(layers=4, d_model=128, heads=4, kv_heads=2, d_ff=352, dropout=0.1)",
-        "student_model": "dataclasses.replace(teacher_model, layers=2, dropout=0.0)",
+        "student_model": "kd.Smaller(layers=2)",
         "tokens_per_batch": "1024",
     },
 }

@@ -1,4 +1,4 @@
-"""A teacher, and students of half its depth: one learns from the teacher, two are its controls.
+"""A teacher, and students of half its depth: one learns from the teacher, three are its controls.
 
     kd-jax plan mine.py
     kd-jax run mine.py --workdir runs/mine
@@ -9,8 +9,6 @@
 run of minutes. Change first: the source, the buckets (how long are your texts?), the steps. Any field can be changed
 without an edit: --teacher.training.steps 2000
 """
-
-import dataclasses
 
 import kd_jax as kd
 
@@ -25,8 +23,12 @@ prompt_buckets = ()
 # The networks. On an accelerator, a longer run takes a teacher of 6 or 12 layers and d_model=512, 20 times the steps,
 # 16 times the tokens, eval_every=1000, warmup=1000 and learning_rate=5e-4.
 teacher_model = kd.EncoderDecoder(encoder_layers=3, decoder_layers=3, d_model=128, heads=4, d_ff=512, dropout=0.1)
-# Without dropout: the students' steps are too few to overfit.
-student_model = dataclasses.replace(teacher_model, encoder_layers=2, decoder_layers=1, dropout=0.0)
+# The students' sizes; what is not named is as in the teacher. Narrower ones too: d_model=64, heads=2, d_ff=256.
+student_model = kd.Smaller(encoder_layers=2, decoder_layers=1)
+# Does the teacher write the texts that the student learns? It pays most where references are few: references=2000 lets
+# all students have so many, and the distilled one the teacher's texts for the other sources.
+teacher_texts = True
+references = 0  # all
 tokens_per_batch = 512  # padded target tokens
 label_smoothing = 0.1
 
@@ -41,17 +43,8 @@ teacher = kd.Recipe(
         optimizer=kd.Optimizer(learning_rate=2e-3, warmup=100),
     ),
 )
-# The small model without a teacher's help.
-ce_alone = kd.Recipe(
-    model=student_model,
-    terms={"ce": kd.Term(kd.cross_entropy)},
-    training=dataclasses.replace(teacher.training, steps=300, eval_every=150),
-)
-# With its help: half of the loss is the distance to the teacher's 32 most probable tokens, from a cache.
-ce_and_kd = {
-    "ce": kd.Term(kd.cross_entropy, weight=0.5),
-    "kd": kd.Term(kd.forward_kl, weight=0.5, signal=kd.TopK(k=32)),
-}
+# Half of the loss is the distance to the teacher's 32 most probable tokens, from a cache; any field can be replaced.
+student = kd.recipes.distil(teacher, student_model, steps=300, references=references, teacher_texts=teacher_texts)
 
 experiment = kd.Experiment(
     name="mine",
@@ -62,13 +55,10 @@ experiment = kd.Experiment(
     buckets=buckets,
     prompt_buckets=prompt_buckets,
     teacher=teacher,
-    students={
-        "student_scratch": ce_alone,
-        # Starts from the teacher's layers: without this control, distillation is easily overrated.
-        "student_init": dataclasses.replace(ce_alone, init=kd.FromTeacher()),
-        "student_kd": dataclasses.replace(ce_alone, init=kd.FromTeacher(), terms=ce_and_kd),
-    },
-    comparison=kd.Comparison(baseline="student_scratch", distilled="student_kd"),
+    # student_kd, and what it is worth: the same student without a teacher, from the teacher's layers (student_init,
+    # student_smoothed) and from random parameters (student_scratch).
+    students=kd.recipes.with_controls(student),
+    comparison=kd.recipes.COMPARISON,
     # Every model writes texts for at most 300 test examples; texts=0 for all.
     evaluation=kd.Evaluation(texts=300),
 )

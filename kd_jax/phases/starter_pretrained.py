@@ -1,4 +1,4 @@
-"""A pretrained teacher, and students with half of its layers: one learns from the teacher, one is its control.
+"""A pretrained teacher, and students with half of its layers: one learns from the teacher, the others are controls.
 
     kd-jax run mine.py --workdir runs/mine
     kd-jax ablate mine.py --workdir runs/mine-seeds --seeds 0 1 2
@@ -7,8 +7,6 @@
 The steps suit some thousand lines. Change first: the source, the buckets (how long are your texts?), the student's
 layers, the steps. Any field can be changed without an edit: --students.student_kd.training.steps 2000
 """
-
-import dataclasses
 
 import kd_jax as kd
 
@@ -29,22 +27,13 @@ teacher = kd.Recipe(
     model=None,
     init=kd.FromHuggingFace(folder),
     terms={"ce": kd.Term(kd.cross_entropy)},
-    training=kd.Training(steps=0, tokens_per_batch=1024),
+    # Batches and optimizer are the students' too.
+    training=kd.Training(steps=0, tokens_per_batch=1024, optimizer=kd.Optimizer(learning_rate=3e-4, warmup=30)),
 )
-# Starts from the teacher's layers and trains without its help: without this control, distillation is easily overrated.
-student_init = kd.Recipe(
-    model=student_model,
-    init=kd.FromTeacher(),
-    terms={"ce": kd.Term(kd.cross_entropy)},
-    training=kd.Training(
-        steps=300, tokens_per_batch=1024, eval_every=100, optimizer=kd.Optimizer(learning_rate=3e-4, warmup=30)
-    ),
-)
-# With its help: half of the loss is the distance to the teacher's 32 most probable tokens, from a cache.
-ce_and_kd = {
-    "ce": kd.Term(kd.cross_entropy, weight=0.5),
-    "kd": kd.Term(kd.forward_kl, weight=0.5, signal=kd.TopK(k=32)),
-}
+# Half of the loss is the distance to the teacher's 32 most probable tokens, from a cache; any field can be replaced.
+# teacher_texts=True: the student learns from the teacher's own texts. It often gains most, and takes the teacher a beam
+# search for every prompt.
+student = kd.recipes.distil(teacher, student_model, steps=300, teacher_texts=False)
 
 experiment = kd.Experiment(
     name="mine",
@@ -54,8 +43,10 @@ experiment = kd.Experiment(
     buckets=buckets,
     prompt_buckets=prompt_buckets,
     teacher=teacher,
-    students={"student_init": student_init, "student_kd": dataclasses.replace(student_init, terms=ce_and_kd)},
-    comparison=kd.Comparison(baseline="student_init", distilled="student_kd"),
+    # student_kd and its controls: the same student without its teacher's help, from the teacher's layers (student_init,
+    # student_smoothed) and from random parameters (student_scratch).
+    students=kd.recipes.with_controls(student),
+    comparison=kd.recipes.COMPARISON,
     # Every model writes texts for at most 200 test examples; texts=0 for all.
     evaluation=kd.Evaluation(texts=200, speed_texts=4),
 )
