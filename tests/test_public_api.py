@@ -10,7 +10,19 @@ import pytest
 
 import kd_jax
 
-MODULES = ("decoding", "losses", "models", "optim", "phases", "schedules", "signals", "sources", "tasks", "tokenizers")
+MODULES = (
+    "decoding",
+    "losses",
+    "models",
+    "optim",
+    "phases",
+    "recipes",
+    "schedules",
+    "signals",
+    "sources",
+    "tasks",
+    "tokenizers",
+)
 NAMES = [name for name in kd_jax.__all__ if name != "__version__" and name not in MODULES]
 SCRIPT = """
 import jax.numpy as jnp
