@@ -3,23 +3,25 @@
 import dataclasses
 import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from kd_jax import config
-from kd_jax.artifacts import manifest, metrics_log
-from kd_jax.artifacts.manifest import Folder
+from kd_jax.artifacts import files, manifest, metrics_log
+from kd_jax.artifacts.manifest import IMPORT_PHASE, Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.batches.targets import TrainTargets
 from kd_jax.evaluation import degeneration
 from kd_jax.evaluation.candidates import trained_models
 from kd_jax.evaluation.figures import ModelFigures, read_baselines, read_model_figures
 from kd_jax.evaluation.quality import read_outcome
 from kd_jax.experiment import ResolvedExperiment, required_signals
+from kd_jax.objective.terms import cached_signals
 from kd_jax.phases import evaluate
 from kd_jax.provenance import check_upstream
 from kd_jax.reporting import page, paired, plots, tables, verdict
 from kd_jax.reporting.paired import Scores
-from kd_jax.reporting.report import CacheFigures, Int8Comparison, MetricInfo, Report
+from kd_jax.reporting.report import CacheFigures, Int8Comparison, MetricInfo, PseudoTargetFigures, Report
 from kd_jax.runtime import progress
 from kd_jax.tasks.eval_set import EvalSet
 
@@ -99,6 +101,12 @@ def build_report(
             for name, phase in manifests.items()
             if name.startswith("cache.")
         },
+        pseudo_targets={
+            name: pseudo_target_figures(folder, manifests[f"pseudo.{name}"])
+            for recipe in experiment.students.values()
+            for name, folder in pseudo_target_folders(workdir, recipe.train_targets, data["counts"]).items()
+        },
+        teacher_signals=teacher_signals(experiment, workdir, data["counts"]),
         wall_seconds=wall_seconds(manifests),
         counts=data["counts"],
         dropped_as_seen_in_training=data["dropped_as_seen_in_training"],
@@ -138,17 +146,23 @@ def build_document(
     resolved: str,
 ) -> page.Document:
     """Return the report in words, tables and plots; `curves` are rows of each model's metrics log."""
+    columns = ("source", "reference", *(names := verdict.sampled(report)))
+    texts = [{column: sample[column] for column in columns} for sample in samples]
+    sections: dict[str, list[page.Block]] = {
+        "": [page.Plots(plots.quality_plots(report)), page.Table(tables.summary(report))],
+        "In detail": [page.Paragraphs(verdict.details(report)), page.Notes(tables.notes(report))],
+        "Learning curves": [page.Plots(plots.learning_curves(report, curves))],
+        "Other figures": [page.Table(tables.details(report))],
+        "Samples": [page.Samples(texts, names)],
+        "Time": [page.Table(tables.times(report))],
+    }
+    if others := verdict.other_warnings(report):
+        sections["Warnings of other models"] = [page.Notes(others)]
     return page.Document(
         title=f"{report.name}: {report.task}, {report.dataset}",
         lead=verdict.lead(report),
         warnings=verdict.warnings(report),
-        sections={
-            "": [page.Table(tables.summary(report)), page.Notes(tables.notes(report))],
-            "Plots": [page.Plots(plots.report_plots(report, curves))],
-            "Other figures": [page.Table(tables.details(report))],
-            "Samples": [page.Samples(samples, list(report.models))],
-            "Time": [page.Table(tables.times(report))],
-        },
+        sections=sections,
         versions=report.versions,
         resolved=resolved,
     )
@@ -168,22 +182,80 @@ def closing_text(report: Report) -> str:
 
 
 def read_manifests(experiment: ResolvedExperiment, workdir: Workdir) -> dict[str, dict[str, Any]]:
-    """Return phase, with the model's or the signal's name -> manifest, in the order of a run."""
-    teacher = workdir.model(TEACHER)
+    """Return phase, with the name of the model, the signal or the pseudo-targets -> manifest, in the order of a run."""
+    teacher, splits = workdir.model(TEACHER), workdir.data.outputs()["counts"]
     folders = {"prepare": workdir.data, teacher.manifest()["phase"]: teacher}
     for targets, signals in required_signals(experiment).items():
-        for signal in signals:
-            name = f"cache.{targets.name}/{signal}" if targets.pseudo else f"cache.{signal}"
-            folders[name] = workdir.cache(targets.name, signal)
+        pseudo = pseudo_target_folders(workdir, targets, splits)
+        folders |= {f"pseudo.{name}": folder for name, folder in pseudo.items()}
+        folders |= {f"cache.{cache_name(targets, signal)}": workdir.cache(targets.name, signal) for signal in signals}
+    if experiment.evaluation.cached_k and workdir.validation_cache.finished():
+        folders["validation_cache"] = workdir.validation_cache
     folders |= {f"student.{name}": workdir.model(name) for name in experiment.students}
     folders["evaluate"] = workdir.evaluation
     return {name: folder.manifest() for name, folder in folders.items()}
 
 
+def pseudo_target_folders(workdir: Workdir, targets: TrainTargets, splits: Collection[str]) -> dict[str, Folder]:
+    """Return name -> folder of the hypotheses that targets are chosen from, then of the targets.
+
+    Args:
+      workdir: of the run.
+      targets: of a student; the data's own have no such folder.
+      splits: names of the data's splits.
+    """
+    if targets.pseudo is None:
+        return {}
+    hypotheses = [workdir.hypotheses(split, targets.pseudo.beam) for split in targets.splits(splits)]
+    return {folder.path.name: folder for folder in (*hypotheses, workdir.split(targets.name))}
+
+
+def cache_name(targets: TrainTargets, signal: str) -> str:
+    """Return a cache's name in the report.
+
+    Examples:
+      >>> from kd_jax.batches.targets import PseudoTargets
+      >>> cache_name(TrainTargets(), "topk"), cache_name(TrainTargets(PseudoTargets()), "topk")
+      ('topk', 'best_beam4/topk')
+    """
+    return f"{targets.name}/{signal}" if targets.pseudo else signal
+
+
+def pseudo_target_figures(folder: Folder, phase: Manifest) -> PseudoTargetFigures:
+    """Return size and cost of a folder of hypotheses or pseudo-targets; `phase` is its manifest."""
+    outputs = phase["outputs"]
+    return PseudoTargetFigures(
+        examples=outputs["examples"] if "examples" in outputs else outputs["records"],
+        bytes=sum(files.file_size(path) for path in folder.path.iterdir() if path.is_file()),
+        seconds=phase["seconds"],
+    )
+
+
+def teacher_signals(
+    experiment: ResolvedExperiment, workdir: Workdir, splits: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return what each student's training reads of the teacher, as `Report.teacher_signals`."""
+    signals = {}
+    for name, recipe in experiment.students.items():
+        targets, terms = recipe.train_targets, recipe.terms.values()
+        pseudo = pseudo_target_folders(workdir, targets, splits)
+        caches = [cache_name(targets, signal) for signal in cached_signals(recipe.terms)]
+        in_step = [type(term.signal).__name__ for term in terms if term.signal and term.signal.origin == "step"]
+        signals[name] = tuple(dict.fromkeys([*pseudo, *caches, *in_step]))
+    return signals
+
+
 def wall_seconds(manifests: Mapping[str, Manifest]) -> dict[str, float]:
-    """Return phase -> seconds; students and caches are added up."""
+    """Return phase -> seconds; students are added up, and so are caches and pseudo-targets.
+
+    The seconds of `import-logprobs` have those of the caches that it writes.
+    """
     seconds: dict[str, float] = {}
     for name, phase in manifests.items():
         key = name.split(".")[0]
+        if key in ("pseudo", "validation_cache"):
+            key = "cache"
+        if key == "cache" and phase["phase"] == IMPORT_PHASE:
+            continue
         seconds[key] = seconds.get(key, 0.0) + phase["seconds"]
     return seconds

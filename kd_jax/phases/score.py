@@ -18,6 +18,7 @@ from kd_jax.phases.report import headline_scores
 from kd_jax.provenance import check_model
 from kd_jax.reporting import paired, tables
 from kd_jax.reporting.report import MetricInfo
+from kd_jax.reporting.rounding import decimals
 from kd_jax.runtime import progress
 from kd_jax.sources.text_files import read_files
 from kd_jax.tokenizers import base as tokenizers
@@ -86,10 +87,11 @@ def score_table(
     differences: Mapping[str, paired.Difference],
 ) -> str:
     """Return a table of models and baselines: all metrics, and the headline minus that of the first model."""
-    columns = [tables.metric_column(metric) for metric in metrics]
+    columns = [tables.metric_column(metric, figures.values()) for metric in metrics]
     if any(figure[metrics[0].name].beam is not None for figure in figures.values()):
-        columns.append(tables.value_column(metrics[0], beam=True))
-    head, digits = ["model", *(column.heading for column in columns)], metrics[0].digits
+        columns.append(tables.value_column(metrics[0], figures.values(), beam=True))
+    head = ["model", *(column.heading for column in columns)]
+    digits = decimals([one.interval for one in differences.values()], metrics[0].digits)
     rows = [[name, *(column.cell(tables.Row(figure, None)) for column in columns)] for name, figure in figures.items()]
     if differences:
         head += [f"{metrics[0].label} minus {first}", ""]

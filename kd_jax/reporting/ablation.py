@@ -9,6 +9,7 @@ import numpy as np
 from kd_jax.errors import KdError
 from kd_jax.reporting.paired import BETTER, SAME, UNDIRECTED, WORSE, Difference
 from kd_jax.reporting.report import MetricInfo
+from kd_jax.reporting.rounding import decimals
 from kd_jax.runtime import progress
 from kd_jax.tasks.base import Task
 from kd_jax.tasks.metrics import Metric
@@ -94,20 +95,22 @@ def lead(result: Ablation) -> str:
 
 
 def show_difference(one: Difference, metric: MetricInfo) -> str:
-    """Return a difference and its interval, such as "+0.52, 95% +0.10 to +0.94"."""
-    mean, low, high = (f"{value:+.{metric.digits}f}" for value in (one.mean, *one.interval))
+    """Return a difference and its interval, such as "+0.5, 95% +0.1 to +0.9"."""
+    digits = decimals([one.interval], metric.digits)
+    mean, low, high = (f"{value:+.{digits}f}" for value in (one.mean, *one.interval))
     return f"{mean}, 95% {low} to {high}"
 
 
 def paired_table(result: Ablation, metric: MetricInfo, control: str) -> Table:
     """Return a row for each model that a control is compared with, heading row first."""
-    digits, rows = metric.digits, []
-    for name, one in result.differences[metric.name][control].items():
+    differences, rows = result.differences[metric.name][control], []
+    digits = decimals([one.interval for one in differences.values()], metric.digits)
+    for name, one in differences.items():
         low, high = one.interval
         rows.append(
             [
                 name,
-                f"{np.mean(result.models[name][metric.name]):.{digits}f}",
+                f"{np.mean(result.models[name][metric.name]):.{metric.digits}f}",
                 f"{one.mean:+.{digits}f}",
                 f"{low:+.{digits}f} to {high:+.{digits}f}",
                 one.verdict,

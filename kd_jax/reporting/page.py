@@ -8,10 +8,11 @@ from typing import NamedTuple, Protocol
 
 import jinja2
 
+from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.printable import printable
 
 Sample = Mapping[str, str]
-Runs = list[tuple[str, bool]]  # (text, whether it departs from the teacher's)
+Runs = list[tuple[str, bool]]  # (text, whether it departs from the first model's)
 EMPTY = "–"
 
 
@@ -57,6 +58,17 @@ class Table(NamedTuple):
         return [*("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
+class Paragraphs(NamedTuple):
+    """Paragraphs in the page's print."""
+
+    paragraphs: Sequence[str]
+    kind = "paragraphs"
+
+    def markdown(self) -> list[str]:
+        """Return the paragraphs, separated by empty lines."""
+        return [line for paragraph in self.paragraphs for line in (escape_markdown(paragraph), "")]
+
+
 class Notes(NamedTuple):
     """Paragraphs in small print."""
 
@@ -65,7 +77,7 @@ class Notes(NamedTuple):
 
     def markdown(self) -> list[str]:
         """Return the paragraphs, separated by empty lines."""
-        return [line for paragraph in self.paragraphs for line in (escape_markdown(paragraph), "")]
+        return Paragraphs(self.paragraphs).markdown()
 
 
 class Plots(NamedTuple):
@@ -82,12 +94,18 @@ class Plots(NamedTuple):
 class Samples(NamedTuple):
     """Texts side by side: "source", "reference" and each model's name -> text.
 
-    The teacher comes first in `models`; departures of the others from its text are marked.
+    The teacher, or another model in its place, comes first in `models`; what the others write otherwise is marked.
     """
 
     samples: Sequence[Sample]
     models: Sequence[str]
     kind = "samples"
+
+    @property
+    def marks(self) -> str:
+        """What is marked."""
+        first = "the teacher" if self.models[0] == TEACHER else self.models[0]
+        return f"words that {first} did not write."
 
     def marked(self) -> list[dict[str, Runs]]:
         """Return name -> runs of text for each sample."""
@@ -103,7 +121,7 @@ class Samples(NamedTuple):
 
     def markdown(self) -> list[str]:
         """Return a numbered heading and a list for each example."""
-        lines = ["Bold: words that the teacher did not write.", ""]
+        lines = [escape_markdown(f"Bold: {self.marks}"), ""]
         for number, sample in enumerate(self.marked(), 1):
             lines += [f"### {number}", ""]
             for name, runs in sample.items():

@@ -58,6 +58,21 @@ class CacheFigures:
 
 
 @dataclasses.dataclass(frozen=True)
+class PseudoTargetFigures:
+    """Size and cost of a folder with texts of the teacher: the hypotheses of a split, or targets chosen from them.
+
+    Attributes:
+      examples: records in the folder.
+      bytes: of its files, without the caches of signals below it.
+      seconds: wall-clock time.
+    """
+
+    examples: int
+    bytes: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Int8Comparison:
     """A model with int8 weights against the same model `of` with float weights, by the headline metric."""
 
@@ -79,6 +94,10 @@ class Report:
       teacher_gain: the teacher minus the comparison's baseline, of the headline metric; None without one of them.
       gap_recovered: share of the gap between baseline and teacher that the distilled student closes; None where it
         would say nothing (`verdict.gap_is_meaningful`).
+      caches: signal, or targets/signal -> size and cost of its cache.
+      pseudo_targets: folder in pseudo/ -> size and cost.
+      teacher_signals: student -> what its training reads of the teacher: names of `pseudo_targets` and `caches`, then
+        classes of signals that the teacher computes in the training step.
       wall_seconds: phase -> seconds.
       counts: split -> number of examples.
       dropped_as_seen_in_training: split -> number of held-out examples removed because training has their source.
@@ -97,6 +116,8 @@ class Report:
     teacher_gain: Difference | None
     gap_recovered: float | None
     caches: Mapping[str, CacheFigures]
+    pseudo_targets: Mapping[str, PseudoTargetFigures]
+    teacher_signals: Mapping[str, tuple[str, ...]]
     wall_seconds: Mapping[str, float]
     counts: Mapping[str, int]
     dropped_as_seen_in_training: Mapping[str, int]
@@ -150,6 +171,8 @@ class Report:
             teacher_gain=data["teacher_gain"] and Difference.from_json(data["teacher_gain"]),
             gap_recovered=data["gap_recovered"],
             caches={name: CacheFigures.from_json(cache) for name, cache in data["caches"].items()},
+            pseudo_targets={name: PseudoTargetFigures(**one) for name, one in data["pseudo_targets"].items()},
+            teacher_signals={name: tuple(signals) for name, signals in data["teacher_signals"].items()},
             wall_seconds=data["wall_seconds"],
             counts=data["counts"],
             dropped_as_seen_in_training=data["dropped_as_seen_in_training"],

@@ -1,12 +1,14 @@
 """A report's figures as rows of text: a summary, the details, and a table for a terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.ticker import EngFormatter
 
 from kd_jax.evaluation.figures import MetricFigure, ModelFigures
 from kd_jax.reporting.report import MetricInfo, Report
+from kd_jax.reporting.rounding import decimals
+from kd_jax.reporting.verdict import MAX_MODELS, highlighted, join_some
 from kd_jax.runtime import progress
 
 Table = list[list[str]]
@@ -45,24 +47,38 @@ def model_column(
     return Column(heading, short, cell)
 
 
-def metric_column(metric: MetricInfo) -> Column:
-    """Return a column of a metric with its interval."""
-    value, coarse = value_column(metric), max(0, metric.digits - 1)
+def metric_column(metric: MetricInfo, rows: Iterable[Mapping[str, MetricFigure]]) -> Column:
+    """Return a column of a metric with its interval; `rows` are the metrics of all rows, which decide the decimals."""
+    digits = _column_decimals(metric, rows)
+    value = _value_column(metric, digits)
 
     def cell(row: Row) -> str:
         interval = row.metrics[metric.name].interval
-        return value.cell(row) + (f" [{interval[0]:.{coarse}f}, {interval[1]:.{coarse}f}]" if interval else "")
+        return value.cell(row) + (f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else "")
 
     return Column(f"{metric.label} [95%]", f"{metric.label} [95%]", cell)
 
 
-def value_column(metric: MetricInfo, beam: bool = False) -> Column:
-    """Return a column of a metric without its interval; `beam` for the texts of the beam search."""
+def value_column(metric: MetricInfo, rows: Iterable[Mapping[str, MetricFigure]], beam: bool = False) -> Column:
+    """Return a column of a metric with the decimals of its interval, but without the interval.
 
+    Args:
+      metric: of the task.
+      rows: the metrics of all rows.
+      beam: whether it is of the texts of the beam search.
+    """
+    return _value_column(metric, _column_decimals(metric, rows), beam)
+
+
+def _column_decimals(metric: MetricInfo, rows: Iterable[Mapping[str, MetricFigure]]) -> int:
+    return decimals([row[metric.name].interval for row in rows], metric.digits)
+
+
+def _value_column(metric: MetricInfo, digits: int, beam: bool = False) -> Column:
     def cell(row: Row) -> str:
         figure = row.metrics[metric.name]
         value = figure.beam if beam else figure.value
-        return ABSENT if value is None else f"{value:.{metric.digits}f}"
+        return ABSENT if value is None else f"{value:.{digits}f}"
 
     return Column(f"{metric.label} beam" if beam else metric.label, metric.label, cell)
 
@@ -70,13 +86,13 @@ def value_column(metric: MetricInfo, beam: bool = False) -> Column:
 def summary_columns(report: Report) -> list[Column]:
     """Return the columns that a reader compares first."""
     first, *others = report.metrics
-    count = EngFormatter(places=1)
+    count, rows = EngFormatter(places=1), _metrics_of_rows(report)
     return [
         model_column(
             "parameters outside embeddings", lambda m: m.training.parameters_outside_embeddings, count, "params"
         ),
-        metric_column(first),
-        *(value_column(metric) for metric in others[:1]),
+        metric_column(first, rows),
+        *(value_column(metric, rows) for metric in others[:1]),
         model_column("KL to teacher", lambda m: m.closeness.kl_to_teacher, ".3f", "KL"),
         model_column("decode tok/s", lambda m: m.speed.decode_tokens_per_second, ",.0f", "tok/s"),
         model_column("tok/s at batch 1", lambda m: m.speed.decode_tokens_per_second_single, ",.0f", "batch 1"),
@@ -87,15 +103,15 @@ def summary_columns(report: Report) -> list[Column]:
 def detail_columns(report: Report) -> list[Column]:
     """Return all other columns."""
     first, *others = report.metrics
-    models = report.models.values()
+    models, rows = report.models.values(), _metrics_of_rows(report)
     columns = [
         model_column("parameters", lambda m: m.training.parameters, EngFormatter(places=1)),
         model_column("on disk", lambda m: m.training.bytes, EngFormatter(unit="B", places=1)),
     ]
     if any(model.metrics[first.name].beam is not None for model in models):
-        columns.append(value_column(first, beam=True))
+        columns.append(value_column(first, rows, beam=True))
     columns += [
-        *map(metric_column, others),
+        *(metric_column(metric, rows) for metric in others),
         model_column("cross-entropy", lambda m: m.closeness.cross_entropy, ".3f"),
         model_column("agreement", lambda m: m.closeness.agreement, ".1%"),
         model_column("acceptance", lambda m: m.closeness.acceptance, ".1%"),
@@ -121,8 +137,11 @@ def summary(report: Report) -> Table:
 
 
 def details(report: Report) -> Table:
-    """Return the other figures transposed: a heading row of models, then one row per figure."""
-    return [list(row) for row in zip(*_table(report, detail_columns(report)), strict=True)]
+    """Return the other figures, heading row first: a column per model, or with many models a row per model."""
+    table = _table(report, detail_columns(report))
+    if len(report.models) > MAX_MODELS:
+        return table
+    return [list(row) for row in zip(*table, strict=True)]
 
 
 def times(report: Report) -> Table:
@@ -156,7 +175,7 @@ def notes(report: Report) -> list[str]:
         f"({teacher.over_long:,} longer than the last bucket){signature}; seed {report.seed}.",
         "The text compares the student with another model by the 95% interval of their difference, paired by example; "
         "the table has each model's own interval. Neither covers the variance between trainings, which the command "
-        "ablate measures.",
+        "ablate measures. Decimals: as many as the intervals support, in a column those of its narrowest one.",
         "KL: nats a token. Agreement: share of target positions where student and teacher have the same most likely "
         "token. Acceptance: 1 - total variation, the rate at which the teacher accepts draft tokens of the student. "
         "Calibration error: expected, 15 bins. Speeds: medians; models take turns on the same prompts.",
@@ -168,12 +187,13 @@ def notes(report: Report) -> list[str]:
                 "those that it would have written itself (speculative decoding: the text is its greedy text). "
                 "Speed: relative to the teacher's greedy decoding without drafts, at batch 1."
             )
-    caches = (
+    outputs = [
         f"cache {name}: {cache.target_tokens:,} target tokens at {cache.bytes_per_target_token:.0f} bytes"
         for name, cache in report.caches.items()
-    )
-    if report.caches:
-        paragraphs.append(f"{'; '.join(caches)}.")
+    ]
+    outputs += [f"pseudo-targets {name}: {one.examples:,} examples" for name, one in report.pseudo_targets.items()]
+    if outputs:
+        paragraphs.append(f"{join_some(outputs, '; ', '; ')}.")
     if report.int8:
         models = "; ".join(f"{name} is {one.of}" for name, one in report.int8.items())
         paragraphs.append(
@@ -183,8 +203,22 @@ def notes(report: Report) -> list[str]:
     return paragraphs
 
 
+def _metrics_of_rows(report: Report) -> list[Mapping[str, MetricFigure]]:
+    return [*(model.metrics for model in report.models.values()), *report.baselines.values()]
+
+
+def _order(report: Report) -> list[str]:
+    """Return the names of models: as in the experiment, but of many the highlighted ones first, then the best."""
+    names, metric = list(report.models), report.headline
+    if len(names) <= MAX_MODELS:
+        return names
+    first, sign = highlighted(report), 1 if metric.higher_is_better is False else -1
+    others = sorted(set(names) - set(first), key=lambda name: (sign * report.models[name].value(metric.name), name))
+    return [*first, *others]
+
+
 def _table(report: Report, columns: Sequence[Column]) -> Table:
-    rows = {name: Row(model.metrics, model) for name, model in report.models.items()}
+    rows = {name: Row(report.models[name].metrics, report.models[name]) for name in _order(report)}
     rows |= {name: Row(metrics, None) for name, metrics in report.baselines.items()}
     head = ["model", *(column.heading for column in columns)]
     return [head, *([name, *(column.cell(row) for column in columns)] for name, row in rows.items())]

@@ -120,7 +120,7 @@ def test_page_has_a_table_and_a_plot_for_each_control():
     document = ablate.build_document(ablation(), "seed = 0")
     html, markdown = page.html(document), page.markdown(document)
     for text in (html, markdown.replace("\\_", "_")):
-        assert "BLEU against control_ce" in text and "+0.30 to +1.50" in text and "Over 3 seeds" in text
+        assert "BLEU against control_ce" in text and "+0.3 to +1.5" in text and "Over 3 seeds" in text
     assert html.count("<svg") == 4 and "<script" not in html and "seed = 0" in html  # two metrics, two controls
     identifiers = [
         {node.attrib["id"] for node in ElementTree.fromstring(f"<svg{part}").iter() if "id" in node.attrib}

@@ -14,6 +14,11 @@ def rows(text):
     return {line[0]: line[1:] for line in lines}
 
 
+def shows(text, value):
+    """Whether a text is a value, rounded to its decimals, of which there is one at least."""
+    return "." in text and text == f"{value:.{len(text.partition('.')[2])}f}"
+
+
 def test_test_split_as_new_text_has_the_figures_of_the_evaluation(smoke_run, tmp_path, capsys):
     examples = [json.loads(line) for line in (smoke_run / "data/test.jsonl").read_text().splitlines()]
     paths = [tmp_path / name for name in ("new.en", "new.fr")]
@@ -27,10 +32,8 @@ def test_test_split_as_new_text_has_the_figures_of_the_evaluation(smoke_run, tmp
     assert f"{len(examples)} examples" in output
     for name in ("teacher", "student_scratch", "student_kd"):
         figures = read_json(smoke_run / f"evaluation/{name}.json")
-        assert printed[name][0] == f"{figures['bleu']:.2f}"
-        assert printed[name][3] == f"{figures['chrf']:.2f}"
-    copied = read_json(smoke_run / "evaluation/baselines.json")["copy"]
-    assert printed["copy"][0] == f"{copied['bleu']:.2f}"
+        assert shows(printed[name][0], figures["bleu"]) and shows(printed[name][3], figures["chrf"])
+    assert shows(printed["copy"][0], read_json(smoke_run / "evaluation/baselines.json")["copy"]["bleu"])
 
 
 def test_one_model_is_scored_alone(smoke_run, capsys):

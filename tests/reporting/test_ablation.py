@@ -20,7 +20,7 @@ def with_verdicts(**verdicts):
 def test_lead_names_differences_and_number_of_seeds():
     text = lead(ablation())
     assert "Over 3 seeds, student_kd has BLEU 23.00 on average." in text
-    assert "better than control_ce (+0.90, 95% +0.30 to +1.50); not detectably different from control_smoothed" in text
+    assert "better than control_ce (+0.9, 95% +0.3 to +1.5); not detectably different from control_smoothed" in text
     assert "no gain from distillation over control_smoothed." in text and "reduced quality" not in text
 
 
@@ -45,7 +45,7 @@ def test_metric_without_direction_has_no_verdict():
 def test_paired_table_has_a_row_for_each_other_model():
     head, teacher, student = paired_table(ablation(), BLEU, "control_ce")
     assert head == ["model", "BLEU", "difference", "95% interval", "verdict", "of seeds 0 / 1 / 2"]
-    assert student == ["student_kd", "23.00", "+0.90", "+0.30 to +1.50", "better", "+0.90 / +1.00 / +0.80"]
+    assert student == ["student_kd", "23.00", "+0.9", "+0.3 to +1.5", "better", "+0.9 / +1.0 / +0.8"]
     assert teacher[0] == "teacher"
 
 

@@ -49,7 +49,7 @@ def nasty(text=NASTY):
     sample = {"source": text, "reference": text, "teacher": text, "kd": text}
     table = page.Table([["model", text], ["teacher", text]])
     sections = {
-        "": [table, page.Notes([text])],
+        "": [table, page.Paragraphs([text]), page.Notes([text])],
         text: [table, page.Plots({text: "<svg></svg>"})],
         "Samples": [page.Samples([sample], ["teacher", "kd"])],
     }
@@ -113,6 +113,15 @@ def test_empty_text_is_a_dash():
     sample = SAMPLE | {"kd": ""}
     assert "<dt>kd</dt><dd>–</dd>" in page.html(document(samples=[sample]))
     assert "- kd: –" in page.markdown(document(samples=[sample]))
+
+
+def test_marks_name_the_model_in_the_teachers_place():
+    """With an imported teacher the texts are compared with those of the first student."""
+    sample = {"source": "s", "reference": "r", "init": "a cat", "kd": "a dog"}
+    imported = document(sections={"Samples": [page.Samples([sample], ["init", "kd"])]})
+    assert "Marked: words that init did not write." in page.html(imported)
+    assert "Bold: words that init did not write." in page.markdown(imported)
+    assert "Marked: words that the teacher did not write." in page.html(document())
 
 
 def test_warnings_are_between_lead_and_table():

@@ -1,6 +1,7 @@
 """Plots: legible on light and dark backgrounds, without overlaps, each model with one style."""
 
 import dataclasses
+import functools
 import itertools
 from xml.etree import ElementTree
 
@@ -9,12 +10,16 @@ import pytest
 from kd_jax.evaluation.figures import MetricFigure
 from kd_jax.reporting import plots
 from tests.reporting.ablations import ablation
-from tests.reporting.reports import model, report
+from tests.reporting.reports import many_students, model, report
 
 CURVES = {
     "teacher": [{"step": 0, "valid_cross_entropy": 8.0}, {"step": 20, "loss": 5.0}, {"step": 40, "loss": 4.0}],
     "student_kd": [{"step": 20, "loss": 3.0}],
 }
+
+
+def all_plots(of_run):
+    return {**plots.quality_plots(of_run), **plots.learning_curves(of_run, CURVES)}
 
 
 def luminance(colour):
@@ -25,14 +30,14 @@ def luminance(colour):
 
 
 @pytest.mark.parametrize("background", ["#ffffff", "#0f172a"])
-@pytest.mark.parametrize("colour", plots.COLOURS)
+@pytest.mark.parametrize("colour", [*plots.COLOURS, plots.OTHER.colour])
 def test_colours_have_contrast_with_both_backgrounds(colour, background):
     dark, light = sorted(map(luminance, (colour, background)))
     assert (light + 0.05) / (dark + 0.05) >= 3
 
 
 def test_svg_takes_the_pages_text_colour():
-    for svg in plots.report_plots(report(), CURVES).values():
+    for svg in all_plots(report()).values():
         assert "currentColor" in svg and plots.INK not in svg
         assert "#000000" not in svg and "#ffffff" not in svg and "<script" not in svg
 
@@ -40,9 +45,9 @@ def test_svg_takes_the_pages_text_colour():
 def test_svg_is_one_element_with_unique_ids():
     ids = [
         {node.attrib["id"] for node in ElementTree.fromstring(svg).iter() if "id" in node.attrib}
-        for svg in plots.report_plots(report(), CURVES).values()
+        for svg in all_plots(report()).values()
     ]
-    assert len(ids) == 3 and all(not a & b for a, b in itertools.combinations(ids, 2))
+    assert len(ids) == 4 and all(not a & b for a, b in itertools.combinations(ids, 2))
 
 
 def similar_students(count, name):
@@ -59,8 +64,9 @@ def similar_students(count, name):
     [report(), similar_students(7, "student_{}"), similar_students(4, "student_with_a_name_to_tell_{}")],
     ids=["quickstart", "many", "long names"],
 )
-def test_labels_do_not_overlap_and_stay_inside(of_run):
-    figure = plots.trade_off(of_run)
+@pytest.mark.parametrize("against", ["parameters", "speed"])
+def test_labels_do_not_overlap_and_stay_inside(of_run, against):
+    figure = plots.trade_off(of_run, against)
     figure.draw_without_rendering()
     axes, (legend,) = figure.axes[0], figure.legends
     ticks = [
@@ -82,18 +88,64 @@ def test_labels_do_not_overlap_and_stay_inside(of_run):
 def test_model_has_one_style_in_every_plot():
     """Also where the teacher has no curve."""
     styles = plots.styles(report().models)
-    (line,) = plots.curve({"student_kd": CURVES["student_kd"]}, "loss", "nats", report().models).axes[0].lines
+    (line,) = plots.curve({"student_kd": CURVES["student_kd"]}, "loss", "nats", styles).axes[0].lines
     assert (line.get_color(), line.get_marker()) == styles["student_kd"]
     assert len({style.colour for style in styles.values()}) == len(styles) == 4
 
 
 def test_curve_skips_rows_without_the_value():
-    lines = plots.curve(CURVES, "loss", "nats", report().models).axes[0].lines
+    lines = plots.curve(CURVES, "loss", "nats", plots.styles(report().models)).axes[0].lines
     assert [line.get_xydata().tolist() for line in lines] == [[[20, 5], [40, 4]], [[20, 3]]]
 
 
 def test_no_curve_without_a_log():
-    assert list(plots.report_plots(report(), {"teacher": []})) == ["Quality against speed"]
+    assert plots.learning_curves(report(), {"teacher": []}) == {}
+    (caption,) = plots.learning_curves(report(), {"teacher": CURVES["teacher"][1:]})
+    assert caption == "Training loss, each model's own terms"
+
+
+@pytest.mark.parametrize("against", ["parameters", "speed"])
+def test_trade_off_shows_every_model_with_its_interval(against):
+    """All points are within the axes; the quickstart's students have the same parameters and the same speed."""
+    axes = plots.trade_off(report(), against).axes[0]
+    points = {line.get_label(): line.get_xydata()[0].tolist() for line in axes.lines if line.get_linestyle() == "None"}
+    x = {"parameters": (1_313_024, 656_512), "speed": (4000, 10_000)}[against]
+    bleu = {"teacher": 22.09, "student_scratch": 8.86, "student_init": 23.45, "student_kd": 22.90}
+    assert points == {name: [x[name != "teacher"], value] for name, value in bleu.items()}
+    ends = [lines.get_segments()[0][:, 1].tolist() for lines in axes.collections]
+    assert ends == [pytest.approx([value - 1.5, value + 1.5]) for value in bleu.values()]
+    low, high = axes.get_ylim()
+    assert low < 3.21 and high > 24.95  # from the copied sources to the upper end of student_init
+    places = {line.get_label(): line.get_transform().transform(line.get_xydata())[0][0] for line in axes.lines[:4]}
+    assert places["student_scratch"] + 5 < places["student_init"] < places["student_kd"] - 5  # pixels
+
+
+@pytest.mark.parametrize("times, scale", [(3.9, "linear"), (4.1, "log"), (5000, "log")])
+def test_axis_of_parameters_is_logarithmic_beyond_four_times(times, scale):
+    models = report().models | {
+        "teacher": model(30.0, training={"parameters_outside_embeddings": int(times * 656_512)})
+    }
+    figure = plots.trade_off(report(models=models), "parameters")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert axes.get_xscale() == scale and 2 <= len(ticks) <= 9 and low < 656_512 and high > times * 656_512
+    assert plots.trade_off(report(models=models), "speed").axes[0].get_xscale() == "linear"
+
+
+def test_fifty_students_share_a_grey_entry_of_the_legend():
+    one = many_students()
+    curves = {name: [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}] for name in one.models}
+    figures = [*map(functools.partial(plots.trade_off, one), ("parameters", "speed"))]
+    figures.append(plots.curve(curves, "loss", "nats", plots.report_styles(one)))
+    for figure in figures:
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert labels[:5] == ["teacher", "s0_ce", "s40_ce", "s49_kd", "47 other models"] and len(labels) < 7
+    axes = figures[0].axes[0]
+    assert sum(line.get_color() == plots.OTHER.colour for line in axes.lines) == 47
+    low, high = axes.get_ylim()
+    assert low < -1.5 and high > 31.5  # the ends of s0_ce and of the teacher
 
 
 def test_trade_off_without_intervals():

@@ -6,7 +6,7 @@ import pytest
 
 from kd_jax.errors import KdError
 from kd_jax.reporting.paired import SAME, Difference
-from kd_jax.reporting.report import Int8Comparison, Report, read_report
+from kd_jax.reporting.report import Int8Comparison, PseudoTargetFigures, Report, read_report
 from tests.reporting.reports import DRAFTING, int8_model, model, report
 
 
@@ -15,7 +15,8 @@ def full():
     """A report with every optional part."""
     models = {**report().models, "student_kd": model(22.9, drafting=DRAFTING, warnings=("empty",))}
     int8 = {"student_kd_int8": Int8Comparison("student_kd", Difference(0.5, (0.25, 0.75), (0.5,), SAME))}
-    return report(models={**models, "student_kd_int8": int8_model(22.5)}, int8=int8)
+    pseudo_targets = {"best_beam4": PseudoTargetFigures(17_632, 1_900_000, 12.5)}
+    return report(models={**models, "student_kd_int8": int8_model(22.5)}, int8=int8, pseudo_targets=pseudo_targets)
 
 
 def test_json_round_trip(full):
@@ -30,6 +31,8 @@ def test_json_models_are_flat(full):
     assert student["warnings"] == ["empty"] and "draft_tokens" not in data["models"]["teacher"]
     assert data["models"]["student_kd_int8"]["seconds"] is None
     assert data["headline"] == data["metrics"][0] and data["comparison"]["controls"] == []
+    assert data["pseudo_targets"]["best_beam4"] == {"examples": 17_632, "bytes": 1_900_000, "seconds": 12.5}
+    assert data["teacher_signals"]["student_kd"] == ["topk"] and data["teacher_signals"]["student_init"] == []
     assert data["int8"]["student_kd_int8"]["difference"]["interval"] == [0.25, 0.75]
 
 

@@ -6,8 +6,8 @@ import re
 from kd_jax.evaluation.figures import MetricFigure
 from kd_jax.reporting import tables
 from kd_jax.reporting.paired import SAME, Difference
-from kd_jax.reporting.report import Int8Comparison, MetricInfo
-from tests.reporting.reports import DRAFTING, int8_model, model, report, students
+from kd_jax.reporting.report import Int8Comparison, MetricInfo, PseudoTargetFigures
+from tests.reporting.reports import BLEU, CHRF, DRAFTING, int8_model, many_students, model, report, students
 
 
 def test_summary_columns():
@@ -22,9 +22,9 @@ def test_summary_columns():
         "tok/s at batch 1",
         "training time",
     ]
-    assert teacher == ["teacher", "1.3 M", "22.09 [20.6, 23.6]", "51.88", "0.340", "4,000", "3,000", "5:36"]
+    assert teacher == ["teacher", "1.3 M", "22.1 [20.6, 23.6]", "51.9", "0.340", "4,000", "3,000", "5:36"]
     assert [row[0] for row in others] == ["student_scratch", "student_init", "student_kd", "copy"]
-    assert others[-1] == ["copy", "–", "3.21 [2.6, 3.8]", "17.05", "–", "–", "–", "–"]
+    assert others[-1] == ["copy", "–", "3.2 [2.6, 3.8]", "17.1", "–", "–", "–", "–"]
 
 
 def test_details_have_the_other_figures():
@@ -44,7 +44,7 @@ def test_details_have_the_other_figures():
         "train tok/s",
         "loss before first step",
     ]
-    assert rows["BLEU beam"] == ["23.09", "9.86", "24.45", "23.90", "–"]
+    assert rows["BLEU beam"] == ["23.1", "9.9", "24.4", "23.9", "–"]
     assert rows["train tok/s"] == ["–"] * 5 and rows["acceptance"] == ["75.1%"] * 4 + ["–"]
 
 
@@ -53,7 +53,7 @@ def test_int8_model_has_a_row_and_no_training():
     models = report().models | {"student_kd_int8": int8_model(22.5)}
     with_int8 = report(int8={"student_kd_int8": Int8Comparison("student_kd", difference)}, models=models)
     *_, row, copy = tables.summary(with_int8)
-    assert copy[0] == "copy" and row[0] == "student_kd_int8" and row[2] == "22.50 [21.0, 24.0]" and row[-1] == "–"
+    assert copy[0] == "copy" and row[0] == "student_kd_int8" and row[2] == "22.5 [21.0, 24.0]" and row[-1] == "–"
     details = {row[0]: row[-2] for row in tables.details(with_int8)}
     assert details["on disk"] == "1.2 MB" and details["train tok/s"] == details["loss before first step"] == "–"
     assert tables.notes(with_int8)[-1].startswith("student_kd_int8 is student_kd with int8 weights: ")
@@ -70,6 +70,37 @@ def test_metrics_come_from_the_task():
     assert tables.summary(other_task)[1][2] == "1.250" and tables.summary(other_task)[0][2] == "bits a byte [95%]"
     shown = [tables.summary(other_task), tables.details(other_task), tables.notes(other_task)]
     assert not re.search("BLEU|chrF", str(shown))
+
+
+def test_columns_have_the_decimals_of_their_narrowest_interval():
+    """Half-widths of 1.5 and 0.12 have one and two decimals, 12 has none; the second metric has no interval."""
+    models = {"teacher": model(30.0, width=1.5), "student_kd": model(22.0, width=0.12)}
+    one = report(models=models, baselines={}, metrics=(BLEU, CHRF))
+    assert [row[2] for row in tables.summary(one)] == ["BLEU [95%]", "30.00 [28.50, 31.50]", "22.00 [21.88, 22.12]"]
+    coarse = report(models={name: model(22.0, width=12) for name in models}, baselines={})
+    assert [row[2] for row in tables.summary(coarse)[1:]] == ["22 [10, 34]"] * 2
+    plain = {"bleu": MetricFigure(22.0), "chrf": MetricFigure(51.88)}
+    without = {name: dataclasses.replace(figures, metrics=plain) for name, figures in models.items()}
+    assert [row[2:4] for row in tables.summary(report(models=without, baselines={}))[1:]] == [["22.00", "51.88"]] * 2
+
+
+def test_tables_of_fifty_students_have_models_as_rows_with_the_best_first():
+    one = many_students()
+    for table in (tables.summary(one), tables.details(one)):
+        names = [row[0] for row in table]
+        assert names[:7] == ["model", "teacher", "s0_ce", "s40_ce", "s49_kd", "s48_kd", "s47_kd"]
+        assert len(names) == 53 and names[-2:] == ["s1_kd", "copy"] and max(map(len, table)) < 16
+    lower = dataclasses.replace(BLEU, higher_is_better=False)
+    assert [row[0] for row in tables.summary(dataclasses.replace(one, metrics=(lower, CHRF)))][-2] == "s48_kd"
+
+
+def test_notes_count_pseudo_targets():
+    outputs = {f"best_beam{i}": PseudoTargetFigures(1234, 10, 1.0) for i in range(9)}
+    note = tables.notes(report(pseudo_targets=outputs))[-1]
+    assert note.startswith(
+        "cache topk: 242,854 target tokens at 122 bytes; pseudo-targets best_beam0: 1,234 examples; "
+    )
+    assert note.endswith("and 5 more.")
 
 
 def test_text_table_fits_eighty_columns():
