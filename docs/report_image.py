@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-WINDOW = "1000,1180"  # pixels: the lead, the table and the plots
+WINDOW = "1000,1180"  # pixels: the lead, the plots and the table
 
 
 def main(workdir: str, image: str) -> None:

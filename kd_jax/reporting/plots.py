@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from kd_jax.evaluation.figures import ModelFigures
@@ -119,6 +119,7 @@ def trade_off(report: Report, against: Literal["parameters", "speed"] = "speed")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
             axes.xaxis.set_minor_locator(NullLocator())
         else:
+            axes.xaxis.set_major_locator(MaxNLocator(6))
             axes.set_xlim(0, 1.1 * max(cost.values()))
         axes.xaxis.set_major_formatter(EngFormatter() if against == "parameters" else StrMethodFormatter("{x:,.0f}"))
 
