@@ -18,6 +18,10 @@ def reference64(name, share, p_logp, q_logp):
         return (q * (q_logp - p_logp)).sum(-1), q * (q_logp - p_logp + 1)
     if name == "total_variation":
         return np.abs(p - q).sum(-1) / 2, np.sign(q - p) * q / 2
+    if name == "taid":  # `share` is t; the target has no gradient
+        target_logp = log_softmax64(np.where(share < 1, (1 - share) * q_logp, 0.0) + share * p_logp)
+        target = np.exp(target_logp)
+        return (target * (target_logp - q_logp)).sum(-1), -target
     first, second = (q_logp, p_logp) if name == "skewed_reverse_kl" else (p_logp, q_logp)
     log_m = np.logaddexp(np.log(share) + first, np.log1p(-share) + second)
     if name == "jensen_shannon":

@@ -120,7 +120,8 @@ def test_bounded_divergences_are_finite_if_the_teacher_has_zero_probabilities(lo
 
 def loss_of(name, share, p_logp):
     """A divergence as a function of log q."""
-    option = {"jensen_shannon": "beta", "skewed_forward_kl": "alpha", "skewed_reverse_kl": "alpha"}.get(name)
+    options = {"jensen_shannon": "beta", "skewed_forward_kl": "alpha", "skewed_reverse_kl": "alpha", "taid": "t"}
+    option = options.get(name)
     loss = getattr(divergence, name)
     return lambda x: loss(jnp.asarray(p_logp), x, **({option: share} if option else {}))
 
@@ -151,7 +152,12 @@ SURE, OPEN = np.stack([NONE, -FAR], 1), np.stack([NONE, NONE - 1], 1)
 # Logits of two tokens: one side is sure, the other one is, both are sure of different tokens.
 FAR_TEACHER = np.concatenate([SURE, OPEN, SURE])
 FAR_STUDENT = np.concatenate([OPEN, SURE, np.stack([-FAR / 3, NONE], 1)])
-EVERY = [*MIXTURES, *((name, 0.0) for name in ("forward_kl", "reverse_kl", "total_variation"))]
+EVERY = [
+    *MIXTURES,
+    ("taid", 0.25),
+    ("taid", 1.0),
+    *((name, 0.0) for name in ("forward_kl", "reverse_kl", "total_variation")),
+]
 
 
 @pytest.mark.parametrize("name, share", EVERY)

@@ -160,7 +160,7 @@ def test_logits_that_differ_by_40_to_120_equal_float64(signal, loss):
         teacher_logp = log_softmax64(np.concatenate(parts[: 1 if tail == "renormalise" else 2], axis=1))
         teacher_logp = teacher_logp[:, :2] if tail == "zero" else teacher_logp
     student_logp, pull_back = student_on_support64(student, ids, tail)
-    share = 0.5 if loss.__name__ == "jensen_shannon" else 0.1  # the defaults
+    share = {"jensen_shannon": 0.5, "taid": 1.0}.get(loss.__name__, 0.1)  # the defaults
     value, gradient = reference64(loss.__name__, share, teacher_logp, student_logp)
     of_logits = lambda x: loss(*signal.align(x, payload, 1.0)[:2])  # noqa: E731
     got, got_gradient = jax.jit(lambda x: (of_logits(x), jax.grad(lambda x: of_logits(x).sum())(x)))(
