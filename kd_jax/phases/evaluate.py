@@ -40,6 +40,7 @@ from kd_jax.evaluation.speed import decoding_speeds, drafting_speed
 from kd_jax.experiment import ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.provenance import check_upstream, input_fields
+from kd_jax.reporting.rounding import decimals
 from kd_jax.reporting.verdict import leading_student
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import local_devices
@@ -110,7 +111,10 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
             closeness[name] = compare_with_teacher(context, candidate, params[TEACHER], params[name])
         use_cache = evaluation.cached_k and name != TEACHER
         offline[name] = compare_with_cache(context, candidate, params[name]) if use_cache else None
-        shown = [f"{metric.label} {metrics[name][metric.name].value:.{metric.digits}f}" for metric in task.metrics]
+        shown = []
+        for metric in task.metrics:
+            figure = metrics[name][metric.name]
+            shown.append(f"{metric.label} {figure.value:.{decimals([figure.interval], metric.digits)}f}")
         progress.log(f"{name}: {', '.join(shown)}")
     speeds = _decoding_speeds(context, candidates)
     drafting = _drafting(context, candidates, metrics)
