@@ -2,45 +2,65 @@
 
     python -m kd_jax run experiments/configs/choose_quickstart.py --workdir runs/choose_quickstart
 
-Students from the teacher's layers with the quickstart's steps vary learning rate, weight and temperature of the
-teacher's term.
+The distilled student with the teacher's texts alone, other weights and temperatures of the teacher's distribution,
+other learning rates, other targets and twice the steps; and its controls with the other learning rate.
 """
 
 import dataclasses
 
-from kd_jax import Decoding, Evaluation, Term, TopK, Translation, cross_entropy, forward_kl, load_experiment
+from kd_jax import (
+    Decoding,
+    Evaluation,
+    PseudoTargets,
+    Term,
+    TopK,
+    Translation,
+    cross_entropy,
+    forward_kl,
+    load_experiment,
+)
 
-quickstart = load_experiment(__file__.replace("choose_quickstart", "quickstart_references"))
-student = quickstart.students["student_kd"]
+quickstart = load_experiment(__file__.replace("choose_quickstart", "quickstart"))
+kd = quickstart.students["student_kd"]
 
 
-def student_with(rate=3e-3, weight=0.5, temperature=1.0, k=32):
-    """Return the distilled student with other settings."""
-    signal = TopK(k=k, temperature=temperature)
+def weighted(weight, temperature=1.0):
+    """Return the distilled student with another weight and temperature of the divergence."""
+    signal = TopK(k=32, temperature=temperature)
     terms = {"ce": Term(cross_entropy, weight=1 - weight), "kd": Term(forward_kl, weight=weight, signal=signal)}
-    if weight in (0.0, 1.0):  # one term alone
-        terms = {"ce": Term(cross_entropy)} if weight == 0.0 else {"kd": terms["kd"]}
-    optimizer = dataclasses.replace(student.training.optimizer, learning_rate=rate)
-    training = dataclasses.replace(student.training, optimizer=optimizer)
-    return dataclasses.replace(student, terms=terms, training=training)
+    return dataclasses.replace(kd, terms={name: term for name, term in terms.items() if term.weight})
 
 
+def trained(student, **changed):
+    """Return a student with other steps or another learning rate."""
+    training = student.training
+    if rate := changed.pop("rate", None):
+        changed["optimizer"] = dataclasses.replace(training.optimizer, learning_rate=rate)
+    return dataclasses.replace(student, training=dataclasses.replace(training, **changed))
+
+
+texts_alone = weighted(0.0)
 experiment = dataclasses.replace(
     quickstart,
     name="choose_quickstart",
     task=Translation(source="en", target="fr", decoding=Decoding(beam=1)),
     students={
-        "ce_rate2": student_with(weight=0.0, rate=2e-3),
-        "ce_rate3": student_with(weight=0.0),
-        "ce_rate5": student_with(weight=0.0, rate=5e-3),
-        "kd_rate2": student_with(rate=2e-3),
-        "kd_rate3": student_with(),
-        "kd_rate5": student_with(rate=5e-3),
-        "kd_weight7": student_with(weight=0.7),
-        "kd_weight9": student_with(weight=0.9),
-        "kd_alone": student_with(weight=1.0),
-        "kd_warm": student_with(temperature=2.0),
+        "kd": kd,
+        "kd_weight8": weighted(0.8),
+        "kd_alone": weighted(1.0),
+        "kd_warm": weighted(0.5, temperature=2.0),
+        "kd_rate5": trained(kd, rate=5e-3),
+        "texts": texts_alone,
+        "texts_rate5": trained(texts_alone, rate=5e-3),
+        "texts_long": trained(texts_alone, steps=2800, eval_every=700),
+        "texts_nbest": dataclasses.replace(texts_alone, targets=PseudoTargets("nbest", of="both")),
+        "texts_and_references": dataclasses.replace(texts_alone, targets=PseudoTargets(of="unlabelled")),
+        "references_kd": dataclasses.replace(kd, targets=None),
+        "init": quickstart.students["student_init"],
+        "init_rate5": trained(quickstart.students["student_init"], rate=5e-3),
+        "smoothed": quickstart.students["student_smoothed"],
+        "smoothed_rate5": trained(quickstart.students["student_smoothed"], rate=5e-3),
     },
     comparison=None,
-    evaluation=Evaluation(split="validation", speed_texts=4, bootstrap=200),
+    evaluation=Evaluation(split="validation", speed_texts=4, bootstrap=300, draft=0),
 )
