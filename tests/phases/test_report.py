@@ -126,7 +126,7 @@ STEPS = "--teacher.training.steps 6 --students.plain.training.steps 3 --students
 WARMUPS = "--teacher.training.optimizer.warmup 2 --students.plain.training.optimizer.warmup 1"
 SHORT = f"""
 {STEPS} {WARMUPS} --students.kd.training.optimizer.warmup 1 --source.examples 80 --tokenizer.vocab-size 60 --buckets 32
---backend jit --evaluation.bootstrap 20 --evaluation.speed-texts 1 --task.decoding.beam 1
+--backend jit --evaluation.bootstrap 20 --evaluation.speed-texts 1 --evaluation.draft 0 --task.decoding.beam 1
 """
 CONFIG = """
 import dataclasses
