@@ -54,6 +54,7 @@ from kd_jax.sources.files import Files as Files
 from kd_jax.sources.tfds import Tfds as Tfds
 from kd_jax.sources.toy import Toy as Toy
 from kd_jax.students.init import FromCheckpoint as FromCheckpoint
+from kd_jax.students.init import FromStudent as FromStudent
 from kd_jax.students.init import FromTeacher as FromTeacher
 from kd_jax.students.init import Random as Random
 from kd_jax.students.pretrained import FromHuggingFace as FromHuggingFace

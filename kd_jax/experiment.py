@@ -16,13 +16,13 @@ from kd_jax.optim.optimizer import Optimizer
 from kd_jax.runtime.mesh import DATA_PARALLEL, Mesh
 from kd_jax.signals.base import LogitSignal
 from kd_jax.sources.base import Source
-from kd_jax.students.init import FromCheckpoint, FromTeacher, Random
+from kd_jax.students.init import FromCheckpoint, FromStudent, FromTeacher, Random
 from kd_jax.students.pretrained import FromHuggingFace, Smaller
 from kd_jax.tasks.base import Task
 from kd_jax.tokenizers.base import TokenizerSettings, is_pretrained
 
 Select = Literal["headline", "cross_entropy", "last"]
-Initializer = Random | FromTeacher | FromCheckpoint | FromHuggingFace
+Initializer = Random | FromTeacher | FromStudent | FromCheckpoint | FromHuggingFace
 T = TypeVar("T")
 
 
@@ -67,7 +67,7 @@ class Recipe:
 
     Attributes:
       model: hyper-parameters of the network. None takes those of the folder in `init`; Smaller, for a student,
-        takes the teacher's with other sizes.
+        takes the teacher's with other sizes, or that of the student in `init`.
       init: where the first parameters come from.
       terms: the objective, name -> Term.
       training: steps, batches, optimizer.
@@ -270,7 +270,8 @@ class ResolvedExperiment(Experiment):
 def resolve(experiment: Experiment) -> ResolvedExperiment:
     """Return the experiment with the hyper-parameters of every model and the tokenizer's folder filled in.
 
-    A model None becomes that of the folder in `init`; Smaller becomes the teacher's with other sizes. A
+    A model None becomes that of the folder in `init`; Smaller becomes the teacher's with other sizes, or with
+    init=FromStudent that student's. A
     HuggingFaceTokenizer without a folder gets the teacher's, and becomes a MarianTokenizer or M2M100Tokenizer if
     the folder holds such files.
 
@@ -291,24 +292,31 @@ def resolve(experiment: Experiment) -> ResolvedExperiment:
         tokenizer = tokenizer.with_folder(tokenizer.folder or teacher_folder)
         cut = tokenizer.cut
     resolved_teacher = _resolve_recipe(TEACHER, teacher, None, cut)
-    students = {
-        name: _resolve_recipe(f"students.{name}", recipe, resolved_teacher, cut)
-        for name, recipe in experiment.students.items()
-    }
+    students: dict[str, ResolvedRecipe] = {}
+    for name, recipe in experiment.students.items():
+        larger = students.get(recipe.init.name) if isinstance(recipe.init, FromStudent) else None
+        students[name] = _resolve_recipe(f"students.{name}", recipe, larger or resolved_teacher, cut)
     changes = {"tokenizer": tokenizer, "teacher": resolved_teacher, "students": students}
     return _convert(ResolvedExperiment, experiment, changes)
 
 
-def _resolve_recipe(field: str, recipe: Recipe, teacher: ResolvedRecipe | None, cut: bool) -> ResolvedRecipe:
-    """Return the recipe with its model's hyper-parameters; `cut`: the vocabulary is smaller than the folder's."""
+def _resolve_recipe(field: str, recipe: Recipe, larger: ResolvedRecipe | None, cut: bool) -> ResolvedRecipe:
+    """Return the recipe with its model's hyper-parameters.
+
+    Args:
+      field: of the recipe.
+      recipe: of the teacher or of a student.
+      larger: recipe of the model that Smaller is smaller than; None for the teacher.
+      cut: whether the vocabulary is smaller than the folder's.
+    """
     model = recipe.model
     if isinstance(model, Smaller):
-        if teacher is None:
+        if larger is None:
             raise KdError(
                 f"{field}.model: expected a model, got Smaller, which is for students. Name a model, or set it to None "
                 "with init=FromHuggingFace(FOLDER)."
             )
-        model = model.resolve(cast(Transformer, teacher.model))
+        model = model.resolve(cast(Transformer, larger.model))
     elif model is None:
         if not isinstance(recipe.init, FromHuggingFace):
             raise KdError(

@@ -1,5 +1,6 @@
 """The check of an experiment before any work: it refuses whatever a later phase would refuse."""
 
+import difflib
 import re
 from typing import get_args
 
@@ -26,7 +27,7 @@ from kd_jax.models.int8 import Int8
 from kd_jax.objective import check as objective
 from kd_jax.objective.terms import feature_signals, needs_teacher
 from kd_jax.runtime import backends
-from kd_jax.students.init import FromTeacher, Random
+from kd_jax.students.init import FromModel, FromStudent, Random
 from kd_jax.students.pretrained import FromHuggingFace
 from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
 
@@ -38,6 +39,7 @@ RESERVED_NAMES = {"teacher", "manifest", "inputs", "baselines", "number", "sourc
 def check(experiment: ResolvedExperiment) -> None:
     """Check every field of an experiment; the error names the first invalid one."""
     check_names(experiment)
+    check_student_starts(experiment)
     check_buckets(experiment)
     backends.check(experiment.backend, experiment.mesh)
     check_count("seed", experiment.seed, 0, MAX_SEED, "Set `--seed`.")
@@ -90,6 +92,27 @@ def check_names(experiment: ResolvedExperiment) -> None:
             )
         if name in RESERVED_NAMES:
             raise KdError(f"students: expected none of {', '.join(sorted(RESERVED_NAMES))}, got {name!r}. Rename it.")
+
+
+def check_student_starts(experiment: ResolvedExperiment) -> None:
+    """Check that a student that starts from another one comes after it, since students are trained in this order."""
+    names = list(experiment.students)
+    for place, (name, recipe) in enumerate(experiment.students.items()):
+        if not isinstance(recipe.init, FromStudent) or recipe.init.name in names[:place]:
+            continue
+        other, earlier = recipe.init.name, names[:place]
+        if other == name:
+            problem = f"{other!r}, the student itself. Name one of them, or use FromTeacher."
+        elif other in names:
+            problem = f"{other!r}, which comes later. Move it before {name}."
+        else:
+            nearest = difflib.get_close_matches(other, earlier, 1)
+            remedy = f"Did you mean {nearest[0]}?" if nearest else "Name one of them, or use FromTeacher."
+            problem = f"{show(other)}. {remedy}"
+        raise KdError(
+            f"students.{name}.init.name: expected a student before {name} in the experiment "
+            f"({', '.join(earlier) or 'there are none'}), got {problem}"
+        )
 
 
 def check_buckets(experiment: ResolvedExperiment) -> None:
@@ -172,10 +195,9 @@ def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None
         except KdError as error:
             raise KdError(f"terms.{name}.{error}") from error
     if recipe is teacher:
-        if isinstance(recipe.init, FromTeacher):
-            raise KdError(
-                "init: expected Random, FromCheckpoint or FromHuggingFace, got FromTeacher. It is for students."
-            )
+        if isinstance(recipe.init, FromModel):
+            kind = type(recipe.init).__name__
+            raise KdError(f"init: expected Random, FromCheckpoint or FromHuggingFace, got {kind}. It is for students.")
         if recipe.targets or any(term.signal for term in recipe.terms.values()):
             field = "targets" if recipe.targets else "terms"
             raise KdError(
@@ -188,7 +210,8 @@ def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None
                 f"targets: expected None, since {experiment.task.name} has no prompts for the teacher to answer, got "
                 f"{type(recipe.targets).__name__}. Remove it."
             )
-    recipe.init.check(teacher.model, recipe.model)
+    source = experiment.recipes[recipe.init.name] if isinstance(recipe.init, FromModel) else teacher
+    recipe.init.check(source.model, recipe.model)
 
 
 def check_pretrained(recipe: ResolvedRecipe, init: FromHuggingFace, experiment: ResolvedExperiment) -> None:

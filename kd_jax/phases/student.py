@@ -11,7 +11,7 @@ from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.provenance import check_upstream
 from kd_jax.signals.base import compares_logits
-from kd_jax.students.init import FromTeacher
+from kd_jax.students.init import FromStudent, FromTeacher
 from kd_jax.teaching.imported.base import required_signal
 from kd_jax.training.model import Monitoring, TrainingInputs, train_model
 
@@ -35,8 +35,8 @@ def run(
       metrics: metric writers beside metrics.jsonl: tensorboard, wandb, mlflow.
 
     Raises:
-      KdError: if there is no such student, its teacher or cache is missing or of another run, or it needs more of an
-        imported teacher than was imported.
+      KdError: if there is no such student, its teacher, cache or first parameters are missing or of another run, or it
+        needs more of an imported teacher than was imported.
     """
     if only and only not in experiment.students:
         nearest = " or ".join(difflib.get_close_matches(only, experiment.students, 1, 0.0)) or "nothing"
@@ -45,20 +45,30 @@ def run(
         required_signal(experiment)
     for name in [only] if only else experiment.students:
         recipe = experiment.students[name]
-        digests = _input_digests(recipe, workdir)
+        digests = _input_digests(name, recipe, workdir)
         caches = [workdir.cache(recipe.train_targets.name, signal) for signal in cached_signals(recipe.terms)]
-        teacher = [workdir.model(TEACHER)] if "teacher" in digests else []
-        check_upstream(experiment, workdir, [*teacher, *caches], recipe.train_targets.name)
+        models = [workdir.model(TEACHER)] if "teacher" in digests else []
+        if isinstance(recipe.init, FromStudent):
+            models.append(workdir.model(recipe.init.name))
+        check_upstream(experiment, workdir, [*models, *caches], recipe.train_targets.name)
         payloads = _payloads(recipe, workdir)
         digests |= {f"cache.{signal}": store.digest for signal, store in payloads.items()}
         train_model(experiment, workdir, name, TrainingInputs(digests, payloads), force, Monitoring(profile, metrics))
 
 
-def _input_digests(recipe: ResolvedRecipe, workdir: Workdir) -> dict[str, str]:
+def _input_digests(name: str, recipe: ResolvedRecipe, workdir: Workdir) -> dict[str, str]:
     """Return the digests of a student's inputs other than the data and the caches."""
     digests: dict[str, str] = {}
     if isinstance(recipe.init, FromTeacher) or needs_teacher(recipe.terms) or recipe.targets:
         digests["teacher"] = workdir.model(TEACHER).outputs()["digest"]
+    if isinstance(recipe.init, FromStudent):
+        other, folder = recipe.init.name, workdir.model(recipe.init.name)
+        if not folder.finished():
+            raise KdError(
+                f"students.{name}.init.name: expected a trained student, got {other}, which has no finished folder "
+                f"{folder.path}. Run `student --only {other}` first."
+            )
+        digests[f"model.{other}"] = folder.outputs()["digest"]
     if recipe.targets:
         digests["targets"] = workdir.split(recipe.train_targets.name).outputs()["digest"]
     return digests

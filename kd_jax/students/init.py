@@ -1,13 +1,15 @@
-"""Initial parameters of a model: random, the teacher's layers, or a checkpoint."""
+"""Initial parameters of a model: random, parts of the teacher or of another student, or a checkpoint."""
 
 import dataclasses
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.errors import KdError
 from kd_jax.models.base import Architecture
 from kd_jax.models.transformer import COMPUTE_FIELDS, Transformer
@@ -72,10 +74,47 @@ class FromTeacher:
     width: WidthRule = "importance"
     sample: int = 256
 
+    name: ClassVar[str] = TEACHER  # the model that the parameters are selected from, as in FromStudent
+
     def check(self, teacher: Architecture, student: Architecture) -> None:
         """Check that the student can start from the teacher."""
         layer_maps(self, teacher, student)
         check_width_rule(self.width, self.sample)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromStudent:
+    """Initial parameters from some of another student's layers, heads, neurons and channels.
+
+    So a student is pruned and distilled in rounds. Signals and pseudo-targets are still the teacher's.
+
+    Attributes:
+      name: the other student, which comes before this one in the experiment and is trained first.
+      encoder: that student's layer for each encoder layer of this one; empty for evenly spaced layers.
+      decoder: the same for the decoder.
+      width: as in FromTeacher; the importance is measured on that student's activations.
+      sample: as in FromTeacher.
+
+    Examples:
+      >>> from kd_jax.models.decoder_only import DecoderOnly
+      >>> deep, shallow = DecoderOnly(layers=4), DecoderOnly(layers=2)
+      >>> layer_maps(FromStudent("deep"), deep, shallow)
+      {'decoder': (0, 3)}
+    """
+
+    name: str
+    encoder: tuple[int, ...] = ()
+    decoder: tuple[int, ...] = ()
+    width: WidthRule = "importance"
+    sample: int = 256
+
+    def check(self, teacher: Architecture, student: Architecture) -> None:
+        """Check that the student can start from the other one, whose network `teacher` is."""
+        layer_maps(self, teacher, student)
+        check_width_rule(self.width, self.sample)
+
+
+FromModel = FromTeacher | FromStudent  # parameters are selected from those of a model of the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,16 +156,15 @@ def evenly_spaced_layers(teacher_layers: int, student_layers: int) -> tuple[int,
     return tuple(int(i) for i in np.linspace(0, teacher_layers - 1, student_layers).round())
 
 
-def layer_map(layers: tuple[int, ...], teacher_layers: int, student_layers: int, field: str) -> tuple[int, ...]:
+def layer_map(
+    layers: tuple[int, ...], teacher_layers: int, student_layers: int, field: str, owner: str
+) -> tuple[int, ...]:
     """Return the teacher's layer for each of the student's; an empty map gives evenly spaced layers."""
+    expected = f"one of {owner} {teacher_layers} layers for each of the {student_layers} student layers"
     if student_layers > teacher_layers and not layers:
-        raise KdError(
-            f"{field}: expected a teacher's layer for each of the {student_layers} student layers, got (). The teacher "
-            f"has {teacher_layers} layers."
-        )
+        raise KdError(f"{field}: expected {expected}, got (). Name them, one several times.")
     layers = layers or evenly_spaced_layers(teacher_layers, student_layers)
     if len(layers) != student_layers:
-        expected = f"a teacher's layer for each of the {student_layers} student layers"
         raise KdError(f"{field}: expected {expected}, got {len(layers)} entries {layers}.")
     for layer in layers:
         if not 0 <= layer < teacher_layers:
@@ -134,33 +172,32 @@ def layer_map(layers: tuple[int, ...], teacher_layers: int, student_layers: int,
     return layers
 
 
-def layer_maps(init: FromTeacher, teacher: Architecture, student: Architecture) -> dict[str, tuple[int, ...]]:
-    """Return stack -> the teacher's layer for each of the student's."""
+def layer_maps(init: FromModel, teacher: Architecture, student: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return stack -> the layer of the model `init.name`, whose network `teacher` is, for each of the student's."""
+    kind, owner = type(init).__name__, "the teacher's" if isinstance(init, FromTeacher) else f"{init.name}'s"
     if not (isinstance(teacher, Transformer) and isinstance(student, Transformer)) or student.family != teacher.family:
-        raise KdError(
-            f"model: expected {teacher.family}, the teacher's family, for init=FromTeacher, got {student.family}."
-        )
+        raise KdError(f"model: expected {teacher.family}, {owner} family, for init={kind}, got {student.family}.")
     for field in dataclasses.fields(student):
         ours, theirs = getattr(student, field.name), getattr(teacher, field.name)
         if ours != theirs and field.name not in FREE_FIELDS:
-            raise KdError(f"model.{field.name}: expected the teacher's {theirs} for init=FromTeacher, got {ours}.")
-    check_widths(teacher, student)
+            raise KdError(f"model.{field.name}: expected {owner} {theirs} for init={kind}, got {ours}.")
+    check_widths(teacher, student, owner, kind)
     maps, depths = {"encoder": init.encoder, "decoder": init.decoder}, teacher.stacks()
     for stack, layers in maps.items():
         if layers and stack not in depths:
             raise KdError(f"init.{stack}: expected () for a {teacher.family} model without {stack}, got {layers}.")
     maps = {
-        stack: layer_map(maps[stack], depths[stack], student_layers, f"init.{stack}")
+        stack: layer_map(maps[stack], depths[stack], student_layers, f"init.{stack}", owner)
         for stack, student_layers in student.stacks().items()
     }
     local = tuple(i for i, layer in enumerate(maps["decoder"]) if layer in teacher.local)
     if student.local != local:
-        raise KdError(f"model.local: expected {local} for the teacher's layers {maps['decoder']}, got {student.local}.")
+        raise KdError(f"model.local: expected {local} for {owner} layers {maps['decoder']}, got {student.local}.")
     return maps
 
 
 def init_from_teacher(
-    init: FromTeacher,
+    init: FromModel,
     teacher: Architecture,
     student: Architecture,
     params: Params,
@@ -169,8 +206,8 @@ def init_from_teacher(
 ) -> Params:
     """Return the student's parameters as a selection of the teacher's.
 
-    The arrays are the teacher's own if no width differs; then `scores` may be None. Each network pads the `vocab_size`
-    tokens to its own multiple.
+    With FromStudent, `teacher` and `params` are those of the other student. The arrays are the teacher's own if no
+    width differs; then `scores` may be None. Each network pads the `vocab_size` tokens to its own multiple.
     """
     maps = layer_maps(init, teacher, student)
     assert isinstance(teacher, Transformer) and isinstance(student, Transformer)

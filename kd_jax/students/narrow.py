@@ -33,25 +33,31 @@ def _widths(model: Transformer) -> dict[str, int]:
     return {"d_model": model.d_model, "d_ff": model.d_ff, "heads": model.heads, "kv_heads": model.key_heads}
 
 
-def check_widths(teacher: Transformer, student: Transformer) -> None:
-    """Check that the student's widths and heads can be selected from the teacher's."""
+def check_widths(teacher: Transformer, student: Transformer, owner: str, init: str) -> None:
+    """Check that the student's widths and heads can be selected from the teacher's.
+
+    Args:
+      teacher: the wider network.
+      student: the narrower one.
+      owner: "the teacher's", or the same of another student, for the message.
+      init: class of the student's init, for the message.
+    """
     teacher_widths = _widths(teacher)
     for field, width in _widths(student).items():
         if width > teacher_widths[field]:
             raise KdError(
-                f"model.{field}: expected at most the teacher's {teacher_widths[field]} for init=FromTeacher, "
-                f"got {width}."
+                f"model.{field}: expected at most {owner} {teacher_widths[field]} for init={init}, got {width}."
             )
     if student.head_width != teacher.head_width:
         raise KdError(
-            f"model.head_dim: expected heads of width {teacher.head_width}, as the teacher's, for init=FromTeacher, "
-            f"got {student.head_width}. Set head_dim={teacher.head_width}."
+            f"model.head_dim: expected heads of width {teacher.head_width}, as {owner}, for init={init}, got "
+            f"{student.head_width}. Set head_dim={teacher.head_width}."
         )
     heads_per_group = teacher.heads // teacher.key_heads
     if student.heads > heads_per_group * student.key_heads:
         raise KdError(
             f"model.heads: expected at most {heads_per_group * student.key_heads} for kv_heads = {student.key_heads}, "
-            f"since {heads_per_group} heads of the teacher share keys, got {student.heads}. Set more kv_heads."
+            f"since {heads_per_group} of {owner} heads share keys, got {student.heads}. Set more kv_heads."
         )
 
 

@@ -124,7 +124,8 @@ def select_vocab_rows(params: Params, rows_V: np.ndarray) -> Params:
 class Smaller:
     """A student's architecture: the teacher's with other sizes; useful if the teacher's is read from a folder.
 
-    The width of a head remains the teacher's. Every field is 0 for the teacher's value.
+    The width of a head remains the teacher's. Every field is 0 for the teacher's value. With init=FromStudent the
+    other student's architecture takes the place of the teacher's.
 
     Attributes:
       layers: number of layers of a decoder-only model.

@@ -1,4 +1,4 @@
-"""The trained teacher of a run, on this host's devices."""
+"""A trained model of a run, on this host's devices, and the teacher."""
 
 import functools
 from typing import Any
@@ -15,26 +15,28 @@ from kd_jax.tokenizers import base as tokenizers
 from kd_jax.types import Params
 
 
-class Teacher:
-    """The trained teacher of a run, on this host's devices; its parameters are loaded on first use.
+class TrainedModel:
+    """A trained model of a run, on this host's devices; its parameters are loaded on first use.
 
     Attributes:
-      writer: (index, count) of the process among those that write records.
+      name: of the model in `experiment.recipes`.
+      architecture: hyper-parameters of its network.
       data: the outputs of the phase `prepare`.
     """
 
-    def __init__(self, experiment: ResolvedExperiment, workdir: Workdir, writer: tuple[int, int] | None = None):
-        """Build the network; `writer` is as in `store.write`, None for this host among all hosts."""
-        self.experiment, self.workdir, self.writer = experiment, workdir, writer or hosts.process()
+    def __init__(self, experiment: ResolvedExperiment, workdir: Workdir, name: str):
+        """Build the network of the model."""
+        self.experiment, self.workdir, self.name = experiment, workdir, name
         self.data = workdir.data.outputs()
         self.vocab_size: int = self.data["vocab_size"]
         self.devices = local_devices(experiment.backend, experiment.mesh)
-        self.model = experiment.teacher.model.build(self.vocab_size)
+        self.architecture = experiment.recipes[name].model
+        self.model = self.architecture.build(self.vocab_size)
 
     @property
     def layout(self) -> Layout:
         """How examples become rows of the network."""
-        return self.experiment.teacher.model.layout(self.tokenizer.start, self.tokenizer.forced_prefix)
+        return self.architecture.layout(self.tokenizer.start, self.tokenizer.forced_prefix)
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -44,8 +46,21 @@ class Teacher:
     @functools.cached_property
     def params(self) -> Params:
         """The parameters of the best step, loaded onto the devices on first use."""
-        params = checkpoint.load_params(self.workdir.model(TEACHER), self.model.init)
+        params = checkpoint.load_params(self.workdir.model(self.name), self.model.init)
         return self.devices.replicate(params, self.model.axes(params))
+
+
+class Teacher(TrainedModel):
+    """The trained teacher of a run, whose signals and texts are written.
+
+    Attributes:
+      writer: (index, count) of the process among those that write records.
+    """
+
+    def __init__(self, experiment: ResolvedExperiment, workdir: Workdir, writer: tuple[int, int] | None = None):
+        """Build the network; `writer` is as in `store.write`, None for this host among all hosts."""
+        super().__init__(experiment, workdir, TEACHER)
+        self.writer = writer or hosts.process()
 
     def load(self) -> None:
         """Load the parameters onto the devices."""

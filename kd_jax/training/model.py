@@ -25,10 +25,10 @@ from kd_jax.provenance import input_fields
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Devices
-from kd_jax.students.init import FromCheckpoint, FromTeacher, Random, count_parameters, init_from_teacher, random_params
+from kd_jax.students.init import FromCheckpoint, FromModel, Random, count_parameters, init_from_teacher, random_params
 from kd_jax.students.narrow import is_narrower
 from kd_jax.students.pretrained import FromHuggingFace, select_vocab_rows
-from kd_jax.teaching.teacher import Teacher
+from kd_jax.teaching.teacher import TrainedModel
 from kd_jax.teaching.width_scores import width_scores
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.loop import Run, fit
@@ -210,11 +210,11 @@ def initial_params(experiment: ResolvedExperiment, workdir: Workdir, recipe: Res
     """Return a model's parameters before its first step.
 
     Raises:
-      KdError: if the teacher or the checkpoint is missing, or its shapes or vocabulary differ.
+      KdError: if the teacher, the other student or the checkpoint is missing, or its shapes or vocabulary differ.
     """
     data, init = workdir.data.outputs(), recipe.init
-    if isinstance(init, FromTeacher):
-        return _params_from_teacher(Teacher(experiment, workdir), recipe, init)
+    if isinstance(init, FromModel):
+        return _params_from_model(TrainedModel(experiment, workdir, init.name), recipe, init)
     if isinstance(init, Random):
         key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
         return random_params(recipe.model, data["vocab_size"], key)
@@ -244,12 +244,12 @@ def initial_params(experiment: ResolvedExperiment, workdir: Workdir, recipe: Res
     return checkpoint.load_params(folder, recipe.model.build(data["vocab_size"]).init)
 
 
-def _params_from_teacher(teacher: Teacher, student: ResolvedRecipe, init: FromTeacher) -> Params:
-    """Return a student's first parameters, selected from the teacher's."""
-    teacher_model, student_model = cast(Transformer, teacher.experiment.teacher.model), cast(Transformer, student.model)
+def _params_from_model(source: TrainedModel, student: ResolvedRecipe, init: FromModel) -> Params:
+    """Return a student's first parameters, selected from those of the teacher or of another student."""
+    source_model, student_model = cast(Transformer, source.architecture), cast(Transformer, student.model)
     scores = None
-    if is_narrower(teacher_model, student_model):
-        scores = width_scores(teacher, init.width, init.sample, student.references)
+    if is_narrower(source_model, student_model):
+        scores = width_scores(source, init.width, init.sample, student.references)
     # A student trains in float32 even if its teacher has bfloat16 parameters.
-    params = jax.tree.map(lambda x: x.astype(jnp.float32), teacher.devices.unreplicate(teacher.params))
-    return init_from_teacher(init, teacher_model, student_model, params, teacher.vocab_size, scores)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), source.devices.unreplicate(source.params))
+    return init_from_teacher(init, source_model, student_model, params, source.vocab_size, scores)

@@ -102,7 +102,7 @@ def test_removing_a_layer_without_effect_changes_nothing():
         (
             FromTeacher(),
             {"decoder_layers": 4},
-            r"init\.decoder: expected a teacher's layer for each of the 4 student layers",
+            r"init\.decoder: expected one of the teacher's 3 layers for each of the 4 student layers",
         ),
         (FromTeacher(), {"d_model": 16}, "d_model"),
         (FromTeacher(), {"norm_epsilon": 1e-3}, "norm_epsilon"),

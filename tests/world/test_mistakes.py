@@ -72,7 +72,7 @@ FIELDS = {  # a replaced field of the smoke experiment -> the error
     "teacher=replace(teacher, training=Training(steps=1e3))": "teacher.training.steps: expected an "
     "integer, got 1000.0.",
     "students={'a': replace(kd, init=FromTeacher)}, comparison=None": "students.a.init: expected Random, FromTeacher, "
-    "FromCheckpoint or FromHuggingFace, got the class FromTeacher. Write FromTeacher(...).",
+    "FromStudent, FromCheckpoint or FromHuggingFace, got the class FromTeacher. Write FromTeacher(...).",
 }
 
 
