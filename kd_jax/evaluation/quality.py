@@ -9,8 +9,10 @@ from kd_jax.artifacts import files
 from kd_jax.artifacts.manifest import Folder, read_lines
 from kd_jax.batches.pipeline import EvalBatches, PromptBatches
 from kd_jax.decoding.text import to_text
+from kd_jax.errors import KdError
 from kd_jax.evaluation.candidates import Candidate, Programs
 from kd_jax.evaluation.figures import MetricFigure
+from kd_jax.fields import show
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.devices import Devices
 from kd_jax.tasks.base import Task
@@ -18,6 +20,8 @@ from kd_jax.tasks.eval_set import EvalSet
 from kd_jax.tasks.metrics import Metric, Outcome
 from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.types import Batch, Params
+
+REMEDY = "Run `evaluate` again with --force."
 
 
 def generate_texts(
@@ -118,8 +122,29 @@ def read_outcome(
 ) -> Outcome:
     """Read a model's texts of the first way of decoding, or its likelihoods, from a finished evaluation."""
     if reads == "texts":
-        rows = read_lines(folder.file(f"{name}.jsonl"))
-        with_texts = eval_set._replace(text_indices=[row["number"] for row in rows])
-        return with_texts.text_outcome(task, [row[task.decoding.ways[0]] for row in rows])
-    arrays = files.read_arrays(folder.file(f"{name}.npz"))
+        rows = read_text_rows(task, eval_set, folder, name)
+        return eval_set.text_outcome(task, [row[task.decoding.ways[0]] for row in rows])
+    path, count = folder.file(f"{name}.npz"), len(eval_set.examples)
+    arrays = files.read_arrays(path)
+    for field in ("nll", "tokens"):
+        if field not in arrays or arrays[field].shape != (count,):
+            got = f"shape {arrays[field].shape}" if field in arrays else "none"
+            raise KdError(f"{path}: expected {field} of {count} examples, got {got}. {REMEDY}")
     return eval_set.likelihood_outcome(task, arrays["nll"], arrays["tokens"])
+
+
+def read_text_rows(task: Task, eval_set: EvalSet, folder: Folder, name: str) -> list[dict[str, Any]]:
+    """Read the rows of `text_rows` of a model from a finished evaluation.
+
+    Raises:
+      KdError: if there is not one row for each text of the evaluation set, or a text is missing.
+    """
+    path = folder.file(f"{name}.jsonl")
+    rows, numbers = read_lines(path), list(eval_set.text_indices)
+    texts = ("source", "reference", task.decoding.ways[0])
+    for row in rows:
+        if not isinstance(row, dict) or not all(isinstance(row.get(text), str) for text in texts):
+            raise KdError(f"{path}: expected rows with the texts {', '.join(texts)}, got {show(row)}. {REMEDY}")
+    if [row.get("number") for row in rows] != numbers:
+        raise KdError(f"{path}: expected a row for each of {len(numbers)} examples, got {len(rows)} others. {REMEDY}")
+    return rows

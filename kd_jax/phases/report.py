@@ -14,7 +14,7 @@ from kd_jax.batches.targets import TrainTargets
 from kd_jax.evaluation import degeneration
 from kd_jax.evaluation.candidates import trained_models
 from kd_jax.evaluation.figures import ModelFigures, read_baselines, read_model_figures
-from kd_jax.evaluation.quality import read_outcome
+from kd_jax.evaluation.quality import read_outcome, read_text_rows
 from kd_jax.experiment import ResolvedExperiment, required_signals
 from kd_jax.objective.terms import cached_signals
 from kd_jax.phases import evaluate
@@ -43,7 +43,8 @@ def run(experiment: ResolvedExperiment, workdir: Workdir) -> None:
     folder, trained = workdir.report, trained_models(experiment, workdir)
     inputs = report_inputs(experiment, workdir)
     names = [*trained, *experiment.evaluation.in_int8]
-    texts = {name: manifest.read_lines(workdir.evaluation.file(f"{name}.jsonl")) for name in names}
+    eval_set = EvalSet.load(workdir.data, experiment.evaluation.split, experiment.evaluation.texts)
+    texts = {name: read_text_rows(experiment.task, eval_set, workdir.evaluation, name) for name in names}
     report = build_report(experiment, workdir, read_manifests(experiment, workdir), texts)
     curves = {name: metrics_log.read(workdir.model(name).file("metrics.jsonl")) for name in trained}
     samples = select_samples(texts, experiment.task.decoding.ways[0], experiment.evaluation.samples)

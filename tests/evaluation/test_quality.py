@@ -7,11 +7,13 @@ import pytest
 
 from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import Folder
+from kd_jax.errors import KdError
 from kd_jax.evaluation.figures import MetricFigure
 from kd_jax.evaluation.quality import (
     map_batches,
     negative_log_likelihoods,
     read_outcome,
+    read_text_rows,
     score_metrics,
     text_rows,
 )
@@ -59,7 +61,7 @@ def test_eval_set_is_evenly_spaced(folder, count, indices):
 
 
 def test_read_outcome_has_the_first_ways_texts_or_the_likelihoods(folder):
-    eval_set = EvalSet.load(folder, "test", 0)
+    eval_set = EvalSet.load(folder, "test", 0)._replace(text_indices=[1, 4])
     texts = read_outcome(Translation(), eval_set, folder, "kd", "texts")
     assert texts.texts == ["a", "aaaa"] and texts.references == [["r1"], ["r4"]]
     tokens = read_outcome(Translation(), eval_set, folder, "kd", "tokens")
@@ -107,3 +109,36 @@ def test_text_rows_have_every_way():
         {"number": 2, "source": "s2", "reference": "r2", "greedy": "a", "beam": "c"},
         {"number": 5, "source": "s5", "reference": "r5", "greedy": "b", "beam": "d"},
     ]
+
+
+DAMAGE = {
+    "no rows": lambda rows: [],
+    "a row less": lambda rows: rows[1:],
+    "another example": lambda rows: [rows[0] | {"number": 10**6}, *rows[1:]],
+    "no text": lambda rows: [*rows[:-1], rows[-1] | {"greedy": None}],
+    "a list": lambda rows: [*rows[:-1], []],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_texts_of_other_examples_are_refused(tmp_path, damage):
+    """Also where every digest was redone: such rows give no figures."""
+    eval_set, folder = EvalSet(EXAMPLES, [2, 5]), Folder(tmp_path, "evaluate")
+    rows = text_rows(Translation(), eval_set, {"greedy": ["a", "b"]})
+    folder.begin({})
+    for name, one in {"whole": rows, "damaged": DAMAGE[damage](rows)}.items():
+        manifest.write_lines(tmp_path / f"{name}.jsonl", one)
+    folder.finish({}, 0.0)
+    assert read_text_rows(Translation(), eval_set, folder, "whole") == rows
+    with pytest.raises(KdError, match=r"damaged.jsonl: expected .* Run `evaluate` again with --force"):
+        read_text_rows(Translation(), eval_set, folder, "damaged")
+
+
+@pytest.mark.parametrize("arrays", [{"nll": np.ones(6)}, {"nll": np.ones((7, 1))}, {}])
+def test_likelihoods_of_other_examples_are_refused(tmp_path, arrays):
+    folder = Folder(tmp_path, "evaluate")
+    folder.begin({})
+    manifest.write_arrays(tmp_path / "kd.npz", tokens=np.ones(7, np.int64), **arrays)
+    folder.finish({}, 0.0)
+    with pytest.raises(KdError, match=r"kd.npz: expected nll of 7 examples, got (shape|none)"):
+        read_outcome(Translation(), EvalSet(EXAMPLES, range(7)), folder, "kd", "tokens")
