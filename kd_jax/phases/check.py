@@ -101,14 +101,14 @@ def check_student_starts(experiment: ResolvedExperiment) -> None:
         if not isinstance(recipe.init, FromStudent) or recipe.init.name in names[:place]:
             continue
         other, earlier = recipe.init.name, names[:place]
+        remedy = "Name one of them, or use FromTeacher." if earlier else "Use FromTeacher."
         if other == name:
-            problem = f"{other!r}, the student itself. Name one of them, or use FromTeacher."
+            problem = f"{other!r}, the student itself. {remedy}"
         elif other in names:
             problem = f"{other!r}, which comes later. Move it before {name}."
         else:
             nearest = difflib.get_close_matches(other, earlier, 1)
-            remedy = f"Did you mean {nearest[0]}?" if nearest else "Name one of them, or use FromTeacher."
-            problem = f"{show(other)}. {remedy}"
+            problem = f"{show(other)}. " + (f"Did you mean {nearest[0]}?" if nearest else remedy)
         raise KdError(
             f"students.{name}.init.name: expected a student before {name} in the experiment "
             f"({', '.join(earlier) or 'there are none'}), got {problem}"
