@@ -12,6 +12,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from kd_jax.errors import KdError
 from kd_jax.tokenizers import chat, hf_folder
@@ -35,6 +36,12 @@ MESSAGES = [
 ]
 ANSWERS = [None, "Fine.", "<think>\nwell\n</think>\n\n yes", " b "]
 SECONDS = 10  # of wall-clock time, on a busy machine; alone a refusal takes about one
+SMOL_INSTRUCT = (  # as in the folder of SmolLM2-135M-Instruct
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +102,38 @@ def test_prompts_equal_transformers_in_a_folder(where, tmp_path):
         chats = [{"role": "user", "content": text}]
         expected = library.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
         assert [tokenizer.start, *tokenizer.encode_prompt(text)] == expected
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_prompts_and_answers_equal_transformers_where_a_chat_starts_with_the_bos_token(cut, tmp_path):
+    """SmolLM2-Instruct's layout: bos is <|im_start|>, eos is <|im_end|>, and the template adds a system prompt."""
+    hf = pytest.importorskip("transformers")
+    folder, exported, data = tmp_path / "model", tmp_path / "exported", tmp_path / "data"
+    folder.mkdir()
+    exported.mkdir()
+    library = TOKENIZERS["decoder_only"]()
+    library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)])
+    library.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    library.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    names |= {"unk_token": "<|endoftext|>", "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"chat_template": SMOL_INSTRUCT}))
+    prompts = [*TEXTS[:6], "In which section are 1234 boats?", " é ☃\n\nx ", "<|im_end|> ends nothing", ""]
+    tokenizer = prepare_tokenizer(HuggingFaceTokenizer(str(folder), chat=True, cut=cut), data, [*prompts, *TEXTS])
+    tokenizer.export(exported, "decoder_only", True)
+    theirs = hf.AutoTokenizer.from_pretrained(exported if cut else folder)
+    assert (tokenizer.vocab_size < library.get_vocab_size()) == cut
+    for text in prompts:
+        chats = [{"role": "user", "content": text}]
+        words = theirs.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+        assert words.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM,")
+        expected = theirs.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = [tokenizer.start, *tokenizer.encode_prompt(text)]
+        assert ids == expected
+        chats.append({"role": "assistant", "content": TEXTS[7]})
+        both = theirs.apply_chat_template(chats, return_dict=True)["input_ids"]
+        answered = [*ids, *tokenizer.encode(TEXTS[7]), tokenizer.eos]
+        assert both[: len(answered)] == answered and theirs.decode(both[len(answered) :]) == "\n"
 
 
 def test_special_tokens_of_a_folder():
