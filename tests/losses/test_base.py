@@ -75,7 +75,11 @@ def test_bad_options_are_refused(loss, options, message):
         check_options(loss, options)
 
 
-@pytest.mark.parametrize("t", [0.0, 1, Schedule(0.4, 1.0, steps=10), optax.linear_schedule(0.0, 1.0, 10)], ids=str)
+@pytest.mark.parametrize(
+    "t",
+    [0.0, 1, Schedule(0.4, 1.0, steps=10), optax.linear_schedule(0.0, 1.0, 10)],
+    ids=["0.0", "1", "Schedule", "optax"],
+)
 def test_a_schedule_may_give_an_option_that_allows_it(t):
     check_options(divergence.taid, {"t": t})
 

@@ -157,7 +157,9 @@ def test_a_share_that_is_none_is_refused(share):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("term", [Term(mse, signal=HIDDEN), Term(forward_kl, signal=RELATIONS)], ids=str)
+@pytest.mark.parametrize(
+    "term", [Term(mse, signal=HIDDEN), Term(forward_kl, signal=RELATIONS)], ids=["vectors", "relations"]
+)
 def test_a_term_on_layers_has_no_share(term):
     check({"a": term}, 100)
     with pytest.raises(KdError, match=r"^terms\.a\.entropy_share: expected 1 for .*compares layers.*, got 0\.5"):
