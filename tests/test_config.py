@@ -17,7 +17,7 @@ from kd_jax.losses.divergence import jensen_shannon
 from kd_jax.objective.terms import Term
 
 CONFIGS = sorted((Path(__file__).parents[1] / "experiments/configs").glob("*.py"))
-NEEDS_FOLDER = {"pretrained_lm", "pretrained_seq2seq"}  # of a pretrained teacher
+NEEDS_FOLDER = {"pretrained_chat", "pretrained_lm", "pretrained_seq2seq"}  # of a pretrained teacher
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = kd_jax.Recipe(model=None, terms={}, training=kd_jax.Training(steps=1))
 REQUIRED = {  # arguments without a default
@@ -36,6 +36,7 @@ REQUIRED = {  # arguments without a default
     "Files": {"train": ("a",)},
     "FromCheckpoint": {"folder": "a"},
     "FromHuggingFace": {"folder": "a"},
+    "FromStudent": {"name": "a"},
     "HiddenStates": {"layers": ((0, 0),)},
     "Recipe": {"model": None, "terms": {}, "training": kd_jax.Training(steps=1)},
     "Schedule": {"start": 1.0, "end": 0.0, "steps": 1},
