@@ -32,10 +32,17 @@ def find_format(model: Transformer) -> Format:
 
 
 def add_mandatory_fields(model: Transformer, model_format: Format) -> Transformer:
-    """Return the model with the parts that every model of the format has, such as biases."""
+    """Return the model with the parts that every model of the format has, such as biases.
+
+    Sizes that are named and equal their defaults become the defaults.
+    """
     absent = {"biases": "none", "head_bias": False}
-    mandatory = model_format.mandatory_fields.items()
-    return dataclasses.replace(model, **{k: value for k, value in mandatory if getattr(model, k) == absent[k]})
+    changes = {k: value for k, value in model_format.mandatory_fields.items() if getattr(model, k) == absent[k]}
+    if model.head_dim * model.heads == model.d_model:
+        changes["head_dim"] = 0
+    if model.kv_heads == model.heads:
+        changes["kv_heads"] = 0
+    return dataclasses.replace(model, **changes)
 
 
 def write_model(folder: Path, model: Transformer, params: Params, config: Mapping[str, Any], vocab_size: int) -> None:

@@ -1,6 +1,7 @@
 """The format of an architecture, and writing models in it."""
 
 import dataclasses
+import filecmp
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.huggingface.read import read_model
 from kd_jax.models.huggingface.write import find_format, write_model
 from kd_jax.students.init import random_params
+from kd_jax.students.pretrained import Smaller
 from tests.models.huggingface.shapes import MODELS, V
 
 T5 = {"d_model": 16, "norm": "rms", "positions": "relative", "attention_scale": 1.0, "embedding_scale": False}
@@ -21,6 +23,22 @@ GEMMA = {"norm_position": "both", "embedding_scale": True, "qk_norm": True, "act
 
 def test_defaults_have_a_format():
     assert find_format(EncoderDecoder()).model_type == "pegasus" and find_format(DecoderOnly()).model_type == "llama"
+
+
+@pytest.mark.parametrize("teacher", [EncoderDecoder(d_model=128, heads=4), DecoderOnly(d_model=128, heads=4)])
+def test_a_narrow_student_has_its_teachers_format(teacher, tmp_path):
+    """The width of a head is named in it, and equals the default."""
+    student = Smaller(d_model=32, heads=1, d_ff=64).resolve(teacher)
+    assert student.head_dim == 32
+    named = dataclasses.replace(student, kv_heads=1)
+    unnamed = dataclasses.replace(student, head_dim=0, kv_heads=0)
+    params = random_params(named, V, jax.random.key(0))
+    for name, model in {"named": named, "unnamed": unnamed}.items():
+        assert find_format(model) is find_format(teacher)
+        (tmp_path / name).mkdir()
+        write_model(tmp_path / name, model, params, {"pad_token_id": 0}, V)
+    files = [path.name for path in (tmp_path / "named").iterdir()]
+    assert files and all(filecmp.cmp(tmp_path / "named" / name, tmp_path / "unnamed" / name, False) for name in files)
 
 
 def test_error_names_the_obstacle_of_each_format():
