@@ -1,6 +1,8 @@
 """English-French synopses of Debian packages: a teacher of 3+3 layers, a student of 2+1; 7 to 14 minutes on two cores.
 
-make quickstart
+python -m kd_jax run experiments/configs/quickstart_references.py --workdir runs/quickstart_references
+
+Teacher and students have the same references, all of them. With few references on the student's side: quickstart.py.
 """
 
 import dataclasses
@@ -37,7 +39,7 @@ ce_alone = Recipe(
 ce_and_kd = {"ce": Term(cross_entropy, weight=0.5), "kd": Term(forward_kl, weight=0.5, signal=TopK(k=32))}
 
 experiment = Experiment(
-    name="quickstart",
+    name="quickstart_references",
     source=Debian(config="en-fr", kinds=("synopsis",)),
     task=Translation(source="en", target="fr"),
     tokenizer=SentencePiece(vocab_size=4000),

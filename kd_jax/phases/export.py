@@ -50,7 +50,7 @@ tags: [kd_jax, knowledge-distillation, {task}]
 # {experiment}: {name}
 
 The model {name} of the experiment {experiment}{of_teacher} trained with kd_jax on {dataset}
-({count:,} training examples).
+({count:,} training examples{share}).
 The digest of its parameters is {digest}; exported as {form}.
 
 {use}
@@ -277,7 +277,7 @@ def model_card(
     versions = manifest.read_json(folder.path / "manifest.json")["versions"]
     of_teacher = "" if name == TEACHER else f", a student of the teacher {workdir.model(TEACHER).outputs()['digest']},"
     command = f"python -m kd_jax export --workdir DIR --model {name} --to FOLDER --format {format}"
-    recipe = config.flatten(experiment.recipes[name], name).items()
+    recipe, references = config.flatten(experiment.recipes[name], name).items(), experiment.recipes[name].references
     return CARD.format(
         task=json.dumps(printable(task.name)),  # a string of JSON is one of YAML
         name=escape(name),
@@ -285,6 +285,7 @@ def model_card(
         of_teacher=of_teacher,
         dataset=escape(data["dataset"]),
         count=data["counts"]["train"],
+        share=f", {references:,} of them with a reference for it" if references else "",
         digest=folder.outputs()["digest"],
         form=form,
         library=format,
