@@ -182,7 +182,7 @@ def test_all_later_phases_run_without_the_teacher(experiment, imported, capsys):
         phase.run(experiment, run)
     captured = capsys.readouterr()
     assert "teacher: imported by `import-logprobs`" in captured.err and "cache: imported by" in captured.err
-    assert "The teacher was imported as" in " ".join(captured.out.split())
+    assert "the gap to its teacher, imported as log-probabilities, is unknown" in " ".join(captured.out.split())
     figures = json.loads((run.report.path / "report.json").read_text())
     assert list(figures["models"]) == ["student_scratch", "student_kd"] and "import-logprobs" in figures["wall_seconds"]
     for model in figures["models"].values():
