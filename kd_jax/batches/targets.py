@@ -104,10 +104,9 @@ class TrainTargets(NamedTuple):
         """The name of the folder that holds the split; "" for the data's own."""
         if not self.pseudo:
             return ""
-        name = f"{self.pseudo.rule}_beam{self.pseudo.beam}" + (
-            "" if self.pseudo.of == "train" else f"_{self.pseudo.of}"
-        )
-        return name + (f"_{self.references}references" if self.references else "")
+        rule, beam, of = self.pseudo.rule, self.pseudo.beam, self.pseudo.of
+        suffix = "" if of == "train" else f"_{of}"
+        return f"{rule}_beam{beam}{suffix}" + (f"_{self.references}references" if self.references else "")
 
     def splits(self, available: Collection[str]) -> tuple[str, ...]:
         """Return the names of the data's splits that the teacher writes texts for.
@@ -120,9 +119,9 @@ class TrainTargets(NamedTuple):
         """
         if not self.pseudo:
             return ()
+        if self.references and self.pseudo.of != "train":  # training examples without a reference are unlabelled too
+            return ("train", "unlabelled") if "unlabelled" in available else ("train",)
         wanted = ("train", "unlabelled") if self.pseudo.of == "both" else (self.pseudo.of,)
-        if self.references and self.pseudo.of != "train":
-            return ("train", *(split for split in ("unlabelled",) if split in available))
         for split in wanted:
             if split not in available:
                 raise KdError(
@@ -133,12 +132,17 @@ class TrainTargets(NamedTuple):
 
     def check(self, counts: Mapping[str, int]) -> None:
         """Check that the data has such examples; `counts` is split -> number of examples."""
-        if self.references > counts["train"]:
-            raise KdError(
-                f"references: expected at most the {counts['train']} training examples, got {self.references}. Lower "
-                "it, or set 0 for all."
-            )
+        check_references(self.references, counts["train"])
         self.splits(counts)
+
+
+def check_references(references: int, examples: int) -> None:
+    """Check that a model's share of the references is not larger than the number of training examples."""
+    if references > examples:
+        raise KdError(
+            f"references: expected at most the {examples} training examples, got {references}. Lower it, or set 0 for "
+            "all."
+        )
 
 
 def references_mask(owners_N: np.ndarray, examples: int, references: int) -> np.ndarray:
@@ -155,6 +159,7 @@ def references_mask(owners_N: np.ndarray, examples: int, references: int) -> np.
       >>> references_mask(np.array([0, 0, 1, 2]), examples=3, references=1)
       array([False, False, False,  True])
     """
+    check_references(references, examples)
     if not references:
         return np.ones(len(owners_N), bool)
     mask = np.zeros(examples, bool)

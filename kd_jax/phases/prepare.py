@@ -45,6 +45,7 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False, w
     """
     folder, task = workdir.data, experiment.task
     if not folder.begin(inputs(experiment), force):
+        check_splits(experiment, folder.outputs()["counts"])
         progress.log(f"data: already prepared, {folder.path}")
         return
     began = time.perf_counter()

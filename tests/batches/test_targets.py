@@ -70,6 +70,11 @@ def test_which_splits_the_teacher_writes_texts_for(of, references, available, ex
     assert TrainTargets(PseudoTargets(of=of), references).splits(available) == expected
 
 
+def test_more_references_than_examples_are_refused():
+    with pytest.raises(KdError, match="references: expected at most the 3 training examples, got 4"):
+        references_mask(np.arange(3), 3, 4)
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [

@@ -9,6 +9,7 @@ from kd_jax.artifacts.workdir import Workdir
 from kd_jax.batches.pipeline import EvalBatches, Split, TrainBatches, with_references
 from kd_jax.batches.store import Store
 from kd_jax.batches.targets import PseudoTargets
+from kd_jax.errors import KdError
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.objective.terms import Term
@@ -112,6 +113,14 @@ def test_all_references_by_number_are_the_same_bits(shares):
         student.run(experiment, run, only=name)
     digests = [run.model(name).outputs()["digest"] for name in ("all", "every")]
     assert digests[0] == digests[1]
+
+
+def test_too_many_references_are_refused_where_the_data_are_finished(shares):
+    experiment, run = shares
+    recipe = dataclasses.replace(experiment.students["references"], references=10**6)
+    changed = dataclasses.replace(experiment, students={"many": recipe})
+    with pytest.raises(KdError, match="references: expected at most the"):
+        student.run(changed, run)
 
 
 def test_importance_is_measured_on_the_share(experiment, workdir):
