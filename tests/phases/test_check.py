@@ -21,7 +21,7 @@ from kd_jax import (
 )
 from kd_jax.cli.overrides import apply_overrides
 from kd_jax.phases.check import check
-from tests.helpers.pretrained import write_pretrained
+from tests.helpers.pretrained import CHAT, write_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def smoke(root):
 
 
 CONFIGS = "experiments/configs"
-FAMILIES = {"pretrained_lm": "decoder_only", "pretrained_seq2seq": "encoder_decoder"}
+FAMILIES = {"pretrained_lm": "decoder_only", "pretrained_chat": "decoder_only", "pretrained_seq2seq": "encoder_decoder"}
 
 
 def test_the_shipped_configs_pass(root):
@@ -43,7 +43,7 @@ def test_the_shipped_configs_pass(root):
 def test_the_pretrained_configs_pass_with_a_folder(root, tmp_path, name):
     """The folder's model has 3 layers, so the students get 1."""
     folder, layers = (
-        write_pretrained(tmp_path / "model", FAMILIES[name]),
+        write_pretrained(tmp_path / "model", FAMILIES[name], chat=CHAT if name == "pretrained_chat" else ""),
         ("layers", "decoder-layers")[name == "pretrained_seq2seq"],
     )
     words = ["--teacher.init.folder", str(folder)]
