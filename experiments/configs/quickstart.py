@@ -30,7 +30,7 @@ teacher = Recipe(
     training=Training(steps=2000, tokens_per_batch=512, eval_every=500, optimizer=Optimizer(learning_rate=3e-3)),
 )
 small = Smaller(encoder_layers=2, decoder_layers=1, d_model=64, d_ff=256, heads=2)
-student = recipes.distil(teacher, small, steps=1400, references=2000)
+student = recipes.distil(teacher, small, steps=1400, references=2000, beam=2)
 
 experiment = Experiment(
     name="quickstart",
