@@ -15,9 +15,10 @@ summaries = load_experiment(__file__.replace("pays_summaries", "debian_summaries
 
 
 def shorter(recipe, steps, **model):
-    """Return the recipe with other steps and a smaller network."""
+    """Return the recipe with other steps, a smaller network, and all references."""
     training = dataclasses.replace(recipe.training, steps=steps, eval_every=250)
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **model), training=training)
+    model = dataclasses.replace(recipe.model, **model)
+    return dataclasses.replace(recipe, model=model, training=training, targets=None, references=0)
 
 
 width = {"d_model": 96, "heads": 4, "d_ff": 384}

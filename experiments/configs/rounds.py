@@ -5,9 +5,9 @@
 Question: is a student better if it is pruned twice, 6 layers to 4 and 4 to 2, with distillation after each round, than
 if it is pruned once, at equal total steps? Minitron (arXiv 2407.14679) prunes a large model in rounds.
 
-- one_step: 2 layers from the teacher, 1000 steps.
-- round_1, round_2: 4 layers from the teacher, 500 steps; then 2 layers from round_1, 500 steps.
-- half_step: 2 layers from the teacher, 500 steps; round_2 differs from it only in its start.
+- one_step: 2 layers from the teacher, 800 steps.
+- round_1, round_2: 4 layers from the teacher, 400 steps; then 2 layers from round_1, 400 steps.
+- half_step: 2 layers from the teacher, 400 steps; round_2 differs from it only in its start.
 - one_step_ce: one_step with cross-entropy alone.
 
 Both ways keep the teacher's first and last layer. Equal steps are not equal time: a step of round_1 has four layers.
@@ -20,7 +20,7 @@ from kd_jax import Comparison, FromStudent, load_experiment
 
 lm = load_experiment(__file__.replace("rounds", "debian_lm"))
 ce, one_step = lm.students["student_init"], lm.students["student_kd"]
-half = dataclasses.replace(one_step.training, steps=one_step.training.steps // 2, eval_every=250)
+half = dataclasses.replace(one_step.training, steps=one_step.training.steps // 2, eval_every=200)
 half_step = dataclasses.replace(one_step, training=half)
 
 experiment = dataclasses.replace(
