@@ -3,7 +3,7 @@
     python -m kd_jax run experiments/configs/choose_quickstart.py --workdir runs/choose_quickstart
 
 The distilled student with the teacher's texts alone, other weights and temperatures of the teacher's distribution,
-other learning rates, other targets and twice the steps; and its controls with the other learning rate.
+other learning rates, other beams and targets, and twice the steps; and its controls with the other learning rate.
 """
 
 import dataclasses
@@ -50,11 +50,13 @@ experiment = dataclasses.replace(
         "kd_alone": weighted(1.0),
         "kd_warm": weighted(0.5, temperature=2.0),
         "kd_rate5": trained(kd, rate=5e-3),
+        "kd_beam1": dataclasses.replace(kd, targets=dataclasses.replace(kd.targets, beam=1)),
+        "kd_beam4": dataclasses.replace(kd, targets=dataclasses.replace(kd.targets, beam=4)),
         "texts": texts_alone,
         "texts_rate5": trained(texts_alone, rate=5e-3),
-        "texts_long": trained(texts_alone, steps=2800, eval_every=700),
-        "texts_nbest": dataclasses.replace(texts_alone, targets=PseudoTargets("nbest", of="both")),
-        "texts_and_references": dataclasses.replace(texts_alone, targets=PseudoTargets(of="unlabelled")),
+        "texts_long": trained(texts_alone, steps=2400, eval_every=600),
+        "texts_nbest": dataclasses.replace(texts_alone, targets=PseudoTargets("nbest", of="both", beam=2)),
+        "texts_and_references": dataclasses.replace(texts_alone, targets=PseudoTargets(of="unlabelled", beam=2)),
         "references_kd": dataclasses.replace(kd, targets=None),
         "init": quickstart.students["student_init"],
         "init_rate5": trained(quickstart.students["student_init"], rate=5e-3),
