@@ -22,7 +22,7 @@ from kd_jax import (
 )
 
 teacher = Recipe(
-    model=DecoderOnly(layers=6, d_model=192, heads=6, d_ff=512, dropout=0.1),
+    model=DecoderOnly(layers=6, d_model=192, heads=6, d_ff=512, dropout=0.0),
     terms={"ce": Term(cross_entropy)},
     training=Training(
         steps=2400, tokens_per_batch=1024, packed=True, eval_every=600, optimizer=Optimizer(learning_rate=3e-3)

@@ -24,7 +24,7 @@ from kd_jax import (
 )
 
 teacher = Recipe(
-    model=EncoderDecoder(encoder_layers=3, decoder_layers=3, d_model=160, heads=4, d_ff=640, dropout=0.1),
+    model=EncoderDecoder(encoder_layers=3, decoder_layers=3, d_model=160, heads=4, d_ff=640, dropout=0.0),
     terms={"ce": Term(cross_entropy, options={"label_smoothing": 0.1})},
     training=Training(
         steps=2000, tokens_per_batch=640, packed=True, eval_every=500, optimizer=Optimizer(learning_rate=2e-3)
