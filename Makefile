@@ -16,7 +16,7 @@ endef
 
 .PHONY: help install quickstart smoke test test-all test-libraries test-beam lint docs
 help:
-	@echo "make quickstart   install, then distil a translator: 10 to 21 minutes on two cores"
+	@echo "make quickstart   install, then distil a translator: ten minutes on two idle cores"
 	@echo "make smoke        install, then run three tasks on made-up text: 3 to 18 minutes"
 	@echo "make test         install, then the tests"
 	@echo "make test-all     the tests, then the extended ones, Apache Beam's among them"

@@ -1,4 +1,4 @@
-"""English-French from a teacher that knows more than its students' references; 10 to 21 minutes on two cores.
+"""English-French from a teacher that knows more than its students' references; ten minutes on two idle cores.
 
 make quickstart
 

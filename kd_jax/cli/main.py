@@ -34,7 +34,7 @@ commands:
 
 to start with:
   kd-jax run experiments/configs/smoke.py --workdir runs/smoke             a first look, one to six minutes
-  kd-jax run experiments/configs/quickstart.py --workdir runs/quickstart   10 to 21 minutes on two cores
+  kd-jax run experiments/configs/quickstart.py --workdir runs/quickstart   ten minutes on two cores
 
 Results go to standard output, progress to standard error. The exit code is 0, 2 after a one-line error, or 130 when
 interrupted. After SIGTERM a run leaves a checkpoint and exits with 0; the same command resumes it. `python -m kd_jax`
