@@ -21,7 +21,7 @@ def shorter(recipe, steps, **model):
     return dataclasses.replace(recipe, model=model, training=training, targets=None, references=0)
 
 
-width = {"d_model": 96, "heads": 4, "d_ff": 384}
+width = {"d_model": 96, "heads": 4, "head_dim": 24, "d_ff": 384}
 small = EncoderDecoder(encoder_layers=1, decoder_layers=1, d_model=48, heads=2, d_ff=192, dropout=0.0)
 ce, kd = (shorter(summaries.students[name], 500, **width) for name in ("student_init", "student_kd"))
 decoding = Decoding(beam=1, length_ratio=0.0, length=32)
