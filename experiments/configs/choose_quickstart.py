@@ -54,7 +54,7 @@ experiment = dataclasses.replace(
         "kd_beam4": dataclasses.replace(kd, targets=dataclasses.replace(kd.targets, beam=4)),
         "texts": texts_alone,
         "texts_rate5": trained(texts_alone, rate=5e-3),
-        "texts_long": trained(texts_alone, steps=2400, eval_every=600),
+        "texts_long": trained(texts_alone, steps=3200, eval_every=800),
         "texts_nbest": dataclasses.replace(texts_alone, targets=PseudoTargets("nbest", of="both", beam=2)),
         "texts_and_references": dataclasses.replace(texts_alone, targets=PseudoTargets(of="unlabelled", beam=2)),
         "references_kd": dataclasses.replace(kd, targets=None),

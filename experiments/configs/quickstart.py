@@ -29,10 +29,12 @@ from kd_jax import (
 teacher = Recipe(
     model=EncoderDecoder(encoder_layers=3, decoder_layers=3, d_model=128, heads=4, d_ff=512, dropout=0.0),
     terms={"ce": Term(cross_entropy, options={"label_smoothing": 0.1})},
-    training=Training(steps=1500, tokens_per_batch=512, eval_every=375, optimizer=Optimizer(learning_rate=3e-3)),
+    training=Training(
+        steps=1500, tokens_per_batch=512, packed=True, eval_every=375, optimizer=Optimizer(learning_rate=3e-3)
+    ),
 )
 small = Smaller(encoder_layers=2, decoder_layers=1, d_model=64, d_ff=256, heads=2)
-student = recipes.distil(teacher, small, steps=1200, references=2000, beam=2)
+student = recipes.distil(teacher, small, steps=1600, references=2000, beam=2)
 
 experiment = Experiment(
     name="quickstart",
