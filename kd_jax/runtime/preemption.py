@@ -3,18 +3,17 @@
 SIGTERM only sets a flag. Every loop with a progress bar checks the flag at each advance and ends there. Training checks
 it between steps instead, and saves a checkpoint first.
 
-Ctrl-C (SIGINT) sets a flag too and raises KeyboardInterrupt. A library may swallow the exception, as JAX does while it
-traces; then the next check of the flags raises it again.
+Ctrl-C (SIGINT) sets a flag too, and the next check raises KeyboardInterrupt. The handler itself raises nothing: it may
+run while Python is called by native code, such as JAX's lowering, which an exception crashes. A library may swallow the
+exception of a check; then the next check raises it again.
 
-Python calls handlers in the main thread alone, between two instructions. While native code runs there, for example
-XLA's compiler, a second thread sees each signal at once and ends the process where the main thread does not.
+Where no check comes, for example in XLA's compiler, a second thread, which sees each signal at once, ends the process.
 """
 
 import contextlib
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from kd_jax.errors import Preempted
 from kd_jax.runtime import hosts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DEAF_SECONDS = 1.5  # after Ctrl-C, in which the main thread must take notice
+DEAF_SECONDS = 1.5  # after Ctrl-C, in which a check must come
 EXIT_SECONDS = 10.0  # after that, in which it must have ended; files stay whole if it is cut off
 SEVERAL_HOSTS_SECONDS = 30.0  # the same among several hosts, which the main process tells of it
 
@@ -34,6 +33,7 @@ class _State:
     def __init__(self) -> None:
         self.stop_requested = False  # by SIGTERM
         self.interrupted = False  # by Ctrl-C
+        self.noticed = False  # a check has raised KeyboardInterrupt
         self.deferred = False
         self.resumes: bool | None = None  # whether the command leaves something to resume from; None before it is known
 
@@ -52,8 +52,6 @@ def install() -> None:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as for a job in a script's background
         signal.signal(signal.SIGINT, _interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # one may wait since `hold`
-    show = sys.unraisablehook
-    sys.unraisablehook = lambda args: None if args.exc_type is KeyboardInterrupt else show(args)  # the flag remains
 
 
 def hold() -> None:
@@ -78,7 +76,7 @@ def handle_signals(resumes: bool) -> Iterator[None]:
         process. Otherwise the first one ends it.
 
     Raises:
-      KeyboardInterrupt: at the end of the block, if a library has swallowed it or made another error of it.
+      KeyboardInterrupt: at the end of the block at the latest, after Ctrl-C.
     """
     before = signal.getsignal(signal.SIGTERM)
     _state.resumes = resumes
@@ -145,6 +143,7 @@ def end(number: int) -> None:
 
 def _raise_if_interrupted() -> None:
     if _state.interrupted:
+        _state.noticed = True
         raise KeyboardInterrupt
 
 
@@ -155,11 +154,9 @@ def _request(number: int, frame: object) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    if _state.resumes is None:  # nothing has begun; an exception in the middle of a native module's import may crash
+    if _state.resumes is None:  # nothing has begun
         end(signal.SIGINT)
-    if not _state.interrupted:  # a second one is the watching thread's
-        _state.interrupted = True
-        raise KeyboardInterrupt
+    _state.interrupted = True
 
 
 def _watch(reading: int) -> None:
@@ -169,7 +166,7 @@ def _watch(reading: int) -> None:
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not select.select([reading], [], [], left)[0]:
-            if is_last or not _state.interrupted:
+            if is_last or not _state.noticed:
                 end(signal.SIGINT)
             deadline = time.monotonic() + (EXIT_SECONDS if hosts.process().count == 1 else SEVERAL_HOSTS_SECONDS)
             is_last = True
