@@ -5,6 +5,7 @@ from kd_jax.api import load_model as load_model
 from kd_jax.api import read_metrics as read_metrics
 from kd_jax.api import run as run
 from kd_jax.artifacts.workdir import Workdir as Workdir
+from kd_jax.batches.on_policy import OnPolicy as OnPolicy
 from kd_jax.batches.targets import PseudoTargets as PseudoTargets
 from kd_jax.config import load_experiment as load_experiment
 from kd_jax.decoding.beam import beam_search as beam_search

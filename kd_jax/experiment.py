@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.layouts import Bucket
+from kd_jax.batches.on_policy import OnPolicy
 from kd_jax.batches.targets import PseudoTargets, TrainTargets
 from kd_jax.errors import KdError
 from kd_jax.fields import check_fields, check_type
@@ -71,7 +72,8 @@ class Recipe:
       init: where the first parameters come from.
       terms: the objective, name -> Term.
       training: steps, batches, optimizer.
-      targets: None for the references of the data, or PseudoTargets for texts of the teacher (students only).
+      targets: None for the references of the data. Students only: PseudoTargets for texts of the teacher, OnPolicy for
+        texts that the student writes while it trains.
       references: number of training examples whose references the model may learn from, the same ones for every seed; 0
         for all. It stands for a user with few references and much source text, beside a teacher that was trained on
         more. Without `targets` the model trains on these examples alone.
@@ -89,13 +91,18 @@ class Recipe:
     terms: Mapping[str, Term]
     training: Training
     init: Initializer = Random()
-    targets: PseudoTargets | None = None
+    targets: PseudoTargets | OnPolicy | None = None
     references: int = 0
+
+    @property
+    def pseudo_targets(self) -> PseudoTargets | None:
+        """The teacher's texts that the model learns from, also beside its own; None for references."""
+        return self.targets.others if isinstance(self.targets, OnPolicy) else self.targets
 
     @property
     def train_targets(self) -> TrainTargets:
         """The training split that the model reads."""
-        return TrainTargets(self.targets, self.references if self.targets else 0)
+        return TrainTargets(self.pseudo_targets, self.references if self.pseudo_targets else 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,8 @@ class Batch(NamedTuple):
       mask_BT: bool, whether a target counts in the loss; the task's `encode` decides.
       weight_BT: float32, factor on each target's losses; 1 except for weighted hypotheses of the teacher.
       payload: signal name -> field name -> [B, T, ...], the cached signal of each target.
+      own_BT: bool, whether the student wrote the text that a position belongs to; None if it writes none. Losses
+        without a signal do not read these targets.
 
     Examples:
       >>> ids = jnp.array([[1, 5, 6]])  # start, "a", "b"; targets: "a", "b", end
@@ -85,6 +87,7 @@ class Batch(NamedTuple):
     mask_BT: Array
     weight_BT: Array
     payload: Mapping[str, Payload]
+    own_BT: Array | None = None
 
 
 class Sum(NamedTuple):

@@ -162,14 +162,84 @@ class _TrainBucket:
     first: int
 
 
-class TrainBatches(grain.sources.RandomAccessDataSource):
-    """Training batches by number, without end.
+class TrainPlan:
+    """Which examples each training batch holds, by number, without end.
 
     An epoch holds a fixed number of batches. Each bucket's rows are permuted by (seed, epoch, bucket) and cut into
     batches; rows that do not fill a batch wait for another epoch's permutation, and a bucket with too few rows for one
     batch repeats them. Then the batches are permuted. A row is one example. In packed batches it is several examples,
     chosen by the seed, and all rows are in the last bucket.
     """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        layout: Layout,
+        buckets: Sequence[Bucket],
+        *,
+        tokens_per_batch: int,
+        packed: bool,
+        seed: int,
+    ):
+        """Plan the batches.
+
+        Args:
+          lengths: int [examples, 2], tokens of each prompt and completion.
+          layout: the model family's.
+          buckets: padded lengths, ascending; longer examples are skipped.
+          tokens_per_batch: padded target tokens of a batch over all hosts.
+          packed: whether several examples share a row.
+          seed: decides the order.
+        """
+        self._layout, self._seed = layout, seed
+        bucket_N = assign_buckets(lengths, buckets, layout)
+        if not (bucket_N < len(buckets)).any():
+            raise KdError(f"buckets: expected a bucket that holds a training example, got {buckets}. Add a longer one.")
+        rows_of: dict[Bucket, Sequence[np.ndarray] | np.ndarray] = {}
+        if packed:
+            fitting = np.flatnonzero(bucket_N < len(buckets)).astype(np.uint32)
+            packed_rows = pack_rows(layout.sizes(lengths[fitting]), layout.sizes(np.asarray(buckets[-1])), seed)
+            rows_of[buckets[-1]] = dataclasses.replace(packed_rows, index_N=fitting[packed_rows.index_N])
+        else:
+            for b, bucket in enumerate(buckets):
+                rows_of[bucket] = np.flatnonzero(bucket_N == b).astype(np.uint32)[:, None]
+        self._tokens_per_batch = tokens_per_batch
+        self._buckets: list[_TrainBucket] = []
+        self.batches_per_epoch = 0
+        for bucket, rows in rows_of.items():
+            if len(rows):
+                batch_size = self.batch_rows(bucket)
+                self._buckets.append(_TrainBucket(bucket, batch_size, rows, self.batches_per_epoch))
+                self.batches_per_epoch += max(1, len(rows) // batch_size)
+        self._permutations = functools.lru_cache(maxsize=2)(self._permute)
+
+    def _permute(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return (the order of an epoch's batches, the order of each bucket's rows)."""
+        rows = [
+            np.random.default_rng((self._seed, epoch, b)).permutation(len(bucket.rows)).astype(np.uint32)
+            for b, bucket in enumerate(self._buckets)
+        ]
+        return np.random.default_rng((self._seed, epoch)).permutation(self.batches_per_epoch), rows
+
+    def batch_rows(self, bucket: Bucket) -> int:
+        """Return the rows of a batch of a bucket, over all hosts."""
+        return training_rows(self._tokens_per_batch, int(self._layout.sizes(np.asarray(bucket))[-1]))
+
+    def plan(self, i: int) -> tuple[Bucket, list[np.ndarray]]:
+        """Return (padded lengths, the numbers of the examples in each row) of batch i."""
+        epoch, position = divmod(int(i), self.batches_per_epoch)
+        batch_order, row_orders = self._permutations(epoch)
+        number = int(batch_order[position])
+        b = max(b for b, bucket in enumerate(self._buckets) if bucket.first <= number)
+        bucket = self._buckets[b]
+        start = (number - bucket.first) * bucket.batch_size
+        # A bucket with too few rows for one batch repeats them.
+        rows = row_orders[b].take(np.arange(start, start + bucket.batch_size), mode="wrap")
+        return bucket.bucket, [bucket.rows[int(row)] for row in rows]
+
+
+class TrainBatches(TrainPlan, grain.sources.RandomAccessDataSource):
+    """Training batches by number, without end; see `TrainPlan`."""
 
     def __init__(
         self,
@@ -183,59 +253,20 @@ class TrainBatches(grain.sources.RandomAccessDataSource):
         seed: int,
         shard: tuple[int, int] = (0, 1),
     ):
-        """Plan the batches.
+        """Plan the batches; further arguments as of `TrainPlan`.
 
         Args:
           split: with the signals that the terms read.
           layout: the model family's.
-          buckets: padded lengths, ascending; longer examples are skipped.
+          buckets: padded lengths, ascending.
           tokens_per_batch: padded target tokens of a batch over all hosts.
           packed: whether several examples share a row.
           divisor: devices times microbatches; every batch is padded to a multiple of it.
           seed: decides the order.
           shard: (index of this host, number of hosts); a host reads its slice of each batch.
         """
-        self._split, self._layout, self._seed, self._divisor, self._shard = split, layout, seed, divisor, shard
-        bucket_N = assign_buckets(split.lengths, buckets, layout)
-        if not (bucket_N < len(buckets)).any():
-            raise KdError(f"buckets: expected a bucket that holds a training example, got {buckets}. Add a longer one.")
-        rows_of: dict[Bucket, Sequence[np.ndarray] | np.ndarray] = {}
-        if packed:
-            fitting = np.flatnonzero(bucket_N < len(buckets)).astype(np.uint32)
-            packed_rows = pack_rows(layout.sizes(split.lengths[fitting]), layout.sizes(np.asarray(buckets[-1])), seed)
-            rows_of[buckets[-1]] = dataclasses.replace(packed_rows, index_N=fitting[packed_rows.index_N])
-        else:
-            for b, bucket in enumerate(buckets):
-                rows_of[bucket] = np.flatnonzero(bucket_N == b).astype(np.uint32)[:, None]
-        self._buckets: list[_TrainBucket] = []
-        self.batches_per_epoch = 0
-        for bucket, rows in rows_of.items():
-            if len(rows):
-                target_width = int(layout.sizes(np.asarray(bucket))[-1])
-                batch_size = training_rows(tokens_per_batch, target_width)
-                self._buckets.append(_TrainBucket(bucket, batch_size, rows, self.batches_per_epoch))
-                self.batches_per_epoch += max(1, len(rows) // batch_size)
-        self._permutations = functools.lru_cache(maxsize=2)(self._permute)
-
-    def _permute(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return (the order of an epoch's batches, the order of each bucket's rows)."""
-        rows = [
-            np.random.default_rng((self._seed, epoch, b)).permutation(len(bucket.rows)).astype(np.uint32)
-            for b, bucket in enumerate(self._buckets)
-        ]
-        return np.random.default_rng((self._seed, epoch)).permutation(self.batches_per_epoch), rows
-
-    def plan(self, i: int) -> tuple[Bucket, list[np.ndarray]]:
-        """Return (padded lengths, the numbers of the examples in each row) of batch i."""
-        epoch, position = divmod(int(i), self.batches_per_epoch)
-        batch_order, row_orders = self._permutations(epoch)
-        number = int(batch_order[position])
-        b = max(b for b, bucket in enumerate(self._buckets) if bucket.first <= number)
-        bucket = self._buckets[b]
-        start = (number - bucket.first) * bucket.batch_size
-        # A bucket with too few rows for one batch repeats them.
-        rows = row_orders[b].take(np.arange(start, start + bucket.batch_size), mode="wrap")
-        return bucket.bucket, [bucket.rows[int(row)] for row in rows]
+        super().__init__(split.lengths, layout, buckets, tokens_per_batch=tokens_per_batch, packed=packed, seed=seed)
+        self._split, self._divisor, self._shard = split, divisor, shard
 
     def __len__(self) -> int:
         """Return a number that no run reaches."""

@@ -75,6 +75,8 @@ class TokenInputs(NamedTuple):
       teacher_hidden: float [..., D], the teacher's hidden states; None if no teacher runs in the step.
       selected: term name -> bool, the targets that a term with `entropy_share` below 1 reads; None if there is no such
         term.
+      own: bool, targets of a text that the student wrote, which terms without a signal do not read; None if there are
+        none.
 
     Examples:
       >>> tokens = TokenInputs(jnp.array([5, 2]), mask=jnp.array([True, False]), weight=jnp.ones(2), payload={})
@@ -88,6 +90,7 @@ class TokenInputs(NamedTuple):
     payload: Mapping[str, Payload]
     teacher_hidden: Array | None = None
     selected: Mapping[str, Array] | None = None
+    own: Array | None = None
 
 
 class StepInputs(NamedTuple):
@@ -140,7 +143,8 @@ def total_loss(terms: Terms, logits_NV: Array, tokens: TokenInputs, shared: Step
 
     A term with `entropy_share` below 1 sums over its selected targets (`TokenInputs.selected`) in place of m, and its
     sum in L is multiplied by its factor (`StepInputs.factors`): L over the number of counted targets then holds its
-    mean over the selected ones.
+    mean over the selected ones. A term without a signal reads no targets that the student wrote itself
+    (`TokenInputs.own`): there is no reference to learn from.
 
     Args:
       terms: name -> Term.
@@ -181,12 +185,12 @@ def total_loss(terms: Terms, logits_NV: Array, tokens: TokenInputs, shared: Step
             known = {"log_z_N": log_z_N} if base.function_of(term.loss) is cross_entropy else {}
             options = base.options_at(term.options, shared.step)
             losses[name] = term.loss(logits_NV, tokens.targets, **options, **known)
-    count, selected = tokens.mask.sum(dtype=jnp.int32), tokens.selected or {}
-    values = {
-        name: jnp.where(selected.get(name, tokens.mask), tokens.weight * losses[name], 0.0).sum()
-        for name in terms
-        if name in losses
-    }
+    selected, read = tokens.selected or {}, {}
+    for name in losses:
+        read[name] = selected.get(name, tokens.mask)
+        if tokens.own is not None and terms[name].signal is None:
+            read[name] &= ~tokens.own
+    values = {name: jnp.where(read[name], tokens.weight * losses[name], 0.0).sum() for name in terms if name in losses}
     total: Array = jnp.float32(0.0)
     for name, value in values.items():
         weight = value_at(terms[name].weight, shared.step)
@@ -194,5 +198,7 @@ def total_loss(terms: Terms, logits_NV: Array, tokens: TokenInputs, shared: Step
             assert shared.factors is not None
             weight *= shared.factors[name]
         total += weight * value
-    counts = {name: selected_N.sum(dtype=jnp.int32) for name, selected_N in selected.items()}
-    return total, {name: Sum(value, counts.get(name, count)) for name, value in (values | {"loss": total}).items()}
+    read["loss"] = tokens.mask
+    return total, {
+        name: Sum(value, read[name].sum(dtype=jnp.int32)) for name, value in (values | {"loss": total}).items()
+    }

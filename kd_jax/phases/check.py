@@ -6,6 +6,7 @@ from typing import get_args
 
 import numpy as np
 
+from kd_jax.batches.on_policy import OnPolicy
 from kd_jax.config import (
     MAX_BEAM,
     MAX_COUNT,
@@ -25,7 +26,7 @@ from kd_jax.fields import show
 from kd_jax.models.base import Architecture
 from kd_jax.models.int8 import Int8
 from kd_jax.objective import check as objective
-from kd_jax.objective.terms import feature_signals, needs_teacher
+from kd_jax.objective.terms import cached_signals, feature_signals, needs_teacher
 from kd_jax.runtime import backends
 from kd_jax.students.init import FromModel, FromStudent, Random
 from kd_jax.students.pretrained import FromHuggingFace
@@ -201,17 +202,39 @@ def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None
         if recipe.targets or any(term.signal for term in recipe.terms.values()):
             field = "targets" if recipe.targets else "terms"
             raise KdError(
-                f"{field}: expected no signal and no pseudo-targets, since a teacher has no teacher. Remove them."
+                f"{field}: expected references alone and no signal, since a teacher has no teacher. Remove them."
             )
     if recipe.targets:
         recipe.targets.check()
-        if not experiment.task.prompted:
-            raise KdError(
-                f"targets: expected None, since {experiment.task.name} has no prompts for the teacher to answer, got "
-                f"{type(recipe.targets).__name__}. Remove it."
-            )
+    if isinstance(recipe.targets, OnPolicy):
+        check_on_policy(recipe, recipe.targets, experiment)
+    if recipe.pseudo_targets and not experiment.task.prompted:
+        field = "targets" if recipe.pseudo_targets is recipe.targets else "targets.others"
+        raise KdError(
+            f"{field}: expected None, since {experiment.task.name} has no prompts for the teacher to answer, got "
+            f"{type(recipe.pseudo_targets).__name__}. Remove it."
+        )
     source = experiment.recipes[recipe.init.name] if isinstance(recipe.init, FromModel) else teacher
     recipe.init.check(source.model, recipe.model)
+
+
+def check_on_policy(recipe: ResolvedRecipe, targets: OnPolicy, experiment: ResolvedExperiment) -> None:
+    """Check that the teacher stands in the step, where it judges texts that no cache can hold."""
+    targets.check_room(experiment.buckets, experiment.task.prompted)
+    if cached := cached_signals(recipe.terms):
+        raise KdError(
+            "targets: expected no cached signal beside OnPolicy, whose texts are written while the student trains, got "
+            f"{', '.join(cached)}. Use signal=Online()."
+        )
+    if not needs_teacher(recipe.terms):
+        raise KdError(
+            "terms: expected a term with the teacher in the step beside OnPolicy, such as Term(reverse_kl, "
+            f"signal=Online()), got {', '.join(recipe.terms)}."
+        )
+    if targets.unlabelled and not experiment.task.prompted:
+        raise KdError(
+            f"targets.unlabelled: expected False, since {experiment.task.name} has no prompts, got True. Remove it."
+        )
 
 
 def check_pretrained(recipe: ResolvedRecipe, init: FromHuggingFace, experiment: ResolvedExperiment) -> None:

@@ -12,10 +12,11 @@ from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.buckets import MAX_LENGTH
 from kd_jax.batches.encode import EncodeJob, encode_split
+from kd_jax.batches.on_policy import OnPolicy
 from kd_jax.batches.targets import TrainTargets
 from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.errors import KdError
-from kd_jax.experiment import ResolvedExperiment
+from kd_jax.experiment import Recipe, ResolvedExperiment
 from kd_jax.models.base import Architecture
 from kd_jax.runtime import progress
 from kd_jax.sources.base import SPLITS, UNLABELLED, Splits
@@ -88,9 +89,20 @@ def check_splits(experiment: ResolvedExperiment, counts: Mapping[str, int]) -> N
     """Check that the data have what the models' targets need; `counts` is split -> number of examples."""
     for name, recipe in experiment.recipes.items():
         try:
-            TrainTargets(recipe.targets, recipe.references).check(counts)
+            TrainTargets(recipe.pseudo_targets, recipe.references).check(counts)
+            check_unlabelled(recipe, counts)
         except KdError as error:
             raise KdError(f"{name if name == TEACHER else f'students.{name}'}.{error}") from error
+
+
+def check_unlabelled(recipe: Recipe, counts: Mapping[str, int]) -> None:
+    """Check that there are examples without a reference if a model writes texts for such."""
+    wanted = isinstance(recipe.targets, OnPolicy) and recipe.targets.unlabelled
+    if wanted and not (recipe.references or counts.get(UNLABELLED)):
+        raise KdError(
+            "targets.unlabelled: expected examples without a reference, got none. Give the model a share of the "
+            "references, such as references=2000, use a source with unlabelled text, or remove it."
+        )
 
 
 def check_metrics(experiment: ResolvedExperiment, splits: Splits, tokenizer: tokenizers.Tokenizer) -> None:

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.batches.on_policy import OnPolicy
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
@@ -11,6 +12,7 @@ from kd_jax.objective.check import check_readable
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.provenance import check_upstream
 from kd_jax.signals.base import compares_logits
+from kd_jax.sources.base import UNLABELLED
 from kd_jax.students.init import FromStudent, FromTeacher
 from kd_jax.teaching.imported.base import required_signal
 from kd_jax.training.model import Monitoring, TrainingInputs, train_model
@@ -69,7 +71,10 @@ def _input_digests(name: str, recipe: ResolvedRecipe, workdir: Workdir) -> dict[
                 f"{folder.path}. Run `student --only {other}` first."
             )
         digests[f"model.{other}"] = folder.outputs()["digest"]
-    if recipe.targets:
+    if isinstance(recipe.targets, OnPolicy) and recipe.targets.unlabelled:
+        splits = workdir.data.outputs()["splits"]
+        digests |= {split: splits[split] for split in (UNLABELLED,) if split in splits}
+    if recipe.pseudo_targets:
         digests["targets"] = workdir.split(recipe.train_targets.name).outputs()["digest"]
     return digests
 

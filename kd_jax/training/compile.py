@@ -7,6 +7,7 @@ import numpy as np
 
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.buckets import round_up, training_rows
+from kd_jax.batches.on_policy import OnPolicy
 from kd_jax.experiment import ResolvedExperiment, required_signals
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.runtime.mesh import MeshDevices
@@ -88,4 +89,5 @@ def longest_batch(experiment: ResolvedExperiment, name: str, vocab_size: int, di
     for signal in cached_signals(recipe.terms):
         schemas[signal] = signals[signal].schema(vocab_size)
         assert schemas[signal] is not None  # a cached signal has one
-    return layout.batch([], rows, bucket, schemas)
+    batch = layout.batch([], rows, bucket, schemas)
+    return batch._replace(own_BT=np.zeros_like(batch.mask_BT)) if isinstance(recipe.targets, OnPolicy) else batch

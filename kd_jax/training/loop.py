@@ -31,6 +31,7 @@ from kd_jax.runtime import hosts, preemption, progress
 from kd_jax.runtime.devices import Compiled, Devices, disallow_transfers
 from kd_jax.runtime.progress import Bar
 from kd_jax.training.meter import Meter
+from kd_jax.training.on_policy import LivePool
 from kd_jax.training.peak import seconds_at_peak
 from kd_jax.training.profile import Profile, tracing
 from kd_jax.training.selection import ValidationTexts, selection_value
@@ -69,6 +70,7 @@ class Run(NamedTuple):
       shapes: maximum number of shapes of training batches. One more is a bug, because each is compiled.
       teacher: (network, parameters) of the teacher in the step; None if no term needs it.
       texts: validation texts to choose the best step by; None to choose without.
+      pool: fills `train` with texts of the model's own between updates; None if it learns from none.
       profile: the steps to trace; None for none.
       writers: writers that get the rows of the metrics log too.
     """
@@ -81,6 +83,7 @@ class Run(NamedTuple):
     shapes: int
     teacher: tuple[Model, Params] | None = None
     texts: ValidationTexts | None = None
+    pool: LivePool | None = None
     profile: Profile | None = None
     writers: Sequence[metrics_log.MetricWriter] = ()
 
@@ -140,6 +143,13 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         with disallow_transfers(), tracing(run.profile) as tracer:
             for step in range(first_step + 1, training.steps + 1):
                 tracer.before_step(step)
+                if run.pool and run.pool.batches.is_empty:
+                    meter.flush()
+                    if not _refill(run.pool, step, state, teacher_params, bar, log):
+                        if first_step < step - 1 != checkpoints.latest_step():
+                            checkpoints.save(_to_saved(devices.unreplicate(state)), iterator.get_state(), None)
+                        raise Preempted
+                    meter.restart()
                 batch = next(iterator)
                 with meter.compiling(batch):
                     state, sums = train(state, devices.shard(batch), teacher_params)
@@ -157,6 +167,21 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                     meter.restart()
         checkpoints.wait()
         return _outputs(run, checkpoints, params, hosts.run_on_main(lambda: metrics_log.read(folder / "metrics.jsonl")))
+
+
+def _refill(
+    pool: LivePool, step: int, state: TrainState, teacher_params: Params | None, bar: Bar, log: metrics_log.MetricsLog
+) -> bool:
+    """Write texts of the model's own for the next updates, and log their figures; False if asked to stop."""
+    assert teacher_params is not None  # the check of the experiment demands the teacher in the step
+    with jax.transfer_guard("allow"):
+        while pool.batches.is_empty:  # a pool may have no batches, if nothing fits
+            row = pool.refill(step, state.params, teacher_params, bar)
+            if row is None:
+                return False
+            if row:
+                log.append(row)
+    return True
 
 
 def compile_train_step(
@@ -331,6 +356,7 @@ def _outputs(run: Run, checkpoints: Checkpoints, like: Params, rows: list[dict[s
         "select": "cross_entropy" if run.texts is None and select == "headline" else select,
         **{name: value for name, value in best_row.items() if name.startswith("valid_")},
         "selection_seconds": sum(row.get("selection_seconds", 0.0) for row in rows),
+        **({"sampling_seconds": sum(row.get("sampling_seconds", 0.0) for row in rows)} if run.pool else {}),
         "train_tokens_per_second": sum(row["tokens"] for row in train_rows) / seconds if seconds else None,
         "best_step": best,
         "dtype": str(jax.tree.leaves(like)[0].dtype),

@@ -95,11 +95,11 @@ class Meter:
             self._read(*previous)
 
     def flush(self) -> None:
-        """Read the last step, and write a row for the steps since the last row."""
+        """Read the last step, if it is not read yet, and write a row for the steps since the last row."""
         pending, self._pending = self._pending, None
-        assert pending is not None
-        self._read(*pending)
-        self._write(pending.step)
+        if pending is not None:
+            self._read(*pending)
+            self._write(pending.step)
 
     def _read(self, step: int, sums: Sums, index_B: np.ndarray, at_peak: float) -> None:
         host: Sums = jax.device_get(sums)

@@ -15,6 +15,7 @@ from kd_jax.artifacts.manifest import Folder, file_digest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches import pipeline
 from kd_jax.batches.buckets import assign_buckets, padding_warning
+from kd_jax.batches.on_policy import OnPolicy, OnPolicyBatches, PooledExamples
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
@@ -25,13 +26,16 @@ from kd_jax.provenance import input_fields
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Devices
+from kd_jax.sources.base import UNLABELLED
 from kd_jax.students.init import FromCheckpoint, FromModel, Random, count_parameters, init_from_teacher, random_params
 from kd_jax.students.narrow import is_narrower
 from kd_jax.students.pretrained import FromHuggingFace, select_vocab_rows
+from kd_jax.teaching.own_texts import OwnTextWriter
 from kd_jax.teaching.teacher import TrainedModel
 from kd_jax.teaching.width_scores import width_scores
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.loop import Run, fit
+from kd_jax.training.on_policy import LivePool
 from kd_jax.training.profile import Profile
 from kd_jax.training.selection import ValidationTexts, decodes_texts
 from kd_jax.training.selection import manifest_inputs as selection_inputs
@@ -110,6 +114,11 @@ def train_model(
     if warning := padding_warning(field, recipe.training.tokens_per_batch, length, divisor):
         progress.log(f"warning: {warning}")
     params = initial_params(experiment, workdir, recipe)
+    teacher = load_trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None
+    pool = None
+    if isinstance(train, OnPolicyBatches):
+        assert teacher is not None and isinstance(recipe.targets, OnPolicy)
+        pool = live_pool(experiment, workdir, name, train, recipe.targets, devices, teacher[0])
     run = Run(
         title=name,
         recipe=recipe,
@@ -117,7 +126,8 @@ def train_model(
         train=train,
         valid=valid,
         shapes=len(experiment.shapes),
-        teacher=load_trained(experiment, workdir, TEACHER) if needs_teacher(recipe.terms) else None,
+        teacher=teacher,
+        pool=pool,
         texts=ValidationTexts(experiment, workdir, recipe) if decodes_texts(experiment.task, recipe.training) else None,
         profile=monitoring.profile and Profile(*monitoring.profile, workdir.profile(name)),
         writers=[metric_writers.ResumableWriter(sink, workdir.metrics, name) for sink in monitoring.metrics],
@@ -176,16 +186,20 @@ def batches(
     """
     layout, shapes = recipe.model.layout(workdir.data.outputs()["start"]), experiment.shapes
     split = train_split(workdir, recipe, payloads)
-    train = pipeline.TrainBatches(
-        split,
-        layout,
-        shapes,
-        tokens_per_batch=recipe.training.tokens_per_batch,
-        packed=recipe.training.packed,
-        divisor=devices.count * recipe.training.microbatches,
-        seed=experiment.seed,
-        shard=devices.share,
-    ).prefetch()
+    train: Iterable[Batch]
+    if isinstance(recipe.targets, OnPolicy):
+        train = on_policy_batches(experiment, workdir, recipe, recipe.targets, split, devices)
+    else:
+        train = pipeline.TrainBatches(
+            split,
+            layout,
+            shapes,
+            tokens_per_batch=recipe.training.tokens_per_batch,
+            packed=recipe.training.packed,
+            divisor=devices.count * recipe.training.microbatches,
+            seed=experiment.seed,
+            shard=devices.share,
+        ).prefetch()
     validation = pipeline.Split(workdir.data, "validation")
     valid = pipeline.EvalBatches(
         validation, layout, shapes, pipeline.INFERENCE_BATCH_SIZE, devices.count, shard=devices.share
@@ -195,9 +209,102 @@ def batches(
 
 def train_split(workdir: Workdir, recipe: ResolvedRecipe, payloads: Mapping[str, Store]) -> pipeline.Split:
     """Return the training examples that a model reads; `payloads` is signal name -> its cache."""
-    if recipe.targets:
+    if recipe.pseudo_targets:
         return pipeline.Split(workdir.split(recipe.train_targets.name), "train", payloads)
     return pipeline.with_references(workdir.data, recipe.references, payloads)
+
+
+def on_policy_batches(
+    experiment: ResolvedExperiment,
+    workdir: Workdir,
+    recipe: ResolvedRecipe,
+    rule: OnPolicy,
+    split: pipeline.Split,
+    devices: Devices,
+) -> OnPolicyBatches:
+    """Return the training batches of a student that writes texts of its own.
+
+    Args:
+      experiment: seed and buckets.
+      workdir: the run's folder.
+      recipe: of the student.
+      rule: its targets.
+      split: its examples with a target.
+      devices: the devices that share a batch.
+    """
+    tokenizer = tokenizers.load(experiment.tokenizer, workdir.data)
+    layout, shapes = recipe.model.layout(tokenizer.start, tokenizer.forced_prefix), experiment.shapes
+    prompted, training = experiment.task.prompted, recipe.training
+    longest = experiment.prompt_widths[-1] if prompted else rule.beginning
+    without: list[pipeline.Split] = []
+    if rule.unlabelled:
+        free_of: dict[str, np.ndarray | bool] = {}  # split -> which of its examples have no reference
+        if recipe.references:
+            free_of["train"] = ~pipeline.references_mask_of(workdir.data, recipe.references)
+        if UNLABELLED in workdir.data.outputs()["splits"]:
+            free_of[UNLABELLED] = True
+        for name, is_free_N in free_of.items():
+            lengths_N2 = pipeline.Split(workdir.data, name).lengths * np.array([1, 0]) + np.array([0, 1])
+            fits_N = (lengths_N2[:, 0] <= longest) & (assign_buckets(lengths_N2, shapes, layout) < len(shapes))
+            without.append(pipeline.Split(workdir.data, name, mask_N=fits_N & is_free_N))
+    examples = PooledExamples(split, without)
+    plan = pipeline.TrainPlan(
+        examples.lengths,
+        layout,
+        shapes,
+        tokens_per_batch=training.tokens_per_batch,
+        packed=training.packed,
+        seed=experiment.seed,
+    )
+    return OnPolicyBatches(
+        plan,
+        examples,
+        layout,
+        rule,
+        buckets=shapes,
+        prompted=prompted,
+        max_prompt=longest,
+        packed=training.packed,
+        seed=experiment.seed,
+        divisor=devices.count * training.microbatches,
+        shard=devices.share,
+    )
+
+
+def live_pool(
+    experiment: ResolvedExperiment,
+    workdir: Workdir,
+    name: str,
+    batches: OnPolicyBatches,
+    rule: OnPolicy,
+    devices: Devices,
+    teacher: Model,
+) -> LivePool:
+    """Return what fills a student's on-policy batches.
+
+    Args:
+      experiment: the experiment.
+      workdir: the run's folder.
+      name: of the student.
+      batches: to fill.
+      rule: the student's targets.
+      devices: that share its steps.
+      teacher: the teacher's network.
+    """
+    recipe = experiment.recipes[name]
+    tokenizer = tokenizers.load(experiment.tokenizer, workdir.data)
+    return LivePool(
+        name,
+        batches,
+        OwnTextWriter(experiment, recipe, rule, tokenizer),
+        rule,
+        student=recipe.model.build(tokenizer.vocab_size),
+        teacher=teacher,
+        tokenizer=tokenizer,
+        devices=devices,
+        last=experiment.shapes[-1],
+        folder=workdir.model(name).path / "own_texts",
+    )
 
 
 def load_trained(experiment: ResolvedExperiment, workdir: Workdir, name: str) -> tuple[Model, Params]:

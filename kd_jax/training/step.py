@@ -144,7 +144,7 @@ def loss_fn(
     params, adapters = trainable
     with_taps = bool(feature_signals(terms))
     hidden_BTD, taps = _apply(model, params, batch, dropout_key, with_taps)
-    tokens = TokenInputs(batch.targets_BT, batch.mask_BT, batch.weight_BT, batch.payload)
+    tokens = TokenInputs(batch.targets_BT, batch.mask_BT, batch.weight_BT, batch.payload, own=batch.own_BT)
     shared = StepInputs(step=jnp.asarray(step))
     if shares := selective_terms(terms):
         assert counts.selected is not None

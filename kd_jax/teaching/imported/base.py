@@ -90,7 +90,8 @@ def required_signal(experiment: Experiment) -> RequiredSignal:
             expected = "a start without the imported teacher's parameters"
             raise KdError(f"students.{name}.init: expected {expected}, got FromTeacher. {REMEDY}")
         if recipe.targets:
-            raise KdError(f"students.{name}.targets: expected the data's targets, got pseudo-targets. {REMEDY}")
+            kind = type(recipe.targets).__name__
+            raise KdError(f"students.{name}.targets: expected the data's targets, got {kind}. {REMEDY}")
         for key, term in recipe.terms.items():
             field, signal = f"students.{name}.terms.{key}.signal", term.signal
             if signal is None:
