@@ -198,7 +198,7 @@ def place(
     batch_rows: Callable[[Bucket], int],
     packing_seed: int | None,
 ) -> list[PlannedRows]:
-    """Return a pool's batches: texts that fit their planned row stay there, the others move to a longer bucket.
+    """Return a pool's batches: own texts that fit their planned row stay there, the others move to a longer bucket.
 
     The rows of a bucket that has lost or got texts are spread evenly over as few batches as hold them; these take the
     bucket's places in the plan, and further ones follow at the end. Without a text that is too long the plan remains.
@@ -228,17 +228,17 @@ def place(
     for bucket, rows in planned:
         room_X = layout.sizes(np.asarray(bucket))
         for row in rows:
-            stay, used_X = [], np.zeros_like(room_X)
-            for slot in row:
-                size_X = layout.sizes(lengths_of(slot))
-                if (used_X + size_X <= room_X).all():
-                    stay.append(slot)
-                    used_X = used_X + size_X
-                else:
-                    moved.append(slot)
-                    changed.add(bucket)
-            if stay:
-                rows_of[bucket].append(stay)
+            stays, used_X = [True] * len(row), np.zeros_like(room_X)
+            # Targets first, which fit as planned: one that moved could share a row with another copy of its example.
+            for n in sorted(range(len(row)), key=lambda n: row[n].text >= 0):
+                size_X = layout.sizes(lengths_of(row[n]))
+                stays[n] = bool((used_X + size_X <= room_X).all())
+                used_X = used_X + stays[n] * size_X
+            moved += [slot for slot, stay in zip(row, stays, strict=True) if not stay]
+            if not all(stays):
+                changed.add(bucket)
+            if any(stays):
+                rows_of[bucket].append([slot for slot, stay in zip(row, stays, strict=True) if stay])
     if not moved:
         return list(planned)
     lengths_N2 = np.stack([lengths_of(slot) for slot in moved])
@@ -428,8 +428,8 @@ class OnPolicyBatches:
         if not (is_own or i >= self._examples.targets):
             return Slot(i)
         encoded = self._examples.read(i).encoded
-        ids = encoded.prompt if self._prompted else encoded.completion[: self._beginning(encoded)]
-        room = self._room(int(self._examples.lengths[i, 0])) - (0 if self._prompted else len(ids))
+        ids = encoded.prompt if self._prompted else self._beginning(encoded)
+        room = self._room(len(ids)) if self._prompted else self._room(0) - len(ids)
         room = min(room - len(self._layout.forced_prefix), self._rule.length or room)
         if room < 1 or len(ids) > self._max_prompt:
             return Slot(i)
@@ -437,9 +437,10 @@ class OnPolicyBatches:
         prompts.append(Prompt(ids, number, room))
         return Slot(i, len(prompts) - 1)
 
-    def _beginning(self, encoded: Encoded) -> int:
-        """Return the number of tokens of a document that are given; at least one is left to write."""
-        return max(1, min(self._rule.beginning, len(encoded.completion) - 1))
+    def _beginning(self, encoded: Encoded) -> np.ndarray:
+        """Return the tokens of a document, or of a window of it, that are given; at least one is left to write."""
+        ids = np.concatenate([encoded.prompt, encoded.completion])
+        return ids[: max(1, min(self._rule.beginning, len(ids) - 1))]
 
     def _room_beside(self, prompt: int) -> int:
         """Return the most tokens of a completion beside a prompt of so many tokens, in the last bucket."""
@@ -450,11 +451,12 @@ class OnPolicyBatches:
 
     def _lengths_of(self, slot: Slot) -> np.ndarray:
         prompt, completion = self._examples.lengths[slot.example]
-        if slot.text >= 0:
-            encoded = None if self._prompted else self._examples.read(slot.example).encoded
-            given = len(self._layout.forced_prefix) if encoded is None else self._beginning(encoded)
-            completion = given + len(self._texts[slot.text])
-        return np.array([prompt, completion])
+        if slot.text < 0:
+            return np.array([prompt, completion])
+        written = len(self._texts[slot.text])
+        if self._prompted:
+            return np.array([prompt, len(self._layout.forced_prefix) + written])
+        return np.array([0, len(self._beginning(self._examples.read(slot.example).encoded)) + written])
 
     def _read(self, slot: Slot) -> Segment:
         """Return the example of a slot; its own text has a number after all examples, so that each is told apart."""
@@ -466,9 +468,9 @@ class OnPolicyBatches:
             not_counted = np.zeros(len(encoded.prompt), bool)
             own = append_completion(encoded.prompt, not_counted, self._layout.forced_prefix, text)
         else:
-            given = encoded.completion[: self._beginning(encoded)]
-            counts = np.arange(len(encoded.prompt) + len(given) + len(text)) >= len(encoded.prompt) + len(given)
-            own = Encoded(encoded.prompt, np.concatenate([given, text]), counts)
+            given = self._beginning(encoded)
+            counts = np.arange(len(given) + len(text)) >= len(given)
+            own = Encoded(encoded.prompt[:0], np.concatenate([given, text]), counts)
         number = (self._state["written"] + slot.text) % (MAX_INT32 - len(self._examples))
         return Segment(len(self._examples) + number, own, 1.0, {})
 
