@@ -98,7 +98,7 @@ def check_splits(experiment: ResolvedExperiment, counts: Mapping[str, int]) -> N
 def check_unlabelled(recipe: Recipe, counts: Mapping[str, int]) -> None:
     """Check that there are examples without a reference if a model writes texts for such."""
     wanted = isinstance(recipe.targets, OnPolicy) and recipe.targets.unlabelled
-    if wanted and not (recipe.references or counts.get(UNLABELLED)):
+    if wanted and not (0 < recipe.references < counts["train"] or counts.get(UNLABELLED)):
         raise KdError(
             "targets.unlabelled: expected examples without a reference, got none. Give the model a share of the "
             "references, such as references=2000, use a source with unlabelled text, or remove it."

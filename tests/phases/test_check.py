@@ -13,14 +13,22 @@ from kd_jax import (
     Generation,
     KdError,
     Online,
+    OnPolicy,
     PseudoTargets,
+    Random,
+    Schedule,
     Term,
     TopK,
+    cross_entropy,
     forward_kl,
     load_experiment,
+    reverse_kl,
 )
 from kd_jax.cli.overrides import apply_overrides
+from kd_jax.experiment import resolve
 from kd_jax.phases.check import check
+from kd_jax.phases.prepare import check_splits
+from kd_jax.teaching.imported.base import required_signal
 from tests.helpers.pretrained import CHAT, write_pretrained
 
 
@@ -199,7 +207,7 @@ def test_an_invalid_recipe_is_refused(smoke, change, message):
 
 @pytest.mark.parametrize("change", [{"init": FromTeacher()}, {"terms": {"kd": Term(forward_kl, signal=TopK(k=8))}}])
 def test_a_teacher_has_no_teacher(smoke, change):
-    with pytest.raises(KdError, match="teacher.(init: expected Random|terms: expected no signal)"):
+    with pytest.raises(KdError, match="teacher.(init: expected Random|terms: expected references alone and no signal)"):
         check(dataclasses.replace(smoke, teacher=dataclasses.replace(smoke.teacher, **change)))
 
 
@@ -249,3 +257,104 @@ def test_a_teacher_of_another_family_needs_cached_signals(smoke):
     student = dataclasses.replace(smoke.teacher, model=DecoderOnly(2), init=FromTeacher())
     with pytest.raises(KdError, match="students.it.model: .*decoder_only"):
         check(dataclasses.replace(smoke, students={"it": student}, comparison=None))
+
+
+def with_on_policy(experiment, targets, **changes):
+    """Return the experiment with one student of on-policy targets, with the teacher in the step."""
+    terms = {"ce": Term(cross_entropy), "kd": Term(reverse_kl, signal=Online())}
+    student = dataclasses.replace(experiment.students["student_kd"], targets=targets, **{"terms": terms} | changes)
+    return dataclasses.replace(experiment, students={"it": student}, comparison=None)
+
+
+def test_on_policy_targets_pass(smoke):
+    for targets in (OnPolicy(), OnPolicy(share=Schedule(0.0, 1.0, 10), length=32), OnPolicy(others=PseudoTargets())):
+        check(resolve(with_on_policy(smoke, targets)))
+    student = with_on_policy(smoke, OnPolicy(beginning=31)).students["it"]
+    model = with_model(smoke, DecoderOnly(2), task=Generation())
+    student = dataclasses.replace(student, model=DecoderOnly(2), init=Random())
+    check(dataclasses.replace(model, students={"it": student}))
+
+
+@pytest.mark.parametrize(
+    "targets, changes, message",
+    [
+        (OnPolicy(share=1.5), {}, r"targets.share: expected a number in \[0, 1\] or a Schedule, got 1.5"),
+        (OnPolicy(share=Schedule(0.0, 2.0, 10)), {}, r"targets.share.end: expected a number in \[0, 1\], got 2.0"),
+        (OnPolicy(pool=0), {}, "targets.pool: .* got 0"),
+        (OnPolicy(temperature=-1.0), {}, "targets.temperature: .* got -1.0"),
+        (OnPolicy(length=11), {}, "targets.length: expected from 12 to 32, .* got 11"),
+        (OnPolicy(length=33), {}, "targets.length: expected from 12 to 32, .* got 33"),
+        (OnPolicy(others=PseudoTargets(beam=0)), {}, "targets.beam: .* got 0"),
+        (
+            OnPolicy(others=PseudoTargets(), unlabelled=True),
+            {},
+            "targets.unlabelled: expected False beside targets.others, .* got True",
+        ),
+        (
+            OnPolicy(),
+            {"terms": {"kd": Term(forward_kl, signal=TopK(k=8)), "own": Term(reverse_kl, signal=Online())}},
+            "targets: expected no cached signal beside OnPolicy, .* got topk. Use signal=Online",
+        ),
+        (
+            OnPolicy(),
+            {"terms": {"ce": Term(cross_entropy)}},
+            "terms: expected a term with the teacher in the step beside OnPolicy, .* got ce",
+        ),
+        (
+            OnPolicy(),
+            {"model": DecoderOnly(2), "init": Random()},
+            "model: expected encoder_decoder, as the teacher in the step, got decoder_only",
+        ),
+    ],
+)
+def test_invalid_on_policy_targets_are_refused_in_one_line(smoke, targets, changes, message):
+    buckets = dataclasses.replace(smoke, buckets=(12, 32))
+    with pytest.raises(KdError, match=rf"^students\.it\.{message}") as error:
+        check(resolve(with_on_policy(buckets, targets, **changes)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        (OnPolicy(beginning=0), "targets.beginning: expected from 1 to 31 tokens of each document .* got 0"),
+        (OnPolicy(beginning=32), "targets.beginning: expected from 1 to 31 .* got 32"),
+        (OnPolicy(beginning=8, unlabelled=True), "targets.unlabelled: expected False, since generation has no prompts"),
+        (OnPolicy(beginning=8, others=PseudoTargets()), "targets.others: expected None, since generation has no"),
+    ],
+)
+def test_on_policy_targets_that_do_not_fit_a_task_without_prompts_are_refused(smoke, targets, message):
+    experiment = with_on_policy(smoke, targets, model=DecoderOnly(2), init=Random())
+    experiment = dataclasses.replace(
+        experiment, task=Generation(), teacher=dataclasses.replace(smoke.teacher, model=DecoderOnly(2))
+    )
+    with pytest.raises(KdError, match=rf"^students\.it\.{message}"):
+        check(resolve(experiment))
+
+
+def test_a_teacher_learns_from_no_texts_of_its_own(smoke):
+    terms = {"kd": Term(reverse_kl, signal=Online())}
+    for changes in ({"targets": OnPolicy()}, {"targets": OnPolicy(), "terms": terms}):
+        with pytest.raises(KdError, match="^teacher.targets: "):
+            check(resolve(dataclasses.replace(smoke, teacher=dataclasses.replace(smoke.teacher, **changes))))
+
+
+def test_on_policy_targets_beside_an_imported_teacher_are_refused(smoke):
+    """Its log-probabilities are of stored texts."""
+    experiment = with_on_policy(smoke, OnPolicy(), init=Random())
+    with pytest.raises(KdError, match="^students.it.targets: expected the data's targets, got OnPolicy"):
+        required_signal(experiment)
+
+
+@pytest.mark.parametrize(
+    "references, unlabelled, refused", [(0, 0, True), (50, 0, True), (40, 0, False), (0, 7, False)]
+)
+def test_unlabelled_prompts_need_examples_without_a_reference(smoke, references, unlabelled, refused):
+    """Of 50 training examples; 50 references are all of them."""
+    experiment = with_on_policy(smoke, OnPolicy(unlabelled=True), references=references)
+    counts = {"train": 50, "validation": 5, "test": 5} | ({"unlabelled": unlabelled} if unlabelled else {})
+    if refused:
+        with pytest.raises(KdError, match="^students.it.targets.unlabelled: expected examples without"):
+            check_splits(experiment, counts)
+    else:
+        check_splits(experiment, counts)
