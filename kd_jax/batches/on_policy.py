@@ -281,6 +281,65 @@ class Prompt(NamedTuple):
     room: int
 
 
+class OwnTextForm:
+    """How an example becomes a prompt for a text of the student's own, and such a text an example.
+
+    Attributes:
+      max_prompt: longest prompt that is continued.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        buckets: Sequence[Bucket],
+        *,
+        prompted: bool,
+        max_prompt: int,
+        length: int = 0,
+        beginning: int = 0,
+    ):
+        """Set the lengths.
+
+        Args:
+          layout: the model family's.
+          buckets: padded lengths, ascending; a text fits the last one.
+          prompted: whether the task has prompts; else a text continues the beginning of a document.
+          max_prompt: longest prompt that is continued.
+          length: most tokens of a text; 0 for the room in the last bucket.
+          beginning: tokens of a document that are given.
+        """
+        self._layout, self._last, self._prompted = layout, np.asarray(buckets[-1]), prompted
+        self.max_prompt, self._length, self._beginning = max_prompt, length, beginning
+        self._room = functools.cache(self._room_beside)
+
+    def prompt(self, encoded: Encoded, number: int) -> Prompt | None:
+        """Return the prompt of an example for the text of this number; None if it is too long."""
+        ids = encoded.prompt if self._prompted else self.given(encoded)
+        room = self._room(len(ids)) if self._prompted else self._room(0) - len(ids)
+        room = min(room - len(self._layout.forced_prefix), self._length or room)
+        return Prompt(ids, number, room) if room >= 1 and len(ids) <= self.max_prompt else None
+
+    def given(self, encoded: Encoded) -> np.ndarray:
+        """Return the tokens of a document, or of a window of it, that are given; at least one is left to write."""
+        ids = np.concatenate([encoded.prompt, encoded.completion])
+        return ids[: max(1, min(self._beginning, len(ids) - 1))]
+
+    def example(self, encoded: Encoded, text: np.ndarray) -> Encoded:
+        """Return an example with an own text as its target; of its tokens those of the text count alone."""
+        if self._prompted:
+            not_counted = np.zeros(len(encoded.prompt), bool)
+            return append_completion(encoded.prompt, not_counted, self._layout.forced_prefix, text)
+        given = self.given(encoded)
+        counts = np.arange(len(given) + len(text)) >= len(given)
+        return Encoded(encoded.prompt[:0], np.concatenate([given, text]), counts)
+
+    def _room_beside(self, prompt: int) -> int:
+        """Return the most tokens of a completion beside a prompt of so many tokens, in the last bucket."""
+        candidates = np.arange(self._last.sum() + 1)
+        sizes_CX = self._layout.sizes(np.stack([np.full_like(candidates, prompt), candidates], axis=-1))
+        return int(np.flatnonzero((sizes_CX <= self._layout.sizes(self._last)).all(-1)).max(initial=0))
+
+
 class OnPolicyBatches:
     """Training batches with texts of the student's own; an iterator, whose state is saved with checkpoints.
 
@@ -318,8 +377,15 @@ class OnPolicyBatches:
           shard: (index of this host, number of hosts); a host reads its slice of each batch.
         """
         self._plan, self._examples, self._layout, self._rule = plan, examples, layout, rule
-        self._buckets, self._prompted, self._max_prompt, self._packed = buckets, prompted, max_prompt, packed
-        self._room = functools.cache(self._room_beside)
+        self._buckets, self._packed = buckets, packed
+        self._form = OwnTextForm(
+            layout,
+            buckets,
+            prompted=prompted,
+            max_prompt=max_prompt,
+            length=rule.length,
+            beginning=rule.beginning,
+        )
         self._seed, self._divisor, self._shard = seed, divisor, shard
         # `first`: number of the pool's first planned batch. `step`: number of its first update, from 0. `written`:
         # texts of earlier pools. `done`: batches of the pool that were taken.
@@ -427,51 +493,26 @@ class OnPolicyBatches:
         """Return the slot of example i; the prompt of an own text is appended to `prompts`."""
         if not (is_own or i >= self._examples.targets):
             return Slot(i)
-        encoded = self._examples.read(i).encoded
-        ids = encoded.prompt if self._prompted else self._beginning(encoded)
-        room = self._room(len(ids)) if self._prompted else self._room(0) - len(ids)
-        room = min(room - len(self._layout.forced_prefix), self._rule.length or room)
-        if room < 1 or len(ids) > self._max_prompt:
-            return Slot(i)
         number = (self._state["written"] + len(prompts)) % (MAX_INT32 - len(self._examples))
-        prompts.append(Prompt(ids, number, room))
+        prompt = self._form.prompt(self._examples.read(i).encoded, number)
+        if prompt is None:
+            return Slot(i)
+        prompts.append(prompt)
         return Slot(i, len(prompts) - 1)
 
-    def _beginning(self, encoded: Encoded) -> np.ndarray:
-        """Return the tokens of a document, or of a window of it, that are given; at least one is left to write."""
-        ids = np.concatenate([encoded.prompt, encoded.completion])
-        return ids[: max(1, min(self._rule.beginning, len(ids) - 1))]
-
-    def _room_beside(self, prompt: int) -> int:
-        """Return the most tokens of a completion beside a prompt of so many tokens, in the last bucket."""
-        last_X = self._layout.sizes(np.asarray(self._buckets[-1]))
-        candidates = np.arange(sum(self._buckets[-1]) + 1)
-        sizes_CX = self._layout.sizes(np.stack([np.full_like(candidates, prompt), candidates], axis=-1))
-        return int(np.flatnonzero((sizes_CX <= last_X).all(-1)).max(initial=0))
-
     def _lengths_of(self, slot: Slot) -> np.ndarray:
-        prompt, completion = self._examples.lengths[slot.example]
         if slot.text < 0:
-            return np.array([prompt, completion])
-        written = len(self._texts[slot.text])
-        if self._prompted:
-            return np.array([prompt, len(self._layout.forced_prefix) + written])
-        return np.array([0, len(self._beginning(self._examples.read(slot.example).encoded)) + written])
+            return self._examples.lengths[slot.example]
+        own = self._form.example(self._examples.read(slot.example).encoded, self._texts[slot.text])
+        return np.array([len(own.prompt), len(own.completion)])
 
     def _read(self, slot: Slot) -> Segment:
         """Return the example of a slot; its own text has a number after all examples, so that each is told apart."""
         segment = self._examples.read(slot.example)
         if slot.text < 0:
             return segment
-        encoded, text = segment.encoded, self._texts[slot.text]
-        if self._prompted:
-            not_counted = np.zeros(len(encoded.prompt), bool)
-            own = append_completion(encoded.prompt, not_counted, self._layout.forced_prefix, text)
-        else:
-            given = self._beginning(encoded)
-            counts = np.arange(len(given) + len(text)) >= len(given)
-            own = Encoded(encoded.prompt[:0], np.concatenate([given, text]), counts)
         number = (self._state["written"] + slot.text) % (MAX_INT32 - len(self._examples))
+        own = self._form.example(segment.encoded, self._texts[slot.text])
         return Segment(len(self._examples) + number, own, 1.0, {})
 
     def _assemble(self, planned: PlannedRows) -> Batch:
