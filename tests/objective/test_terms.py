@@ -250,3 +250,48 @@ def test_online_topk_equals_cached_topk_except_for_rounding():
         one = cached.align(student, cached.reduce(teacher), 2.0)[:2]
         other = online.align(student, {"logits": teacher}, 2.0)[:2]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 12])
+def test_a_term_without_a_signal_skips_targets_that_the_student_wrote(chunk):
+    """Its sum, its count and its gradient are over the others; a term with a signal reads all that count."""
+    rng = np.random.default_rng(0)
+    hidden, _, teacher_hidden, head, targets, mask, weight = problem(12, 4, 5, False, False, 0)
+    own = jnp.asarray(rng.random(12) < 0.5)
+    terms = {"ce": Term(cross_entropy, weight=0.4), "kd": Term(forward_kl, weight=0.6, signal=Online())}
+    tokens = TokenInputs(targets, mask, weight, {}, teacher_hidden, own=own)
+
+    @jax.jit
+    def run(hidden, tokens):
+        shared = StepInputs(jnp.int32(0), head)
+        objective = lambda x: fused_head(functools.partial(total_loss, terms), x, head, tokens, shared, chunk)  # noqa: E731
+        return jax.value_and_grad(objective, has_aux=True)(hidden)
+
+    (loss, sums), gradient = run(hidden, tokens)
+    logp, teacher_logp = (log_softmax64(head.logits(x)) for x in (hidden, teacher_hidden))
+    nll = -np.take_along_axis(logp, np.asarray(targets)[:, None], -1)[:, 0]
+    kl = (np.exp(teacher_logp) * (teacher_logp - logp)).sum(-1)
+    counts, weights, is_own = np.asarray(mask), np.asarray(weight, np.float64), np.asarray(own)
+    read = counts & ~is_own
+    assert 0 < read.sum() < counts.sum()
+    assert (int(sums["ce"].weight), int(sums["kd"].weight), int(sums["loss"].weight)) == (
+        read.sum(),
+        counts.sum(),
+        counts.sum(),
+    )
+    ce_sum, kd_sum = (weights * nll)[read].sum(), (weights * kl)[counts].sum()
+    np.testing.assert_allclose([float(sums["ce"].value), float(sums["kd"].value)], [ce_sum, kd_sum], rtol=1e-5)
+    np.testing.assert_allclose(float(loss), 0.4 * ce_sum + 0.6 * kd_sum, rtol=1e-5)
+    without = run(hidden, tokens._replace(targets=jnp.where(own, (targets + 1) % 5, targets)))
+    np.testing.assert_array_equal(without[1], gradient)
+    assert np.abs(np.asarray(gradient))[counts & is_own].max() > 1e-3  # of the term with the signal
+
+
+def test_without_own_targets_nothing_changes():
+    """A mask of none is the same as no mask."""
+    hidden, head, _, _, targets, mask, weight = problem(12, 4, 5, False, False, 0)
+    terms = {"ce": Term(cross_entropy)}
+    tokens = TokenInputs(targets, mask, weight, {})
+    run = jax.jit(lambda tokens: total_loss(terms, head.logits(hidden), tokens, StepInputs(jnp.int32(0))))
+    got, want = run(tokens._replace(own=jnp.zeros(12, bool))), run(tokens)
+    jax.tree.map(np.testing.assert_array_equal, got, want)

@@ -320,6 +320,23 @@ def test_the_on_policy_reverse_kl_is_that_of_whole_texts():
     assert abs(tiny_loss("reverse_kl", 1, 1.0).value / TEXTS - kl) < 4.5 * deviation / np.sqrt(TEXTS)
 
 
+@pytest.mark.parametrize("loss_temperature", [1.0, 3.0])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_temperatures_of_the_draws_and_of_the_loss_are_apart(temperature, loss_temperature):
+    """T^2 KL at the loss's temperature on the sampled ids, against float64, whatever temperature drew them."""
+    batch, signal_ = tiny_batch(temperature), Online(temperature=loss_temperature)
+    terms = {"kd": Term(divergence.reverse_kl, signal=signal_)}
+    loss = functools.partial(loss_fn, model=TINY, teacher=TINY, terms=terms)
+    run = jax.jit(lambda s, t, batch: loss((s, {}), batch, count_tokens(batch), None, t)[0])
+    total = 0.0
+    for targets, counts in zip(batch.targets_BT.tolist(), batch.mask_BT.tolist(), strict=True):
+        ids = targets[: sum(counts)]
+        p, q = (log_softmax64(rows_of(TABLES[which], ids) / loss_temperature) for which in (1, 0))
+        total += loss_temperature**2 * reference64("reverse_kl", 0.5, p, q)[0].sum()
+    got = run(tiny_params(0), tiny_params(1), batch)
+    np.testing.assert_allclose(got, total / batch.mask_BT.sum(), rtol=1e-5)
+
+
 def test_number_of_counted_tokens_is_that_of_the_texts():
     mean, deviation = expectation(1.0, len)
     weight = tiny_loss("reverse_kl", 1, 1.0).weight

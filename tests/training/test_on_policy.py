@@ -112,7 +112,7 @@ def test_cross_entropy_reads_the_other_targets_alone(architecture, packed):
     other = batch._replace(targets_BT=np.where(read_BT, (batch.targets_BT + 5) % V, batch.targets_BT))
     assert abs(loss_of(architecture, other, "ce", "kd")[0] - loss) > 1e-3
     # Both terms are divided by all targets: of the step there is one count.
-    want = (0.4 * sums["ce"].value + 0.6 * sums["kd"].value) / batch.mask_BT.sum()
+    want = (0.4 * float(sums["ce"].value) + 0.6 * float(sums["kd"].value)) / batch.mask_BT.sum()
     np.testing.assert_allclose(loss, want, rtol=1e-6)
 
 
@@ -180,7 +180,7 @@ def test_the_loss_reads_the_logits_from_the_last_prompt_token_to_the_end_token(a
     junk = np.where(read_BT[..., None], 0.0, 1e4 * rng.integers(-1, 2, (*read_BT.shape, V))).astype(np.float32)
     chex.assert_trees_all_equal(value_and_grad(student + junk, teacher - junk), want)
     kl_BT = reference64("reverse_kl", 0.5, log_softmax64(teacher), log_softmax64(student))[0]
-    np.testing.assert_allclose(want[0], 0.6 * kl_BT[read_BT].sum() / sum(map(len, texts.values())), rtol=1e-5)
+    np.testing.assert_allclose(want[0], 0.6 * kl_BT[read_BT].sum() / read_BT.sum(), rtol=1e-5)
     # The first and the last logits of each text, by themselves.
     first_BT = read_BT & ~np.roll(read_BT, 1, axis=1)
     for where_BT in (first_BT, read_BT & ~np.roll(read_BT, -1, axis=1)):
