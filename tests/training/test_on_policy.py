@@ -298,7 +298,7 @@ def test_the_log_and_the_files_show_the_own_texts(experiment, workdir):
 KILLS = [3, 6, 8]
 
 
-@pytest.mark.parametrize("killed_at", KILLS)
+@pytest.mark.parametrize("killed_at", [*KILLS[:2], pytest.param(KILLS[2], marks=pytest.mark.extended)])
 def test_resume_after_kill_equals_uninterrupted(experiment, workdir, tmp_path, monkeypatch, capsys, killed_at):
     run, read = linked_run(workdir, tmp_path, "data", TEACHER), Meter._read
 
@@ -316,7 +316,8 @@ def test_resume_after_kill_equals_uninterrupted(experiment, workdir, tmp_path, m
     assert_equal_runs(run, workdir, experiment)
 
 
-@pytest.mark.parametrize("stop_at", [1, pytest.param(5, marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("stop_at", [1, 5])
 def test_resume_after_stop_equals_uninterrupted(experiment, workdir, tmp_path, monkeypatch, stop_at):
     run, after_step = linked_run(workdir, tmp_path, "data", TEACHER), Meter.after_step
 
@@ -339,7 +340,7 @@ def test_resume_steps_are_within_a_pool_and_at_its_end(workdir):
     assert any(start - 1 in resumed and start - 1 > 0 for start in starts)
 
 
-@pytest.mark.parametrize("pool", [0, 1])
+@pytest.mark.parametrize("pool", [pytest.param(0, marks=pytest.mark.extended), 1])
 def test_a_stop_while_texts_are_written_resumes_to_the_same_bits(
     experiment, workdir, tmp_path, monkeypatch, capsys, pool
 ):
@@ -380,7 +381,11 @@ def test_share_0_is_the_training_without_on_policy(experiment, workdir, tmp_path
             {"max_cut": 0.0, "length": 12},
             "targets.max_cut: expected at most 0% texts without an end among its own, got",
         ),
-        ({"min_distinct": 1.0}, "targets.min_distinct: expected at least 100% different pairs of tokens among its own"),
+        pytest.param(
+            {"min_distinct": 1.0},
+            "targets.min_distinct: expected at least 100% different pairs of tokens among its own",
+            marks=pytest.mark.extended,
+        ),
     ],
 )
 def test_texts_beyond_a_bound_stop_the_run_and_keep_the_checkpoint(experiment, workdir, tmp_path, bound, message):
@@ -398,9 +403,8 @@ def test_texts_beyond_a_bound_stop_the_run_and_keep_the_checkpoint(experiment, w
     assert not run.model("it").finished()
 
 
-@pytest.mark.parametrize(
-    "backend, mesh", [("pmap", Mesh()), pytest.param("mesh", Mesh(fsdp=4, tensor=2), marks=pytest.mark.extended)]
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("backend, mesh", [("pmap", Mesh()), ("mesh", Mesh(fsdp=4, tensor=2))])
 def test_backends_train_to_the_same_loss(experiment, workdir, tmp_path, backend, mesh):
     """The rows are a multiple of eight, so all backends have the same batches."""
     losses, texts = [], []
@@ -463,11 +467,11 @@ def test_a_task_without_prompts_trains_on_continuations(root, lax_promotion, tmp
     recipe = dataclasses.replace(small.teacher, model=model, terms={"ce": Term(cross_entropy)})
     changes = {
         "source": Toy(80, kind="documents"),
-        "tokenizer": SentencePiece(60),
+        "tokenizer": SentencePiece(40),
         "task": Generation(window=24, context=8),
     }
     changed = dataclasses.replace(small, teacher=recipe, buckets=(16, 32), **changes)
-    changed = with_student(changed, OnPolicy(share=1.0, pool=2, beginning=6), "student_scratch", model=model, steps=4)
+    changed = with_student(changed, OnPolicy(share=1.0, pool=2, beginning=6), "student_kd", model=model, steps=4)
     run = Workdir(tmp_path)
     for phase in (prepare, teacher, student):
         phase.run(changed, run)
