@@ -134,6 +134,7 @@ class Evaluation:
       draft: tokens that the leading student drafts in each round of speculative decoding with the teacher,
         timed at batch 1 on `speed_texts`; 0 to skip it.
       int8: models to measure a second time with int8 weights.
+      own_texts: texts that each student writes, at temperature 1, to be compared with its teacher there; 0 for none.
 
     Examples:
       >>> Evaluation(split="validation", bootstrap=200).samples
@@ -151,6 +152,7 @@ class Evaluation:
     cached_k: int = 128
     draft: int = 4
     int8: tuple[str, ...] = ()
+    own_texts: int = 0
 
     @property
     def in_int8(self) -> dict[str, str]:

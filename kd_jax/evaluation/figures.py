@@ -116,6 +116,27 @@ class DraftingFigures:
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnTextFigures:
+    """A model and the teacher on texts that the model draws from its own distribution, by token.
+
+    Attributes:
+      own_kl: KL(teacher || model), nats a token.
+      own_reverse_kl: KL(model || teacher), nats a token.
+      own_top_20: share of the teacher's 20 most likely tokens that are among the model's.
+      own_length: tokens a text.
+      own_cut: share of the texts that reach the maximum length without an end.
+      own_distinct_2: share of different pairs of tokens within a text.
+    """
+
+    own_kl: float
+    own_reverse_kl: float
+    own_top_20: float
+    own_length: float
+    own_cut: float
+    own_distinct_2: float
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelFigures:
     """All figures of one model.
 
@@ -125,6 +146,7 @@ class ModelFigures:
       over_long: of its `examples`, those longer than the last bucket.
       offline: on the validation split, from the cache; None for the teacher and without such a cache.
       drafting: None for all but the leading student.
+      own: on texts of its own; None where they are not measured, and for the teacher.
       warnings: degenerate texts, one line each; known to a report alone.
     """
 
@@ -136,6 +158,7 @@ class ModelFigures:
     speed: DecodingSpeed
     offline: CachedCloseness | None = None
     drafting: DraftingFigures | None = None
+    own: OwnTextFigures | None = None
     warnings: tuple[str, ...] = ()
 
     def value(self, metric: str) -> float:
@@ -155,6 +178,8 @@ class ModelFigures:
         flat |= dataclasses.asdict(self.training)
         if self.drafting:
             flat |= dataclasses.asdict(self.drafting)
+        if self.own:
+            flat |= dataclasses.asdict(self.own)
         return flat | dataclasses.asdict(self.speed)
 
     @classmethod
@@ -169,6 +194,7 @@ class ModelFigures:
             training=_select(TrainingFigures, flat),
             speed=_select(DecodingSpeed, flat),
             drafting=_select(DraftingFigures, flat) if "draft_tokens" in flat else None,
+            own=_select(OwnTextFigures, flat) if "own_kl" in flat else None,
             warnings=tuple(warnings),
         )
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from kd_jax.artifacts import files
 from kd_jax.artifacts.manifest import Folder, read_lines
-from kd_jax.batches.pipeline import EvalBatches, PromptBatches
+from kd_jax.batches.pipeline import EvalBatches, PlannedBatches, PromptBatches
 from kd_jax.decoding.text import to_text
 from kd_jax.errors import KdError
 from kd_jax.evaluation.candidates import Candidate, Programs
@@ -71,7 +71,7 @@ def negative_log_likelihoods(
     return nll, tokens
 
 
-def map_batches(title: str, batches: PromptBatches | EvalBatches, measure: Callable[[np.ndarray, Any], Any]) -> list:
+def map_batches(title: str, batches: PlannedBatches[Any], measure: Callable[[np.ndarray, Any], Any]) -> list:
     """Apply a function of (example numbers, batch) to every batch; return the values on every host.
 
     Several hosts share the batches, so a value must be JSON-able.

@@ -92,6 +92,10 @@ def build_ablation(
     for name in experiment.recipes:
         kl = [one.models[name].closeness.kl_to_teacher for one in reports]
         models[name] = _values_by_metric([one.models[name].metrics for one in reports]) | {"kl_to_teacher": kl}
+        own = [one.models[name].own for one in reports]
+        if experiment.evaluation.own_texts:
+            for key in ("own_kl", "own_reverse_kl"):
+                models[name][key] = [one and getattr(one, key) for one in own]
     return Ablation(
         name=experiment.name,
         task=task.name,

@@ -140,6 +140,7 @@ def check_evaluation(evaluation: Evaluation) -> None:
     bounds = {
         "batch_size": (1, MAX_ROWS),
         "texts": (0, MAX_COUNT),
+        "own_texts": (0, MAX_COUNT),
         "bootstrap": (2, MAX_RESAMPLES),
         "speed_texts": (1, MAX_COUNT),
         "samples": (1, MAX_ROWS),

@@ -26,9 +26,11 @@ from kd_jax.evaluation.figures import (
     DraftingFigures,
     MetricFigure,
     ModelFigures,
+    OwnTextFigures,
     TrainingFigures,
     metrics_to_json,
 )
+from kd_jax.evaluation.own_texts import compare_own_texts
 from kd_jax.evaluation.quality import (
     generate_texts,
     map_batches,
@@ -102,6 +104,7 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
     metrics: dict[str, MetricFigures] = {}
     closeness: dict[str, Closeness] = {}
     offline: dict[str, CachedCloseness | None] = {}
+    own: dict[str, OwnTextFigures | None] = {}
     for candidate in candidates:
         name = candidate.name
         metrics[name] = score_model(context, candidate, params[name])
@@ -111,6 +114,11 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
             closeness[name] = compare_with_teacher(context, candidate, params[TEACHER], params[name])
         use_cache = evaluation.cached_k and name != TEACHER
         offline[name] = compare_with_cache(context, candidate, params[name]) if use_cache else None
+        if _writes_own_texts(context, candidate):
+            both = params[name], params[TEACHER]
+            own[name] = compare_own_texts(
+                experiment, context.split, context.tokenizer, candidate, both, context.devices
+            )
         shown = []
         for metric in task.metrics:
             figure = metrics[name][metric.name]
@@ -130,6 +138,7 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
             training=_training_figures(workdir, candidate),
             speed=speeds[name],
             drafting=drafting.get(name),
+            own=own.get(name),
         )
         if hosts.is_main_process():
             manifest.write_json(folder.path / f"{name}.json", figures.to_json())
@@ -137,6 +146,17 @@ def run(experiment: ResolvedExperiment, workdir: Workdir, force: bool = False) -
         baselines = {name: metrics_to_json(figures) for name, figures in score_baselines(context).items()}
         manifest.write_json(folder.path / "baselines.json", baselines)
     folder.finish({"models": [candidate.name for candidate in candidates]}, time.perf_counter() - began)
+
+
+def _writes_own_texts(context: Context, candidate: Candidate) -> bool:
+    """Return whether a model's own texts are compared: a student of the teacher's family, with its trained weights."""
+    experiment = context.experiment
+    return (
+        experiment.evaluation.own_texts > 0
+        and not context.workdir.teacher_is_imported
+        and candidate.name in experiment.students
+        and candidate.architecture.family == experiment.teacher.model.family
+    )
 
 
 def load_context(experiment: ResolvedExperiment, workdir: Workdir) -> Context:

@@ -16,6 +16,10 @@ from kd_jax.tasks.metrics import Metric
 
 Table = list[list[str]]
 KL = MetricInfo("kl_to_teacher", "KL to teacher", False, 3)
+OWN_KL = (  # where the evaluation has them
+    MetricInfo("own_kl", "KL on own texts", False, 3),
+    MetricInfo("own_reverse_kl", "reverse KL on own texts", False, 3),
+)
 RELATIONS = {
     BETTER: "better than",
     WORSE: "worse than",
@@ -123,7 +127,8 @@ def paired_table(result: Ablation, metric: MetricInfo, control: str) -> Table:
 
 def figures_table(result: Ablation) -> Table:
     """Return all metrics of all models and baselines, mean and each seed's value, heading row first."""
-    metrics = [*result.all_metrics, KL]
+    measured = {name for figures in result.models.values() for name in figures}
+    metrics = [*result.all_metrics, KL, *(metric for metric in OWN_KL if metric.name in measured)]
 
     def cell(values_S: Sequence[float | None], digits: int) -> str:
         values = [value for value in values_S if value is not None]

@@ -119,6 +119,12 @@ def detail_columns(report: Report) -> list[Column]:
         model_column("texts/s", lambda m: m.speed.decode_texts_per_second, ",.0f"),
         model_column("texts/s at batch 1", lambda m: m.speed.decode_texts_per_second_single, ",.0f"),
     ]
+    if any(model.own for model in models):
+        columns += [
+            model_column("KL on own texts", lambda m: m.own and m.own.own_kl, ".3f"),
+            model_column("reverse KL on own texts", lambda m: m.own and m.own.own_reverse_kl, ".3f"),
+            model_column("overlap of the top 20 there", lambda m: m.own and m.own.own_top_20, ".1%"),
+        ]
     if any(model.drafting for model in models):
         columns += [
             model_column("accepted drafts", lambda m: m.drafting and m.drafting.draft_acceptance, ".1%"),
