@@ -6,6 +6,7 @@ from kd_jax.api import read_metrics as read_metrics
 from kd_jax.api import run as run
 from kd_jax.artifacts.workdir import Workdir as Workdir
 from kd_jax.batches.on_policy import OnPolicy as OnPolicy
+from kd_jax.batches.on_policy import Rounds as Rounds
 from kd_jax.batches.targets import PseudoTargets as PseudoTargets
 from kd_jax.config import load_experiment as load_experiment
 from kd_jax.decoding.beam import beam_search as beam_search

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.layouts import Bucket
-from kd_jax.batches.on_policy import OnPolicy
+from kd_jax.batches.on_policy import OnPolicy, OwnTextRule, Rounds
 from kd_jax.batches.targets import PseudoTargets, TrainTargets
 from kd_jax.errors import KdError
 from kd_jax.fields import check_fields, check_type
@@ -72,8 +72,8 @@ class Recipe:
       init: where the first parameters come from.
       terms: the objective, name -> Term.
       training: steps, batches, optimizer.
-      targets: None for the references of the data. Students only: PseudoTargets for texts of the teacher, OnPolicy for
-        texts that the student writes while it trains.
+      targets: None for the references of the data. Students only: PseudoTargets for texts of the teacher; OnPolicy and
+        Rounds for texts that the student writes while it trains.
       references: number of training examples whose references the model may learn from, the same ones for every seed; 0
         for all. It stands for a user with few references and much source text, beside a teacher that was trained on
         more. Without `targets` the model trains on these examples alone.
@@ -91,13 +91,13 @@ class Recipe:
     terms: Mapping[str, Term]
     training: Training
     init: Initializer = Random()
-    targets: PseudoTargets | OnPolicy | None = None
+    targets: PseudoTargets | OnPolicy | Rounds | None = None
     references: int = 0
 
     @property
     def pseudo_targets(self) -> PseudoTargets | None:
         """The teacher's texts that the model learns from, also beside its own; None for references."""
-        return self.targets.others if isinstance(self.targets, OnPolicy) else self.targets
+        return self.targets.others if isinstance(self.targets, OwnTextRule) else self.targets
 
     @property
     def train_targets(self) -> TrainTargets:
@@ -366,5 +366,7 @@ def required_signals(experiment: Experiment) -> dict[TrainTargets, dict[str, Log
     """Return, for each kind of targets, name -> signal that the students' terms read from a cache."""
     terms: dict[TrainTargets, dict[str, Term]] = {}
     for name, recipe in experiment.students.items():
-        terms.setdefault(recipe.train_targets, {}).update({f"{name}.{key}": term for key, term in recipe.terms.items()})
+        of_targets = terms.setdefault(recipe.train_targets, {})
+        if not isinstance(recipe.targets, Rounds):  # which have a cache for each round
+            of_targets |= {f"{name}.{key}": term for key, term in recipe.terms.items()}
     return {targets: cached_signals(of_targets) for targets, of_targets in terms.items()}

@@ -47,6 +47,14 @@ class Workdir:
             return Folder(self.path / TEACHER, "teacher")
         return Folder(self.path / "students" / _folder_name(name), "student")
 
+    def round(self, name: str, number: int) -> Folder:
+        """Return the folder of the texts that a student writes for a round of its training."""
+        return Folder(self.model(name).path / "rounds" / str(number), "student")
+
+    def round_cache(self, name: str, number: int, signal: str) -> Folder:
+        """Return the folder of the teacher's signal for these texts."""
+        return Folder(self.round(name, number).path / "cache" / _folder_name(signal), "student")
+
     @property
     def teacher_is_imported(self) -> bool:
         """Whether the run has imported log-probabilities of its teacher, and no parameters."""

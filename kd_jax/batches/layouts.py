@@ -28,12 +28,14 @@ class Segment(NamedTuple):
       index: its number in the encoded split.
       weight: factor on its losses.
       records: signal name -> field -> [tokens that count, ...].
+      own: whether its target is a text of the student's own.
     """
 
     index: int
     encoded: Encoded
     weight: float
     records: Records
+    own: bool = False
 
 
 Rows = Sequence[Sequence[Segment]]  # one segment a row, or several: packed

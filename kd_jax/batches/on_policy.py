@@ -22,7 +22,7 @@ from kd_jax.batches.buckets import assign_buckets, pack_rows, round_up
 from kd_jax.batches.layouts import Bucket, Layout, Segment, host_array
 from kd_jax.batches.pipeline import Split, TrainPlan
 from kd_jax.batches.targets import PseudoTargets
-from kd_jax.config import MAX_LENGTH, MAX_STEPS, check_count, is_number
+from kd_jax.config import MAX_COUNT, MAX_LENGTH, MAX_ROWS, MAX_STEPS, check_count, is_number
 from kd_jax.errors import KdError
 from kd_jax.schedules import ScalarOrSchedule
 from kd_jax.tasks.base import Encoded, Sampling, append_completion
@@ -33,49 +33,16 @@ MAX_INT32 = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class OnPolicy:
-    """A student that learns on texts of its own, judged token by token by the teacher in the step.
-
-    The student writes them every `pool` batches, without dropout. A term with a signal compares the models on all
-    texts; a term without one, such as cross-entropy, reads the other texts alone, since an own text is no reference.
-
-    Attributes:
-      share: probability that an example's target is the student's own text: a number in [0, 1], a Schedule, or a
-        function of the step. The other examples keep their reference, or the teacher's text.
-      temperature: of the draws; 1 for the student's own distribution, 0 for its most likely tokens. It is not the
-        temperature of a loss.
-      top_p: draw from the smallest set of tokens whose probability reaches it; 1 for all.
-      pool: batches for which texts are written together. A larger pool is faster, and its last texts are of an older
-        student. Texts that are longer than their batch's bucket move to a longer one, so the number of updates may
-        differ a little.
-      others: the teacher's texts for the other examples, in place of references; None for the references.
-      unlabelled: whether examples without a reference are prompts too (see Recipe.references); their target is always
-        an own text.
-      length: most tokens of an own text, its end token included; 0 for the task's decoding, cut to the last bucket.
-      beginning: for a task without prompts, tokens of each document that are given.
-      max_cut: largest share of a pool's texts without an end; training stops beyond it.
-      min_distinct: least distinct-2 of a pool's texts, the share of different pairs of tokens; training stops below it.
-
-    References:
-      Agarwal et al. 2023, arXiv 2306.13649 (GKD), algorithm 1; `share` is its lambda.
-
-    Examples:
-      >>> OnPolicy(share=0.5).check()
-      >>> OnPolicy(share=1.5).check()
-      Traceback (most recent call last):
-      kd_jax.errors.KdError: targets.share: expected a number in [0, 1] or a Schedule, got 1.5. Set targets.share.
-    """
+class OwnTextRule:
+    """Which examples get a text of the student's own, and how it is written; see `OnPolicy` and `Rounds`."""
 
     share: ScalarOrSchedule = 0.5
     temperature: float = 1.0
     top_p: float = 1.0
-    pool: int = 50
     others: PseudoTargets | None = None
     unlabelled: bool = False
     length: int = 0
     beginning: int = 32
-    max_cut: float = 1.0
-    min_distinct: float = 0.0
 
     def check(self) -> None:
         """Check the ranges of all fields."""
@@ -86,14 +53,8 @@ class OnPolicy:
                 f"targets.share: expected a number in [0, 1] or a Schedule, got {self.share!r}. Set targets.share."
             )
         self.sampling(0).check("targets")
-        check_count("targets.pool", self.pool, 1, MAX_STEPS, "A pool has texts for at least one batch.")
         check_count("targets.length", self.length, 0, MAX_LENGTH, "Use 0 for the task's decoding.")
         check_count("targets.beginning", self.beginning, 0, MAX_LENGTH)
-        for field in ("max_cut", "min_distinct"):
-            if not is_share(getattr(self, field)):
-                raise KdError(
-                    f"targets.{field}: expected a number in [0, 1], got {getattr(self, field)!r}. Set targets.{field}."
-                )
         if self.others:
             self.others.check()
             if self.unlabelled:
@@ -127,6 +88,98 @@ class OnPolicy:
     def share_at(self, step: int) -> float:
         """Return the share at an update."""
         return float(schedules.value_at(self.share, step))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicy(OwnTextRule):
+    """A student that learns on texts of its own, judged token by token by the teacher in the step.
+
+    The student writes them every `pool` batches, without dropout. A term with a signal compares the models on all
+    texts; a term without one, such as cross-entropy, reads the other texts alone, since an own text is no reference.
+
+    Attributes:
+      share: probability that an example's target is the student's own text: a number in [0, 1], a Schedule, or a
+        function of the step. The other examples keep their reference, or the teacher's text.
+      temperature: of the draws; 1 for the student's own distribution, 0 for its most likely tokens. It is not the
+        temperature of a loss.
+      top_p: draw from the smallest set of tokens whose probability reaches it; 1 for all.
+      others: the teacher's texts for the other examples, in place of references; None for the references.
+      unlabelled: whether examples without a reference are prompts too (see Recipe.references); their target is always
+        an own text.
+      length: most tokens of an own text, its end token included; 0 for the task's decoding, cut to the last bucket.
+      beginning: for a task without prompts, tokens of each document that are given.
+      pool: batches for which texts are written together. A larger pool is faster, and its last texts are of an older
+        student. Texts that are longer than their batch's bucket move to a longer one, so the number of updates may
+        differ a little.
+      max_cut: largest share of a pool's texts without an end; training stops beyond it.
+      min_distinct: least distinct-2 of a pool's texts, the share of different pairs of tokens; training stops below it.
+
+    References:
+      Agarwal et al. 2023, arXiv 2306.13649 (GKD), algorithm 1; `share` is its lambda.
+
+    Examples:
+      >>> OnPolicy(share=0.5).check()
+      >>> OnPolicy(share=1.5).check()
+      Traceback (most recent call last):
+      kd_jax.errors.KdError: targets.share: expected a number in [0, 1] or a Schedule, got 1.5. Set targets.share.
+    """
+
+    pool: int = 50
+    max_cut: float = 1.0
+    min_distinct: float = 0.0
+
+    def check(self) -> None:
+        """Check the ranges of all fields."""
+        super().check()
+        check_count("targets.pool", self.pool, 1, MAX_STEPS, "A pool has texts for at least one batch.")
+        for field in ("max_cut", "min_distinct"):
+            if not is_share(getattr(self, field)):
+                raise KdError(
+                    f"targets.{field}: expected a number in [0, 1], got {getattr(self, field)!r}. Set targets.{field}."
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds(OwnTextRule):
+    """A student that learns on texts of its own in rounds, from the teacher's cached signals for them.
+
+    In each round the student writes texts, the teacher's signals for them are written into a cache, and the student
+    trains on them. So the teacher is in memory only while it writes, it may be of another family, and it may run
+    elsewhere (`kd-jax sample`). A term with a signal reads all texts; a term without one, such as cross-entropy, reads
+    the other texts alone.
+
+    Attributes:
+      share: probability that an example's target is the student's own text: a number in [0, 1], a Schedule, or a
+        function of the step, taken at a round's first update.
+      temperature: of the draws, as in OnPolicy.
+      top_p: as in OnPolicy.
+      others: as in OnPolicy.
+      unlabelled: as in OnPolicy.
+      length: as in OnPolicy.
+      beginning: as in OnPolicy.
+      count: rounds; the updates are divided evenly among them.
+      examples: examples of a round, drawn anew for each; 0 for all.
+
+    References:
+      Ko et al. 2024, arXiv 2402.03898 (DistiLLM), section 3.2, for learning from stored texts of the student.
+
+    Examples:
+      >>> Rounds(count=4).first_steps(steps=10)  # of each round, and the end
+      [0, 2, 5, 7, 10]
+    """
+
+    count: int = 4
+    examples: int = 0
+
+    def check(self) -> None:
+        """Check the ranges of all fields."""
+        super().check()
+        check_count("targets.count", self.count, 1, MAX_ROWS)
+        check_count("targets.examples", self.examples, 0, MAX_COUNT, "Use 0 for all.")
+
+    def first_steps(self, steps: int) -> list[int]:
+        """Return the updates before each round, and at the end."""
+        return [steps * n // self.count for n in range(self.count + 1)]
 
 
 def is_share(value: Any) -> bool:

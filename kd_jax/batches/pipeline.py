@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import grain
 import numpy as np
@@ -118,7 +118,7 @@ class Split:
                     f"of other token ids. {REMEDY}"
                 )
         weight = float(example["weight"][0]) if "weight" in example else 1.0
-        return Segment(i, encoded, weight, records)
+        return Segment(i, encoded, weight, records, own="own" in example and bool(example["own"][0]))
 
     def count_targets(self) -> int:
         """Return the number of target tokens that count in the loss."""
@@ -132,7 +132,17 @@ class Split:
             signal: {name: field for name, field in store.schema.items() if name not in DIGEST}
             for signal, store in self.payloads.items()
         }
-        return layout.batch([[self.read(i) for i in row] for row in rows], count, bucket, schemas)
+        segments = [[self.read(i) for i in row] for row in rows]
+        batch = layout.batch(segments, count, bucket, schemas)
+        if "own" in self.examples.schema and isinstance(batch, Batch):
+            return cast(BatchT, mark_own(batch, [one.index for row in segments for one in row if one.own]))
+        return batch
+
+
+def mark_own(batch: Batch, numbers: Sequence[int]) -> Batch:
+    """Return a batch with `own_BT`, where the examples of these numbers stand."""
+    segment_BT = np.asarray(batch.inputs.decoder.segment_BT)
+    return batch._replace(own_BT=host_array(np.isin(segment_BT, np.asarray(numbers, np.int32) + 1)))
 
 
 def with_references(data: Folder, references: int, payloads: Mapping[str, Store] | None = None) -> Split:

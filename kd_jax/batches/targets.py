@@ -16,6 +16,7 @@ from kd_jax.types import Field
 # A record of an n-best store: an example's concatenated hypotheses, their lengths and their log-probabilities.
 NBEST = {"ids": Field((), "int32"), "lengths": Field((), "int32"), "logp": Field((), "float32")}
 REFERENCES_SEED = 23  # not the experiment's: all runs of an ablation have the same references
+OWN = {"own": Field((), "uint8")}  # of an example: 1 if its target is a text of the student's own
 WEIGHT = {"weight": Field((), "float32")}  # of a target; the mean over an example's targets is 1
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 
-from kd_jax.batches.on_policy import OnPolicy
+from kd_jax.batches.on_policy import OwnTextRule, Rounds
 from kd_jax.config import (
     MAX_BEAM,
     MAX_COUNT,
@@ -207,8 +207,8 @@ def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None
             )
     if recipe.targets:
         recipe.targets.check()
-    if isinstance(recipe.targets, OnPolicy):
-        check_on_policy(recipe, recipe.targets, experiment)
+    if isinstance(recipe.targets, OwnTextRule):
+        check_own_texts(recipe, recipe.targets, experiment)
     if recipe.pseudo_targets and not experiment.task.prompted:
         field = "targets" if recipe.pseudo_targets is recipe.targets else "targets.others"
         raise KdError(
@@ -219,15 +219,32 @@ def check_recipe(recipe: ResolvedRecipe, experiment: ResolvedExperiment) -> None
     recipe.init.check(source.model, recipe.model)
 
 
-def check_on_policy(recipe: ResolvedRecipe, targets: OnPolicy, experiment: ResolvedExperiment) -> None:
-    """Check that the teacher stands in the step, where it judges texts that no cache can hold."""
+def check_own_texts(recipe: ResolvedRecipe, targets: OwnTextRule, experiment: ResolvedExperiment) -> None:
+    """Check that own texts have room, and that the teacher judges them: in the step, or for rounds from a cache."""
     targets.check_room(experiment.buckets, experiment.task.prompted)
-    if cached := cached_signals(recipe.terms):
+    cached = cached_signals(recipe.terms)
+    if isinstance(targets, Rounds):
+        if needs_teacher(recipe.terms):
+            raise KdError(
+                "terms: expected no teacher in the step beside Rounds, whose signals are cached, got one. Use a cached "
+                "signal, such as TopK(k=64), or targets=OnPolicy()."
+            )
+        if not cached:
+            raise KdError(
+                "terms: expected a term with a cached signal beside Rounds, such as Term(forward_kl, signal=TopK(k=64))"
+                f", got {', '.join(recipe.terms)}."
+            )
+        if recipe.training.steps < targets.count:
+            raise KdError(
+                f"targets.count: expected at most {recipe.training.steps}, one update a round, got {targets.count}. "
+                "Set targets.count."
+            )
+    elif cached:
         raise KdError(
             "targets: expected no cached signal beside OnPolicy, whose texts are written while the student trains, got "
             f"{', '.join(cached)}. Use signal=Online()."
         )
-    if not needs_teacher(recipe.terms):
+    elif not needs_teacher(recipe.terms):
         raise KdError(
             "terms: expected a term with the teacher in the step beside OnPolicy, such as Term(reverse_kl, "
             f"signal=Online()), got {', '.join(recipe.terms)}."

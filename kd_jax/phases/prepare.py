@@ -12,7 +12,7 @@ from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.buckets import MAX_LENGTH
 from kd_jax.batches.encode import EncodeJob, encode_split
-from kd_jax.batches.on_policy import OnPolicy
+from kd_jax.batches.on_policy import OwnTextRule
 from kd_jax.batches.targets import TrainTargets
 from kd_jax.batches.workers import IN_PROCESS, Workers
 from kd_jax.errors import KdError
@@ -97,7 +97,7 @@ def check_splits(experiment: ResolvedExperiment, counts: Mapping[str, int]) -> N
 
 def check_unlabelled(recipe: Recipe, counts: Mapping[str, int]) -> None:
     """Check that there are examples without a reference if a model writes texts for such."""
-    wanted = isinstance(recipe.targets, OnPolicy) and recipe.targets.unlabelled
+    wanted = isinstance(recipe.targets, OwnTextRule) and recipe.targets.unlabelled
     if wanted and not (0 < recipe.references < counts["train"] or counts.get(UNLABELLED)):
         raise KdError(
             "targets.unlabelled: expected examples without a reference, got none. Give the model a share of the "

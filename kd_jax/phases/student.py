@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from kd_jax.artifacts.workdir import TEACHER, Workdir
-from kd_jax.batches.on_policy import OnPolicy
+from kd_jax.batches.on_policy import OwnTextRule, Rounds
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
@@ -48,12 +48,13 @@ def run(
     for name in [only] if only else experiment.students:
         recipe = experiment.students[name]
         digests = _input_digests(name, recipe, workdir)
-        caches = [workdir.cache(recipe.train_targets.name, signal) for signal in cached_signals(recipe.terms)]
+        signals = {} if isinstance(recipe.targets, Rounds) else cached_signals(recipe.terms)
+        caches = [workdir.cache(recipe.train_targets.name, signal) for signal in signals]
         models = [workdir.model(TEACHER)] if "teacher" in digests else []
         if isinstance(recipe.init, FromStudent):
             models.append(workdir.model(recipe.init.name))
         check_upstream(experiment, workdir, [*models, *caches], recipe.train_targets.name)
-        payloads = _payloads(recipe, workdir)
+        payloads = {} if isinstance(recipe.targets, Rounds) else _payloads(recipe, workdir)
         digests |= {f"cache.{signal}": store.digest for signal, store in payloads.items()}
         train_model(experiment, workdir, name, TrainingInputs(digests, payloads), force, Monitoring(profile, metrics))
 
@@ -71,7 +72,7 @@ def _input_digests(name: str, recipe: ResolvedRecipe, workdir: Workdir) -> dict[
                 f"{folder.path}. Run `student --only {other}` first."
             )
         digests[f"model.{other}"] = folder.outputs()["digest"]
-    if isinstance(recipe.targets, OnPolicy) and recipe.targets.unlabelled:
+    if isinstance(recipe.targets, OwnTextRule) and recipe.targets.unlabelled:
         splits = workdir.data.outputs()["splits"]
         digests |= {split: splits[split] for split in (UNLABELLED,) if split in splits}
     if recipe.pseudo_targets:

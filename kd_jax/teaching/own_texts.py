@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kd_jax.batches.on_policy import OnPolicy, Prompt
+from kd_jax.batches.on_policy import OwnTextRule, Prompt
 from kd_jax.batches.pipeline import INFERENCE_BATCH_SIZE, PromptBatches
 from kd_jax.decoding.base import NO_TOKEN, suppress
 from kd_jax.decoding.sampling import sample
@@ -56,7 +56,7 @@ class OwnTextWriter:
     The texts depend neither on the number of devices nor on the other prompts, but for rounding.
     """
 
-    def __init__(self, experiment: ResolvedExperiment, recipe: ResolvedRecipe, rule: OnPolicy, tokenizer: Tokenizer):
+    def __init__(self, experiment: ResolvedExperiment, recipe: ResolvedRecipe, rule: OwnTextRule, tokenizer: Tokenizer):
         """Prepare a student's decoding; nothing is compiled yet."""
         task, last = experiment.task, experiment.shapes[-1]
         self.ends = tokenizer.ends
@@ -80,13 +80,16 @@ class OwnTextWriter:
             )
         )
 
-    def write(self, params: Params, prompts: Sequence[Prompt], bar: Bar) -> list[np.ndarray] | None:
+    def write(
+        self, params: Params, prompts: Sequence[Prompt], bar: Bar, advance: bool = False
+    ) -> list[np.ndarray] | None:
         """Return a text for each prompt, int32 [T], cut to its room; None if the run was asked to stop.
 
         Args:
           params: single or global arrays, as of a training state; layers may be stacked.
           prompts: none longer than the last of `widths`.
           bar: shows the progress.
+          advance: whether it is a bar of texts.
         """
         process, devices = hosts.process(), self._devices
         params = to_own_host(unstack_layers(params))
@@ -101,11 +104,14 @@ class OwnTextWriter:
             if preemption.may_stop_alone():
                 bar.show("")
                 return None
-            bar.show(f"own texts, batch {done + 1} of {len(own)}")
+            if not advance:
+                bar.show(f"own texts, batch {done + 1} of {len(own)}")
             width, indices = batches.plan[i]
             with bar.compiling_once(f"own texts {width}"):
                 rows = devices.to_host(self._program(placed, devices.shard(batches[i])))
             parts.append([(int(n), rows[b][rows[b] != NO_TOKEN].tolist()) for b, n in enumerate(indices)])
+            if advance:
+                bar.advance(len(indices))
         bar.show("")
         texts = {n: ids for part in hosts.all_gather(parts) for n, ids in part}
         return [np.asarray(texts[prompt.number][: prompt.room], np.int32) for prompt in prompts]

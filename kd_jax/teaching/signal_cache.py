@@ -33,24 +33,26 @@ def write_signal(
     split_name: str,
     force: bool,
     fields: Mapping[str, Any] | None = None,
+    data: Folder | None = None,
 ) -> None:
     """Write the cache of one signal of one split; resume or repair one that exists.
 
     A finished cache that covers the signal (a larger k, further temperatures) is used as it is. Damaged shards are
     named and written again. `targets` are those of the split; `fields` are
-    those of the experiment that the signal comes from, where it is no term's.
+    those of the experiment that the signal comes from, where it is no term's. `data` is the split's folder where it is
+    neither the data's nor one of pseudo-targets.
     """
     if not force and folder.finished():
         cached = _cached_signal(folder.inputs(), signal)
         signal = signal if cached is None else cached.merge(signal)  # differs only in what the cache lacks
     schema = {**(signal.schema(teacher.vocab_size) or {}), **pipeline.DIGEST}
-    inputs = config.flatten(signal, "signal") | teacher.manifest_inputs(targets, split_name)
+    inputs = config.flatten(signal, "signal") | teacher.manifest_inputs(targets, split_name, data)
     inputs |= {f"stored.{name}": field.dtype for name, field in schema.items()} | code_digests(signal)
     inputs |= {"seed": teacher.experiment.seed} | dict(fields or {})
     if not begin_store(folder, "records", inputs, force):
         return
     start_time = time.perf_counter()
-    split = pipeline.Split(teacher.workdir.split(targets.name), split_name)
+    split = pipeline.Split(data or teacher.workdir.split(targets.name), split_name)
     step = functools.partial(signal_step, model=teacher.model, signal=signal, seed=teacher.experiment.seed)
     compiled = teacher.devices.compile(step)
 

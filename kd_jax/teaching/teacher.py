@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from kd_jax.artifacts import checkpoint
+from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches.layouts import Layout
 from kd_jax.batches.targets import TrainTargets
@@ -66,13 +67,13 @@ class Teacher(TrainedModel):
         """Load the parameters onto the devices."""
         _ = self.params
 
-    def manifest_inputs(self, targets: TrainTargets, split: str) -> dict[str, Any]:
-        """Return the digests of all that the teacher's records of a split depend on."""
-        outputs = self.workdir.split(targets.name).outputs()
+    def manifest_inputs(self, targets: TrainTargets, split: str, data: Folder | None = None) -> dict[str, Any]:
+        """Return the digests of all that the teacher's records of a split depend on; `data` as of `write_signal`."""
+        outputs = (data or self.workdir.split(targets.name)).outputs()
         return {
             "consumed.teacher": self.workdir.model(TEACHER).outputs()["digest"],
             "consumed.tokenizer": self.data["tokenizer"],
-            "consumed.split": outputs["digest"] if targets.pseudo else outputs["splits"][split],
+            "consumed.split": outputs["digest"] if data or targets.pseudo else outputs["splits"][split],
             "split": split,
             "buckets": input_fields(self.experiment)["buckets"],
         }

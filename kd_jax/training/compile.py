@@ -7,7 +7,7 @@ import numpy as np
 
 from kd_jax.artifacts.workdir import TEACHER
 from kd_jax.batches.buckets import round_up, training_rows
-from kd_jax.batches.on_policy import OnPolicy
+from kd_jax.batches.on_policy import OwnTextRule, Rounds
 from kd_jax.experiment import ResolvedExperiment, required_signals
 from kd_jax.objective.terms import cached_signals, needs_teacher
 from kd_jax.runtime.mesh import MeshDevices
@@ -84,10 +84,12 @@ def longest_batch(experiment: ResolvedExperiment, name: str, vocab_size: int, di
     layout, training = recipe.model.layout(START), recipe.training
     width = int(layout.sizes(np.asarray(bucket))[-1])
     rows = round_up(training_rows(training.tokens_per_batch, width), divisor * training.microbatches)
-    signals = required_signals(experiment)[recipe.train_targets] if name != TEACHER else {}
+    signals = cached_signals(recipe.terms)
+    if name != TEACHER and not isinstance(recipe.targets, Rounds):
+        signals = required_signals(experiment)[recipe.train_targets]
     schemas = {}
     for signal in cached_signals(recipe.terms):
         schemas[signal] = signals[signal].schema(vocab_size)
         assert schemas[signal] is not None  # a cached signal has one
     batch = layout.batch([], rows, bucket, schemas)
-    return batch._replace(own_BT=np.zeros_like(batch.mask_BT)) if isinstance(recipe.targets, OnPolicy) else batch
+    return batch._replace(own_BT=np.zeros_like(batch.mask_BT)) if isinstance(recipe.targets, OwnTextRule) else batch

@@ -88,7 +88,9 @@ class Run(NamedTuple):
     writers: Sequence[metrics_log.MetricWriter] = ()
 
 
-def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> dict[str, Any]:
+def fit(
+    run: Run, params: Params, folder: Path, devices: Devices, seed: int, span: tuple[int, int] | None = None
+) -> dict[str, Any] | None:
     """Train a model, or resume from the last checkpoint in its folder.
 
     Args:
@@ -97,16 +99,19 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
       folder: the folder for checkpoints/ and metrics.jsonl.
       devices: the devices that share the steps.
       seed: decides dropout and the first parameters of adapters.
+      span: the updates before the first step and after the last one to train now, with this run's data; None for all.
 
     Returns:
-      The outputs of the manifest: the best step, its validation cross-entropy (nats per token), its headline if texts
-      were decoded, digest and files.
+      None if steps are left, after a checkpoint of the span's last step, or if the last checkpoint that can be read is
+      from before the span. Else the outputs of the manifest: the best step, its validation cross-entropy (nats per
+      token), its headline if texts were decoded, digest and files.
 
     Raises:
       KdError: if the loss is not finite. The message names the step, the terms and the last good checkpoint.
       Preempted: if the run was asked to stop, after a checkpoint of the current step.
     """
     training = run.recipe.training
+    start, end = span or (0, training.steps)
     tx = training.optimizer.build(training.steps)
     train = compile_train_step(run.recipe, run.model, run.teacher and run.teacher[0], tx, devices, run.shapes)
     evaluate = _evaluation(run, devices)
@@ -117,11 +122,13 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         return step % training.eval_every == 0 or step == training.steps
 
     with contextlib.ExitStack() as stack, contextlib.closing(log):
-        checkpoints = stack.enter_context(_open_checkpoints(run.title, folder))
+        checkpoints = stack.enter_context(open_checkpoints(run.title, folder))
         bar = stack.enter_context(progress.bar(run.title, training.steps))
         stack.enter_context(preemption.defer_stop())  # until there is a checkpoint
         state, axes = _first_state(run, params, tx, devices, seed)
-        first_step, state = _resume(run, checkpoints, state, iterator, log)
+        first_step, state = _resume(run, checkpoints, state, iterator, log, start)
+        if first_step < start:
+            return None
         # Before the first step, or if the run stopped between a checkpoint and its validation.
         if is_validation_step(first_step) and not log.contains(first_step, METRIC):
             evaluation = evaluate(first_step, devices.replicate(state.params, axes.params), bar)
@@ -141,7 +148,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
         rates = _learning_rates(training)
         meter = Meter(run.title, checkpoints, log, bar, rates, training.optimizer.max_skipped_updates)
         with disallow_transfers(), tracing(run.profile) as tracer:
-            for step in range(first_step + 1, training.steps + 1):
+            for step in range(first_step + 1, end + 1):
                 tracer.before_step(step)
                 if run.pool and run.pool.batches.is_empty:
                     meter.flush()
@@ -155,7 +162,7 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                     state, sums = train(state, devices.shard(batch), teacher_params)
                 meter.after_step(step, devices.unreplicate(sums), np.asarray(batch.inputs.index_B), at_peak(batch))
                 stop = hosts.should_stop(step, preemption.stop_requested())
-                if stop or is_validation_step(step):
+                if stop or step == end or is_validation_step(step):
                     meter.flush()
                     evaluation = evaluate(step, state.params, bar) if is_validation_step(step) else None
                     if evaluation is not None:
@@ -166,6 +173,8 @@ def fit(run: Run, params: Params, folder: Path, devices: Devices, seed: int) -> 
                         raise Preempted
                     meter.restart()
         checkpoints.wait()
+        if end < training.steps:
+            return None
         return _outputs(run, checkpoints, params, hosts.run_on_main(lambda: metrics_log.read(folder / "metrics.jsonl")))
 
 
@@ -241,7 +250,7 @@ def _to_saved(state: TrainState) -> TrainState:
     return state._replace(params=unstack_layers(state.params))
 
 
-def _open_checkpoints(title: str, folder: Path) -> Checkpoints:
+def open_checkpoints(title: str, folder: Path) -> Checkpoints:
     """Open a folder's checkpoints; unreadable ones are moved aside first."""
     for quarantined in hosts.run_on_main(lambda: [str(path) for path in quarantine_unreadable(folder)]):
         progress.log(f"{title}: unreadable checkpoint moved to {quarantined}; training resumes from an older one")
@@ -254,8 +263,11 @@ def _resume(
     state: TrainState,
     iterator: BatchIterator,
     log: metrics_log.MetricsLog,
+    start: int,
 ) -> tuple[int, TrainState]:
     """Return (steps done, the state after them), and move the iterator and the log to that step.
+
+    The iterator's data begin at step `start`; a checkpoint of that step has the position in the data before.
 
     A damaged checkpoint is moved aside; the steps after an older one are repeated to the same bits.
     """
@@ -272,7 +284,8 @@ def _resume(
     log.truncate_after(-1 if step is None else step)
     if step is None:
         return 0, state
-    iterator.set_state(position)
+    if step != start:
+        iterator.set_state(position)
     progress.log(f"{run.title}: resuming from step {step}")
     return step, state
 

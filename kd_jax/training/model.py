@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from kd_jax.artifacts.manifest import Folder, file_digest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
 from kd_jax.batches import pipeline
 from kd_jax.batches.buckets import assign_buckets, padding_warning
-from kd_jax.batches.on_policy import OnPolicy, OnPolicyBatches, PooledExamples
+from kd_jax.batches.on_policy import OnPolicy, OnPolicyBatches, Rounds
 from kd_jax.batches.store import Store
 from kd_jax.errors import KdError
 from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
@@ -26,17 +26,16 @@ from kd_jax.provenance import input_fields
 from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.backends import make_devices
 from kd_jax.runtime.devices import Devices
-from kd_jax.sources.base import UNLABELLED
 from kd_jax.students.init import FromCheckpoint, FromModel, Random, count_parameters, init_from_teacher, random_params
 from kd_jax.students.narrow import is_narrower
 from kd_jax.students.pretrained import FromHuggingFace, select_vocab_rows
-from kd_jax.teaching.own_texts import OwnTextWriter
 from kd_jax.teaching.teacher import TrainedModel
 from kd_jax.teaching.width_scores import width_scores
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.loop import Run, fit
-from kd_jax.training.on_policy import LivePool
+from kd_jax.training.on_policy import live_pool, on_policy_batches
 from kd_jax.training.profile import Profile
+from kd_jax.training.rounds import fit_rounds
 from kd_jax.training.selection import ValidationTexts, decodes_texts
 from kd_jax.training.selection import manifest_inputs as selection_inputs
 from kd_jax.types import Batch, Params
@@ -133,14 +132,22 @@ def train_model(
         writers=[metric_writers.ResumableWriter(sink, workdir.metrics, name) for sink in monitoring.metrics],
     )
     first_digest = params_digest(params)
-    try:
+
+    def train_to_the_end(params: Params) -> dict[str, Any]:
+        if isinstance(recipe.targets, Rounds):
+            return fit_rounds(experiment, workdir, run, train_split(workdir, recipe, {}), params, devices)
         outputs = fit(run, params, folder.path, devices, experiment.seed)
+        assert outputs is not None  # it trained all steps
+        return outputs
+
+    try:
+        outputs = train_to_the_end(params)
     except TimeoutError as error:  # orbax's, where the clock jumps while it saves, as after a suspended machine
         if hosts.process().count > 1:
             raise
         progress.log(f"{name}: saving a checkpoint timed out ({error}); training resumes from the last one")
         params = initial_params(experiment, workdir, recipe)  # the first ones may have been donated to a step
-        outputs = fit(run, params, folder.path, devices, experiment.seed)
+        outputs = train_to_the_end(params)
     total, outside = count_parameters(params)
     outputs |= {
         "first_parameters": first_digest,
@@ -212,99 +219,6 @@ def train_split(workdir: Workdir, recipe: ResolvedRecipe, payloads: Mapping[str,
     if recipe.pseudo_targets:
         return pipeline.Split(workdir.split(recipe.train_targets.name), "train", payloads)
     return pipeline.with_references(workdir.data, recipe.references, payloads)
-
-
-def on_policy_batches(
-    experiment: ResolvedExperiment,
-    workdir: Workdir,
-    recipe: ResolvedRecipe,
-    rule: OnPolicy,
-    split: pipeline.Split,
-    devices: Devices,
-) -> OnPolicyBatches:
-    """Return the training batches of a student that writes texts of its own.
-
-    Args:
-      experiment: seed and buckets.
-      workdir: the run's folder.
-      recipe: of the student.
-      rule: its targets.
-      split: its examples with a target.
-      devices: the devices that share a batch.
-    """
-    tokenizer = tokenizers.load(experiment.tokenizer, workdir.data)
-    layout, shapes = recipe.model.layout(tokenizer.start, tokenizer.forced_prefix), experiment.shapes
-    prompted, training = experiment.task.prompted, recipe.training
-    longest = experiment.prompt_widths[-1] if prompted else rule.beginning
-    without: list[pipeline.Split] = []
-    if rule.unlabelled:
-        free_of: dict[str, np.ndarray | bool] = {}  # split -> which of its examples have no reference
-        if recipe.references:
-            free_of["train"] = ~pipeline.references_mask_of(workdir.data, recipe.references)
-        if UNLABELLED in workdir.data.outputs()["splits"]:
-            free_of[UNLABELLED] = True
-        for name, is_free_N in free_of.items():
-            lengths_N2 = pipeline.Split(workdir.data, name).lengths * np.array([1, 0]) + np.array([0, 1])
-            fits_N = (lengths_N2[:, 0] <= longest) & (assign_buckets(lengths_N2, shapes, layout) < len(shapes))
-            without.append(pipeline.Split(workdir.data, name, mask_N=fits_N & is_free_N))
-    examples = PooledExamples(split, without)
-    plan = pipeline.TrainPlan(
-        examples.lengths,
-        layout,
-        shapes,
-        tokens_per_batch=training.tokens_per_batch,
-        packed=training.packed,
-        seed=experiment.seed,
-    )
-    return OnPolicyBatches(
-        plan,
-        examples,
-        layout,
-        rule,
-        buckets=shapes,
-        prompted=prompted,
-        max_prompt=longest,
-        packed=training.packed,
-        seed=experiment.seed,
-        divisor=devices.count * training.microbatches,
-        shard=devices.share,
-    )
-
-
-def live_pool(
-    experiment: ResolvedExperiment,
-    workdir: Workdir,
-    name: str,
-    batches: OnPolicyBatches,
-    rule: OnPolicy,
-    devices: Devices,
-    teacher: Model,
-) -> LivePool:
-    """Return what fills a student's on-policy batches.
-
-    Args:
-      experiment: the experiment.
-      workdir: the run's folder.
-      name: of the student.
-      batches: to fill.
-      rule: the student's targets.
-      devices: that share its steps.
-      teacher: the teacher's network.
-    """
-    recipe = experiment.recipes[name]
-    tokenizer = tokenizers.load(experiment.tokenizer, workdir.data)
-    return LivePool(
-        name,
-        batches,
-        OwnTextWriter(experiment, recipe, rule, tokenizer),
-        rule,
-        student=recipe.model.build(tokenizer.vocab_size),
-        teacher=teacher,
-        tokenizer=tokenizer,
-        devices=devices,
-        last=experiment.shapes[-1],
-        folder=workdir.model(name).path / "own_texts",
-    )
 
 
 def load_trained(experiment: ResolvedExperiment, workdir: Workdir, name: str) -> tuple[Model, Params]:

@@ -9,11 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax.artifacts import files
+from kd_jax.artifacts.workdir import Workdir
+from kd_jax.batches import pipeline
+from kd_jax.batches.buckets import assign_buckets
 from kd_jax.batches.layouts import Bucket, Segment
-from kd_jax.batches.on_policy import OnPolicy, OnPolicyBatches
+from kd_jax.batches.on_policy import OnPolicy, OnPolicyBatches, OwnTextRule, PooledExamples
 from kd_jax.errors import KdError
+from kd_jax.experiment import ResolvedExperiment, ResolvedRecipe
 from kd_jax.losses.divergence import forward_kl, reverse_kl
 from kd_jax.models.base import Model
 from kd_jax.objective.terms import Term
@@ -21,7 +26,9 @@ from kd_jax.runtime import hosts, progress
 from kd_jax.runtime.devices import Devices
 from kd_jax.runtime.progress import Bar
 from kd_jax.signals.online import Online
+from kd_jax.sources.base import UNLABELLED
 from kd_jax.teaching.own_texts import OwnTextWriter, distinct_pairs
+from kd_jax.tokenizers import base as tokenizers
 from kd_jax.tokenizers.base import Tokenizer
 from kd_jax.training.step import Sums, TokenCounts, loss_fn
 from kd_jax.types import Array, Batch, Params
@@ -71,6 +78,79 @@ def judge_step(
     trainable = (params[0], {})
     _, sums = loss_fn(trainable, batch, counts, None, params[1], model=student, terms=OWN_TERMS, teacher=teacher)
     return all_sum({name: sums[name] for name in OWN_TERMS})
+
+
+def pooled_examples(
+    experiment: ResolvedExperiment, workdir: Workdir, recipe: ResolvedRecipe, rule: OwnTextRule, split: pipeline.Split
+) -> PooledExamples:
+    """Return the examples of a student that writes texts of its own; those without a reference only if it wants them.
+
+    Args:
+      experiment: its padded lengths.
+      workdir: the run's folder.
+      recipe: of the student.
+      rule: its targets.
+      split: its examples with a target.
+    """
+    layout, shapes = recipe.model.layout(workdir.data.outputs()["start"]), experiment.shapes
+    free_of: dict[str, np.ndarray | bool] = {}  # split -> which of its examples have no reference
+    if rule.unlabelled and recipe.references:
+        free_of["train"] = ~pipeline.references_mask_of(workdir.data, recipe.references)
+    if rule.unlabelled and UNLABELLED in workdir.data.outputs()["splits"]:
+        free_of[UNLABELLED] = True
+    without: list[pipeline.Split] = []
+    for name, is_free_N in free_of.items():
+        lengths_N2 = pipeline.Split(workdir.data, name).lengths * np.array([1, 0]) + np.array([0, 1])
+        fits_N = assign_buckets(lengths_N2, shapes, layout) < len(shapes)
+        fits_N &= lengths_N2[:, 0] <= experiment.prompt_widths[-1]
+        without.append(pipeline.Split(workdir.data, name, mask_N=fits_N & is_free_N))
+    return PooledExamples(split, without)
+
+
+def on_policy_batches(
+    experiment: ResolvedExperiment,
+    workdir: Workdir,
+    recipe: ResolvedRecipe,
+    rule: OnPolicy,
+    split: pipeline.Split,
+    devices: Devices,
+) -> OnPolicyBatches:
+    """Return the training batches of a student that writes texts of its own.
+
+    Args:
+      experiment: seed and buckets.
+      workdir: the run's folder.
+      recipe: of the student.
+      rule: its targets.
+      split: its examples with a target.
+      devices: the devices that share a batch.
+    """
+    tokenizer = tokenizers.load(experiment.tokenizer, workdir.data)
+    layout, shapes = recipe.model.layout(tokenizer.start, tokenizer.forced_prefix), experiment.shapes
+    prompted, training = experiment.task.prompted, recipe.training
+    longest = experiment.prompt_widths[-1] if prompted else rule.beginning
+    examples = pooled_examples(experiment, workdir, recipe, rule, split)
+    plan = pipeline.TrainPlan(
+        examples.lengths,
+        layout,
+        shapes,
+        tokens_per_batch=training.tokens_per_batch,
+        packed=training.packed,
+        seed=experiment.seed,
+    )
+    return OnPolicyBatches(
+        plan,
+        examples,
+        layout,
+        rule,
+        buckets=shapes,
+        prompted=prompted,
+        max_prompt=longest,
+        packed=training.packed,
+        seed=experiment.seed,
+        divisor=devices.count * training.microbatches,
+        shard=devices.share,
+    )
 
 
 class LivePool:
@@ -203,6 +283,42 @@ class LivePool:
             text = encoded.completion[counts].tolist()
             shown = text[:-1] if has_end else text
             yield {"prompt": decode(given), "text": decode(shown), "ended": has_end, "ids": text}
+
+
+def live_pool(
+    experiment: ResolvedExperiment,
+    workdir: Workdir,
+    name: str,
+    batches: OnPolicyBatches,
+    rule: OnPolicy,
+    devices: Devices,
+    teacher: Model,
+) -> LivePool:
+    """Return what fills a student's on-policy batches.
+
+    Args:
+      experiment: the experiment.
+      workdir: the run's folder.
+      name: of the student.
+      batches: to fill.
+      rule: the student's targets.
+      devices: that share its steps.
+      teacher: the teacher's network.
+    """
+    recipe = experiment.recipes[name]
+    tokenizer = tokenizers.load(experiment.tokenizer, workdir.data)
+    return LivePool(
+        name,
+        batches,
+        OwnTextWriter(experiment, recipe, rule, tokenizer),
+        rule,
+        student=recipe.model.build(tokenizer.vocab_size),
+        teacher=teacher,
+        tokenizer=tokenizer,
+        devices=devices,
+        last=experiment.shapes[-1],
+        folder=workdir.model(name).path / "own_texts",
+    )
 
 
 def text_file(folder: Path, step: int) -> Path:
