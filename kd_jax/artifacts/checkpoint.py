@@ -165,10 +165,18 @@ class Checkpoints:
 
     def best_params(self, like: Params) -> Params:
         """Return the parameters of the best step, as numpy arrays."""
-        items = ocp.args.Composite(params=_restore_whole_args(like), beside=ocp.args.JsonRestore())
         with _force_as_remedy():
-            restored = self._restore(self.best_step(), items)
-            self._check(self.best_step(), restored["params"], restored["beside"])
+            return self.checked_params(self.best_step(), like)
+
+    def checked_params(self, step: int | None, like: Params) -> Params:
+        """Return the parameters at a step, as numpy arrays.
+
+        Raises:
+          DamagedCheckpoint: if they cannot be read, or differ from what was saved.
+        """
+        items = ocp.args.Composite(params=_restore_whole_args(like), beside=ocp.args.JsonRestore())
+        restored = self._restore(step, items)
+        self._check(step, restored["params"], restored["beside"])
         return restored["params"]
 
     def params(self, step: int, like: Params) -> Params:
