@@ -14,5 +14,12 @@ class KdError(Exception):
     """
 
 
+class ScoresNeeded(KdError):
+    """A student's round waits for scores of a teacher elsewhere; the line says where its texts are and what to run.
+
+    The command line prints it on standard output and exits with code 0, since all work that can be done is done.
+    """
+
+
 class Preempted(Exception):
     """The run stopped on request; a checkpoint holds its state."""

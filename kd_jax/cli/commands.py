@@ -289,6 +289,24 @@ class Student(PhaseCommand):
 
 
 @dataclass(frozen=True)
+class Sample(PhaseCommand):
+    """Let students in rounds write the texts of a round, for a teacher elsewhere to score.
+
+    `student` writes them too. Then `import-logprobs --student NAME` reads the scores, and `student` goes on.
+    """
+
+    only: Annotated[str, arg(metavar="NAME")] = ""
+    """Write the texts of this student alone."""
+
+    def prepare(self, overrides: Sequence[str], locks: ExitStack) -> Call:
+        """Return the phase's call."""
+        from kd_jax.phases import sample
+
+        experiment, workdir = self.open(overrides, locks, only=self.only)
+        return partial(sample.run, experiment, workdir, self.only)
+
+
+@dataclass(frozen=True)
 class Evaluate(PhaseCommand):
     """Measure quality, closeness to the teacher and speed of every model."""
 
@@ -473,6 +491,8 @@ class ImportLogprobs(Command):
     """Share of the targets that the files may lack."""
     sum_error: Annotated[float, arg(metavar="E")] = 1e-3
     """How much above one the probabilities of a position may sum to."""
+    student: Annotated[str, arg(metavar="NAME")] = ""
+    """Student in rounds whose texts the files score; empty for the data's examples."""
     force: Force = False
     config: RunConfig = ""
 
@@ -494,7 +514,7 @@ class ImportLogprobs(Command):
             self.format, self.temperature, self.mode, self.sequence, missing=self.missing, sum_error=self.sum_error
         )
         locks.enter_context(workdir.lock())
-        return partial(import_logprobs.run, experiment, workdir, files, source, self.force)
+        return partial(import_logprobs.run, experiment, workdir, files, source, self.force, self.student)
 
 
 @dataclass(frozen=True)
@@ -613,6 +633,7 @@ COMMANDS: dict[str, type[Command]] = {
     "plan": Plan,
     "shrink": Shrink,
     "ablate": Ablate,
+    "sample": Sample,
     "import-logprobs": ImportLogprobs,
     "generate": Generate,
     "score": Score,

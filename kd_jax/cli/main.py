@@ -15,8 +15,9 @@ from kd_jax import __version__
 from kd_jax.cli import failures
 from kd_jax.cli.commands import COMMANDS, Command
 from kd_jax.cli.tyro_errors import one_line_errors
-from kd_jax.errors import KdError, Preempted
+from kd_jax.errors import KdError, Preempted, ScoresNeeded
 from kd_jax.fields import field_types
+from kd_jax.printable import printable
 from kd_jax.runtime import hosts, preemption
 
 OTHER_WORDS = {"train": "teacher or student", "distill": "run", "distil": "run", "predict": "generate"}
@@ -64,6 +65,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     except Preempted:
         print("stopped by SIGTERM; the same command resumes the run", file=sys.stderr)
+        return 0
+    except ScoresNeeded as error:
+        print(printable(str(error)))
         return 0
     except KeyboardInterrupt:
         print(preemption.last_line(signal.SIGINT), file=sys.stderr)

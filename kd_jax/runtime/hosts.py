@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kd_jax import __version__
-from kd_jax.errors import KdError, Preempted
+from kd_jax.errors import KdError, Preempted, ScoresNeeded
 from kd_jax.runtime import rendezvous
 
 CHUNK_CHARS = 2**20  # of one value; a message of the service holds 4 MiB
@@ -265,7 +265,7 @@ def coordinated_exit() -> Iterator[None]:
     """Publish an error that leaves the block, so that the other processes end too."""
     try:
         yield
-    except Preempted:
+    except (Preempted, ScoresNeeded):
         raise
     except BaseException as error:
         if process().count > 1:

@@ -17,6 +17,7 @@ from kd_jax.batches.on_policy import OWN_TEXTS_SEED, OwnTextForm, PooledExamples
 from kd_jax.batches.targets import OWN, WEIGHT, TrainTargets
 from kd_jax.errors import Preempted
 from kd_jax.experiment import ResolvedExperiment
+from kd_jax.models.base import Architecture
 from kd_jax.objective.terms import cached_signals
 from kd_jax.provenance import input_fields
 from kd_jax.runtime import hosts, progress
@@ -109,7 +110,7 @@ def write_texts(
         digest = store.write_stream(folder.path, "train", ENCODED | WEIGHT | OWN, arrays())
         manifest.write_array(folder.path / "train.lengths.npy", np.asarray(lengths, np.int32).reshape(-1, 2))
         with files.atomic_write(folder.path / TEXTS) as file:
-            for line in _lines(records(), writer, tokenizer):
+            for line in _lines(records(), recipe.model, tokenizer):
                 file.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
         return {"digest": digest, "examples": len(lengths)}
 
@@ -132,23 +133,40 @@ def write_texts(
 
 
 def _lines(
-    records: Iterator[tuple[Encoded, float, bool]], writer: OwnTextWriter, tokenizer: tokenizers.Tokenizer
+    records: Iterator[tuple[Encoded, float, bool]], architecture: Architecture, tokenizer: tokenizers.Tokenizer
 ) -> Iterator[dict[str, Any]]:
-    """Yield what a person or another program reads of each own text."""
-    for encoded, _, own in records:
+    """Yield what a person or another program reads of each example of a round; example n is line n.
+
+    `sequence_ids` are those that the decoder reads and predicts. Before them an encoder reads `encoder_ids`.
+    """
+    for n, (encoded, _, own) in enumerate(records):
+        prompt, completion = encoded.prompt.tolist(), encoded.completion.tolist()
+        given, text = prompt, completion
         if own:
-            counts = encoded.counts[len(encoded.prompt) :]
-            given = [*encoded.prompt.tolist(), *encoded.completion[~counts].tolist()]
-            text = encoded.completion[counts].tolist()
-            ended = text[-1] in writer.ends
-            shown = text[:-1] if ended else text
-            yield {
-                "prompt": tokenizer.decode(given),
-                "text": tokenizer.decode(shown),
-                "ended": ended,
-                "prompt_ids": given,
-                "ids": text,
-            }
+            counts = encoded.counts[len(prompt) :]
+            given, text = [*prompt, *encoded.completion[~counts].tolist()], encoded.completion[counts].tolist()
+        ended = bool(text) and text[-1] in tokenizer.ends
+        line = {
+            "example": n,
+            "own": own,
+            "prompt": tokenizer.decode(given),
+            "text": tokenizer.decode(text[:-1] if ended else text),
+            "ended": ended,
+            "prompt_ids": given,
+            "ids": text,
+        }
+        if architecture.family == "encoder_decoder":
+            yield line | {"encoder_ids": prompt, "sequence_ids": [tokenizer.start, *completion]}
+        else:
+            yield line | {"sequence_ids": [tokenizer.start, *prompt, *completion]}
+
+
+def scores_request(name: str, number: int, rule: Rounds, folder: Folder) -> str:
+    """Return the line that asks for the teacher's scores of a round's texts, whose folder is named."""
+    return (
+        f"{name}: round {number + 1} of {rule.count} needs the teacher's scores of {folder.path / TEXTS}. Run "
+        f"`import-logprobs FILES --student {name}` with them, then `student` again."
+    )
 
 
 def write_signals(teacher: Teacher, name: str, number: int) -> None:

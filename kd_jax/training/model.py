@@ -91,16 +91,7 @@ def train_model(
       KdError: if the folder has other inputs, an earlier phase is not finished, or the first parameters do not fit.
     """
     recipe, folder, data = experiment.recipes[name], workdir.model(name), workdir.data.outputs()
-    field = name if name == TEACHER else f"students.{name}"
-    digests = {split: data["splits"][split] for split in ("train", "validation")}
-    digests |= {"tokenizer": data["tokenizer"]} | init_digests(recipe) | dict(inputs.digests)
-    manifest_inputs = config.flatten(recipe, field) | {f"consumed.{key}": value for key, value in digests.items()}
-    fields = input_fields(experiment)
-    manifest_inputs |= {name: fields[name] for name in ("seed", "buckets")}
-    manifest_inputs |= selection_inputs(experiment.task, recipe.training)
-    decoding_task = [experiment.task] if decodes_texts(experiment.task, recipe.training) else []
-    manifest_inputs |= code_digests(recipe, decoding_task)
-    if not folder.begin(manifest_inputs, force):
+    if not folder.begin(manifest_inputs(experiment, workdir, name, inputs.digests), force):
         progress.log(f"{name}: already trained, {folder.path}")
         return
     start = time.perf_counter()
@@ -110,6 +101,7 @@ def train_model(
         progress.log(f"{name}: {skipped} training examples longer than the last bucket are skipped")
     length = int(recipe.model.layout(data["start"]).sizes(np.asarray(experiment.shapes[-1]))[-1])
     divisor = devices.count * recipe.training.microbatches
+    field = _field(name)
     if warning := padding_warning(field, recipe.training.tokens_per_batch, length, divisor):
         progress.log(f"warning: {warning}")
     params = initial_params(experiment, workdir, recipe)
@@ -132,22 +124,19 @@ def train_model(
         writers=[metric_writers.ResumableWriter(sink, workdir.metrics, name) for sink in monitoring.metrics],
     )
     first_digest = params_digest(params)
-
-    def train_to_the_end(params: Params) -> dict[str, Any]:
-        if isinstance(recipe.targets, Rounds):
-            return fit_rounds(experiment, workdir, run, train_split(workdir, recipe, {}), params, devices)
-        outputs = fit(run, params, folder.path, devices, experiment.seed)
-        assert outputs is not None  # it trained all steps
-        return outputs
-
-    try:
-        outputs = train_to_the_end(params)
-    except TimeoutError as error:  # orbax's, where the clock jumps while it saves, as after a suspended machine
-        if hosts.process().count > 1:
-            raise
-        progress.log(f"{name}: saving a checkpoint timed out ({error}); training resumes from the last one")
-        params = initial_params(experiment, workdir, recipe)  # the first ones may have been donated to a step
-        outputs = train_to_the_end(params)
+    for attempt in range(2):
+        try:
+            if isinstance(recipe.targets, Rounds):
+                outputs = fit_rounds(experiment, workdir, run, train_split(workdir, recipe, {}), params, devices)
+            else:
+                outputs = fit(run, params, folder.path, devices, experiment.seed)
+            break
+        except TimeoutError as error:  # orbax's, where the clock jumps while it saves, as after a suspended machine
+            if attempt or hosts.process().count > 1:
+                raise
+            progress.log(f"{name}: saving a checkpoint timed out ({error}); training resumes from the last one")
+            params = initial_params(experiment, workdir, recipe)  # the first ones may have been donated to a step
+    assert outputs is not None  # all steps are trained
     total, outside = count_parameters(params)
     outputs |= {
         "first_parameters": first_digest,
@@ -164,6 +153,25 @@ def train_model(
         f"{outputs['valid_cross_entropy']:.3f} at step {outputs['best_step']}, chosen by {rule[outputs['select']]}; "
         f"{folder.path}"
     )
+
+
+def manifest_inputs(
+    experiment: ResolvedExperiment, workdir: Workdir, name: str, digests: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return all that a model's folder depends on; `digests` are those of its inputs besides the data."""
+    recipe, data, fields = experiment.recipes[name], workdir.data.outputs(), input_fields(experiment)
+    consumed = {split: data["splits"][split] for split in ("train", "validation")}
+    consumed |= {"tokenizer": data["tokenizer"]} | init_digests(recipe) | dict(digests)
+    inputs = config.flatten(recipe, _field(name)) | {f"consumed.{key}": value for key, value in consumed.items()}
+    inputs |= {field: fields[field] for field in ("seed", "buckets")}
+    inputs |= selection_inputs(experiment.task, recipe.training)
+    decoding_task = [experiment.task] if decodes_texts(experiment.task, recipe.training) else []
+    return inputs | code_digests(recipe, decoding_task)
+
+
+def _field(name: str) -> str:
+    """Return the field of the experiment that is a model's recipe."""
+    return name if name == TEACHER else f"students.{name}"
 
 
 def init_digests(recipe: ResolvedRecipe) -> dict[str, str]:

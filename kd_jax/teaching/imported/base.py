@@ -3,10 +3,12 @@
 import dataclasses
 from typing import Literal, NamedTuple, get_args
 
+from kd_jax.batches.on_policy import Rounds
 from kd_jax.batches.targets import TrainTargets
 from kd_jax.config import is_number
 from kd_jax.errors import KdError
-from kd_jax.experiment import Experiment, required_signals
+from kd_jax.experiment import Experiment, Recipe, required_signals
+from kd_jax.objective.terms import cached_signals
 from kd_jax.signals.topk import TopK
 from kd_jax.students.init import FromTeacher
 from kd_jax.teaching.imported.readers.formats import FORMATS
@@ -14,7 +16,10 @@ from kd_jax.teaching.imported.readers.formats import FORMATS
 Mode = Literal["raw", "processed"]
 SequenceKind = Literal["whole", "completion"]
 MODE_REMEDY = "Set 1, or --mode processed."
-REMEDY = "Use init=Random() or FromCheckpoint, the data's targets, and TopK as the only signal; or remove the student."
+REMEDY = (
+    "Use init=Random() or FromCheckpoint, the data's targets or Rounds, and TopK as the only signal; or remove the "
+    "student."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,30 +87,50 @@ class RequiredSignal(NamedTuple):
         return tuple(sorted({*self.rests, *known}))
 
 
-def required_signal(experiment: Experiment) -> RequiredSignal:
-    """Return the TopK that the students' terms read from the training split; any other need is an error."""
+def required_signal(experiment: Experiment) -> RequiredSignal | None:
+    """Return the TopK that the students' terms read from the training split; any other need is an error.
+
+    None if only students in rounds read one: `required_round_signal` has that of each.
+    """
     rests: dict[float, str] = {}
     for name, recipe in experiment.students.items():
-        if isinstance(recipe.init, FromTeacher):
-            expected = "a start without the imported teacher's parameters"
-            raise KdError(f"students.{name}.init: expected {expected}, got FromTeacher. {REMEDY}")
-        if recipe.targets:
-            kind = type(recipe.targets).__name__
-            raise KdError(f"students.{name}.targets: expected the data's targets, got {kind}. {REMEDY}")
-        for key, term in recipe.terms.items():
-            field, signal = f"students.{name}.terms.{key}.signal", term.signal
-            if signal is None:
-                continue
-            if not isinstance(signal, TopK):
-                raise KdError(f"{field}: expected TopK, got {type(signal).__name__}. {REMEDY}")
-            if signal.tail != "renormalise":
-                rests[signal.temperature] = f"{field} (tail {signal.tail!r}, T {signal.temperature:g})"
-    signals = required_signals(experiment)
-    if not any(signals.values()):
+        needed = _needed_rests(name, recipe)
+        if not isinstance(recipe.targets, Rounds):
+            rests |= needed
+    if not any(cached_signals(recipe.terms) for recipe in experiment.students.values()):
         raise KdError("students: expected a term that reads TopK, got none. Add a term with signal=TopK().")
-    signal = signals[TrainTargets()][TopK.name]
+    signal = required_signals(experiment).get(TrainTargets(), {}).get(TopK.name)
+    assert signal is None or isinstance(signal, TopK)
+    return signal and RequiredSignal(signal, rests)
+
+
+def required_round_signal(experiment: Experiment, name: str) -> RequiredSignal:
+    """Return the TopK that the terms of a student read from the texts of its rounds."""
+    recipe = experiment.students[name]
+    signal = cached_signals(recipe.terms)[TopK.name]
     assert isinstance(signal, TopK)
-    return RequiredSignal(signal, rests)
+    return RequiredSignal(signal, _needed_rests(name, recipe))
+
+
+def _needed_rests(name: str, recipe: Recipe) -> dict[float, str]:
+    """Return RequiredSignal.rests of a student; raise KdError if it needs more of the teacher than TopK."""
+    rests: dict[float, str] = {}
+    if isinstance(recipe.init, FromTeacher):
+        expected = "a start without the imported teacher's parameters"
+        raise KdError(f"students.{name}.init: expected {expected}, got FromTeacher. {REMEDY}")
+    if recipe.pseudo_targets or (recipe.targets and not isinstance(recipe.targets, Rounds)):
+        kind = type(recipe.targets).__name__
+        kind = "Rounds with texts of the teacher" if isinstance(recipe.targets, Rounds) else kind
+        raise KdError(f"students.{name}.targets: expected the data's targets or Rounds, got {kind}. {REMEDY}")
+    for key, term in recipe.terms.items():
+        field, signal = f"students.{name}.terms.{key}.signal", term.signal
+        if signal is None:
+            continue
+        if not isinstance(signal, TopK):
+            raise KdError(f"{field}: expected TopK, got {type(signal).__name__}. {REMEDY}")
+        if signal.tail != "renormalise":
+            rests[signal.temperature] = f"{field} (tail {signal.tail!r}, T {signal.temperature:g})"
+    return rests
 
 
 def required_validation_signal(experiment: Experiment, vocab_size: int) -> RequiredSignal:
