@@ -28,7 +28,9 @@ OPTIONS = {
     "plan": "--workdir --devices --kind --only",
     "shrink": "--workdir",
     "ablate": "--workdir --seeds --force --metric",
-    "import-logprobs": "--workdir --format --temperature --mode --sequence --missing --sum-error --force --config",
+    "sample": f"--workdir --only {HOSTS}",
+    "import-logprobs": "--workdir --format --temperature --mode --sequence --missing --sum-error --student --force "
+    "--config",
     "generate": "--workdir --model --beam --length --temperature --top-k --top-p --min-p --repetition-penalty --seed "
     "--config",
     "score": "--workdir --test --model --config",
