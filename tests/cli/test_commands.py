@@ -116,7 +116,7 @@ def test_a_misspelt_command_suggests_the_nearest(name, suggestion, capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("run c.py --workdir w --only student_kd", "--only: an option of student, plan, not of run"),
+        ("run c.py --workdir w --only student_kd", "--only: an option of student, plan, sample, not of run"),
         ("run c.py --workdir w --writer 0/2", "--writer: an option of cache, not of run"),
         ("run c.py --workdir w --seeds 0", "--seeds: an option of ablate, not of run"),
         ("plan c.py --force", "--force: an option of run, prepare,"),
