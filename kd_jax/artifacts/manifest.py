@@ -38,6 +38,7 @@ OUTPUT_TYPES = {  # of all phases, as far as a later phase reads them
     **dict.fromkeys(("vocab_size", "start", "eos", "pad", "best_step", "steps", "records", "target_tokens"), int),
     **dict.fromkeys(("parameters", "parameters_outside_embeddings", "skipped_too_long", "bytes"), int),
     **dict.fromkeys(("bytes_per_target_token", "valid_cross_entropy", "train_tokens_per_second"), float | None),
+    "sampling_seconds": float,
     "loss_before_first_step": float | None,
     "splits": Mapping[str, str],
     "counts": Mapping[str, int],

@@ -78,6 +78,7 @@ class TrainingFigures:
       loss_before_first_step: validation cross-entropy in nats a token.
       train_tokens_per_second: None also for a model that was not trained.
       seconds: wall-clock time of the training phase.
+      sampling_seconds: of these, those in which the student wrote texts of its own; None if it wrote none.
     """
 
     parameters: int
@@ -86,6 +87,7 @@ class TrainingFigures:
     loss_before_first_step: float | None
     train_tokens_per_second: float | None
     seconds: float | None
+    sampling_seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +178,8 @@ class ModelFigures:
         if self.offline:
             flat["offline"] = dataclasses.asdict(self.offline)
         flat |= dataclasses.asdict(self.training)
+        if self.training.sampling_seconds is None:
+            del flat["sampling_seconds"]
         if self.drafting:
             flat |= dataclasses.asdict(self.drafting)
         if self.own:
@@ -191,7 +195,7 @@ class ModelFigures:
             examples=flat["examples"],
             over_long=flat["over_long"],
             offline=_select(CachedCloseness, flat["offline"]) if "offline" in flat else None,
-            training=_select(TrainingFigures, flat),
+            training=_select(TrainingFigures, {"sampling_seconds": None, **flat}),
             speed=_select(DecodingSpeed, flat),
             drafting=_select(DraftingFigures, flat) if "draft_tokens" in flat else None,
             own=_select(OwnTextFigures, flat) if "own_kl" in flat else None,

@@ -295,12 +295,18 @@ def _training_figures(workdir: Workdir, candidate: Candidate) -> TrainingFigures
         loss_before_first_step=outputs["loss_before_first_step"],
         train_tokens_per_second=outputs["train_tokens_per_second"],
         seconds=training["seconds"],
+        sampling_seconds=outputs.get("sampling_seconds"),
     )
     if candidate.name == candidate.trained_name:
         return figures
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(candidate.params))
     return dataclasses.replace(
-        figures, bytes=size, loss_before_first_step=None, train_tokens_per_second=None, seconds=None
+        figures,
+        bytes=size,
+        loss_before_first_step=None,
+        train_tokens_per_second=None,
+        seconds=None,
+        sampling_seconds=None,
     )
 
 

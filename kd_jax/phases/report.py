@@ -1,15 +1,19 @@
 """Report what distillation gained: report.json, report.md and report.html."""
 
 import dataclasses
+import json
 import textwrap
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kd_jax import config
 from kd_jax.artifacts import files, manifest, metrics_log
 from kd_jax.artifacts.manifest import IMPORT_PHASE, Folder
 from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.batches.on_policy import OnPolicy, Rounds
 from kd_jax.batches.targets import TrainTargets
 from kd_jax.evaluation import degeneration
 from kd_jax.evaluation.candidates import trained_models
@@ -24,7 +28,11 @@ from kd_jax.reporting.paired import Scores
 from kd_jax.reporting.report import CacheFigures, Int8Comparison, MetricInfo, PseudoTargetFigures, Report
 from kd_jax.runtime import progress
 from kd_jax.tasks.eval_set import EvalSet
+from kd_jax.teaching.rounds import TEXTS
+from kd_jax.training.on_policy import text_files
 
+SHOWN_TEXTS = 3  # of the first and of the last file of texts that a student wrote while it trained
+MAX_LINE = 2**16  # bytes of such a text; a longer line is skipped
 TextRow = Mapping[str, Any]  # a line of evaluation/MODEL.jsonl: "source", "reference", and the text of each way
 Manifest = Mapping[str, Any]
 
@@ -48,8 +56,9 @@ def run(experiment: ResolvedExperiment, workdir: Workdir) -> None:
     report = build_report(experiment, workdir, read_manifests(experiment, workdir), texts)
     curves = {name: metrics_log.read(workdir.model(name).file("metrics.jsonl")) for name in trained}
     samples = select_samples(texts, experiment.task.decoding.ways[0], experiment.evaluation.samples)
+    own_texts = select_own_texts(experiment, workdir, verdict.sampled(report))
     folder.begin(inputs, force=True)
-    write(folder, report, build_document(report, samples, curves, config.to_text(experiment)))
+    write(folder, report, build_document(report, samples, curves, config.to_text(experiment), own_texts))
     folder.finish({"models": names}, time.perf_counter() - began)
     progress.print_result(closing_text(report))
     progress.print_result(f"\nreport: {folder.path / 'report.html'} (and report.md, report.json)")
@@ -140,13 +149,69 @@ def select_samples(texts: Mapping[str, Sequence[TextRow]], way: str, count: int)
     ]
 
 
+def select_own_texts(
+    experiment: ResolvedExperiment, workdir: Workdir, names: Collection[str]
+) -> dict[str, list[page.OwnText]]:
+    """Return heading -> texts that a student wrote at the beginning of its training, and at its end.
+
+    Args:
+      experiment: of the run.
+      workdir: of the run; missing and damaged files are skipped.
+      names: of models; those that write no texts are skipped.
+    """
+    own_texts: dict[str, list[page.OwnText]] = {}
+    for name, recipe in experiment.students.items():
+        files_of = own_text_files(workdir, name, recipe.targets) if name in names else {}
+        texts = {f"{name}, {when}": read_own_texts(path) for when, path in files_of.items()}
+        written = [heading for heading in texts if texts[heading]]  # the share of own texts may begin or end at 0
+        own_texts |= {heading: texts[heading] for heading in (*written[:1], *written[-1:])}
+    return own_texts
+
+
+def own_text_files(workdir: Workdir, name: str, targets: Any) -> dict[str, Path]:
+    """Return "step N" or "round N" -> file of texts that a student wrote then, in order; {} for other targets."""
+    if isinstance(targets, OnPolicy):
+        paths = text_files(workdir.model(name).path / "own_texts")
+        return {f"step {int(path.stem)}": path for path in paths if path.stem.isdecimal()}
+    if isinstance(targets, Rounds):
+        return {f"round {number + 1}": workdir.round(name, number).path / TEXTS for number in range(targets.count)}
+    return {}
+
+
+def read_own_texts(path: Path, count: int = SHOWN_TEXTS) -> list[page.OwnText]:
+    """Return the first texts of a file of own texts; lines that are no such text are skipped."""
+    texts: list[page.OwnText] = []
+    try:
+        with path.open("rb") as file:
+            while len(texts) < count and (line := file.readline(MAX_LINE)):
+                texts += _parse_own_text(line)
+    except OSError:  # missing, or no file
+        return texts
+    return texts
+
+
+def _parse_own_text(line: bytes) -> Iterator[page.OwnText]:
+    """Yield the text of a line, if it is one of the student's own."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    is_text = isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("text"), str)
+    if is_text and row.get("own", True) is True:  # a round's file has the other examples too
+        yield page.OwnText(row["prompt"], row["text"], ended=row.get("ended", True) is True)
+
+
 def build_document(
     report: Report,
     samples: Sequence[Mapping[str, str]],
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
     resolved: str,
+    own_texts: Mapping[str, Sequence[page.OwnText]] = MappingProxyType({}),
 ) -> page.Document:
-    """Return the report in words, tables and plots; `curves` are rows of each model's metrics log."""
+    """Return the report in words, tables and plots; `curves` are rows of each model's metrics log.
+
+    `own_texts` are those of `select_own_texts`.
+    """
     columns = ("source", "reference", *(names := verdict.sampled(report)))
     texts = [{column: sample[column] for column in columns} for sample in samples]
     sections: dict[str, list[page.Block]] = {
@@ -155,6 +220,7 @@ def build_document(
         "Learning curves": [page.Plots(plots.learning_curves(report, curves))],
         "Other figures": [page.Table(tables.details(report))],
         "Samples": [page.Samples(texts, names)],
+        **({"Texts that the students wrote while they trained": [page.OwnTexts(own_texts)]} if own_texts else {}),
         "Time": [page.Table(tables.times(report))],
     }
     if others := verdict.other_warnings(report):
@@ -238,11 +304,13 @@ def teacher_signals(
     """Return what each student's training reads of the teacher, as `Report.teacher_signals`."""
     signals = {}
     for name, recipe in experiment.students.items():
-        targets, terms = recipe.train_targets, recipe.terms.values()
+        targets, used = recipe.train_targets, [term.signal for term in recipe.terms.values() if term.signal]
         pseudo = pseudo_target_folders(workdir, targets, splits)
-        caches = [cache_name(targets, signal) for signal in cached_signals(recipe.terms)]
-        in_step = [type(term.signal).__name__ for term in terms if term.signal and term.signal.origin == "step"]
-        signals[name] = tuple(dict.fromkeys([*pseudo, *caches, *in_step]))
+        # The caches of rounds are written while the student trains, and their seconds are the student's.
+        in_rounds = isinstance(recipe.targets, Rounds)
+        caches = [] if in_rounds else [cache_name(targets, signal) for signal in cached_signals(recipe.terms)]
+        meanwhile = [type(signal).__name__ for signal in used if in_rounds or signal.origin == "step"]
+        signals[name] = tuple(dict.fromkeys([*pseudo, *caches, *meanwhile]))
     return signals
 
 

@@ -14,6 +14,7 @@ from kd_jax.printable import printable
 Sample = Mapping[str, str]
 Runs = list[tuple[str, bool]]  # (text, whether it departs from the first model's)
 EMPTY = "–"
+MAX_SHOWN = 240  # characters of a text that a student wrote while it trained
 
 
 class Block(Protocol):
@@ -129,6 +130,70 @@ class Samples(NamedTuple):
                 lines.append(f"- {escape_markdown(name)}: {' '.join(words)}")
             lines.append("")
         return lines
+
+
+class OwnText(NamedTuple):
+    """A text that a student wrote while it trained.
+
+    Attributes:
+      prompt: what it continues.
+      text: without its end token.
+      ended: whether it has one.
+    """
+
+    prompt: str
+    text: str
+    ended: bool
+
+
+class OwnTexts(NamedTuple):
+    """Texts that students wrote while they trained: heading -> some of them.
+
+    Examples:
+      >>> OwnTexts({"kd, step 1": [OwnText("a cat", "un chat chat", ended=False)]}).markdown()[2:]
+      ['### kd, step 1', '', '- prompt: a cat', '- text: un chat chat (no end)', '']
+    """
+
+    texts: Mapping[str, Sequence[OwnText]]
+    kind = "own_texts"
+
+    @property
+    def note(self) -> str:
+        """What the texts are."""
+        return (
+            "Each student drew these from its own distribution, the first ones at the beginning of its training and "
+            "the others at its end. (no end): the text reached its maximum length."
+        )
+
+    def shown(self) -> dict[str, list[tuple[str, str]]]:
+        """Return heading -> (prompt, text) of each text, of bounded length."""
+        return {
+            heading: [(shorten(one.prompt) or EMPTY, _with_end(one)) for one in texts]
+            for heading, texts in self.texts.items()
+        }
+
+    def markdown(self) -> list[str]:
+        """Return a heading for each file of texts, and a list for each text."""
+        lines = [escape_markdown(self.note), ""]
+        for heading, texts in self.shown().items():
+            lines += [f"### {escape_markdown(heading)}", ""]
+            for prompt, text in texts:
+                lines += [f"- prompt: {escape_markdown(prompt)}", f"- text: {escape_markdown(text)}", ""]
+        return lines
+
+
+def _with_end(one: OwnText) -> str:
+    return (shorten(one.text) or EMPTY) + ("" if one.ended else " (no end)")
+
+
+def shorten(text: str) -> str:
+    """Return a text of at most MAX_SHOWN characters, the last one an ellipsis if more follow.
+
+    Examples:
+      >>> shorten("ab"), len(shorten("ab" * 1000)), shorten("ab" * 1000)[-3:]
+      ('ab', 240, 'ba…')
+    """
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
 def runs_beside(text: str, other: str) -> Runs:

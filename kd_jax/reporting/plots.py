@@ -23,9 +23,11 @@ COLOURS = ("#d97706", "#0d9488", "#8b5cf6", "#ef4444", "#3b82f6", "#65a30d", "#e
 MARKERS = "sD^vPX*"
 INK_SETTINGS = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
 SIZE = (5.2, 3.9)  # inches; letters are 9 pixels high on a phone that is 360 pixels wide
-CURVES = {  # caption -> key of the metrics logs
-    "Cross-entropy on the validation split": "valid_cross_entropy",
-    "Training loss, each model's own terms": "loss",
+CURVES = {  # caption -> key of the metrics logs, and label of the axis
+    "Cross-entropy on the validation split": ("valid_cross_entropy", "nats a token"),
+    "Training loss, each model's own terms": ("loss", "nats a token"),
+    "KL to the teacher on a student's own texts": ("own_kl", "nats a token"),
+    "Own texts that reach the maximum length without an end": ("own_cut", "share"),
 }
 COSTS: Mapping[str, tuple[str, Callable[[ModelFigures], float]]] = {  # quantity -> label and a model's value
     "parameters": ("parameters outside the embeddings", lambda model: model.training.parameters_outside_embeddings),
@@ -205,12 +207,12 @@ def quality_plots(report: Report) -> dict[str, str]:
 
 def learning_curves(report: Report, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
     """Return caption -> SVG of the metrics logs; curves that no log has are left out."""
-    model_styles = report_styles(report)
-    return {
-        caption: to_svg(curve(curves, key, "nats a token", model_styles), key)
-        for caption, key in CURVES.items()
-        if any(key in row for log in curves.values() for row in log)
-    }
+    model_styles, figures = report_styles(report), {}
+    for caption, (key, label) in CURVES.items():
+        logs = {name: log for name, log in curves.items() if any(key in row for row in log)}
+        if logs:
+            figures[caption] = to_svg(curve(logs, key, label, model_styles), key)
+    return figures
 
 
 def to_svg(figure: Figure, name: str) -> str:

@@ -97,7 +97,7 @@ class Report:
       caches: signal, or targets/signal -> size and cost of its cache.
       pseudo_targets: folder in pseudo/ -> size and cost.
       teacher_signals: student -> what its training reads of the teacher: names of `pseudo_targets` and `caches`, then
-        classes of signals that the teacher computes in the training step.
+        classes of signals that the teacher computes while the student trains.
       wall_seconds: phase -> seconds.
       counts: split -> number of examples.
       dropped_as_seen_in_training: split -> number of held-out examples removed because training has their source.

@@ -130,6 +130,8 @@ def detail_columns(report: Report) -> list[Column]:
             model_column("accepted drafts", lambda m: m.drafting and m.drafting.draft_acceptance, ".1%"),
             model_column("teacher's speed with its drafts", lambda m: m.drafting and m.drafting.draft_speedup, ".2f"),
         ]
+    if any(model.training.sampling_seconds is not None for model in models):
+        columns.append(model_column("sampling time", lambda m: m.training.sampling_seconds, progress.format_seconds))
     return [
         *columns,
         model_column("train tok/s", lambda m: m.training.train_tokens_per_second, ",.0f"),

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import re
+import shutil
 import types
 
 import pytest
 
-from kd_jax import PseudoTargets, Recipe, Term, TopK, Training, forward_kl
+from kd_jax import Online, OnPolicy, PseudoTargets, Recipe, Rounds, Term, TopK, Training, forward_kl
 from kd_jax.artifacts import manifest
 from kd_jax.artifacts.manifest import Folder
 from kd_jax.artifacts.workdir import Workdir
@@ -193,6 +194,132 @@ def test_costs_of_the_smoke_run(smoke_run):
     assert (
         f"it cost {duration(seconds[0])} and {size(found['caches']['topk']['bytes'])} for the teacher's outputs" in lead
     )
+
+
+def own_line(n, **changed):
+    return json.dumps({"prompt": f"p{n}", "text": f"t{n}", "ended": n % 2 == 0, "ids": [n]} | changed)
+
+
+def write_own_texts(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(line if isinstance(line, bytes) else f"{line}\n".encode() for line in lines))
+
+
+@pytest.fixture
+def own_run(tmp_path):
+    """A run whose students wrote texts while they trained, and the experiment's part that a report reads."""
+    recipe = Recipe(None, {"kd": Term(forward_kl, signal=Online())}, Training(steps=9))
+    targets = {"plain": None, "live": OnPolicy(), "none": OnPolicy(share=0.0), "rounds": Rounds(count=4)}
+    students = {name: dataclasses.replace(recipe, targets=one) for name, one in targets.items()}
+    workdir = Workdir(tmp_path)
+    for step in (1, 23, 144):
+        lines = [own_line(step + n) for n in range(5)]
+        write_own_texts(workdir.model("live").path / f"own_texts/{step:08d}.jsonl", *lines)
+    for number in range(3):  # the first round has no own texts, and the last one's file is missing
+        lines = [own_line(n, own=number > 0 and n % 2 == 1) for n in range(10 * number, 10 * number + 9)]
+        write_own_texts(workdir.round("rounds", number).path / "texts.jsonl", *lines)
+    return types.SimpleNamespace(students=students), workdir
+
+
+def shown(experiment, workdir, names=("plain", "live", "none", "rounds")):
+    found = phase.select_own_texts(experiment, workdir, names)
+    return {heading: [(one.prompt, one.text, one.ended) for one in texts] for heading, texts in found.items()}
+
+
+def expected_texts(*numbers):
+    return [(f"p{n}", f"t{n}", n % 2 == 0) for n in numbers]
+
+
+def test_texts_of_the_first_and_the_last_file_are_shown(own_run):
+    """At most three each, with the step or the round; of a round's file the own ones alone."""
+    assert shown(*own_run) == {
+        "live, step 1": expected_texts(1, 2, 3),
+        "live, step 144": expected_texts(144, 145, 146),
+        "rounds, round 2": expected_texts(11, 13, 15),
+        "rounds, round 3": expected_texts(21, 23, 25),
+    }
+    assert list(shown(*own_run, names=["rounds"])) == ["rounds, round 2", "rounds, round 3"]
+    one_file = own_run[1].model("live").path / "own_texts"
+    for name in ("00000001", "00000144"):
+        (one_file / f"{name}.jsonl").unlink()
+    assert list(shown(*own_run, names=["live"])) == ["live, step 23"]
+
+
+def test_missing_and_damaged_files_of_own_texts_are_skipped(own_run):
+    experiment, workdir = own_run
+    folder = workdir.model("live").path / "own_texts"
+    strange = ["[" * 100_000, "[]", "1" * 5000, "{}", own_line(3, text=7), own_line(3, prompt=None), b"\xff\xfe\n", ""]
+    long = own_line(3, text="x" * 200_000)
+    write_own_texts(
+        folder / "00000001.jsonl", *strange, long, own_line(8), own_line(9, ended="yes"), b'{"prompt": "cut'
+    )
+    (folder / "00000144.jsonl").write_bytes(b"")
+    (folder / "00000200.jsonl").mkdir()
+    write_own_texts(folder / "notes.jsonl", own_line(1))
+    assert shown(experiment, workdir, ["live"]) == {
+        "live, step 1": [("p8", "t8", True), ("p9", "t9", False)],
+        "live, step 23": expected_texts(23, 24, 25),
+    }
+    for name in ("live", "rounds"):
+        shutil.rmtree(workdir.model(name).path)
+    assert shown(experiment, workdir) == {}
+
+
+@pytest.mark.parametrize("has_texts", [True, False])
+def test_own_texts_have_a_section_if_there_are_any(built, own_run, has_texts):
+    texts = phase.select_own_texts(*own_run, ["live"]) if has_texts else {}
+    document = phase.build_document(built, [], {}, "seed = 3", texts)
+    for written in (page.markdown(document), page.html(document)):
+        assert ("Texts that the students wrote while they trained" in written) == has_texts
+        assert ("live, step 144" in written) == has_texts
+
+
+def test_signals_of_rounds_are_no_caches_of_the_run(tmp_path):
+    """A cache of the same signal is another student's: its seconds and bytes are no cost of rounds."""
+    terms = {"kd": Term(forward_kl, signal=TopK(k=8)), "ce": Term(forward_kl)}
+    cached = Recipe(None, terms, Training(steps=9))
+    students = {"cached": cached, "rounds": dataclasses.replace(cached, targets=Rounds())}
+    experiment = types.SimpleNamespace(students=students)
+    signals = phase.teacher_signals(experiment, Workdir(tmp_path), ["train"])
+    assert signals == {"cached": ("topk",), "rounds": ("TopK",)}
+
+
+OWN_CONFIG = """
+import dataclasses
+from kd_jax import Online, OnPolicy, Rounds, Term, forward_kl, load_experiment
+smoke = load_experiment({smoke!r})
+kd = smoke.students["student_kd"]
+students = {{
+    "plain": smoke.students["student_init"],
+    "live": dataclasses.replace(kd, targets=OnPolicy(pool=2), terms={{"kd": Term(forward_kl, signal=Online())}}),
+    "kd": dataclasses.replace(kd, targets=Rounds(count=3)),
+}}
+experiment = dataclasses.replace(smoke, students=students, comparison=None)
+"""
+
+
+@pytest.mark.extended
+def test_a_run_reports_texts_and_time_of_students_that_write_while_they_train(root, tmp_path, lax_promotion):
+    (tmp_path / "config.py").write_text(OWN_CONFIG.format(smoke=str(root / "experiments/configs/smoke.py")))
+    run, words = tmp_path / "run", [*SHORT.split(), "--students.live.training.steps", "3"]
+    words += ["--students.live.training.optimizer.warmup", "1"]
+    assert main(["run", str(tmp_path / "config.py"), "--workdir", str(run), *words]) == 0
+    found = json.loads((run / "report/report.json").read_text())
+    for name in ("live", "kd"):
+        manifest_of = json.loads((run / "students" / name / "manifest.json").read_text())
+        seconds = manifest_of["outputs"]["sampling_seconds"]
+        assert found["models"][name]["sampling_seconds"] == seconds < found["models"][name]["seconds"]
+        assert found["models"][name]["seconds"] == manifest_of["seconds"]
+    assert "sampling_seconds" not in found["models"]["plain"]
+    assert found["teacher_signals"] == {"plain": [], "live": ["Online"], "kd": ["TopK"]} and found["caches"] == {}
+    written = (run / "report/report.md").read_text()
+    headings = re.findall("^### (.*, .*)$", written, re.MULTILINE)
+    assert headings == ["live, step 1", "live, step 3", "kd, round 1", "kd, round 3"]
+    assert "| sampling time |" in written
+    first = json.loads((run / "students/live/own_texts/00000001.jsonl").read_text().splitlines()[0])
+    assert f"- prompt: {first['prompt']}\n" in written
+    html = (run / "report/report.html").read_text()
+    assert "KL to the teacher on a student&#39;s own texts" in html and "<h3>kd, round 3</h3>" in html
 
 
 def test_page_of_fifty_students_has_no_long_lists():

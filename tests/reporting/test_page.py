@@ -52,6 +52,7 @@ def nasty(text=NASTY):
         "": [table, page.Paragraphs([text]), page.Notes([text])],
         text: [table, page.Plots({text: "<svg></svg>"})],
         "Samples": [page.Samples([sample], ["teacher", "kd"])],
+        "Own texts": [page.OwnTexts({text: [page.OwnText(text, text, ended=True)]})],
     }
     return document(title=text, lead=text, warnings=[text], sections=sections, resolved=text, versions={text: text})
 
@@ -63,7 +64,7 @@ def test_markdown_escapes_everything():
     assert Reader(nasty_html).tags == Reader(plain_html).tags
     assert Reader(nasty_html).texts["h1"] == FLAT and Reader(nasty_html).texts["td"].count(FLAT) == 2
     assert Reader(nasty_html).texts["h2"].count(FLAT) == 1
-    assert Reader(nasty_html).texts["ul"].count(FLAT) == 4
+    assert Reader(nasty_html).texts["ul"].count(FLAT) == 6 and Reader(nasty_html).texts["h3"].count(FLAT) == 1
 
 
 def test_html_escapes_everything():
@@ -107,6 +108,34 @@ def test_runs_join_to_the_text():
     text, other = "le le le chat dort ici", "le chat noir dort"
     assert " ".join(run for run, _ in page.runs_beside(text, other)).split() == text.split()
     assert page.runs_beside("", other) == [] and page.runs_beside(text, "") == [(text, True)]
+
+
+def own_texts(*texts):
+    return document(sections={"Own texts": [page.OwnTexts({"kd, step 1": texts})]})
+
+
+def test_own_texts_have_a_heading_and_a_bounded_length():
+    """An ellipsis stands for what is cut, a dash for an empty text, and a text without an end is marked."""
+    texts = [page.OwnText("p" * 1000, "t" * 1000, ended=False), page.OwnText("", "", ended=True)]
+    for written, of_text in ((page.markdown(own_texts(*texts)), "- {}: {}\n"), (page.html(own_texts(*texts)), None)):
+        for name, text in (
+            ("prompt", "p" * 239 + "…"),
+            ("text", "t" * 239 + "… (no end)"),
+            ("prompt", "–"),
+            ("text", "–"),
+        ):
+            assert (of_text.format(name, text) if of_text else f"<dt>{name}</dt><dd>{text}</dd>") in written
+        assert "p" * 240 not in written and "t" * 240 not in written and written.count("(no end)") == 2
+    assert "### kd, step 1" in page.markdown(own_texts(*texts)) and "<h3>kd, step 1</h3>" in page.html(
+        own_texts(*texts)
+    )
+
+
+def test_control_characters_of_own_texts_are_escaped():
+    nasty_text = page.OwnText("a\x1b[2Jb", "c\u202ed\ud800e", ended=True)
+    for written in (page.markdown(own_texts(nasty_text)), page.html(own_texts(nasty_text))):
+        assert not set("\x1b\u202e\ud800") & set(written)
+        assert "\\x1b" in written and "c\\u202ed\\ud800e" in written.replace("\\\\", "\\")
 
 
 def test_empty_text_is_a_dash():

@@ -104,6 +104,21 @@ def test_no_curve_without_a_log():
     assert caption == "Training loss, each model's own terms"
 
 
+def test_figures_of_own_texts_have_curves_of_the_students_that_write_them():
+    logs = {**CURVES, "student_init": [{"step": 1, "own_kl": 0.9, "own_cut": 0.25}, {"step": 9, "own_kl": 0.5}]}
+    svgs = plots.learning_curves(report(), logs)
+    own = ["KL to the teacher on a student's own texts", "Own texts that reach the maximum length without an end"]
+    assert list(svgs)[2:] == own
+    assert not set(own) & plots.learning_curves(report(), CURVES).keys()
+    for caption, points in zip(own, ([[1, 0.9], [9, 0.5]], [[1, 0.25]]), strict=True):
+        key, label = plots.CURVES[caption]
+        figure = plots.curve({"student_init": logs["student_init"]}, key, label, plots.styles(report().models))
+        (line,) = figure.axes[0].lines
+        assert line.get_xydata().tolist() == points and line.get_label() == "student_init"
+        names = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert names == ["student_init"] and plots.to_svg(figure, key) == svgs[caption]
+
+
 @pytest.mark.parametrize("against", ["parameters", "speed"])
 def test_trade_off_shows_every_model_with_its_interval(against):
     """All points are within the axes; the quickstart's students have the same parameters and the same speed."""

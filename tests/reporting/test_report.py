@@ -36,6 +36,15 @@ def test_json_models_are_flat(full):
     assert data["int8"]["student_kd_int8"]["difference"]["interval"] == [0.25, 0.75]
 
 
+def test_sampling_seconds_are_there_if_texts_were_written(full):
+    models = {**full.models, "student_kd": model(22.9, training={"sampling_seconds": 75.0})}
+    changed = report(models=models)
+    data = json.loads(json.dumps(changed.to_json()))
+    assert data["models"]["student_kd"]["sampling_seconds"] == 75.0
+    assert "sampling_seconds" not in data["models"]["teacher"]
+    assert Report.from_json(data) == changed
+
+
 def test_read_report_names_the_missing_figure(full, tmp_path):
     data = full.to_json()
     del data["models"]["teacher"]["kl_to_teacher"]

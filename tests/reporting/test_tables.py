@@ -48,6 +48,12 @@ def test_details_have_the_other_figures():
     assert rows["train tok/s"] == ["–"] * 5 and rows["acceptance"] == ["75.1%"] * 4 + ["–"]
 
 
+def test_details_have_the_sampling_time_of_students_that_write_texts():
+    models = report().models | {"student_kd": model(22.9, training={"sampling_seconds": 75.0})}
+    rows = {name: cells for name, *cells in tables.details(report(models=models))}
+    assert rows["sampling time"] == ["–", "–", "–", "1:15", "–"]
+
+
 def test_int8_model_has_a_row_and_no_training():
     difference = Difference(0.0, (0.0, 0.0), (0.0,), SAME)
     models = report().models | {"student_kd_int8": int8_model(22.5)}
