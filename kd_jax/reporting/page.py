@@ -161,8 +161,8 @@ class OwnTexts(NamedTuple):
     def note(self) -> str:
         """What the texts are."""
         return (
-            "Each student drew these from its own distribution, the first ones at the beginning of its training and "
-            "the others at its end. (no end): the text reached its maximum length."
+            "The first texts are of the beginning of a student's training, the others of its end. (no end): the text "
+            "reached its maximum length."
         )
 
     def shown(self) -> dict[str, list[tuple[str, str]]]:

@@ -27,7 +27,7 @@ CURVES = {  # caption -> key of the metrics logs, and label of the axis
     "Cross-entropy on the validation split": ("valid_cross_entropy", "nats a token"),
     "Training loss, each model's own terms": ("loss", "nats a token"),
     "KL to the teacher on a student's own texts": ("own_kl", "nats a token"),
-    "Own texts that reach the maximum length without an end": ("own_cut", "share"),
+    "Share of own texts without an end": ("own_cut", "share"),
 }
 COSTS: Mapping[str, tuple[str, Callable[[ModelFigures], float]]] = {  # quantity -> label and a model's value
     "parameters": ("parameters outside the embeddings", lambda model: model.training.parameters_outside_embeddings),

@@ -16,6 +16,7 @@ from kd_jax import (
     OnPolicy,
     PseudoTargets,
     Random,
+    Rounds,
     Schedule,
     Term,
     TopK,
@@ -332,6 +333,62 @@ def test_on_policy_targets_that_do_not_fit_a_task_without_prompts_are_refused(sm
         check(resolve(experiment))
 
 
+CACHED = {"ce": Term(cross_entropy), "kd": Term(forward_kl, signal=TopK(k=8))}
+
+
+def test_rounds_pass(smoke):
+    """Also with as many rounds as updates, and with a student of the other family: the teacher writes a cache."""
+    for targets in (
+        Rounds(),
+        Rounds(share=Schedule(0.0, 1.0, 10), length=32, count=60, examples=7),
+        Rounds(count=1, others=PseudoTargets()),
+        Rounds(unlabelled=True, temperature=0.0),
+    ):
+        check(resolve(with_on_policy(smoke, targets, terms=CACHED)))
+    check(resolve(with_on_policy(smoke, Rounds(), terms=CACHED, model=DecoderOnly(2), init=Random())))
+
+
+@pytest.mark.parametrize(
+    "targets, terms, message",
+    [
+        (Rounds(count=0), CACHED, "targets.count: expected an integer in .1, .* got 0"),
+        (Rounds(count=True), CACHED, "targets.count: .* got True"),
+        (Rounds(count=61), CACHED, "targets.count: expected at most 60, one update a round, got 61. Set targets.count"),
+        (Rounds(examples=-1), CACHED, "targets.examples: .* got -1. Use 0 for all"),
+        (Rounds(share=-0.1), CACHED, r"targets.share: expected a number in \[0, 1\] or a Schedule, got -0.1"),
+        (Rounds(temperature=-1.0), CACHED, "targets.temperature: .* got -1.0"),
+        (Rounds(length=33), CACHED, "targets.length: expected from 12 to 32, .* got 33"),
+        (Rounds(others=PseudoTargets(), unlabelled=True), CACHED, "targets.unlabelled: expected False beside"),
+        (
+            Rounds(),
+            {**CACHED, "own": Term(reverse_kl, signal=Online())},
+            "terms: expected no teacher in the step beside Rounds, whose signals are cached, got one. Use a",
+        ),
+        (
+            Rounds(),
+            {"ce": Term(cross_entropy)},
+            "terms: expected a term with a cached signal beside Rounds, such as .*, got ce",
+        ),
+    ],
+)
+def test_invalid_rounds_are_refused_in_one_line(smoke, targets, terms, message):
+    with pytest.raises(KdError, match=rf"^students\.it\.{message}") as error:
+        check(resolve(with_on_policy(dataclasses.replace(smoke, buckets=(12, 32)), targets, terms=terms)))
+    assert "\n" not in str(error.value)
+
+
+def test_rounds_of_a_task_without_prompts_need_a_beginning(smoke):
+    parts = {"model": DecoderOnly(2), "init": Random(), "terms": CACHED}
+    teacher = dataclasses.replace(smoke.teacher, model=DecoderOnly(2))
+    for targets, message in {
+        Rounds(beginning=0): "targets.beginning: expected from 1 to 31 tokens of each document .* got 0",
+        Rounds(beginning=8, unlabelled=True): "targets.unlabelled: expected False, since generation has no prompts",
+    }.items():
+        experiment = with_on_policy(smoke, targets, **parts)
+        with pytest.raises(KdError, match=rf"^students\.it\.{message}"):
+            check(resolve(dataclasses.replace(experiment, task=Generation(), teacher=teacher)))
+
+
 def test_a_teacher_learns_from_no_texts_of_its_own(smoke):
     terms = {"kd": Term(reverse_kl, signal=Online())}
     for changes in ({"targets": OnPolicy()}, {"targets": OnPolicy(), "terms": terms}):
@@ -342,7 +399,7 @@ def test_a_teacher_learns_from_no_texts_of_its_own(smoke):
 def test_on_policy_targets_beside_an_imported_teacher_are_refused(smoke):
     """Its log-probabilities are of stored texts."""
     experiment = with_on_policy(smoke, OnPolicy(), init=Random())
-    with pytest.raises(KdError, match="^students.it.targets: expected the data's targets, got OnPolicy"):
+    with pytest.raises(KdError, match="^students.it.targets: expected the data's targets or Rounds, got OnPolicy"):
         required_signal(experiment)
 
 

@@ -107,7 +107,7 @@ def test_no_curve_without_a_log():
 def test_figures_of_own_texts_have_curves_of_the_students_that_write_them():
     logs = {**CURVES, "student_init": [{"step": 1, "own_kl": 0.9, "own_cut": 0.25}, {"step": 9, "own_kl": 0.5}]}
     svgs = plots.learning_curves(report(), logs)
-    own = ["KL to the teacher on a student's own texts", "Own texts that reach the maximum length without an end"]
+    own = ["KL to the teacher on a student's own texts", "Share of own texts without an end"]
     assert list(svgs)[2:] == own
     assert not set(own) & plots.learning_curves(report(), CURVES).keys()
     for caption, points in zip(own, ([[1, 0.9], [9, 0.5]], [[1, 0.25]]), strict=True):
