@@ -59,10 +59,12 @@ class Folder:
     Attributes:
       path: the folder.
       phase: the command that writes it.
+      student: the student whose folder this one is in; "" for none.
     """
 
     path: Path
     phase: str
+    student: str = ""
 
     def begin(self, inputs: Mapping[str, Any], force: bool = False) -> bool:
         """Open the folder for a phase with flat, JSON-able inputs; return whether there is work to do.
@@ -182,8 +184,10 @@ class Folder:
 
     @property
     def _redo(self) -> str:
-        only = f" --only {self.path.name}" if self.phase == "student" else ""
-        return f"{self.phase} --force{only}"
+        option = {"student": f" --only {self.student or self.path.name}"}
+        if self.student:
+            option[IMPORT_PHASE] = f" --student {self.student}"
+        return f"{self.phase} --force{option.get(self.phase, '')}"
 
     @property
     def _remedy(self) -> str:

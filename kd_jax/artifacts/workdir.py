@@ -49,11 +49,11 @@ class Workdir:
 
     def round(self, name: str, number: int) -> Folder:
         """Return the folder of the texts that a student writes for a round of its training."""
-        return Folder(self.model(name).path / "rounds" / str(number), "student")
+        return Folder(self.model(name).path / "rounds" / str(number), "student", name)
 
     def round_cache(self, name: str, number: int, signal: str) -> Folder:
         """Return the folder of the teacher's signal for these texts."""
-        return Folder(self.round(name, number).path / "cache" / _folder_name(signal), "student")
+        return Folder(self.round(name, number).path / "cache" / _folder_name(signal), "student", name)
 
     @property
     def teacher_is_imported(self) -> bool:

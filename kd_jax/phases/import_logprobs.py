@@ -260,7 +260,7 @@ def _digest(path: Path) -> str:
 
 def _folder(cache: Folder) -> Folder:
     """Return a cache's folder as this phase writes it."""
-    return Folder(cache.path, IMPORT_PHASE)
+    return Folder(cache.path, IMPORT_PHASE, cache.student)
 
 
 def _damaged(folders: Mapping[str, Folder]) -> bool:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from kd_jax import config
 from kd_jax.artifacts import files, manifest
 from kd_jax.artifacts.workdir import Workdir
-from kd_jax.errors import KdError
+from kd_jax.errors import KdError, ScoresNeeded
 from kd_jax.experiment import Experiment, ResolvedExperiment, as_resolved
 from kd_jax.provenance import check_built, check_fields
 from kd_jax.runtime import hosts
@@ -77,8 +77,8 @@ def lock_workdir(
     """Hold the workdir's lock for the block, and write experiment.json at its end.
 
     The experiment is first compared with what each finished phase was made with. A new workdir's experiment.json is
-    written at the start too. An existing one is replaced at the end only: a configuration that a phase refuses must not
-    take the place of the one that made the folder.
+    written at the start too. An existing one is replaced at the end only, or where scores of a teacher elsewhere are
+    needed: a configuration that a phase refuses must not take the place of the one that made the folder.
 
     Args:
       workdir: the run's folder.
@@ -98,6 +98,11 @@ def lock_workdir(
                 write_experiment(workdir, experiment)
 
         hosts.run_on_main(lock)
-        yield
+        try:
+            yield
+        except ScoresNeeded:  # the import of the scores reads the experiment
+            if hosts.is_main_process():
+                write_experiment(workdir, experiment)
+            raise
         if hosts.is_main_process():
             write_experiment(workdir, experiment)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import chex
@@ -126,7 +127,7 @@ def read_lines(run, number):
     return [json.loads(line) for line in texts_file(run, number).read_text().splitlines()]
 
 
-def score(one, lines, path):
+def score(one, lines, path, form=writers.vllm_response):
     """Write the teacher's log-probabilities of all tokens of each line: softmax in float64 of the logits of its row."""
     model, params = load_trained(one.experiment, one.here, TEACHER)
 
@@ -144,7 +145,7 @@ def score(one, lines, path):
     logp_BTV = logits_BTV - np.log(np.exp(logits_BTV).sum(-1, keepdims=True))
     order = np.random.default_rng(0).permutation(len(lines))  # the order of a file has no meaning
     sequences = [(lines[i]["sequence_ids"], logp_BTV[i, : len(lines[i]["sequence_ids"]) - 1]) for i in order]
-    return writers.lines(path, [writers.vllm_response(*sequence, V) for sequence in sequences])
+    return writers.lines(path, [form(*sequence, V) for sequence in sequences])
 
 
 def import_round(one, run, number, folder, **options):
@@ -307,6 +308,55 @@ def test_a_student_elsewhere_needs_texts_and_a_teacher_here_needs_none(case, sam
         import_logprobs.run(one.experiment, bare, [file], WHOLE, student="own")
     assert main(["sample", *one.words(run), "--only", "teacher"]) == 2
     assert "--only: expected one of own, got teacher." in capsys.readouterr().err
+
+
+def test_an_encoder_decoder_may_be_scored_with_the_prompts_ids(case, waiting, tmp_path):
+    """As where two prompts have the same text: the prompt's ids come first, and have no scores."""
+    one, run, _ = waiting("encoder_decoder")
+    prompts = {tuple(line["sequence_ids"]): line["encoder_ids"] for line in read_lines(run, 0)}
+    assert len(prompts) == EXAMPLES
+
+    def with_prompt(tokens, logp, k):
+        response = writers.vllm_response(tokens, logp, k)["choices"][0]
+        prompt = prompts[tuple(tokens)]
+        scores = [None] * len(prompt) + response["prompt_logprobs"][1:]
+        return {"prompt_token_ids": prompt + tokens[1:], "prompt_logprobs": scores}
+
+    again = copied_run(one.here, tmp_path / "run", "data")
+    assert main(["sample", *one.words(again)]) == 0
+    file = score(one, read_lines(again, 0), tmp_path / "whole.jsonl", with_prompt)
+    import_logprobs.run(one.experiment, again, [file], WHOLE, student="own")
+    got, want = (Store(where.round_cache("own", 0, "topk").path, "records") for where in (again, run))
+    for i in range(EXAMPLES):
+        chex.assert_trees_all_equal(got[i], want[i])
+
+
+def test_a_student_that_is_new_in_the_config_has_its_scores_imported(waiting, tmp_path, capsys):
+    """`student` stops for scores, and the import that follows knows the student."""
+    one, run, _ = waiting("decoder_only")
+    run = copy_of(run, tmp_path / "run")
+    write_experiment(run, one.experiment)
+    config = tmp_path / "config.py"
+    more = "new = dataclasses.replace(own, targets=Rounds(count=2, share=1.0, examples=10))\n"
+    text = Path(one.config).read_text().replace("experiment = ", f"{more}experiment = ")
+    config.write_text(text.replace('{"own": own}', '{"own": own, "new": new}'))
+    words = ["--workdir", str(run.path), *SHORT.split()]
+    assert main(["student", str(config), *words]) == 0
+    requests = capsys.readouterr().out.splitlines()[-1]
+    assert "own: round 2 of 2 needs" in requests and "new: round 1 of 2 needs" in requests
+    lines = [json.loads(line) for line in (run.round("new", 0).path / "texts.jsonl").read_text().splitlines()]
+    assert len(lines) == 10 and all(line["own"] for line in lines)
+    assert main([*import_words(score(one, lines, tmp_path / "new.jsonl"), run)[:-1], "new"]) == 0
+    assert run.round_cache("new", 0, "topk").finished()
+
+
+def test_texts_that_were_written_otherwise_are_refused(sampled, capsys):
+    one, run = sampled
+    assert main(["sample", *one.words(run), "--task.decoding.length", "12"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: {run.round('own', 0).path}: expected task.decoding.length = 20, which the folder was made with, got "
+        "12. Choose another --workdir, or run `student --force --only own`."
+    )
 
 
 def changed(experiment, **fields):
