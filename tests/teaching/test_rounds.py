@@ -32,7 +32,7 @@ from kd_jax.training.on_policy import pooled_examples
 from kd_jax.training.step import count_tokens, loss_fn
 from tests.helpers.batches import random_examples
 from tests.helpers.divergences import log_softmax64
-from tests.helpers.own_texts import ListedSplit
+from tests.helpers.own_texts import ListedSplit, examples_in
 from tests.helpers.runs import linked_run, smoke
 
 END, K, STEPS = 2, 60, 6
@@ -308,6 +308,11 @@ def test_cross_entropy_reads_no_own_text_of_a_round(judged, packed):
     batch = TrainBatches(split, layout, experiment.shapes[-1:], **options)[0]
     read_BT = batch.mask_BT & ~batch.own_BT
     assert read_BT.any() and batch.own_BT.any()
+    texts = {text_of(segment): segment.own for segment in segments(split)}
+    assert len(texts) > 50 and len({False, True} & set(texts.values())) == 2
+    for row in examples_in(batch):
+        text = tuple(token for token, counts in zip(row.targets, row.counts, strict=True) if counts)
+        assert row.own == texts[text]
     (_, sums), gradient = compiled_loss(model, ("ce",))(params, batch)
     logits_BTV = model.head(params).logits(model.apply(params, batch.inputs))
     nll_BT = -np.take_along_axis(log_softmax64(logits_BTV), np.asarray(batch.targets_BT)[..., None], -1)[..., 0]

@@ -19,6 +19,7 @@ from kd_jax.artifacts import metrics_log
 from kd_jax.artifacts.checkpoint import Checkpoints
 from kd_jax.artifacts.digests import params_digest
 from kd_jax.artifacts.workdir import TEACHER, Workdir
+from kd_jax.batches.on_policy import PooledExamples
 from kd_jax.batches.pipeline import Split, TrainBatches, with_references
 from kd_jax.batches.store import Store
 from kd_jax.decoding.text import TextTokens
@@ -31,7 +32,8 @@ from kd_jax.runtime import preemption
 from kd_jax.signals.topk import TopK
 from kd_jax.teaching import signal_cache
 from kd_jax.teaching.own_texts import OwnTextWriter
-from kd_jax.teaching.rounds import TEXTS
+from kd_jax.teaching.rounds import TEXTS, write_signals, write_texts
+from kd_jax.teaching.teacher import Teacher
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.meter import Meter
 from kd_jax.training.model import initial_params, load_trained
@@ -157,7 +159,6 @@ def patch_step(patch, step):
 
 
 KILLS = [  # in the order of a run; then the last checkpoint, and which rounds have texts
-    (lambda patch: patch_cache(patch, 1), KeyboardInterrupt, 0, [True, False]),
     (lambda patch: patch_step(patch, 3), KeyboardInterrupt, 2, [True, False]),  # at the end of round 1
     (lambda patch: patch_texts(patch, 1, None), Preempted, 3, [True, False]),
     (lambda patch: patch_cache(patch, 1), KeyboardInterrupt, 3, [True, True]),
@@ -194,6 +195,7 @@ def test_a_run_that_is_killed_at_many_stages_has_the_bits_of_an_uninterrupted_on
         (lambda patch: patch_texts(patch, 1, KeyboardInterrupt()), KeyboardInterrupt),
         (lambda patch: patch_texts(patch, 2, KeyboardInterrupt()), KeyboardInterrupt),
         (lambda patch: patch_texts(patch, 2, None), Preempted),
+        (lambda patch: patch_cache(patch, 1), KeyboardInterrupt),
         (lambda patch: patch_cache(patch, 2), KeyboardInterrupt),
     ],
 )
@@ -342,20 +344,22 @@ def test_the_parameters_at_the_end_of_a_round_write_the_texts_of_the_next(base, 
 
 def test_one_round_without_own_texts_is_plain_training_in_another_order(base, workdir, tmp_path):
     """Over an epoch of one row a batch: the same examples, and the same sum of each loss, from two caches."""
-    run = new_run(workdir, tmp_path)
-    experiment = with_student(base, Rounds(share=0.0, count=1), {"steps": 3})
-    student.run(experiment, run)
-    cache.run(with_student(base, None, {"steps": 3}), run)
+    run, experiment = new_run(workdir, tmp_path), with_student(base, Rounds(share=0.0, count=1))
+    recipe, plain = experiment.recipes["it"], with_references(workdir.data, 0)
+    params = initial_params(experiment, run, recipe)
+    write_texts(experiment, run, "it", 0, PooledExamples(plain), params)
+    write_signals(Teacher(experiment, run), "it", 0)
+    cache.run(with_student(base, None), run)
     splits = {
         "rounds": Split(run.round("it", 0), "train", {"topk": Store(run.round_cache("it", 0, "topk").path, "records")}),
         "plain": with_references(run.data, 0, {"topk": Store(run.cache("", "topk").path, "records")}),
     }
-    model, params = load_trained(experiment, run, "it")
+    model = recipe.model.build(run.data.outputs()["vocab_size"])
     loss = functools.partial(loss_fn, model=model, terms=TERMS)
     run_loss = jax.jit(lambda batch: loss((params, {}), batch, count_tokens(batch), None, None)[1])
     examples, order, totals = {}, {}, {}
     for name, split in splits.items():
-        layout = experiment.recipes["it"].model.layout(run.data.outputs()["start"])
+        layout = recipe.model.layout(run.data.outputs()["start"])
         batches = TrainBatches(split, layout, experiment.shapes, tokens_per_batch=1, packed=False, divisor=1, seed=0)
         assert batches.batches_per_epoch == len(split) > 30
         some = [batches[i] for i in range(len(split))]
