@@ -2,10 +2,12 @@
 
 import difflib
 import re
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
+from kd_jax.artifacts import files
 from kd_jax.batches.on_policy import OwnTextRule, Rounds
 from kd_jax.config import (
     MAX_BEAM,
@@ -30,7 +32,9 @@ from kd_jax.objective.terms import cached_signals, feature_signals, needs_teache
 from kd_jax.runtime import backends
 from kd_jax.students.init import FromModel, FromStudent, Random
 from kd_jax.students.pretrained import FromHuggingFace
+from kd_jax.tokenizers.base import is_pretrained
 from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer
+from kd_jax.tokenizers.tokenizer_json import other_token
 
 STUDENT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 # Names of files and columns beside a student's.
@@ -268,11 +272,24 @@ def check_pretrained(recipe: ResolvedRecipe, init: FromHuggingFace, experiment: 
             f"init.folder: expected an embedding with at least {tokens} rows, one for each token, got {rows} in "
             f"{init.folder!r}. Use the tokenizer of the same folder."
         )
+    check_vocabulary(init, experiment)
     init.check_decoding(experiment.task.decoding, recipe.model.family == "encoder_decoder")
     if init.dtype == "bfloat16" and recipe.training.steps:
         raise KdError(
             f"init.dtype: expected float32 for {recipe.training.steps} training steps, got bfloat16. Small updates "
             "would be lost in rounding: set float32, or 0 steps."
+        )
+
+
+def check_vocabulary(init: FromHuggingFace, experiment: ResolvedExperiment) -> None:
+    """Check that a model's folder has the run's tokenizer, where that is another folder's."""
+    tokenizer = experiment.tokenizer
+    if not is_pretrained(tokenizer) or files.as_path(tokenizer.folder) == files.as_path(init.folder):
+        return
+    if difference := other_token(Path(tokenizer.folder), Path(init.folder)):
+        raise KdError(
+            f"init.folder: expected a model with the run's tokenizer, that of {tokenizer.folder!r}, got "
+            f"{init.folder!r}, where {difference}. Use a model of the same tokenizer."
         )
 
 

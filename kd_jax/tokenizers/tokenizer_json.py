@@ -43,6 +43,28 @@ def read_spec(path: Path) -> dict[str, Any]:
     return spec
 
 
+def other_token(ours: Path, theirs: Path) -> str:
+    """Return how a token of a folder's tokenizer differs in another folder's; "" if none does, or one has no such file.
+
+    Args:
+      ours: folder with a tokenizer.json, or with a vocab.json.
+      theirs: folder whose tokenizer may have further tokens.
+    """
+    for name, read in {
+        "tokenizer.json": lambda path: vocabulary(read_spec(path)),
+        "vocab.json": read_object,
+    }.items():
+        if (ours / name).is_file() and (theirs / name).is_file():
+            our_ids, their_ids = read(ours / name), read(theirs / name)
+            different = (token for token, i in our_ids.items() if their_ids.get(token) != i)
+            token = next(different, None)
+            if token is None:
+                return ""
+            theirs_is = f"is token {their_ids[token]}" if token in their_ids else "is no token"
+            return f"{token!r} {theirs_is}, here token {our_ids[token]}"
+    return ""
+
+
 def without_tokens_beyond(spec: dict[str, Any], rows: int) -> tuple[dict[str, Any], list[str]]:
     """Return the tokenizer.json without added tokens whose ids are `rows` or more, and these tokens.
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -126,6 +127,42 @@ def test_several_hosts_equal_one(root, tmp_path, name, hosts, devices, mesh):
     assert_close(path, one, config)
     assert f"report: {path}/report/report.html" in log(path, 0).read_text()
     assert not [line for line in log(path, 1).read_text().splitlines() if line.startswith(("teacher", "cache", "data"))]
+
+
+OWN = """
+import dataclasses
+from kd_jax import OnPolicy, Online, Term, Training, forward_kl, load_experiment
+
+smoke = load_experiment({smoke!r})
+ce = smoke.students["student_init"]
+own = dataclasses.replace(ce, terms={{"kd": Term(forward_kl, signal=Online())}}, targets=OnPolicy(share=0.5, pool=4))
+experiment = dataclasses.replace(smoke, students={{"own": own}}, comparison=None, backend="mesh")
+"""
+
+
+@pytest.mark.extended
+def test_two_hosts_write_the_texts_of_one(root, tmp_path):
+    """Each host writes a part of the texts, and both learn from all of them."""
+    config = tmp_path / "own.py"
+    config.write_text(OWN.format(smoke=str(root / "experiments/configs/smoke.py")))
+    words = [
+        *["--teacher.training.steps", "60", "--teacher.training.eval-every", "30"],
+        *["--students.own.training.steps", "8", "--students.own.training.eval-every", "4"],
+        *["--students.own.training.optimizer.warmup", "2", "--evaluation.cached-k", "0"],
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for phase in ("prepare", "teacher"):
+        assert exit_codes([start([phase, str(config), *words, "--workdir", str(one)], log(one, 0))]) == [0]
+    shutil.copytree(one, two)
+    student = ["student", str(config), *words]
+    assert exit_codes([start([*student, "--workdir", str(one)], log(one, 0))]) == [0], log(one, 0).read_text()
+    assert exit_codes(start_hosts(student, two, 2)) == [0, 0], log(two, 0).read_text()
+    texts = [(path / "students/own/own_texts/00000001.jsonl").read_text() for path in (one, two)]
+    assert texts[0] == texts[1]
+    assert texts[0].count("\n") > 20
+    experiment = apply_overrides(str(config), words)
+    params = [jax.device_get(load_trained(experiment, Workdir(path), "own")[1]) for path in (one, two)]
+    chex.assert_trees_all_close(*params, atol=2e-3)  # a draw may differ after an update that is rounded otherwise
 
 
 @pytest.fixture(scope="module")

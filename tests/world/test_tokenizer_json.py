@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -470,3 +471,24 @@ def test_a_tokenizer_of_another_model_is_refused_before_prepare(tmp_path, root):
     experiment = resolve(pretrained_experiment(root, folder, "encoder_decoder", other=str(larger)))
     with pytest.raises(KdError, match=r"teacher.init.folder: expected an embedding with at least 400 rows"):
         check(experiment)
+
+
+def test_a_model_of_another_vocabulary_is_refused_by_its_first_token(tmp_path, root):
+    """Two tokens have each other's id; their number is the same. The same file in another folder is accepted."""
+    folder = write_pretrained(tmp_path / "model", "decoder_only")
+    same, other = tmp_path / "same", tmp_path / "other"
+    shutil.copytree(folder, same)
+    shutil.copytree(folder, other)
+    check(resolve(pretrained_experiment(root, folder, "decoder_only", other=str(same))))
+    spec = json.loads((other / "tokenizer.json").read_text())
+    vocab = spec["model"]["vocab"]
+    first, second = sorted(vocab, key=vocab.get)[-2:]
+    a, b = vocab[first], vocab[second]
+    vocab[first], vocab[second] = b, a
+    (other / "tokenizer.json").write_text(json.dumps(spec))
+    experiment = resolve(pretrained_experiment(root, folder, "decoder_only", other=str(other)))
+    with pytest.raises(KdError) as error:
+        check(experiment)
+    assert str(error.value).startswith("teacher.init.folder: expected a model with the run's tokenizer, that of")
+    # `other` is the tokenizer's folder here, so its ids are the run's.
+    assert f"is token {a}, here token {b}" in str(error.value) or f"is token {b}, here token {a}" in str(error.value)
