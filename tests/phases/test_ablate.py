@@ -95,7 +95,7 @@ def test_failing_seed_is_named(finished, words, capsys):
         (["--seeds", "0", "--seed", "3"], "--seed: expected --seeds in its place"),
         (["--seeds", "0", "--metric", "rouge_l"], "--metric: expected one of bleu, chrf (translation) or all"),
         (["--seeds", "0", "--teacher.training.step", "3"], "--teacher.training.steps"),
-        (["--seeds", "0", "--only", "kd"], "--only: an option of student, plan, not of ablate"),
+        (["--seeds", "0", "--only", "kd"], "--only: an option of student, plan, sample, not of ablate"),
     ],
 )
 def test_invalid_options_are_one_line_and_leave_nothing(words, options, message, tmp_path, capsys):
