@@ -172,7 +172,7 @@ def own_text_files(workdir: Workdir, name: str, targets: Any) -> dict[str, Path]
     """Return "step N" or "round N" -> file of texts that a student wrote then, in order; {} for other targets."""
     if isinstance(targets, OnPolicy):
         paths = text_files(workdir.model(name).path / "own_texts")
-        return {f"step {int(path.stem)}": path for path in paths if path.stem.isdecimal()}
+        return {f"step {int(path.stem)}": path for path in paths}
     if isinstance(targets, Rounds):
         return {f"round {number + 1}": workdir.round(name, number).path / TEXTS for number in range(targets.count)}
     return {}

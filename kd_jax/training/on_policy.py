@@ -327,5 +327,5 @@ def text_file(folder: Path, step: int) -> Path:
 
 
 def text_files(folder: Path) -> list[Path]:
-    """Return the files of own texts, by step."""
-    return sorted(folder.glob("*.jsonl"))
+    """Return the files of own texts, by step; other files are not ours."""
+    return sorted(path for path in folder.glob("*.jsonl") if path.stem.isdecimal())
