@@ -33,7 +33,7 @@ from kd_jax.runtime.progress import Bar
 from kd_jax.training.meter import Meter
 from kd_jax.training.on_policy import LivePool
 from kd_jax.training.peak import seconds_at_peak
-from kd_jax.training.profile import Profile, tracing
+from kd_jax.training.profile import Tracer
 from kd_jax.training.selection import ValidationTexts, selection_value
 from kd_jax.training.step import TrainState, eval_step, init_adapters, init_state, state_axes, train_step
 from kd_jax.types import Batch, Params
@@ -71,7 +71,7 @@ class Run(NamedTuple):
       teacher: (network, parameters) of the teacher in the step; None if no term needs it.
       texts: validation texts to choose the best step by; None to choose without.
       pool: fills `train` with texts of the model's own between updates; None if it learns from none.
-      profile: the steps to trace; None for none.
+      tracer: traces steps for a profile.
       writers: writers that get the rows of the metrics log too.
     """
 
@@ -84,7 +84,7 @@ class Run(NamedTuple):
     teacher: tuple[Model, Params] | None = None
     texts: ValidationTexts | None = None
     pool: LivePool | None = None
-    profile: Profile | None = None
+    tracer: Tracer = Tracer(None)
     writers: Sequence[metrics_log.MetricWriter] = ()
 
 
@@ -147,12 +147,12 @@ def fit(
         at_peak = seconds_at_peak(devices, (run.model, params), run.teacher)
         rates = _learning_rates(training)
         meter = Meter(run.title, checkpoints, log, bar, rates, training.optimizer.max_skipped_updates)
-        with disallow_transfers(), tracing(run.profile) as tracer:
+        with disallow_transfers():
             for step in range(first_step + 1, end + 1):
-                tracer.before_step(step)
+                run.tracer.before_step(step)
                 if run.pool and run.pool.batches.is_empty:
                     meter.flush()
-                    if not _refill(run.pool, step, state, teacher_params, bar, log):
+                    if not _refill(run.pool, step, state, teacher_params, bar, log, checkpoints):
                         if first_step < step - 1 != checkpoints.latest_step():
                             checkpoints.save(_to_saved(devices.unreplicate(state)), iterator.get_state(), None)
                         raise Preempted
@@ -172,6 +172,7 @@ def fit(
                     if stop:
                         raise Preempted
                     meter.restart()
+            run.tracer.pause()
         checkpoints.wait()
         if end < training.steps:
             return None
@@ -179,9 +180,19 @@ def fit(
 
 
 def _refill(
-    pool: LivePool, step: int, state: TrainState, teacher_params: Params | None, bar: Bar, log: metrics_log.MetricsLog
+    pool: LivePool,
+    step: int,
+    state: TrainState,
+    teacher_params: Params | None,
+    bar: Bar,
+    log: metrics_log.MetricsLog,
+    checkpoints: Checkpoints,
 ) -> bool:
-    """Write texts of the model's own for the next updates, and log their figures; False if asked to stop."""
+    """Write texts of the model's own for the next updates, and log their figures; False if asked to stop.
+
+    Raises:
+      KdError: if the texts are beyond the bounds of the stop rule. Their figures are logged before.
+    """
     assert teacher_params is not None  # the check of the experiment demands the teacher in the step
     with jax.transfer_guard("allow"):
         while pool.batches.is_empty:  # a pool may have no batches, if nothing fits
@@ -190,6 +201,7 @@ def _refill(
                 return False
             if row:
                 log.append(row)
+                pool.check_bounds(row, checkpoints.latest_step())
     return True
 
 

@@ -34,7 +34,7 @@ from kd_jax.teaching.width_scores import width_scores
 from kd_jax.tokenizers import base as tokenizers
 from kd_jax.training.loop import Run, fit
 from kd_jax.training.on_policy import live_pool, on_policy_batches
-from kd_jax.training.profile import Profile
+from kd_jax.training.profile import Profile, tracing
 from kd_jax.training.rounds import fit_rounds
 from kd_jax.training.selection import ValidationTexts, decodes_texts
 from kd_jax.training.selection import manifest_inputs as selection_inputs
@@ -120,22 +120,24 @@ def train_model(
         teacher=teacher,
         pool=pool,
         texts=ValidationTexts(experiment, workdir, recipe) if decodes_texts(experiment.task, recipe.training) else None,
-        profile=monitoring.profile and Profile(*monitoring.profile, workdir.profile(name)),
         writers=[metric_writers.ResumableWriter(sink, workdir.metrics, name) for sink in monitoring.metrics],
     )
     first_digest = params_digest(params)
-    for attempt in range(2):
-        try:
-            if isinstance(recipe.targets, Rounds):
-                outputs = fit_rounds(experiment, workdir, run, train_split(workdir, recipe, {}), params, devices)
-            else:
-                outputs = fit(run, params, folder.path, devices, experiment.seed)
-            break
-        except TimeoutError as error:  # orbax's, where the clock jumps while it saves, as after a suspended machine
-            if attempt or hosts.process().count > 1:
-                raise
-            progress.log(f"{name}: saving a checkpoint timed out ({error}); training resumes from the last one")
-            params = initial_params(experiment, workdir, recipe)  # the first ones may have been donated to a step
+    profile = monitoring.profile and Profile(*monitoring.profile, workdir.profile(name))
+    with tracing(profile) as tracer:
+        run = run._replace(tracer=tracer)
+        for attempt in range(2):
+            try:
+                if isinstance(recipe.targets, Rounds):
+                    outputs = fit_rounds(experiment, workdir, run, train_split(workdir, recipe, {}), params, devices)
+                else:
+                    outputs = fit(run, params, folder.path, devices, experiment.seed)
+                break
+            except TimeoutError as error:  # orbax's, where the clock jumps while it saves, as after a suspended machine
+                if attempt or hosts.process().count > 1:
+                    raise
+                progress.log(f"{name}: saving a checkpoint timed out ({error}); training resumes from the last one")
+                params = initial_params(experiment, workdir, recipe)  # the first ones may have been donated to a step
     assert outputs is not None  # all steps are trained
     total, outside = count_parameters(params)
     outputs |= {

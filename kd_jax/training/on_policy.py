@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,9 +197,6 @@ class LivePool:
           params: the student's, replicated.
           teacher_params: the teacher's, replicated.
           bar: shows the progress.
-
-        Raises:
-          KdError: if the texts are beyond the bounds of the rule.
         """
         start = time.perf_counter()
         prompts = self.batches.begin(step - 1)
@@ -231,7 +228,6 @@ class LivePool:
             f"{row['own_cut']:.0%} cut, distinct-2 {row['own_distinct_2']:.2f}, KL {row['own_kl']:.3f}, top-20 overlap "
             f"{row['own_top_20']:.0%}; {seconds:.1f} s, {row['own_tokens_per_second']:.0f} tokens/s"
         )
-        self._check_bounds(step, row)
         return row
 
     def _judged(self, own: list[Segment], params: Params, teacher_params: Params, bar: Bar) -> dict[str, float]:
@@ -243,8 +239,16 @@ class LivePool:
             host = jax.device_get(self._devices.unreplicate(sums))
         return {name: float(total.mean()) for name, total in host.items()}
 
-    def _check_bounds(self, step: int, row: dict[str, float]) -> None:
-        """Raise KdError if the texts are beyond the bounds of the rule."""
+    def check_bounds(self, row: Mapping[str, float], checkpoint: int | None) -> None:
+        """Check a row of `refill` against the bounds of the rule.
+
+        Args:
+          row: for the metrics log.
+          checkpoint: step of the last one; None if there is none.
+
+        Raises:
+          KdError: if the texts are beyond a bound.
+        """
         bounds = {
             "max_cut": (row["own_cut"] > self._rule.max_cut, "at most", "texts without an end", row["own_cut"]),
             "min_distinct": (
@@ -257,9 +261,10 @@ class LivePool:
         for field, (is_beyond, direction, what, value) in bounds.items():
             if is_beyond:
                 raise KdError(
-                    f"{self._title}: step {step}: targets.{field}: expected {direction} "
+                    f"{self._title}: step {row['step']}: targets.{field}: expected {direction} "
                     f"{getattr(self._rule, field):.0%} {what} among its own, got {value:.0%}. Read them in "
-                    f"{self._folder}; set a lower share or learning rate, or train on references first."
+                    f"{self._folder}; set a lower share or learning rate, or train on references first. Last good "
+                    f"checkpoint: {'none' if checkpoint is None else f'step {checkpoint}'}."
                 )
 
     def _keep(self, step: int, own: list[Segment], ended: list[bool]) -> None:

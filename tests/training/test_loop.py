@@ -137,7 +137,7 @@ def test_resume_uses_the_last_undamaged_checkpoint(experiment, workdir, tmp_path
 def test_profile_of_steps_outside_the_run_writes_no_trace(experiment, workdir, tmp_path, capsys):
     run = linked_run(workdir, tmp_path, "data")
     teacher.run(experiment, run, profile=(13, 20))
-    assert "profile: no trace, since this run did not make step 13" in capsys.readouterr().err
+    assert "profile: no trace, since this run made none of the steps 13 to 20" in capsys.readouterr().err
     assert not run.profile(TEACHER).exists()
 
 

@@ -400,6 +400,8 @@ def test_texts_beyond_a_bound_stop_the_run_and_keep_the_checkpoint(experiment, w
         error.value
     )
     assert (folder / "own_texts/00000005.jsonl").exists() and (folder / "checkpoints/4").is_dir()
+    assert str(error.value).endswith("Last good checkpoint: step 4.")
+    assert [row["step"] for row in log_of(run) if "own_cut" in row] == [5]
     assert not run.model("it").finished()
 
 

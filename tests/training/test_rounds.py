@@ -412,3 +412,13 @@ def test_a_task_without_prompts_trains_on_continuations(base, tmp_path):
         lines = own_lines(run, number)
         assert len(lines) > 20 and max(len(line["prompt_ids"]) for line in lines) == 6
         assert all(len(line["prompt_ids"]) + len(line["ids"]) <= 32 for line in lines)
+
+
+def test_profile_over_two_rounds_traces_both(experiment, workdir, tmp_path, capsys):
+    """Steps 3 and 4 are the last of the first round and the first of the second."""
+    run = new_run(workdir, tmp_path)
+    student.run(experiment, run, profile=(3, 4))
+    assert len(list(run.profile("it").rglob("*.xplane.pb"))) == 2
+    log = capsys.readouterr().err
+    assert f"profile: steps 3 to 4 in {run.profile('it')}" in log and log.count("profile:") == 1
+    assert_equal_runs(run, workdir, experiment)
