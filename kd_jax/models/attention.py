@@ -7,100 +7,36 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.models.attend import Attend
 from kd_jax.models.base import KeyValue
 from kd_jax.models.layers import KERNEL_INIT, Dense, HeadNorm, project
 from kd_jax.models.positions import Rotary, apply_rotary
 from kd_jax.models.transformer import Transformer
 from kd_jax.types import Array, Params
 
-MASKED = -1e9
-
-# Causal attention splits its queries into at most MAX_BLOCKS blocks of at least MIN_BLOCK tokens.
-MAX_BLOCKS, MIN_BLOCK = 4, 64
-
 
 class AttentionContext(NamedTuple):
-    """Masks and positions that all layers of a stack share.
+    """Attention and positions that all layers of a stack share.
 
     Attributes:
-      self_bias: float [B or 1, H or 1, T, S], added to the scores of self-attention.
+      attend: self-attention of (queries, keys, values, whether the layer is local).
       rotary: rotary embedding of the positions; None if positions are not rotary.
       local_rotary: rotary embedding of local layers; None if no layer is local.
-      causal: whether queries and keys are the same tokens and `self_bias` masks all later keys.
-      cross_bias: float [B, 1, T or 1, S], added to the scores of cross-attention; None without a source.
+      cross_attend: cross-attention, as `attend`; None without a source.
       slot: int32 scalar, where new keys and values are written into the cache; unused without a cache.
     """
 
-    self_bias: Array
+    attend: Attend
     rotary: Rotary | None
     local_rotary: Rotary | None = None
-    causal: bool = False
-    cross_bias: Array | None = None
+    cross_attend: Attend | None = None
     slot: Array | int = 0
-
-
-def mask_bias(mask: Array) -> Array:
-    """Return the bias of a mask: 0 where true, a large negative number elsewhere."""
-    return jnp.where(mask, 0.0, MASKED)
-
-
-def same_segment(query_BT: Array, key_BS: Array) -> Array:
-    """Return whether query and key have the same segment, bool [B, 1, T, S]; padding matches padding."""
-    return (query_BT[:, :, None] == key_BS[:, None, :])[:, None]
 
 
 def split_heads(x_BTD: Array, heads: int) -> Array:
     """Return [B, T, D] as [B, H, T, D / H]."""
     batch, length, width = x_BTD.shape
     return x_BTD.reshape(batch, length, heads, width // heads).swapaxes(1, 2)
-
-
-def attend(
-    q_BHTd: Array, k_BGSd: Array, v_BGSd: Array, bias: Array, scale: float = 0.0, soft_cap: float = 0.0
-) -> Array:
-    r"""Return multi-head attention with grouped keys, heads side by side.
-
-    .. math:: softmax(cap(scale \cdot q k^T) + bias) v
-
-    The softmax is computed in float32. Queries that share a key head are stacked along T, so no key is repeated.
-
-    Args:
-      q_BHTd: queries.
-      k_BGSd: keys; query head h reads key head h // (H / G).
-      v_BGSd: values.
-      bias: [B or 1, H or 1, T or 1, S].
-      scale: factor on the scores; 0 for 1 / sqrt(d).
-      soft_cap: bound of the scores, by tanh; 0 for none.
-
-    Returns:
-      [B, T, H d].
-    """
-    # Batch and heads stay two axes: if they were one, XLA on CPU would copy the decoding cache three times a step.
-    batch, heads, length, width = q_BHTd.shape
-    groups = k_BGSd.shape[1]
-    q_BGRd = q_BHTd.reshape(batch, groups, heads // groups * length, width)
-    scores_BGRS = jnp.einsum("bgrd,bgsd->bgrs", q_BGRd, k_BGSd).astype(jnp.float32) * (scale or width**-0.5)
-    if soft_cap:
-        scores_BGRS = soft_cap * jnp.tanh(scores_BGRS / soft_cap)
-    weights_BHTS = jax.nn.softmax(scores_BGRS.reshape(batch, heads, length, k_BGSd.shape[2]) + bias, axis=-1)
-    weights_BGRS = weights_BHTS.reshape(scores_BGRS.shape).astype(v_BGSd.dtype)
-    out_BGRd = jnp.einsum("bgrs,bgsd->bgrd", weights_BGRS, v_BGSd)
-    return out_BGRd.reshape(q_BHTd.shape).swapaxes(1, 2).reshape(batch, length, heads * width)
-
-
-def attend_causal(
-    q_BHTd: Array, k_BGTd: Array, v_BGTd: Array, bias: Array, scale: float = 0.0, soft_cap: float = 0.0
-) -> Array:
-    """Return `attend` for a causal bias, S = T, in blocks of queries; each block reads the keys up to its end."""
-    # A CPU optimisation: four blocks skip three eighths of the products. Plain `attend` gives the same values.
-    length, parts = q_BHTd.shape[2], []
-    block = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
-    for start in range(0, max(length, 1), block):
-        end = min(start + block, length)
-        k_BGSd, v_BGSd = k_BGTd[:, :, :end], v_BGTd[:, :, :end]
-        block_bias = bias[:, :, start:end, :end]
-        parts.append(attend(q_BHTd[:, :, start:end], k_BGSd, v_BGSd, block_bias, scale, soft_cap))
-    return jnp.concatenate(parts, axis=1)
 
 
 class SelfAttention(nn.Module):
@@ -117,7 +53,7 @@ class SelfAttention(nn.Module):
             self.q_norm, self.k_norm = HeadNorm(epsilon=c.norm_epsilon), HeadNorm(epsilon=c.norm_epsilon)
 
     def __call__(
-        self, x_BTD: Array, attention: AttentionContext, cached_kv: KeyValue | None = None
+        self, x_BTD: Array, attention: AttentionContext, local: Any, cached_kv: KeyValue | None = None
     ) -> tuple[Array, KeyValue]:
         """Return (output_BTD, keys and values [B, G, S, d]); without `cached_kv`, attend within `x_BTD`."""
         c = self.config
@@ -129,10 +65,7 @@ class SelfAttention(nn.Module):
         if cached_kv is not None:
             k_BGSd = jax.lax.dynamic_update_slice_in_dim(cached_kv[0], k_BGSd, attention.slot, axis=2)
             v_BGSd = jax.lax.dynamic_update_slice_in_dim(cached_kv[1], v_BGSd, attention.slot, axis=2)
-        attend_function = attend_causal if attention.causal else attend
-        heads_BTD = attend_function(
-            q_BHTd, k_BGSd, v_BGSd, attention.self_bias, c.attention_scale, c.attention_soft_cap
-        )
+        heads_BTD = attention.attend(q_BHTd, k_BGSd, v_BGSd, local)
         self.sow("taps", "heads", heads_BTD)
         return self.out(heads_BTD), (k_BGSd, v_BGSd)
 
@@ -162,13 +95,13 @@ class CrossAttention(nn.Module):
         if c.qk_norm:
             self.q_norm, self.k_norm = HeadNorm(epsilon=c.norm_epsilon), HeadNorm(epsilon=c.norm_epsilon)
 
-    def __call__(self, x_BTD: Array, kv: KeyValue, bias: Array) -> Array:
+    def __call__(self, x_BTD: Array, kv: KeyValue, attend: Attend) -> Array:
         """Return the output [B, T, D]."""
         c = self.config
         q_BHTd = split_heads(self.q(x_BTD), c.heads)
         if c.qk_norm:
             q_BHTd = self.q_norm(q_BHTd)
-        heads_BTD = attend(q_BHTd, *kv, bias, c.attention_scale, c.attention_soft_cap)
+        heads_BTD = attend(q_BHTd, *kv, False)
         self.sow("taps", "heads", heads_BTD)
         return self.out(heads_BTD)
 

@@ -3,11 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
-import jax.numpy as jnp
-
 from kd_jax.batches.layouts import EncoderDecoderLayout
 from kd_jax.models import axes
-from kd_jax.models.attention import cross_kv, same_segment, stacked_cross_kv
+from kd_jax.models.attention import cross_kv, stacked_cross_kv
 from kd_jax.models.base import Family, Model
 from kd_jax.models.layers import token_numbers
 from kd_jax.models.network import Network, pure_functions
@@ -83,9 +81,8 @@ class EncoderDecoderNetwork(Network):
         ids_BS, position_BS, segment_BS = inputs.encoder
         length, number_BS = ids_BS.shape[1], token_numbers(inputs.encoder)
         self.check_length(length)
-        mask = same_segment(segment_BS, segment_BS)
-        column_S = jnp.arange(length)
-        attention = self.attention_context(mask, position_BS, column_S, column_S, self.encoder_table, two_sided=True)
+        attend = self.self_attention(segment_BS, self.encoder_table, causal=False)
+        attention = self.attention_context(attend, position_BS)
         x_BSD = self.encoder_enter(self.embed(ids_BS, position_BS, self.encoder_table, length))
         x_BSD = self.drop(x_BSD, number_BS)
         x_BSD, _ = apply_layers(self.encoder, self.stacked_params("encoder"), x_BSD, number_BS, attention)

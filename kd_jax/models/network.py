@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from kd_jax.errors import KdError
 from kd_jax.models import axes
-from kd_jax.models.attention import AttentionContext, mask_bias, same_segment
+from kd_jax.models.attend import Attend, Scores, Visibility, attention_of, attention_under_masks, relative_bias
+from kd_jax.models.attention import AttentionContext
 from kd_jax.models.base import Cache, Head, KeyValue, Model
 from kd_jax.models.layers import Dropout, cast_matrices, new_norm, token_numbers
-from kd_jax.models.positions import BUCKETS, relative_buckets, rotary_embedding, sinusoids
+from kd_jax.models.positions import BUCKETS, rotary_embedding, sinusoids
 from kd_jax.models.stack import Block, SourceKeyValues, apply_layers, stack_layers
 from kd_jax.models.transformer import Transformer
 from kd_jax.runtime.mesh import gather_params
@@ -107,30 +108,31 @@ class Network(nn.Module):
                 "Increase it or shorten the texts."
             )
 
-    def attention_context(
-        self,
-        mask: Array,
-        position_BT: Array,
-        column_T: Array,
-        column_S: Array,
-        table: Array | None,
-        two_sided: bool = False,
-    ) -> AttentionContext:
-        """Return the context of self-attention, with a mask [B, 1, T, S], true where a query sees a key.
+    @property
+    def scores(self) -> Scores:
+        """How all layers make scores of products."""
+        return Scores(self.config.attention_scale, self.config.attention_soft_cap)
 
-        Columns of queries and keys in their rows serve relative positions. `two_sided`: queries see later keys.
-        """
+    def self_attention(self, segment_BT: Array, table: Array | None, causal: bool) -> Attend:
+        """Return the self-attention of whole rows."""
         c = self.config
-        bias, rotary, local_rotary = mask_bias(mask), None, None
-        if c.positions == "relative" and table is not None:
-            # Tokens of an example are contiguous, so distances of columns are distances of positions in every row.
-            distance_TS = column_S[None] - column_T[:, None]
-            bias += table[relative_buckets(distance_TS, two_sided)].astype(jnp.float32).transpose(2, 0, 1)[None]
+        visibility = Visibility(segment_BT, segment_BT, causal, table_KH=table if c.positions == "relative" else None)
+        window = c.window if causal and c.local else 0
+        return attention_of(c.attention, visibility, self.scores, same_tokens=True, window=window)
+
+    def cross_attention(self, segment_BT: Array, source_BS: Array) -> Attend:
+        """Return the attention of whole rows to their sources."""
+        visibility = Visibility(segment_BT, source_BS)
+        return attention_of(self.config.attention, visibility, self.scores, same_tokens=False)
+
+    def attention_context(self, attend: Attend, position_BT: Array) -> AttentionContext:
+        """Return the context of self-attention."""
+        c, rotary, local_rotary = self.config, None, None
         if c.positions == "rotary":
             rotary = rotary_embedding(position_BT, c.head_width, c.rope_theta, c.rope_scaling)
             if c.local:
                 local_rotary = rotary_embedding(position_BT, c.head_width, c.local_rope_theta)
-        return AttentionContext(bias, rotary, local_rotary)
+        return AttentionContext(attend, rotary, local_rotary)
 
     def decode(
         self, tokens: Tokens, source_kv: SourceKeyValues, source_BS: Array
@@ -141,11 +143,10 @@ class Network(nn.Module):
         self.check_length(length)
         x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, length))
         x_BTD = self.drop(x_BTD, number_BT)
-        causal = jnp.tri(length, dtype=bool)[None, None]
-        mask = causal & same_segment(segment_BT, segment_BT)
-        column_T = jnp.arange(length)
-        attention = self.attention_context(mask, position_BT, column_T, column_T, self.decoder_table)
-        attention = attention._replace(causal=True, cross_bias=mask_bias(same_segment(segment_BT, source_BS)))
+        attend = self.self_attention(segment_BT, self.decoder_table, causal=True)
+        attention = self.attention_context(attend, position_BT)
+        if self.cross:
+            attention = attention._replace(cross_attend=self.cross_attention(segment_BT, source_BS))
         params = self.stacked_params("decoder")
         x_BTD, kv = apply_layers(self.decoder, params, x_BTD, number_BT, attention, source_kv)
         return self.final_hidden(x_BTD), kv
@@ -179,10 +180,16 @@ class Network(nn.Module):
         """Return the logits after each of `ids_BT`, and the cache; see Model.extend."""
         position_BT, visible_BTS = cache.positions_and_visibility(ids_BT.shape[1])
         column_T = jax.lax.dynamic_slice_in_dim(cache.column_S, cache.slot, ids_BT.shape[1])
-        attention = self.attention_context(
-            visible_BTS[:, None], position_BT, column_T, cache.column_S, self.decoder_table
-        )
-        attention = attention._replace(cross_bias=mask_bias(cache.source_BS)[:, None, None], slot=cache.slot)
+        distance_TS = cache.column_S[None] - column_T[:, None]
+        masks, relative, c = [visible_BTS[:, None]], None, self.config
+        if c.window and c.local:
+            masks.append(masks[0] & (distance_TS > -c.window)[None, None])
+        if c.positions == "relative" and self.decoder_table is not None:
+            relative = relative_bias(self.decoder_table, distance_TS, two_sided=False)
+        attend = attention_under_masks(masks, relative, self.scores)
+        cross_attend = attention_under_masks([cache.source_BS[:, None, None]], None, self.scores)
+        attention = self.attention_context(attend, position_BT)
+        attention = attention._replace(cross_attend=cross_attend, slot=cache.slot)
         x_BTD = self.decoder_enter(self.embed(ids_BT, position_BT, self.decoder_table, visible_BTS.shape[2]))
         x_BTD, self_kv = apply_layers(
             self.decoder,

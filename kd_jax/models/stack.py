@@ -5,7 +5,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -60,15 +60,16 @@ class Block(nn.Module):
         x_BTD: Array,
         number_BT: Array | None,
         attention: AttentionContext,
+        local: Any,
         source_kv: KeyValue | None = None,
         cached_kv: KeyValue | None = None,
     ) -> tuple[Array, KeyValue]:
         """Return (x_BTD, keys and values of self-attention); `number_BT` are `token_numbers`, None in decoding."""
-        out_BTD, kv = self.self_attention(self.pre_norm("self", x_BTD), attention, cached_kv)
+        out_BTD, kv = self.self_attention(self.pre_norm("self", x_BTD), attention, local, cached_kv)
         x_BTD = self.add_residual("self", x_BTD, out_BTD, number_BT)
         if self.cross:
-            assert source_kv is not None and attention.cross_bias is not None, "cross-attention needs a source"
-            out_BTD = self.cross_attention(self.pre_norm("cross", x_BTD), source_kv, attention.cross_bias)
+            assert source_kv is not None and attention.cross_attend is not None, "cross-attention needs a source"
+            out_BTD = self.cross_attention(self.pre_norm("cross", x_BTD), source_kv, attention.cross_attend)
             x_BTD = self.add_residual("cross", x_BTD, out_BTD, number_BT)
         x_BTD = self.add_residual("ffn", x_BTD, self.ffn(self.pre_norm("ffn", x_BTD)), number_BT)
         self.sow("taps", "hidden", x_BTD)
@@ -126,14 +127,14 @@ class LayerInputs(NamedTuple):
 
     Attributes:
       params: parameters of the layer.
-      local: bool scalar, as of Block.
+      local: bool scalar, as of Block; unused if it is known before.
       dropout_key: None for no dropout.
       source_kv: keys and values of the source; None without cross-attention.
       cached_kv: keys and values of the cache; None without a cache.
     """
 
     params: Params
-    local: Array | np.ndarray
+    local: Array | np.ndarray | None
     dropout_key: Array | None
     source_kv: KeyValue | None
     cached_kv: KeyValue | None
@@ -165,26 +166,33 @@ def apply_layers(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(layers[0].make_rng("dropout"), jnp.arange(depth))
     local = np.array([layer.local for layer in layers])
     scan_params = None if self_kv else params
-    layer = _pure_layer(layers[0], number_BT, attention, sharded=params is not None)
-    if c.remat != "none":
+
+    def pure_layer(local: bool | None) -> PureLayer:
+        layer = _pure_layer(layers[0], number_BT, attention, params is not None, local)
+        if c.remat == "none":
+            return layer
         # Within a scan the compiler cannot merge rematerialised values with saved ones, so nothing need prevent it.
-        layer = jax.checkpoint(layer, policy=POLICIES[c.remat], prevent_cse=scan_params is None)
+        return jax.checkpoint(layer, policy=POLICIES[c.remat], prevent_cse=scan_params is None)
+
     if scan_params is not None:
         stacked_kv = cast(KeyValue, source_kv) if source_kv else None
-        x_BTD, outputs_L = jax.lax.scan(layer, x_BTD, LayerInputs(scan_params, local, keys, stacked_kv, None))
+        x_BTD, outputs_L = jax.lax.scan(
+            pure_layer(None), x_BTD, LayerInputs(scan_params, local, keys, stacked_kv, None)
+        )
         outputs = [jax.tree.map(lambda x_L, i=i: x_L[i], outputs_L) for i in range(depth)]
     else:
-        outputs = []
+        outputs, by_kind = [], {kind: pure_layer(kind) for kind in set(local.tolist())}
         layer_kvs = cast(Sequence[KeyValue], source_kv)
         for i, (bound, layer_kv, cached_kv) in enumerate(itertools.zip_longest(layers, layer_kvs, self_kv)):
             if bound.is_initializing():
-                bound(x_BTD, number_BT, attention, layer_kv)  # creates the parameters
+                bound(x_BTD, number_BT, attention, bound.local, layer_kv)  # creates the parameters
             if params is None:
                 layer_params = cast(Params, bound.variables["params"])
             else:
                 layer_params = jax.tree.map(lambda x, i=i: x[i], params)
             dropout_key = None if keys is None else keys[i]
-            x_BTD, output = layer(x_BTD, LayerInputs(layer_params, local[i], dropout_key, layer_kv, cached_kv))
+            inputs = LayerInputs(layer_params, None, dropout_key, layer_kv, cached_kv)
+            x_BTD, output = by_kind[bound.local](x_BTD, inputs)
             outputs.append(output)
     for bound, (_, taps) in zip(layers, outputs, strict=True):
         for name, tap in taps.items():
@@ -192,19 +200,29 @@ def apply_layers(
     return x_BTD, tuple(kv for kv, _ in outputs)
 
 
-def _pure_layer(block: Block, number_BT: Array | None, attention: AttentionContext, sharded: bool) -> PureLayer:
-    """Return a layer as a pure function; if its parameters are `sharded` over a mesh, it gathers them itself."""
+def _pure_layer(
+    block: Block, number_BT: Array | None, attention: AttentionContext, sharded: bool, is_local: bool | None
+) -> PureLayer:
+    """Return a layer as a pure function; if its parameters are `sharded` over a mesh, it gathers them itself.
+
+    `is_local` is None in a scan, where the layer's inputs tell.
+    """
     with_taps, block = block.is_mutable_collection("taps"), Block(block.config, block.cross, parent=None)
 
     def layer(x_BTD: Array, inputs: LayerInputs) -> tuple[Array, tuple[KeyValue, Mapping[str, Array]]]:
-        rotary = attention.rotary
+        rotary, local = attention.rotary, inputs.local if is_local is None else is_local
         if attention.local_rotary is not None:
-            rotary = jax.tree.map(functools.partial(jax.lax.select, inputs.local), attention.local_rotary, rotary)
+            if isinstance(local, bool):
+                rotary = attention.local_rotary if local else rotary
+            else:
+                assert local is not None
+                rotary = jax.tree.map(functools.partial(jax.lax.select, local), attention.local_rotary, rotary)
         (x_BTD, kv), variables = block.apply(
             {"params": gather_params(inputs.params, axes.layer_axis_names) if sharded else inputs.params},
             x_BTD,
             number_BT,
             attention._replace(rotary=rotary),
+            local,
             inputs.source_kv,
             inputs.cached_kv,
             rngs={} if inputs.dropout_key is None else {"dropout": inputs.dropout_key},

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, get_args
 from kd_jax.batches.layouts import Layout
 from kd_jax.config import MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, check_count, is_count, is_number
 from kd_jax.errors import KdError
+from kd_jax.models.attend import Attention
 from kd_jax.models.base import Family, Model
 from kd_jax.models.rope import Linear, Llama3
 
@@ -26,10 +27,11 @@ CHOICES = {
     "biases": Biases,
     "compute": Compute,
     "remat": Remat,
+    "attention": Attention,
 }
 
 # Fields that do not affect which parameters the network has.
-COMPUTE_FIELDS = ("dropout", "compute", "remat", "scan_layers")
+COMPUTE_FIELDS = ("dropout", "compute", "remat", "scan_layers", "attention")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,10 @@ class Transformer:
       first_position: position of the first token; sinusoidal and timing positions only.
       rope_theta: base of the rotary angles.
       rope_scaling: scaling of the rotary angles for long texts; None for none.
-      local: indices of decoder layers whose rotary angles have the base `local_rope_theta`, unscaled (Gemma 3).
+      local: indices of decoder layers whose rotary angles have the base `local_rope_theta`, unscaled, and whose tokens
+        see a window (Gemma 3).
       local_rope_theta: base of the rotary angles of local layers.
+      window: tokens that a token of a local layer sees, itself included; 0 for all.
       context: maximum number of tokens of a text; 0 for no bound. Number of rows of learned positions.
       activation: "relu", "silu", "gelu", "gelu_tanh" (its approximation), or gated (arXiv 2002.05202): "swiglu",
         "geglu" (with the approximation).
@@ -73,6 +77,9 @@ class Transformer:
         logits, parameters and gradients are float32 either way, unless the parameters are stored in bfloat16.
       remat: what the backward pass computes again (arXiv 1604.06174): nothing ("none"), all but the products with
         matrices ("dots"), or the whole layer ("layer").
+      attention: "plain" for XLA's own operations, with scores [T, S] in memory; "flash" for memory linear in the number
+        of tokens, by the kernels of TPUs and GPUs where they take the shapes; "auto" for flash on long rows
+        (kd_jax.models.attend).
       scan_layers: whether each stack is compiled as one layer in a scan; for deep networks, slower on CPU.
     """
 
@@ -91,6 +98,7 @@ class Transformer:
     rope_scaling: Linear | Llama3 | None = None
     local: tuple[int, ...] = ()
     local_rope_theta: float = 10_000.0
+    window: int = 0
     context: int = 0
     activation: Activation
     biases: Biases = "none"
@@ -107,6 +115,7 @@ class Transformer:
     vocab_multiple: int = 1
     compute: Compute = "float32"
     remat: Remat = "none"
+    attention: Attention = "auto"
     scan_layers: bool = False
 
     depth_fields: ClassVar[tuple[str, ...]]  # fields with the numbers of layers
@@ -158,9 +167,9 @@ class Transformer:
         """Check each field and how the fields fit together."""
         widths = ("d_model", "heads", "d_ff", "kv_heads", "head_dim")
         bounds = dict.fromkeys(self.depth_fields, MAX_LAYERS) | dict.fromkeys(widths, MAX_WIDTH)
-        bounds |= dict.fromkeys(("context", "first_position", "vocab_rows", "vocab_multiple"), MAX_VOCAB)
+        bounds |= dict.fromkeys(("context", "window", "first_position", "vocab_rows", "vocab_multiple"), MAX_VOCAB)
         for field, high in bounds.items():
-            zero_is_default = field in ("kv_heads", "head_dim", "context", "first_position", "vocab_rows")
+            zero_is_default = field in ("kv_heads", "head_dim", "context", "window", "first_position", "vocab_rows")
             check_count(f"model.{field}", getattr(self, field), 0 if zero_is_default else 1, high)
         for field, choices in CHOICES.items():
             if getattr(self, field) not in get_args(choices):
@@ -203,6 +212,11 @@ class Transformer:
             )
         if self.rope_scaling:
             self.rope_scaling.check()
+        if self.window and not self.local:
+            raise KdError(
+                f"model.window: expected 0, since no layer is in model.local, got {self.window}. "
+                "Name the layers that see a window in model.local."
+            )
         if not all(is_count(layer, 0) and layer < self.stacks()["decoder"] for layer in self.local):
             raise KdError(
                 f"model.local: expected indices of decoder layers, from 0 to {self.stacks()['decoder'] - 1}, "

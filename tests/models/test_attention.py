@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.models.attention import MASKED, attend, attend_causal, mask_bias, same_segment
+from kd_jax.models.attend import MASKED, Scores, attend, attend_causal, mask_bias, same_segment
 
 
 @settings(max_examples=20, deadline=None)
@@ -30,7 +30,7 @@ def test_attend_equals_explicit_softmax(groups, scale, soft_cap, per_head):
             scores = soft_cap * np.tanh(scores / soft_cap)
         weights = np.exp(scores + bias[b, h if per_head else 0])
         want[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, h * groups // 4]
-    got = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v, bias)), scale, soft_cap)
+    got = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v, bias)), Scores(scale, soft_cap))
     np.testing.assert_allclose(got, want.reshape(2, 5, 12), atol=1e-5)
 
 
