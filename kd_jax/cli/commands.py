@@ -372,7 +372,7 @@ class Plan(Command):
     devices: Annotated[int, arg(metavar="N")] = 0
     """Number of devices to plan for; 0 plans the cache."""
     kind: Annotated[str, arg(metavar="KIND")] = ""
-    """Kind of the devices: tpu-v5e, tpu-v5p, tpu-v6e or h100."""
+    """Kind of the devices: tpu-v5e, tpu-v5p, tpu-v6e, h100 or h200."""
     only: Annotated[str, arg(metavar="NAME")] = ""
     """Plan this model alone (with --devices)."""
 

@@ -11,6 +11,7 @@ from jax import export
 from kd_jax.decoding.base import last_prompt_tokens, suppress
 from kd_jax.decoding.vocabulary import argmax
 from kd_jax.models.base import Model
+from kd_jax.runtime.target import lowering_for
 from kd_jax.types import Array, Inputs, Params, Tokens
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -44,9 +45,11 @@ def export_programs(
     rows = export.symbolic_shape("rows")[0]
     leaves = tuple(jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in jax.tree.leaves(params))
     ids_BS, length_B = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, prompt_length), (rows,)))
-    prefill_program = export.export(jax.jit(prefill), platforms=PLATFORMS)(leaves, ids_BS, length_B)
+    with lowering_for("any"):
+        prefill_program = export.export(jax.jit(prefill), platforms=PLATFORMS)(leaves, ids_BS, length_B)
     token_B, *cache = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in prefill_program.out_avals)
-    step_program = export.export(jax.jit(step), platforms=PLATFORMS)(leaves, tuple(cache), token_B)
+    with lowering_for("any"):
+        step_program = export.export(jax.jit(step), platforms=PLATFORMS)(leaves, tuple(cache), token_B)
     return {"prefill": bytes(prefill_program.serialize()), "step": bytes(step_program.serialize())}
 
 

@@ -1,7 +1,7 @@
-"""Operations over the vocabulary axis, written for XLA's CPU backend.
+"""Operations over the vocabulary axis, with forms for XLA's CPU backend, which runs some on one core or sorts rows.
 
-Each function returns what a plain form returns, up to ties. The plain form is slow on CPU, because XLA runs it on one
-core or sorts whole rows. On an accelerator the plain form may be faster: replace it here, in one place.
+An accelerator gets the plain form of `argmax` and `top_k`. `draw` and `nucleus_mask` have one form everywhere, so that
+the same key draws the same token.
 """
 
 import math
@@ -9,14 +9,17 @@ import math
 import jax
 import jax.numpy as jnp
 
+from kd_jax.runtime.target import is_for_cpu
 from kd_jax.types import Array
 
 
 def argmax(logits_NV: Array) -> Array:
     """Return the first id of the largest logit, int32 [N].
 
-    Plain form: ``jnp.argmax(logits_NV, -1)``. Reason: this is 7 times as fast on CPU.
+    On CPU this form is 7 times as fast as the plain one.
     """
+    if not is_for_cpu():
+        return jnp.argmax(logits_NV, -1).astype(jnp.int32)
     is_max_NV = logits_NV == logits_NV.max(-1, keepdims=True)
     ids_NV = jax.lax.broadcasted_iota(jnp.int32, logits_NV.shape, 1)
     return jnp.where(is_max_NV, ids_NV, logits_NV.shape[-1]).min(-1)
@@ -25,9 +28,12 @@ def argmax(logits_NV: Array) -> Array:
 def top_k(logits_NV: Array, k: int) -> tuple[Array, Array]:
     """Return the k largest logits and their ids, the largest first; of ties the first.
 
-    Plain form: ``jax.lax.top_k(logits_NV, k)``. Reason: XLA runs it on one core of a CPU; this is 2.5 times as fast at
-    k = 8 of 4,000. The k largest lie in the k chunks of a row with the largest maxima, so only those are searched.
+    On CPU, where XLA runs the plain form on one core, this form is 2.5 times as fast at k = 8 of 4,000. The k largest
+    lie in the k chunks of a row with the largest maxima, so only those are searched.
     """
+    if not is_for_cpu():
+        values_NK, ids_NK = jax.lax.top_k(logits_NV, k)
+        return values_NK, ids_NK
     rows, vocab_size = logits_NV.shape
     chunk = 2 ** round(math.log2(vocab_size / k) / 2)  # about as many chunks as candidates in the chosen chunks
     if chunk < 4:
@@ -42,12 +48,9 @@ def top_k(logits_NV: Array, k: int) -> tuple[Array, Array]:
 
 
 def top_k_mask(logits_NV: Array, k: int) -> Array:
-    """Return True at the k largest logits of each row; of ties at the first.
-
-    Plain form: take the k-th value as ``values_NK[:, -1:]``. Reason: with a slice after top_k, XLA on CPU sorts the
-    whole row, which is 50 times as slow.
-    """
+    """Return True at the k largest logits of each row; of ties at the first."""
     values_NK, ids_NK = top_k(logits_NV, k)
+    # The k-th value as a minimum: with a slice after top_k, XLA on CPU sorts whole rows, 50 times as slow.
     least_N1 = values_NK.min(-1, keepdims=True)
     last_N1 = jnp.where(values_NK == least_N1, ids_NK, -1).max(-1, keepdims=True)
     ids_NV = jax.lax.broadcasted_iota(jnp.int32, logits_NV.shape, 1)
@@ -57,9 +60,9 @@ def top_k_mask(logits_NV: Array, k: int) -> Array:
 def nucleus_mask(logits_NV: Array, top_p: float) -> Array:
     """Return True at the fewest most likely tokens of each row with probability top_p; of ties at the first.
 
-    Plain form: sort the probabilities, sum them up and scatter back. Reason: a sort takes 20 times as long on CPU. This
-    finds the least probability in the nucleus by bisection on the bits of floats in [0, 1], whose order is that of the
-    floats: 30 sums over a row, and exact.
+    A sort of the probabilities, their sums and a scatter would take 20 times as long on CPU. This finds the least
+    probability in the nucleus by bisection on the bits of floats in [0, 1], whose order is that of the floats: 30 sums
+    over a row, and exact.
     """
     p_NV = jax.nn.softmax(logits_NV)
     bits_NV = jax.lax.bitcast_convert_type(p_NV, jnp.int32)
@@ -82,9 +85,8 @@ def nucleus_mask(logits_NV: Array, top_p: float) -> Array:
 def draw(keys_N: Array, logits_NV: Array) -> Array:
     """Draw one id from each row's softmax, with a key for each row.
 
-    The id is the first at which the cumulative distribution exceeds a uniform number. Plain form:
-    ``jax.vmap(jax.random.categorical)(keys_N, logits_NV)``, with other draws. Reason: one random number per row instead
-    of V is 4 times as fast on CPU.
+    The id is the first at which the cumulative distribution exceeds a uniform number. One random number per row, in
+    place of the V of ``jax.random.categorical``, is 4 times as fast on CPU.
     """
     p_NV = jax.nn.softmax(logits_NV)
     is_possible_NV = p_NV > 0  # by rounding, a cumulative sum may rise where p is 0

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from kd_jax.models.positions import relative_buckets
 from kd_jax.runtime.devices import ROWS
-from kd_jax.runtime.target import Platform, target_platform
+from kd_jax.runtime.target import Platform, is_for_cpu, target_platform
 from kd_jax.types import Array
 
 Attention = Literal["auto", "plain", "flash"]
@@ -155,7 +155,7 @@ def attend_plain(
     q_BHTd: Array, k_BGSd: Array, v_BGSd: Array, bias: Array, scores: Scores = UNCHANGED, causal: bool = False
 ) -> Array:
     """Return `attend`, on CPU in the blocks of `attend_causal`."""
-    attention = attend_causal if causal and target_platform() == "cpu" else attend
+    attention = attend_causal if causal and is_for_cpu() else attend
     return attention(q_BHTd, k_BGSd, v_BGSd, bias, scores)
 
 

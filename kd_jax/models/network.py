@@ -15,9 +15,11 @@ from kd_jax.models.attention import AttentionContext
 from kd_jax.models.base import Cache, Head, KeyValue, Model
 from kd_jax.models.layers import Dropout, cast_matrices, new_norm, token_numbers
 from kd_jax.models.positions import BUCKETS, rotary_embedding, sinusoids
+from kd_jax.models.rope import Dynamic
 from kd_jax.models.stack import Block, SourceKeyValues, apply_layers, stack_layers
 from kd_jax.models.transformer import Transformer
 from kd_jax.runtime.mesh import gather_params
+from kd_jax.runtime.target import is_for_cpu
 from kd_jax.types import Array, Inputs, Params, Tokens
 
 
@@ -40,7 +42,8 @@ class Network(nn.Module):
         if c.head_bias:
             self.output_bias = self.param("output_bias", nn.initializers.zeros, (rows,))
         self.drop = Dropout(c.dropout)
-        self.decoder = [Block(c, self.cross, i in c.local) for i in range(c.stacks()["decoder"])]
+        layers = range(c.stacks()["decoder"])
+        self.decoder = [Block(c, self.cross, i in c.local, i not in c.unrotated) for i in layers]
         self.decoder_norm = self.new_final_norm()
         self.decoder_table = self.new_position_table("decoder")
         self.decoder_enter = self.new_embedding_norm()
@@ -100,9 +103,10 @@ class Network(nn.Module):
         return x_BTD.astype(jnp.bfloat16 if c.compute == "bfloat16" else self.embedding.dtype)
 
     def check_length(self, length: int) -> None:
-        """Raise KdError if a row has more tokens than the network has learned positions."""
+        """Raise KdError if a row has more tokens than the network has positions, learned or with dynamic scaling."""
         c = self.config
-        if c.positions == "learned" and length > c.context:
+        bounded = c.positions == "learned" or isinstance(c.rope_scaling, Dynamic)
+        if bounded and length > c.context:
             raise KdError(
                 f"model.context: expected at least {length}, the number of tokens of a row, got {c.context}. "
                 "Increase it or shorten the texts."
@@ -129,9 +133,9 @@ class Network(nn.Module):
         """Return the context of self-attention."""
         c, rotary, local_rotary = self.config, None, None
         if c.positions == "rotary":
-            rotary = rotary_embedding(position_BT, c.head_width, c.rope_theta, c.rope_scaling)
+            rotary = rotary_embedding(position_BT, c.rotary_width, c.rope_theta, c.rope_scaling)
             if c.local:
-                local_rotary = rotary_embedding(position_BT, c.head_width, c.local_rope_theta)
+                local_rotary = rotary_embedding(position_BT, c.rotary_width, c.local_rope_theta)
         return AttentionContext(attend, rotary, local_rotary)
 
     def decode(
@@ -206,9 +210,9 @@ class Network(nn.Module):
 
 
 def isolate_product(raw_BTV: Array) -> Array:
-    """Return the product unchanged, as a value that the compiler does not fuse with later operations."""
+    """Return the product unchanged; on CPU as a value that the compiler does not fuse with later operations."""
     # XLA on CPU fuses the head's bias into the product, and then transposes a tied embedding at every token.
-    return jax.lax.optimization_barrier(raw_BTV)
+    return jax.lax.optimization_barrier(raw_BTV) if is_for_cpu() else raw_BTV
 
 
 def _identity(x_BTD: Array) -> Array:

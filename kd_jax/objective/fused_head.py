@@ -14,13 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.base import Head
+from kd_jax.runtime.chips import local_memory
 from kd_jax.runtime.devices import row_shards, shard_map_rows
+from kd_jax.runtime.target import is_for_cpu
 from kd_jax.types import Array
 
 # A chunk has enough tokens for an efficient matrix product, and its logits fit into the processor's caches.
 CHUNK_TOKENS, CHUNK_BYTES = 512, 64 * 2**20
-# XLA materialises a chunk's contribution to the kernel's gradient before it adds it. Above CHUNK_BYTES it is computed
-# and added in strips of columns of this size, or it would dominate memory and traffic.
+# On an accelerator, logits of a chunk take this share of its memory. There are about four such arrays at a time.
+ACCELERATOR_TOKENS, ACCELERATOR_SHARE = 8192, 1 / 32
+# XLA on CPU materialises a chunk's contribution to the kernel's gradient before it adds it. Above CHUNK_BYTES it is
+# computed and added in strips of columns of this size, or it would dominate memory and traffic.
 STRIP_BYTES = 32 * 2**20
 
 # (logits_CV, tokens, shared) -> (scalar to differentiate, sums)
@@ -30,9 +34,13 @@ Objective = Callable[[Array, Any, Any], tuple[Array, Any]]
 def chunk_tokens(num_tokens: int, vocab_size: int) -> int:
     """Return the number of tokens in a chunk.
 
-    Chunks are of equal size, a multiple of 8, with at most CHUNK_TOKENS tokens and CHUNK_BYTES of float32 logits.
+    Chunks are of equal size, a multiple of 8. On CPU they have at most CHUNK_TOKENS tokens and CHUNK_BYTES of float32
+    logits; on an accelerator the bytes are a share of its memory.
     """
-    largest = max(8, min(CHUNK_TOKENS, CHUNK_BYTES // (4 * vocab_size)))
+    most_tokens, most_bytes = CHUNK_TOKENS, CHUNK_BYTES
+    if not is_for_cpu():
+        most_tokens, most_bytes = ACCELERATOR_TOKENS, int(ACCELERATOR_SHARE * local_memory())
+    largest = max(8, min(most_tokens, most_bytes // (4 * vocab_size)))
     chunks = -(-num_tokens // largest)
     return min(num_tokens, -(-num_tokens // (8 * chunks)) * 8)
 
@@ -142,9 +150,9 @@ def _kernel_gradient(hidden_CD: Array, d_raw_CV: Array) -> Array:
 
 
 def _add_kernel_gradient(total_DV: Array, hidden_CD: Array, d_raw_CV: Array) -> Array:
-    """Return total + hidden' d_raw, in strips of columns if it is larger than CHUNK_BYTES."""
+    """Return total + hidden' d_raw, on CPU in strips of columns if it is larger than CHUNK_BYTES."""
     width, vocab_size = total_DV.shape
-    if 4 * width * vocab_size <= CHUNK_BYTES:
+    if 4 * width * vocab_size <= CHUNK_BYTES or not is_for_cpu():
         return total_DV + _kernel_gradient(hidden_CD, d_raw_CV)
     strip = min(vocab_size, max(1, STRIP_BYTES // (4 * width)))
     full_strips, remainder = divmod(vocab_size, strip)

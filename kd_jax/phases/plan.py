@@ -34,7 +34,8 @@ Hours exclude compilation, which takes seconds for each row length."""
 SCALE_NOTE = """\
 All figures are of one device and one step, compiled by XLA for virtual CPU devices. Memory and its traffic are
 estimates, since an accelerator's compiler fuses differently. FLOP: of matrix products. Collectives: bytes sent in a
-ring. Times: at the chip's peak in bfloat16, all three overlapped; no run is faster."""
+ring. Times: at the chip's peak in bfloat16, all three overlapped; no run is faster. Attention in blocks stands in
+for a chip's kernel: neither has scores of all pairs of tokens in memory."""
 
 
 def run(

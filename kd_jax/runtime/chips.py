@@ -34,13 +34,16 @@ class Chip(NamedTuple):
 
 
 # TPUs: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e, which give the interconnect for both directions together (400,
-# 1200 and 800 GB/s). H100 SXM: NVIDIA's data sheet (989 TFLOPS without sparsity; NVLink: 900 GB/s, both directions).
+# 1200 and 800 GB/s). H100 and H200 SXM: NVIDIA's data sheets (989 TFLOPS without sparsity; NVLink: 900 GB/s, both
+# directions).
 CHIPS = {
     "tpu-v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16e9, 819e9, 200e9, 256),
     "tpu-v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 95e9, 2765e9, 600e9, 8960),
     "tpu-v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 32e9, 1638e9, 400e9, 256),
     "h100": Chip(("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9, 8),
+    "h200": Chip(("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, 8),
 }
+UNKNOWN_MEMORY = 16e9  # bytes of an accelerator that does not tell
 
 
 def find_chip(kind: str) -> Chip:
@@ -59,3 +62,10 @@ def local_chip() -> Chip | None:
     """Return the chip of this process's first device, or None if CHIPS lacks it (a CPU)."""
     kind = jax.local_devices()[0].device_kind
     return next((chip for chip in CHIPS.values() if kind in chip.names), None)
+
+
+def local_memory() -> float:
+    """Return the bytes of memory of this process's first device, as it tells them."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    chip = local_chip()
+    return float(stats.get("bytes_limit", chip.memory if chip else UNKNOWN_MEMORY))

@@ -17,6 +17,14 @@ def target_platform() -> Platform:
     return _platform.get() or cast(Platform, jax.default_backend())
 
 
+def is_for_cpu() -> bool:
+    """Return whether programs are traced for a CPU, or for any platform.
+
+    Some operations have a form that XLA's CPU backend runs faster; accelerators get the plain form.
+    """
+    return target_platform() in ("cpu", "any")
+
+
 @contextlib.contextmanager
 def lowering_for(platform: Platform) -> Iterator[None]:
     """Trace programs for another platform than the one at hand; "any" for code that every platform can run.

@@ -165,7 +165,7 @@ def test_an_option_of_another_command_names_it(words, message, capsys):
         ("cache c.py --workdir w --writer 2/2", "--writer: expected NUMBER/COUNT with NUMBER below COUNT, got 2/2"),
         ("ablate c.py --workdir w --seeds 0 0", "--seeds: expected each seed once, got 0 0"),
         ("ablate c.py --workdir w --seeds -1", "--seeds: expected integers in [0, 4294967295], got -1"),
-        ("plan c.py --devices 8", "--kind: expected one of tpu-v5e, tpu-v5p, tpu-v6e, h100, got ''"),
+        ("plan c.py --devices 8", "--kind: expected one of tpu-v5e, tpu-v5p, tpu-v6e, h100, h200, got ''"),
         ("plan c.py --kind h100", "--devices: expected an integer in [1, 10000], got 0"),
         ("plan c.py --only teacher", "--only: expected --devices and --kind beside it"),
     ],

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from kd_jax import config
+from kd_jax.batches.on_policy import OnPolicy
 from kd_jax.evaluation.roofline import device_memory, model_flops, step_figures
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.decoder_only import DecoderOnly
@@ -104,3 +105,55 @@ def test_step_from_shapes_equals_step_from_arrays(experiment):
     assert (planned.rows, planned.length) == batch.targets_BT.shape
     assert analyze_program(actual) == analyze_program(planned.compiled)
     assert device_memory(actual) == device_memory(planned.compiled)
+
+
+LONG = dataclasses.replace(MODEL, d_model=32, head_dim=16, d_ff=32)
+
+
+def long_experiment(experiment, length, **model):
+    """One row of this many tokens on each of 8 devices."""
+    training = dataclasses.replace(experiment.teacher.training, tokens_per_batch=8 * length)
+    teacher = dataclasses.replace(experiment.teacher, model=dataclasses.replace(LONG, **model), training=training)
+    return dataclasses.replace(experiment, teacher=teacher, students={}, buckets=(length,))
+
+
+def plan_of(experiment, chip):
+    return step_figures(experiment, "teacher", V, MeshDevices(DATA_PARALLEL.over(8)), CHIPS[chip])
+
+
+def megabytes(figures):
+    return float(figures["memory, MiB"].replace(",", "")) - float(figures["of it state and batch"].replace(",", ""))
+
+
+def test_memory_of_the_plan_has_no_scores_of_all_pairs_where_the_chip_has_a_kernel(experiment):
+    """Twice the length takes twice the memory with a kernel, and four times the memory without."""
+    lengths = (1024, 2048)
+    kernel = [plan_of(long_experiment(experiment, length), "tpu-v5e") for length in lengths]
+    plain = [plan_of(long_experiment(experiment, length, attention="plain"), "tpu-v5e") for length in lengths]
+    assert [one["attention"] for one in (*kernel, *plain)] == ["splash", "splash", "plain", "plain"]
+    assert megabytes(kernel[1]) < 2.3 * megabytes(kernel[0]) and megabytes(plain[1]) > 3 * megabytes(plain[0])
+    assert megabytes(plain[1]) > 3 * megabytes(kernel[1])
+    assert plan_of(long_experiment(experiment, 1024), "h100")["attention"] == "triton"
+    assert plan_of(long_experiment(experiment, 1024, positions="relative"), "tpu-v5e")["attention"] == "blocks"
+
+
+def test_own_texts_cost_at_least_the_traffic_of_the_parameters(experiment):
+    """Half of 1,024 tokens a batch, written 64 texts at a time in 8 steps, each reading all float32 parameters once.
+
+    An eighth of the 64 texts is on each device; half of 8 tokens of keys and values is in its cache on average.
+    """
+    student = dataclasses.replace(
+        experiment.students["online"],
+        targets=OnPolicy(share=0.5),
+        training=dataclasses.replace(experiment.teacher.training, tokens_per_batch=1024),
+    )
+    changed = dataclasses.replace(experiment, students={"own": student})
+    figures = step_figures(changed, "own", V, MeshDevices(DATA_PARALLEL.over(8)), CHIPS["h100"])
+    parameters = sum(x.size for x in jax.tree.leaves(param_shapes()))
+    step = 4 * (parameters + 8 * (2 * 64 * 4)) / 3350e9
+    texts = 0.5 * 1024 / 8
+    want = 1e3 * texts / 64 * 8 * step
+    assert float(figures["own texts, ms an update at least"]) == pytest.approx(want, abs=1e-4)
+    assert "own texts, ms an update at least" not in step_figures(
+        changed, "teacher", V, MeshDevices(DATA_PARALLEL.over(8)), CHIPS["h100"]
+    )
