@@ -10,9 +10,12 @@ What was tried, with figures: docs/papers.md and docs/results.md.
 
 import dataclasses
 
+import jax
+
 from kd_jax.batches.targets import PseudoTargets
+from kd_jax.config import MAX_ROWS, check_count
 from kd_jax.errors import KdError
-from kd_jax.experiment import Comparison, Recipe
+from kd_jax.experiment import Comparison, Experiment, Recipe, ResolvedExperiment, ResolvedRecipe, resolve
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.losses.divergence import forward_kl
 from kd_jax.models.base import Architecture
@@ -22,6 +25,7 @@ from kd_jax.signals.topk import TopK
 from kd_jax.students.init import FromTeacher, Random
 from kd_jax.students.pretrained import Smaller
 
+DEEP = 8  # layers of a stack, above which it is compiled as one layer
 EVALUATIONS = 4  # of a training run; the checkpoint is chosen among them
 COMPARISON = Comparison(
     baseline="student_init",
@@ -113,3 +117,50 @@ def with_controls(student: Recipe) -> dict[str, Recipe]:
         "student_smoothed": dataclasses.replace(alone, terms=smoothed),
         "student_kd": student,
     }
+
+
+def on_accelerator(experiment: Experiment, batch: int = 1) -> ResolvedExperiment:
+    """Return an experiment with the settings of GPUs and TPUs for every model.
+
+    Layers multiply in bfloat16, with parameters, gradients and sums in float32; attention of long rows has the
+    platform's kernel (`attention="auto"`, the default everywhere); networks of more than DEEP layers are compiled as
+    one layer in a scan.
+
+    Args:
+      experiment: as for a CPU.
+      batch: factor on the tokens of a batch. A small batch leaves an accelerator idle; the updates stay as many, so
+        each reads more text.
+
+    Raises:
+      KdError: if `batch` is not a positive integer, or as `resolve`.
+
+    Examples:
+      >>> from kd_jax import load_experiment
+      >>> changed = on_accelerator(load_experiment("experiments/configs/smoke.py"), batch=4)
+      >>> changed.teacher.model.compute, changed.teacher.training.tokens_per_batch
+      ('bfloat16', 2048)
+    """
+    check_count("batch", batch, 1, MAX_ROWS)
+
+    experiment = resolve(experiment)
+
+    def change(recipe: ResolvedRecipe) -> ResolvedRecipe:
+        training = dataclasses.replace(recipe.training, tokens_per_batch=batch * recipe.training.tokens_per_batch)
+        model = recipe.model
+        if isinstance(model, Transformer):
+            deep = max(model.stacks().values()) > DEEP
+            model = dataclasses.replace(model, compute="bfloat16", scan_layers=deep or model.scan_layers)
+        return dataclasses.replace(recipe, model=model, training=training)
+
+    students = {name: change(recipe) for name, recipe in experiment.students.items()}
+    return dataclasses.replace(experiment, teacher=change(experiment.teacher), students=students)
+
+
+def for_this_machine(experiment: Experiment, batch: int = 8) -> Experiment:
+    """Return `on_accelerator` if JAX finds a GPU or TPU that multiplies in bfloat16, else the experiment as it is.
+
+    NVIDIA's GPUs do from compute capability 8.0 on; a T4 does not.
+    """
+    device = jax.devices()[0]
+    capability = float(getattr(device, "compute_capability", "inf"))
+    return on_accelerator(experiment, batch) if device.platform != "cpu" and capability >= 8.0 else experiment

@@ -73,3 +73,22 @@ def test_sizes_bring_no_dropout_and_a_network_is_taken_as_it_is(experiment):
 def test_bad_weight(experiment, weight):
     with pytest.raises(KdError, match=r"weight: expected a number in \[0, 1\], got"):
         recipes.distil(experiment.teacher, SMALL, steps=10, weight=weight)
+
+
+def test_an_accelerator_multiplies_in_bfloat16_and_reads_larger_batches(experiment):
+    deep = dataclasses.replace(experiment.teacher.model, encoder_layers=9)
+    base = dataclasses.replace(experiment, teacher=dataclasses.replace(experiment.teacher, model=deep))
+    changed = recipes.on_accelerator(base, batch=3)
+    check(changed)
+    for name, recipe in changed.recipes.items():
+        before = base.recipes[name]
+        assert recipe.training.tokens_per_batch == 3 * before.training.tokens_per_batch
+        assert recipe.model.scan_layers == (name == "teacher")
+        same = {"compute": "float32", "scan_layers": False}
+        assert recipe.model.compute == "bfloat16" and dataclasses.replace(recipe.model, **same) == before.model
+    with pytest.raises(KdError, match=r"^batch: expected an integer in \[1, .*got 0"):
+        recipes.on_accelerator(base, batch=0)
+
+
+def test_this_machine_changes_nothing_on_a_cpu(experiment):
+    assert recipes.for_this_machine(experiment) is experiment

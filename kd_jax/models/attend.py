@@ -33,7 +33,7 @@ MAX_BLOCKS, MIN_BLOCK = 4, 64
 BLOCK = 128  # queries of a block, where memory must be linear in T
 LANES = 128  # lengths of texts are padded to a multiple of it for the kernels
 # "auto" is "flash" from this number of tokens of a row on. CPU: see RESULTS; others: where scores begin to matter.
-FLASH_FROM = {"cpu": 2048, "gpu": 512, "tpu": 512, "any": 2048}
+FLASH_FROM = {"cpu": 1024, "gpu": 512, "tpu": 512, "any": 1024}
 PADDING = -1  # segment of what is added to a row for a kernel
 
 
