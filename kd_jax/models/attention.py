@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
         """Return (output_BTD, keys and values [B, G, S, d]); without `cached_kv`, attend within `x_BTD`."""
         c = self.config
         q_BHTd, k_BGSd, v_BGSd = self.project_heads(x_BTD)
-        if c.qk_norm:
+        if c.qk_norm and not c.qk_norm_joint:
             q_BHTd, k_BGSd = self.q_norm(q_BHTd), self.k_norm(k_BGSd)
         if attention.rotary is not None:
             q_BHTd, k_BGSd = apply_rotary(q_BHTd, attention.rotary), apply_rotary(k_BGSd, attention.rotary)
@@ -77,6 +77,8 @@ class SelfAttention(nn.Module):
         self.sow("taps", "q", q_BTD)
         self.sow("taps", "k", k_BTD)
         self.sow("taps", "v", v_BTD)
+        if c.qk_norm_joint:
+            q_BTD, k_BTD = self.q_norm(q_BTD), self.k_norm(k_BTD)
         return split_heads(q_BTD, c.heads), split_heads(k_BTD, c.key_heads), split_heads(v_BTD, c.key_heads)
 
 

@@ -8,7 +8,7 @@ import jax
 from kd_jax.types import Params
 
 # Pattern of a parameter's name -> its axes. q: queries, head by head; kv: keys, then values; qkv: all three;
-# inner: neurons, twice if they are gated; width: width of one head.
+# inner: neurons, twice if they are gated; width: width of one head, or of all with `qk_norm_joint`.
 AXES = {
     r"embedding": ("token", "model"),
     r"output": ("model", "token"),

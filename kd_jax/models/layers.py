@@ -22,7 +22,7 @@ GATES = {"swiglu": nn.silu, "geglu": nn.gelu}
 
 
 class HeadNorm(nn.RMSNorm):
-    """RMSNorm of each head's queries or keys, computed in float32."""
+    """RMSNorm of each head's queries or keys, or of those of all heads together, computed in float32."""
 
     def __call__(self, x: Array) -> Array:
         """Return x, normalised over the last axis, in its dtype."""

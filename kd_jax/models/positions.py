@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from kd_jax.models.rope import Linear, Llama3
+from kd_jax.models.rope import RopeScaling, Yarn
 from kd_jax.types import Array
 
 BUCKETS, MAX_DISTANCE = 32, 128  # as in T5
@@ -30,38 +30,45 @@ def sinusoids(length: int, d_model: int, timing: bool = False, xp: ModuleType = 
 class Rotary(NamedTuple):
     """Rotary embedding of positions, for `apply_rotary`.
 
-    Both halves of a head have the same angles; the sines of the first half are negated.
+    Both halves of a head have the same angles; the sines of the first half are negated. r is the number of rotated
+    channels of a head.
 
     Attributes:
-      cosine: float32 [B, 1, T, d], cosines of the angles.
-      sine: float32 [B, 1, T, d], signed sines of the angles.
+      cosine: float32 [B, 1, T, r], cosines of the angles.
+      sine: float32 [B, 1, T, r], signed sines of the angles.
     """
 
     cosine: Array
     sine: Array
 
 
-def rotary_embedding(position_BT: Array, head_dim: int, theta: float, scaling: Linear | Llama3 | None = None) -> Rotary:
-    """Return the rotary embedding of positions.
+def rotary_embedding(position_BT: Array, width: int, theta: float, scaling: RopeScaling | None = None) -> Rotary:
+    """Return the rotary embedding of positions, for `width` channels of each head.
 
-    Angle i of position t is t theta^(-2i / head_dim).
+    Angle i of position t is t theta^(-2i / width).
 
     References:
       Su et al. 2021, arXiv 2104.09864, section 3.2.
     """
-    rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    rates = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     if scaling is not None:
-        rates = scaling.scale(rates)
+        rates = scaling.scale(rates, theta)
     angles = position_BT[:, None, :, None].astype(jnp.float32) * rates[None, None, None]
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
+    if isinstance(scaling, Yarn):
+        cosine, sine = scaling.cosine_factor * cosine, scaling.cosine_factor * sine
     return Rotary(jnp.concatenate([cosine, cosine], axis=-1), jnp.concatenate([-sine, sine], axis=-1))
 
 
 def apply_rotary(x_BHTd: Array, rotary: Rotary) -> Array:
     """Return queries or keys with each pair (i, i + d/2) rotated by its position's angle, as in transformers' Llama.
 
-    Scores of rotated queries and keys depend on their distance alone.
+    Scores of rotated queries and keys depend on their distance alone. If the embedding is narrower than a head, the
+    other channels stay as they are.
     """
+    width = rotary.cosine.shape[-1]
+    if width < x_BHTd.shape[-1]:
+        return jnp.concatenate([apply_rotary(x_BHTd[..., :width], rotary), x_BHTd[..., width:]], axis=-1)
     float_BHTd = x_BHTd.astype(jnp.float32)
     halves_BHT2h = float_BHTd.reshape(*x_BHTd.shape[:-1], 2, x_BHTd.shape[-1] // 2)
     rotated_BHTd = float_BHTd * rotary.cosine + swap_halves(halves_BHT2h).reshape(x_BHTd.shape) * rotary.sine

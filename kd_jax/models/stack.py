@@ -16,6 +16,7 @@ from kd_jax.models import axes
 from kd_jax.models.attention import AttentionContext, CrossAttention, SelfAttention
 from kd_jax.models.base import KeyValue
 from kd_jax.models.layers import Dropout, FeedForward, new_norm
+from kd_jax.models.positions import Rotary
 from kd_jax.models.transformer import Transformer
 from kd_jax.runtime.mesh import gather_params
 from kd_jax.types import Array, Params
@@ -37,11 +38,13 @@ class Block(nn.Module):
       config: hyper-parameters of the network.
       cross: whether the layer attends to a source.
       local: whether the layer uses local rotary angles; `apply_layers` selects them.
+      rotated: whether the layer's queries and keys are rotated, if positions are rotary; `apply_layers` decides too.
     """
 
     config: Transformer
     cross: bool
     local: bool = False
+    rotated: bool = True
 
     def setup(self):
         """Create the sub-layers and their norms."""
@@ -77,12 +80,14 @@ class Block(nn.Module):
 
     def pre_norm(self, sublayer: str, x_BTD: Array) -> Array:
         """Return the input of a sub-layer."""
-        return x_BTD if self.config.norm_position == "after" else self.norm[sublayer](x_BTD)
+        return x_BTD if self.config.norm_position in ("after", "output") else self.norm[sublayer](x_BTD)
 
     def add_residual(self, sublayer: str, x_BTD: Array, out_BTD: Array, number_BT: Array | None) -> Array:
         """Return the residual sum of a sub-layer's input and output, with dropout and the norms behind it."""
         if self.config.norm_position == "both":
             out_BTD = self.norm_out[sublayer](out_BTD)
+        if self.config.norm_position == "output":
+            out_BTD = self.norm[sublayer](out_BTD)
         x_BTD += self.drop(out_BTD, number_BT)
         return self.norm[sublayer](x_BTD) if self.config.norm_position == "after" else x_BTD
 
@@ -127,7 +132,7 @@ class LayerInputs(NamedTuple):
 
     Attributes:
       params: parameters of the layer.
-      local: bool scalar, as of Block; unused if it is known before.
+      local, rotated: bool scalars, as of Block; unused if they are known before.
       dropout_key: None for no dropout.
       source_kv: keys and values of the source; None without cross-attention.
       cached_kv: keys and values of the cache; None without a cache.
@@ -135,6 +140,7 @@ class LayerInputs(NamedTuple):
 
     params: Params
     local: Array | np.ndarray | None
+    rotated: Array | np.ndarray | None
     dropout_key: Array | None
     source_kv: KeyValue | None
     cached_kv: KeyValue | None
@@ -164,11 +170,11 @@ def apply_layers(
     c, depth, keys = layers[0].config, len(layers), None
     if layers[0].has_rng("dropout"):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(layers[0].make_rng("dropout"), jnp.arange(depth))
-    local = np.array([layer.local for layer in layers])
+    kinds = [(layer.local, layer.rotated) for layer in layers]
     scan_params = None if self_kv else params
 
-    def pure_layer(local: bool | None) -> PureLayer:
-        layer = _pure_layer(layers[0], number_BT, attention, params is not None, local)
+    def pure_layer(kind: tuple[bool, bool] | None) -> PureLayer:
+        layer = _pure_layer(layers[0], number_BT, attention, params is not None, kind)
         if c.remat == "none":
             return layer
         # Within a scan the compiler cannot merge rematerialised values with saved ones, so nothing need prevent it.
@@ -176,12 +182,12 @@ def apply_layers(
 
     if scan_params is not None:
         stacked_kv = cast(KeyValue, source_kv) if source_kv else None
-        x_BTD, outputs_L = jax.lax.scan(
-            pure_layer(None), x_BTD, LayerInputs(scan_params, local, keys, stacked_kv, None)
-        )
+        local, rotated = map(np.array, zip(*kinds, strict=True))
+        inputs = LayerInputs(scan_params, local, None if rotated.all() else rotated, keys, stacked_kv, None)
+        x_BTD, outputs_L = jax.lax.scan(pure_layer(None), x_BTD, inputs)
         outputs = [jax.tree.map(lambda x_L, i=i: x_L[i], outputs_L) for i in range(depth)]
     else:
-        outputs, by_kind = [], {kind: pure_layer(kind) for kind in set(local.tolist())}
+        outputs, by_kind = [], {kind: pure_layer(kind) for kind in set(kinds)}
         layer_kvs = cast(Sequence[KeyValue], source_kv)
         for i, (bound, layer_kv, cached_kv) in enumerate(itertools.zip_longest(layers, layer_kvs, self_kv)):
             if bound.is_initializing():
@@ -191,8 +197,8 @@ def apply_layers(
             else:
                 layer_params = jax.tree.map(lambda x, i=i: x[i], params)
             dropout_key = None if keys is None else keys[i]
-            inputs = LayerInputs(layer_params, None, dropout_key, layer_kv, cached_kv)
-            x_BTD, output = by_kind[bound.local](x_BTD, inputs)
+            inputs = LayerInputs(layer_params, None, None, dropout_key, layer_kv, cached_kv)
+            x_BTD, output = by_kind[kinds[i]](x_BTD, inputs)
             outputs.append(output)
     for bound, (_, taps) in zip(layers, outputs, strict=True):
         for name, tap in taps.items():
@@ -201,22 +207,29 @@ def apply_layers(
 
 
 def _pure_layer(
-    block: Block, number_BT: Array | None, attention: AttentionContext, sharded: bool, is_local: bool | None
+    block: Block,
+    number_BT: Array | None,
+    attention: AttentionContext,
+    sharded: bool,
+    kind: tuple[bool, bool] | None,
 ) -> PureLayer:
     """Return a layer as a pure function; if its parameters are `sharded` over a mesh, it gathers them itself.
 
-    `is_local` is None in a scan, where the layer's inputs tell.
+    `kind` is (local, rotated), as of Block; None in a scan, where the layer's inputs tell.
     """
     with_taps, block = block.is_mutable_collection("taps"), Block(block.config, block.cross, parent=None)
 
     def layer(x_BTD: Array, inputs: LayerInputs) -> tuple[Array, tuple[KeyValue, Mapping[str, Array]]]:
-        rotary, local = attention.rotary, inputs.local if is_local is None else is_local
+        rotary = attention.rotary
+        local, rotated = (inputs.local, inputs.rotated) if kind is None else kind
         if attention.local_rotary is not None:
             if isinstance(local, bool):
                 rotary = attention.local_rotary if local else rotary
             else:
                 assert local is not None
                 rotary = jax.tree.map(functools.partial(jax.lax.select, local), attention.local_rotary, rotary)
+        if rotary is not None and rotated is not None and rotated is not True:
+            rotary = None if rotated is False else _rotary_if(rotated, rotary)
         (x_BTD, kv), variables = block.apply(
             {"params": gather_params(inputs.params, axes.layer_axis_names) if sharded else inputs.params},
             x_BTD,
@@ -231,3 +244,11 @@ def _pure_layer(
         return x_BTD, (kv, variables["taps"] if with_taps else {})
 
     return layer
+
+
+def _rotary_if(rotated: Array | np.ndarray, rotary: Rotary) -> Rotary:
+    """Return the rotary embedding if `rotated`, a bool scalar, is true, else that of position 0, the identity."""
+    cosine, sine = rotary
+    return Rotary(
+        jax.lax.select(rotated, cosine, jnp.ones_like(cosine)), jax.lax.select(rotated, sine, jnp.zeros_like(sine))
+    )

@@ -9,10 +9,10 @@ from kd_jax.config import MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, check_count, is_coun
 from kd_jax.errors import KdError
 from kd_jax.models.attend import Attention
 from kd_jax.models.base import Family, Model
-from kd_jax.models.rope import Linear, Llama3
+from kd_jax.models.rope import Dynamic, RopeScaling, Yarn
 
 Norm = Literal["rms", "layer"]
-NormPosition = Literal["before", "after", "both"]
+NormPosition = Literal["before", "after", "both", "output"]
 Positions = Literal["sinusoidal", "timing", "learned", "rotary", "relative"]
 Activation = Literal["relu", "silu", "gelu", "gelu_tanh", "swiglu", "geglu"]
 Biases = Literal["none", "qkv", "all"]
@@ -47,13 +47,16 @@ class Transformer:
       dropout: rate after the embeddings and each sub-layer, in training only.
       norm: "rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450).
       norm_position: "before" the sub-layer, x + f(norm(x)), with one norm after the last layer; "after" the sum,
-        norm(x + f(x)) (arXiv 1706.03762); "both", x + norm(f(norm(x))), with one norm after the last layer (Gemma 2).
+        norm(x + f(x)) (arXiv 1706.03762); "both", x + norm(f(norm(x))), with one norm after the last layer (Gemma 2);
+        "output", x + norm(f(x)), with one norm after the last layer (OLMo 2, arXiv 2501.00656).
       norm_epsilon: added to the variance.
       positions: "sinusoidal" (arXiv 1706.03762), "timing" (tensor2tensor's sinusoids, whose last rate is exactly
         1 / 10,000), "learned", "rotary" (arXiv 2104.09864), or "relative" in buckets (T5, arXiv 1910.10683).
       first_position: position of the first token; sinusoidal and timing positions only.
       rope_theta: base of the rotary angles.
       rope_scaling: scaling of the rotary angles for long texts; None for none.
+      rotary_fraction: share of a head's channels that are rotated, the first ones (Phi-4-mini); rounded down.
+      unrotated: indices of decoder layers without rotary positions (SmolLM3, arXiv 2501.18795).
       local: indices of decoder layers whose rotary angles have the base `local_rope_theta`, unscaled, and whose tokens
         see a window (Gemma 3).
       local_rope_theta: base of the rotary angles of local layers.
@@ -63,6 +66,7 @@ class Transformer:
         "geglu" (with the approximation).
       biases: projections with a bias: "all", "qkv" (queries, keys and values), or "none".
       qk_norm: whether each head's queries and keys are normalised (RMSNorm), before any rotation.
+      qk_norm_joint: whether qk_norm normalises the queries of all heads together, and the keys (OLMo 2).
       attention_scale: factor on q k'; 0 for head_dim ** -0.5.
       attention_soft_cap: bound of q k', by tanh (arXiv 2408.00118); 0 for none.
       embedding_scale: whether embeddings are multiplied by d_model ** 0.5.
@@ -95,7 +99,9 @@ class Transformer:
     positions: Positions
     first_position: int = 0
     rope_theta: float = 10_000.0
-    rope_scaling: Linear | Llama3 | None = None
+    rope_scaling: RopeScaling | None = None
+    rotary_fraction: float = 1.0
+    unrotated: tuple[int, ...] = ()
     local: tuple[int, ...] = ()
     local_rope_theta: float = 10_000.0
     window: int = 0
@@ -103,6 +109,7 @@ class Transformer:
     activation: Activation
     biases: Biases = "none"
     qk_norm: bool = False
+    qk_norm_joint: bool = False
     attention_scale: float = 0.0
     attention_soft_cap: float = 0.0
     embedding_scale: bool
@@ -140,6 +147,11 @@ class Transformer:
         """The width of a head."""
         return self.head_dim or self.d_model // self.heads
 
+    @property
+    def rotary_width(self) -> int:
+        """The number of rotated channels of a head."""
+        return int(self.head_width * self.rotary_fraction)
+
     def embedding_rows(self, vocab_size: int) -> int:
         """Return the number of rows of the embedding for a tokeniser of `vocab_size` tokens."""
         if self.vocab_rows and self.vocab_rows < vocab_size:
@@ -175,11 +187,14 @@ class Transformer:
             if getattr(self, field) not in get_args(choices):
                 expected = ", ".join(map(repr, get_args(choices)))
                 raise KdError(f"model.{field}: expected one of {expected}, got {getattr(self, field)!r}.")
-        for field in ("qk_norm", "embedding_scale", "embedding_norm", "tied", "head_bias", "scan_layers"):
+        flags = ("qk_norm", "qk_norm_joint", "embedding_scale", "embedding_norm", "tied", "head_bias", "scan_layers")
+        for field in flags:
             if type(getattr(self, field)) is not bool:
                 raise KdError(f"model.{field}: expected True or False, got {getattr(self, field)!r}.")
         if not (is_number(self.dropout) and 0 <= self.dropout < 1):
             raise KdError(f"model.dropout: expected a rate in [0, 1), got {self.dropout!r}.")
+        if not (is_number(self.rotary_fraction) and 0 < self.rotary_fraction <= 1):
+            raise KdError(f"model.rotary_fraction: expected a share in (0, 1], got {self.rotary_fraction!r}.")
         for field in ("norm_epsilon", "rope_theta", "local_rope_theta", "head_scale"):
             if not (is_number(getattr(self, field)) and getattr(self, field) > 0):
                 raise KdError(f"model.{field}: expected a positive number, got {getattr(self, field)!r}.")
@@ -205,6 +220,15 @@ class Transformer:
                 f"model.head_dim: expected an even width for rotary positions, got {self.head_width}. "
                 "Change head_dim, heads or d_model."
             )
+        if self.positions == "rotary" and (self.rotary_width % 2 or not self.rotary_width):
+            raise KdError(
+                f"model.rotary_fraction: expected an even number of rotated channels of {self.head_width}, got "
+                f"{self.rotary_width} by {self.rotary_fraction}."
+            )
+        if self.qk_norm_joint and (not self.qk_norm or "encoder" in self.stacks()):
+            raise KdError(
+                "model.qk_norm_joint: expected False, unless qk_norm is True and the model is decoder-only, got True."
+            )
         if self.positions == "learned" and not self.context:
             raise KdError(
                 "model.context: expected a positive integer for learned positions, got 0. "
@@ -212,13 +236,24 @@ class Transformer:
             )
         if self.rope_scaling:
             self.rope_scaling.check()
+        if isinstance(self.rope_scaling, Dynamic) and not self.context:
+            raise KdError(
+                "model.context: expected a positive integer, since rope_scaling is Dynamic, got 0. "
+                "Set the maximum number of tokens of a text."
+            )
+        if isinstance(self.rope_scaling, Yarn) and self.rope_theta <= 1:
+            raise KdError(f"model.rope_theta: expected more than 1, since rope_scaling is Yarn, got {self.rope_theta}.")
         if self.window and not self.local:
             raise KdError(
                 f"model.window: expected 0, since no layer is in model.local, got {self.window}. "
                 "Name the layers that see a window in model.local."
             )
-        if not all(is_count(layer, 0) and layer < self.stacks()["decoder"] for layer in self.local):
-            raise KdError(
-                f"model.local: expected indices of decoder layers, from 0 to {self.stacks()['decoder'] - 1}, "
-                f"got {self.local}."
-            )
+        for field in ("local", "unrotated"):
+            layers = getattr(self, field)
+            if not all(is_count(layer, 0) and layer < self.stacks()["decoder"] for layer in layers):
+                raise KdError(
+                    f"model.{field}: expected indices of decoder layers, from 0 to {self.stacks()['decoder'] - 1}, "
+                    f"got {layers}."
+                )
+        if self.unrotated and self.positions != "rotary":
+            raise KdError(f"model.unrotated: expected (), since positions are {self.positions}, got {self.unrotated}.")

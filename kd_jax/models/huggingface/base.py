@@ -287,7 +287,8 @@ def parameter_shapes(model: Transformer) -> dict[str, tuple[int, ...]]:
       ((10, 8), (8, 24), 14)
     """
     # One layer of each stack is traced for all, because tracing every layer takes longer than reading the weights.
-    shallow = dataclasses.replace(model, local=(), **dict.fromkeys(model.depth_fields, 1)).build(model.vocab_rows)
+    one_layer = {"local": (), "window": 0, "unrotated": (), **dict.fromkeys(model.depth_fields, 1)}
+    shallow = dataclasses.replace(model, **one_layer).build(model.vocab_rows)
     leaves: dict[str, Any] = flatten_dict(jax.eval_shape(shallow.init, jax.random.key(0)), sep=".")
     shapes = {}
     for path, leaf in leaves.items():

@@ -1,4 +1,7 @@
-"""Decoder-only formats: Llama, Mistral, Qwen 2 and 3, Gemma 3, GPT-2. Checked against transformers 5.24."""
+"""Decoder-only formats: Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, Phi-3, SmolLM3, OLMo 2, GPT-2.
+
+Checked against transformers 5.24.
+"""
 
 import dataclasses
 from typing import Any
@@ -12,145 +15,32 @@ from kd_jax.models.huggingface.base import (
     choice,
     fixed_fields,
     linear,
-    read_choice,
     read_count,
     read_flag,
     read_number,
     required_value,
     same_value,
-    show,
     tensors,
 )
-from kd_jax.models.rope import Linear, Llama3
+from kd_jax.models.huggingface.rotary import (
+    CONTEXT,
+    UNROTATED,
+    gemma2_kinds,
+    qwen_kinds,
+    read_two_ropes,
+    rope,
+    smollm3_kinds,
+    uniform_kinds,
+    windowed,
+    write_gemma_windows,
+    write_qwen_windows,
+    write_smollm3_windows,
+    write_two_ropes,
+    write_uniform_window,
+)
 from kd_jax.models.transformer import Transformer
 
-KINDS = ("full_attention", "sliding_attention")  # of Gemma 3's layers
 GATED = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
-
-
-def read_rope(key: str, value: Any, theta: Any, original: Any) -> tuple[float, Linear | Llama3 | None]:
-    """Return (theta, scaling) of the rotary angles under a key; `theta` and `original` are what it may lack."""
-    if not isinstance(value, dict):
-        raise KdError(f"config.json: {key}: expected an object, got {show(value)}.")
-    complete = {"rope_theta": theta, "original_max_position_embeddings": original, **value}
-    if nested := [name for name, setting in complete.items() if isinstance(setting, dict)]:
-        raise KdError(f"config.json: {key}.{nested[0]}: expected a number or text, got an object.")
-    rope = {f"{key}.{name}": setting for name, setting in complete.items()}
-    name = f"{key}.rope_type" if "rope_type" in value else f"{key}.type"
-    kind = read_choice({name: "default", **rope}, name, {kind: kind for kind in ("default", "linear", "llama3")})
-    if complete.get("partial_rotary_factor") not in (None, 1):
-        raise KdError(f"config.json: {key}.partial_rotary_factor: expected 1, got {show(value)}.")
-    theta = read_number(rope, f"{key}.rope_theta")
-    if kind == "default":
-        return theta, None
-    factor = read_number(rope, f"{key}.factor")
-    if kind == "linear":
-        return theta, Linear(factor)
-    low, high = (read_number(rope, f"{key}.{name}") for name in ("low_freq_factor", "high_freq_factor"))
-    return theta, Llama3(factor, low, high, read_count(rope, f"{key}.original_max_position_embeddings"))
-
-
-def write_rope_scaling(scaling: Linear | Llama3 | None) -> dict[str, Any]:
-    """Return the inverse of `read_rope_scaling`."""
-    if scaling is None:
-        return {"rope_type": "default"}
-    if isinstance(scaling, Linear):
-        return {"rope_type": "linear", "factor": scaling.factor}
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low,
-        "high_freq_factor": scaling.high,
-        "original_max_position_embeddings": scaling.original,
-    }
-
-
-def _read_rope(config: Config) -> dict[str, Any]:
-    """Return theta and scaling, which transformers 5 stores together and 4 apart."""
-    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    theta, original = config.get("rope_theta", 10_000.0), config["max_position_embeddings"]
-    theta, scaling = read_rope(key, config.get(key) or {}, theta, original)
-    return {"rope_theta": theta, "rope_scaling": scaling}
-
-
-ROPE = Setting(
-    _read_rope,
-    lambda model: {"rope_parameters": {"rope_theta": model.rope_theta, **write_rope_scaling(model.rope_scaling)}},
-)
-
-
-def _read_two_ropes(config: Config) -> dict[str, Any]:
-    """Return the rotary angles of Gemma 3, whose windowed layers have a base of their own and no scaling."""
-    ropes: Any = config.get("rope_parameters") or {}
-    if not isinstance(ropes, dict) or set(ropes) - set(KINDS):
-        raise KdError(f"config.json: rope_parameters: expected {' and '.join(KINDS)}, got {show(ropes)}.")
-    ropes = {kind: ropes.get(kind) or {} for kind in KINDS}
-    keys = {kind: f"rope_parameters.{kind}" for kind in KINDS}
-    if scaling := config.get("rope_scaling"):  # written by transformers 4
-        if not isinstance(scaling, dict):
-            raise KdError(f"config.json: rope_scaling: expected an object, got {show(scaling)}.")
-        ropes["full_attention"] = {**ropes["full_attention"], **scaling}
-        keys["full_attention"] = "rope_scaling"
-    thetas = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
-    (theta, scaling), (local_theta, local_scaling) = (
-        read_rope(keys[kind], ropes[kind], config.get(*thetas[kind]), config["max_position_embeddings"])
-        for kind in KINDS
-    )
-    if local_scaling is not None:
-        raise KdError(
-            "config.json: rope_parameters.sliding_attention: expected rope_type 'default', got "
-            f"{show(ropes['sliding_attention'])}."
-        )
-    kinds = _read_layer_types(config)
-    return {
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "local": tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention"),
-        "local_rope_theta": local_theta,
-    }
-
-
-def _read_layer_types(config: Config) -> list[str]:
-    """Return the kind of each layer of Gemma 3."""
-    layers, kinds = read_count(config, "num_hidden_layers"), config.get("layer_types")
-    if kinds is None:
-        pattern = read_count({"sliding_window_pattern": 6, **config}, "sliding_window_pattern")
-        return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in KINDS for kind in kinds):
-        raise KdError(
-            f"config.json: layer_types: expected {' or '.join(KINDS)} for each of {layers} layers, got {show(kinds)}."
-        )
-    return kinds
-
-
-def _write_two_ropes(model: Transformer) -> dict[str, Any]:
-    layers = model.stacks()["decoder"]
-    kinds = ["sliding_attention" if i in model.local else "full_attention" for i in range(layers)]
-    return {
-        "layer_types": kinds,
-        "rope_parameters": {
-            "full_attention": {"rope_theta": model.rope_theta, **write_rope_scaling(model.rope_scaling)},
-            "sliding_attention": {"rope_theta": model.local_rope_theta, "rope_type": "default"},
-        },
-    }
-
-
-def _read_window(config: Config) -> dict[str, Any]:
-    """Return the maximum length of texts: no longer than a sliding window, because windows are not implemented."""
-    context = read_count(config, "max_position_embeddings")
-    if config["sliding_window"] is None or not read_flag({"use_sliding_window": True, **config}, "use_sliding_window"):
-        return {"context": context}
-    return {"context": min(context, read_count(config, "sliding_window"))}
-
-
-def _write_context(model: Transformer) -> dict[str, Any]:
-    return {"max_position_embeddings": model.context or 2048}
-
-
-CONTEXT = Setting(lambda config: {"context": read_count(config, "max_position_embeddings")}, _write_context)
-WINDOWED_CONTEXT = Setting(_read_window, _write_context)
-# Mistral's window is written as wide as the context, so it has no effect.
-WINDOW = Setting(lambda config: {}, lambda model: {"sliding_window": model.context or 2048})
 
 
 def _read_biases(config: Config) -> dict[str, Any]:
@@ -168,18 +58,12 @@ def _write_biases(model: Transformer) -> dict[str, Any]:
 
 
 def _write_scale(model: Transformer) -> dict[str, Any]:
-    """Return the scale as Gemma 3 stores it: the inverse square, an integer."""
+    """Return the scale as Gemma 2 and 3 store it: the inverse square, an integer."""
     scale = model.attention_scale or model.head_width**-0.5
     number = round(scale**-2)
     if abs(number**-0.5 - scale) > 1e-6 * scale:
         raise KdError(f"model.attention_scale: expected 1 / sqrt(n) of an integer n, got {scale}.")
     return {"query_pre_attn_scalar": number}
-
-
-def _check_rotary_factor(config: Config) -> dict[str, Any]:
-    if (factor := config.get("partial_rotary_factor")) not in (None, 1):
-        raise KdError(f"config.json: partial_rotary_factor: expected 1, got {show(factor)}.")
-    return {}
 
 
 def _read_kv_heads(config: Config) -> dict[str, Any]:
@@ -218,10 +102,11 @@ SHARED = (  # settings of all formats with Llama's layers
     ),
     required_value("quantization_config", None),
     required_value("use_cache", True, False),
-    Setting(_check_rotary_factor, lambda model: {}),
 )
-PRE_NORM = fixed_fields(norm_position="before", embedding_scale=False, attention_soft_cap=0.0, soft_cap=0.0, local=())
-UNSCALED = fixed_fields(attention_scale=0.0)
+UNSCALED = fixed_fields(attention_scale=0.0, embedding_scale=False, attention_soft_cap=0.0, soft_cap=0.0)
+PRE_NORM = fixed_fields(norm_position="before", qk_norm_joint=False)
+ROTATED = fixed_fields(unrotated=())  # every layer
+UNWINDOWED = fixed_fields(window=0, local=())
 
 LAYER = "model.layers.{i}."
 LLAMA_MAPPINGS = {
@@ -245,7 +130,8 @@ HEAD_NORMS = {
 }
 ROTARY_BUFFERS = r".*rotary_emb\.inv_freq"
 
-COMMON = (*SIZES, *SHARED, PRE_NORM, UNSCALED, ROPE, choice("activation", "hidden_act", GATED))
+ROPE = rope()
+COMMON = (*SIZES, *SHARED, UNSCALED, choice("activation", "hidden_act", GATED))
 LLAMA_DEFAULTS: Config = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -263,8 +149,8 @@ LLAMA_DEFAULTS: Config = {
 WINDOWED_DEFAULTS = {**LLAMA_DEFAULTS, "sliding_window": 4096}
 MISTRAL_DEFAULTS = {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
 QWEN2_DEFAULTS = {"intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768}
-QWEN2_DEFAULTS |= {"use_sliding_window": False}
-GEMMA3_DEFAULTS = {
+QWEN2_DEFAULTS |= {"use_sliding_window": False, "max_window_layers": 28}
+GEMMA2_DEFAULTS = {
     "hidden_size": 2304,
     "intermediate_size": 9216,
     "num_hidden_layers": 26,
@@ -272,10 +158,33 @@ GEMMA3_DEFAULTS = {
     "num_key_value_heads": 4,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
-    "max_position_embeddings": 131072,
+    "max_position_embeddings": 8192,
     "query_pre_attn_scalar": 256,
-    "final_logit_softcapping": None,
-    "attn_logit_softcapping": None,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+    "tie_word_embeddings": True,
+}
+GEMMA3_DEFAULTS = GEMMA2_DEFAULTS | {"max_position_embeddings": 131072}
+GEMMA3_DEFAULTS |= dict.fromkeys(("final_logit_softcapping", "attn_logit_softcapping"))
+PHI3_DEFAULTS = {
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+}
+OLMO2_DEFAULTS = {"rms_norm_eps": 1e-5}
+SMOLLM3_DEFAULTS = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "rope_theta": 2e6,
+    "use_sliding_window": False,
+    "sliding_window": None,
+    "no_rope_layers": None,
+    "no_rope_layer_interval": 4,
     "tie_word_embeddings": True,
 }
 LLAMA = Format(
@@ -285,7 +194,11 @@ LLAMA = Format(
     defaults=LLAMA_DEFAULTS,
     settings=(
         *COMMON,
+        PRE_NORM,
+        ROTATED,
+        ROPE,
         CONTEXT,
+        UNWINDOWED,
         fixed_fields(qk_norm=False),
         Setting(_read_biases, _write_biases),
         required_value("pretraining_tp", 1),
@@ -299,14 +212,21 @@ MISTRAL = dataclasses.replace(
     model_type="mistral",
     class_name="MistralForCausalLM",
     defaults=WINDOWED_DEFAULTS | MISTRAL_DEFAULTS,
-    settings=(*COMMON, WINDOWED_CONTEXT, WINDOW, fixed_fields(qk_norm=False, biases="none")),
+    settings=(
+        *COMMON,
+        PRE_NORM,
+        ROTATED,
+        windowed(ROPE, uniform_kinds, write_uniform_window),
+        fixed_fields(qk_norm=False, biases="none"),
+    ),
 )
+QWEN_ROTARY = windowed(ROPE, qwen_kinds, write_qwen_windows)
 QWEN2 = dataclasses.replace(
     LLAMA,
     model_type="qwen2",
     class_name="Qwen2ForCausalLM",
     defaults=WINDOWED_DEFAULTS | QWEN2_DEFAULTS,
-    settings=(*COMMON, WINDOWED_CONTEXT, fixed_fields(qk_norm=False, biases="qkv")),
+    settings=(*COMMON, PRE_NORM, ROTATED, QWEN_ROTARY, fixed_fields(qk_norm=False, biases="qkv")),
 )
 QWEN3 = dataclasses.replace(
     LLAMA,
@@ -315,11 +235,67 @@ QWEN3 = dataclasses.replace(
     defaults=WINDOWED_DEFAULTS | QWEN2_DEFAULTS | {"head_dim": 128},
     settings=(
         *COMMON,
-        WINDOWED_CONTEXT,
+        PRE_NORM,
+        ROTATED,
+        QWEN_ROTARY,
         fixed_fields(qk_norm=True, biases="none"),
         required_value("attention_bias", False),
     ),
     mappings=LLAMA_MAPPINGS | HEAD_NORMS,
+)
+
+PHI3 = dataclasses.replace(
+    LLAMA,
+    model_type="phi3",
+    class_name="Phi3ForCausalLM",
+    defaults=LLAMA_DEFAULTS | PHI3_DEFAULTS,
+    settings=(
+        *COMMON,
+        PRE_NORM,
+        ROTATED,
+        windowed(rope("default", partial=True), uniform_kinds, write_uniform_window),
+        fixed_fields(qk_norm=False, biases="none"),
+    ),
+    mappings=LLAMA_MAPPINGS
+    | {
+        "decoder_{i}.self_attention.qkv.kernel": linear(LAYER + "self_attn.qkv_proj.weight"),
+        "decoder_{i}.ffn.in.kernel": linear(LAYER + "mlp.gate_up_proj.weight"),
+    },
+)
+SMOLLM3 = dataclasses.replace(
+    LLAMA,
+    model_type="smollm3",
+    class_name="SmolLM3ForCausalLM",
+    defaults=LLAMA_DEFAULTS | SMOLLM3_DEFAULTS,
+    settings=(
+        *COMMON,
+        PRE_NORM,
+        UNROTATED,
+        windowed(ROPE, smollm3_kinds, write_smollm3_windows),
+        fixed_fields(qk_norm=False),
+        Setting(_read_biases, _write_biases),
+    ),
+)
+OLMO2 = dataclasses.replace(
+    LLAMA,
+    model_type="olmo2",
+    class_name="Olmo2ForCausalLM",
+    defaults=LLAMA_DEFAULTS | OLMO2_DEFAULTS,
+    settings=(
+        *COMMON,
+        ROTATED,
+        ROPE,
+        CONTEXT,
+        UNWINDOWED,
+        fixed_fields(norm_position="output", qk_norm=True, qk_norm_joint=True, biases="none"),
+        required_value("attention_bias", False),
+    ),
+    mappings=LLAMA_MAPPINGS
+    | HEAD_NORMS
+    | {
+        "decoder_{i}.norm_self.scale": tensors(LAYER + "post_attention_layernorm.weight"),
+        "decoder_{i}.norm_ffn.scale": tensors(LAYER + "post_feedforward_layernorm.weight"),
+    },
 )
 
 GEMMA_NORMS = {
@@ -331,32 +307,40 @@ GEMMA_NORMS = {
     "decoder_{i}.self_attention.q_norm.scale": LAYER + "self_attn.q_norm.weight",
     "decoder_{i}.self_attention.k_norm.scale": LAYER + "self_attn.k_norm.weight",
 }
+GEMMA = (
+    *SIZES, *SHARED, ROTATED,
+    fixed_fields(norm_position="both", embedding_scale=True, qk_norm_joint=False, biases="none"),
+    choice("activation", "hidden_activation", GATED),
+    Setting(
+        lambda config: {"attention_scale": read_number(config, "query_pre_attn_scalar") ** -0.5},
+        _write_scale,
+    ),
+    Setting(
+        _read_caps,
+        lambda model: {
+            "final_logit_softcapping": model.soft_cap or None,
+            "attn_logit_softcapping": model.attention_soft_cap or None,
+        },
+    ),
+    required_value("attention_bias", False), required_value("use_bidirectional_attention", False, None),
+)  # fmt: skip
 GEMMA3 = Format(
     model_type="gemma3_text",
     class_name="Gemma3ForCausalLM",
     architecture_class=DecoderOnly,
     defaults=WINDOWED_DEFAULTS | GEMMA3_DEFAULTS,
-    settings=(
-        *SIZES, *SHARED, WINDOWED_CONTEXT, WINDOW, Setting(_read_two_ropes, _write_two_ropes),
-        fixed_fields(norm_position="both", embedding_scale=True, qk_norm=True, biases="none"),
-        choice("activation", "hidden_activation", GATED),
-        Setting(
-            lambda config: {"attention_scale": read_number(config, "query_pre_attn_scalar") ** -0.5},
-            _write_scale,
-        ),
-        Setting(
-            _read_caps,
-            lambda model: {
-                "final_logit_softcapping": model.soft_cap or None,
-                "attn_logit_softcapping": model.attention_soft_cap or None,
-            },
-        ),
-        required_value("attention_bias", False), required_value("use_bidirectional_attention", False, None),
-    ),
+    settings=(*GEMMA, Setting(read_two_ropes, write_two_ropes), fixed_fields(qk_norm=True)),
     mappings=LLAMA_MAPPINGS | {path: tensors(name, offset=1.0) for path, name in GEMMA_NORMS.items()},
     ignored_names=ROTARY_BUFFERS,
     prefix="model.",
-)  # fmt: skip
+)
+GEMMA2 = dataclasses.replace(
+    GEMMA3,
+    model_type="gemma2",
+    class_name="Gemma2ForCausalLM",
+    defaults=WINDOWED_DEFAULTS | GEMMA2_DEFAULTS,
+    settings=(*GEMMA, windowed(ROPE, gemma2_kinds, write_gemma_windows), fixed_fields(qk_norm=False)),
+)
 
 H = "transformer.h.{i}."
 GPT2 = Format(
@@ -405,4 +389,4 @@ GPT2 = Format(
     ignored_names=r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",
     prefix="transformer.",
 )  # fmt: skip
-FORMATS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GPT2)
+FORMATS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, SMOLLM3, OLMO2, GPT2)

@@ -17,6 +17,8 @@ T5 |= {"decoder_start_token_id": 1, **IDS}
 GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e3, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 16}
+YARN = {"rope_type": "yarn", "rope_theta": 1e3, "factor": 4.0, "original_max_position_embeddings": 16}
+WINDOW = 5  # shorter than the rows of the tests
 BIASED = {"attention_bias": True, "mlp_bias": True, "head_dim": 12, "tie_word_embeddings": True}
 
 MODELS = {
@@ -34,6 +36,58 @@ MODELS = {
             **(LLAMA | {"num_hidden_layers": 7}), head_dim=16, query_pre_attn_scalar=24, sliding_window=64
         )
     ),
+    "gemma3_window": lambda: hf.Gemma3ForCausalLM(
+        hf.Gemma3TextConfig(
+            **LLAMA, head_dim=8, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
+        )
+    ),
+    "mistral_window": lambda: hf.MistralForCausalLM(hf.MistralConfig(**LLAMA, sliding_window=WINDOW)),
+    "qwen2_window": lambda: hf.Qwen2ForCausalLM(
+        hf.Qwen2Config(**LLAMA, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
+    ),
+    "qwen3_window": lambda: hf.Qwen3ForCausalLM(
+        hf.Qwen3Config(
+            **LLAMA,
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+        )
+    ),
+    "llama_yarn": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA, rope_parameters=YARN)),
+    "qwen3_yarn": lambda: hf.Qwen3ForCausalLM(
+        hf.Qwen3Config(
+            **LLAMA,
+            head_dim=16,
+            rope_parameters=YARN | {"attention_factor": 0.7, "beta_fast": 4.0, "beta_slow": 0.5, "truncate": False},
+        )
+    ),
+    "llama_dynamic": lambda: hf.LlamaForCausalLM(
+        hf.LlamaConfig(**LLAMA, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0})
+    ),
+    "gemma2": lambda: hf.Gemma2ForCausalLM(
+        hf.Gemma2Config(
+            **(LLAMA | {"num_hidden_layers": 3}),
+            head_dim=16,
+            query_pre_attn_scalar=24,
+            sliding_window=WINDOW,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+        )
+    ),
+    "phi3": lambda: hf.Phi3ForCausalLM(
+        hf.Phi3Config(
+            **LLAMA,
+            sliding_window=WINDOW,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        )
+    ),
+    "smollm3": lambda: hf.SmolLM3ForCausalLM(
+        hf.SmolLM3Config(**(LLAMA | {"num_hidden_layers": 4}), tie_word_embeddings=False)
+    ),
+    "smollm3_window": lambda: hf.SmolLM3ForCausalLM(
+        hf.SmolLM3Config(**LLAMA, use_sliding_window=True, sliding_window=WINDOW, no_rope_layers=[0, 1])
+    ),
+    "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**LLAMA)),
     "gpt2": lambda: hf.GPT2LMHeadModel(
         hf.GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, **IDS)
     ),
