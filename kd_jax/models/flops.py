@@ -7,7 +7,8 @@ the score, 2 for the sum). Gradients take twice as many again. A decoder-only ne
 
 where N is the number of parameters outside the embeddings, D V that of the head, H d the width of all heads, and
 t the mean number of visible tokens: half of the length. (PaLM, arXiv 2204.02311, appendix B, takes the whole length,
-because it counts masked pairs.) Norms, dropout, positions and the optimiser do not count.
+because it counts masked pairs.) Windows of local layers are not counted: their tokens count as seeing all earlier
+ones. Norms, dropout, positions and the optimiser do not count.
 """
 
 import math

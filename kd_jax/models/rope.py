@@ -96,9 +96,9 @@ class Yarn:
       Peng et al. 2023, arXiv 2309.00071, sections 3.2 and 3.4.
 
     Examples:
-      >>> yarn = Yarn(factor=4.0, original=64, low=1.0, high=8.0)
-      >>> print(yarn.scale(jnp.ones(4), theta=100.0).round(3), round(yarn.cosine_factor, 4))  # i(8) = 0.2, i(1) = 2.02
-      [1.   0.75 0.5  0.25] 1.1386
+      >>> yarn = Yarn(factor=4.0, original=64, low=1.0, high=8.0)  # i(8) = 0.2, i(1) = 2.02
+      >>> print(yarn.scale(jnp.full(4, 4.0), theta=100.0).round(), round(yarn.cosine_factor, 4))
+      [4. 3. 2. 1.] 1.1386
     """
 
     factor: float

@@ -27,7 +27,8 @@ from kd_jax.types import Array, Params
 
 # Fields of a Transformer in which a student may differ from its teacher; widths are checked by check_widths.
 SIZES = ("d_model", "d_ff", "heads", "kv_heads", "head_dim", "head_scale", "layers", "encoder_layers", "decoder_layers")
-FREE_FIELDS = (*SIZES, *COMPUTE_FIELDS, "local", "vocab_rows", "vocab_multiple")
+LAYER_FIELDS = ("local", "unrotated")  # indices of decoder layers
+FREE_FIELDS = (*SIZES, *COMPUTE_FIELDS, *LAYER_FIELDS, "window", "vocab_rows", "vocab_multiple")
 # Parameters with an entry for each token, padding included: name -> the axis of tokens.
 VOCAB_AXES = {"embedding": 0, "output": 1, "output_bias": 0}
 EMBEDDINGS = (*VOCAB_AXES, "encoder_positions", "decoder_positions")
@@ -190,10 +191,27 @@ def layer_maps(init: FromModel, teacher: Architecture, student: Architecture) ->
         stack: layer_map(maps[stack], depths[stack], student_layers, f"init.{stack}", owner)
         for stack, student_layers in student.stacks().items()
     }
-    local = tuple(i for i, layer in enumerate(maps["decoder"]) if layer in teacher.local)
-    if student.local != local:
-        raise KdError(f"model.local: expected {local} for {owner} layers {maps['decoder']}, got {student.local}.")
+    for field, expected in layer_fields(teacher, maps["decoder"]).items():
+        if getattr(student, field) != expected:
+            raise KdError(
+                f"model.{field}: expected {expected} for {owner} layers {maps['decoder']}, got "
+                f"{getattr(student, field)}."
+            )
     return maps
+
+
+def layer_fields(teacher: Transformer, layers: tuple[int, ...]) -> dict[str, object]:
+    """Return the fields of a student that depend on which decoder layers of the teacher it has.
+
+    Examples:
+      >>> from kd_jax.models.decoder_only import DecoderOnly
+      >>> layer_fields(DecoderOnly(layers=4, local=(0, 1), window=8, unrotated=(3,)), (0, 3))
+      {'local': (0,), 'unrotated': (1,), 'window': 8}
+    """
+    fields = {
+        field: tuple(i for i, layer in enumerate(layers) if layer in getattr(teacher, field)) for field in LAYER_FIELDS
+    }
+    return {**fields, "window": teacher.window if fields["local"] else 0}
 
 
 def init_from_teacher(

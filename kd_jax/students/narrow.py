@@ -53,6 +53,11 @@ def check_widths(teacher: Transformer, student: Transformer, owner: str, init: s
             f"model.head_dim: expected heads of width {teacher.head_width}, as {owner}, for init={init}, got "
             f"{student.head_width}. Set head_dim={teacher.head_width}."
         )
+    if teacher.qk_norm_joint and (student.heads, student.key_heads) != (teacher.heads, teacher.key_heads):
+        raise KdError(
+            f"model.heads: expected {teacher.heads} and kv_heads = {teacher.key_heads}, since {owner} qk_norm_joint "
+            f"normalises all heads together, for init={init}, got {student.heads} and {student.key_heads}."
+        )
     heads_per_group = teacher.heads // teacher.key_heads
     if student.heads > heads_per_group * student.key_heads:
         raise KdError(

@@ -14,7 +14,7 @@ from kd_jax.models.base import Architecture
 from kd_jax.models.huggingface.files import Tensors
 from kd_jax.models.huggingface.read import read_architecture, read_model
 from kd_jax.models.transformer import COMPUTE_FIELDS, Transformer
-from kd_jax.students.init import VOCAB_AXES, evenly_spaced_layers
+from kd_jax.students.init import VOCAB_AXES, evenly_spaced_layers, layer_fields
 from kd_jax.tasks.base import Decoding
 from kd_jax.tokenizers import generation_config
 from kd_jax.tokenizers.generation_config import GenerationSettings
@@ -165,7 +165,7 @@ class Smaller:
         if "heads" in sizes and "kv_heads" not in sizes and teacher.key_heads == teacher.heads:
             sizes["kv_heads"] = 0
         depth = sizes.get("layers", sizes.get("decoder_layers", teacher.stacks()["decoder"]))
-        if teacher.local and depth != teacher.stacks()["decoder"]:
-            layers = evenly_spaced_layers(teacher.stacks()["decoder"], depth)
-            sizes["local"] = tuple(i for i, layer in enumerate(layers) if layer in teacher.local)
-        return dataclasses.replace(teacher, **sizes)
+        by_layer = {}
+        if depth != teacher.stacks()["decoder"]:
+            by_layer = layer_fields(teacher, evenly_spaced_layers(teacher.stacks()["decoder"], depth))
+        return dataclasses.replace(teacher, **sizes, **by_layer)

@@ -10,7 +10,7 @@ import pytest
 from kd_jax.batches.layouts import Bucket, Segment
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.rope import Linear
+from kd_jax.models.rope import Linear, Yarn
 from kd_jax.tokenizers.sentencepiece import START
 from kd_jax.types import Tokens
 from tests.helpers.batches import random_examples
@@ -28,11 +28,13 @@ OPTIONS = {
     | {"embedding_scale": True},
     "gemma2": {"norm": "rms", "norm_position": "both", "positions": "rotary", "kv_heads": 1, "activation": "geglu"}
     | {"attention_soft_cap": 2.0, "soft_cap": 3.0, "embedding_scale": True, "local": (0,), "rope_scaling": Linear(8.0)},
+    "phi": {"norm": "rms", "norm_position": "output", "positions": "rotary", "rotary_fraction": 0.5, "head_dim": 8}
+    | {"activation": "swiglu", "rope_scaling": Yarn(4.0, 16)},
     "qwen3": {"norm": "rms", "positions": "rotary", "qk_norm": True, "kv_heads": 2, "head_dim": 6, "biases": "qkv"}
     | {"activation": "gelu_tanh", "rope_theta": 1e6},
 }
 FAMILIES = ("encoder_decoder", "decoder_only")
-EXTENDED = ("marian", "m2m100", "qwen3")  # run by `make test-all` only
+EXTENDED = ("marian", "m2m100", "phi", "qwen3")  # run by `make test-all` only
 each_option = pytest.mark.parametrize(
     "options", [pytest.param(name, marks=pytest.mark.extended if name in EXTENDED else ()) for name in OPTIONS]
 )

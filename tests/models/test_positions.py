@@ -1,12 +1,17 @@
 """Sinusoids, rotary embeddings and relative buckets against their definitions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kd_jax.errors import KdError
+from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.positions import Rotary, apply_rotary, relative_buckets, rotary_embedding, sinusoids
+from kd_jax.models.rope import Dynamic, Yarn
+from kd_jax.types import Inputs, Tokens
 
 ROTARY = rotary_embedding(jnp.arange(40)[None], 6, 100.0)
 Q_1d, K_1d = (jnp.asarray(np.random.default_rng(i).standard_normal((1, 1, 1, 6)), jnp.float32) for i in (0, 1))
@@ -36,6 +41,54 @@ def test_rotated_scores_depend_on_distance_only(query, key, shift):
         return (apply_rotary(Q_1d, at(query)) * apply_rotary(K_1d, at(key))).sum()
 
     np.testing.assert_allclose(score(query + shift, key + shift), score(query, key), atol=1e-5)
+
+
+def test_part_of_a_head_is_rotated():
+    """The first 6 of 10 channels; the others are the same numbers."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 40, 10)), jnp.float32)
+    got = apply_rotary(x, ROTARY)
+    np.testing.assert_array_equal(got[..., :6], apply_rotary(x[..., :6], ROTARY))
+    np.testing.assert_array_equal(got[..., 6:], x[..., 6:])
+
+
+def yarn_rates(width, theta, yarn, first, last):
+    """Return the rates of YaRN in float64, for known ends of the ramp."""
+    rates = theta ** (-np.arange(0, width, 2) / width)
+    kept = 1 - np.clip((np.arange(width // 2) - first) / (last - first), 0, 1)
+    return kept * rates + (1 - kept) * rates / yarn.factor
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+@pytest.mark.parametrize("magnitude", [0.0, 0.7])
+def test_yarn_follows_the_papers_formula(truncate, magnitude):
+    """Angle i has n turns in 1,000 positions at i = 16 ln(1000 / (2 pi n)) / ln(10,000), for 16 angles."""
+    yarn = Yarn(8.0, original=1000, low=2.0, high=16.0, magnitude=magnitude, truncate=truncate)
+    first, last = 16 * np.log(1000 / (2 * np.pi * np.array([16, 2]))) / np.log(10_000)
+    assert (round(first, 2), round(last, 2)) == (3.99, 7.6)
+    if truncate:
+        first, last = 3, 8
+    rotary = rotary_embedding(jnp.arange(50)[None], 32, 10_000.0, yarn)
+    angles = np.arange(50)[:, None] * yarn_rates(32, 10_000.0, yarn, first, last)
+    factor = magnitude or 0.1 * np.log(8) + 1
+    np.testing.assert_allclose(rotary.cosine[0, 0, :, :16], factor * np.cos(angles), atol=1e-5)
+    np.testing.assert_allclose(rotary.sine[0, 0, :, 16:], factor * np.sin(angles), atol=1e-5)
+
+
+def test_dynamic_scaling_is_none_within_the_context_and_refused_beyond():
+    position_BT = jnp.arange(8)[None]
+    for got, want in zip(rotary_embedding(position_BT, 6, 100.0, Dynamic(4.0)), ROTARY, strict=True):
+        np.testing.assert_array_equal(got, want[:, :, :8])
+    config = DecoderOnly(1, d_model=8, heads=2, d_ff=8, rope_scaling=Dynamic(4.0), context=8)
+    model = config.build(5)
+    params = model.init(jax.random.key(0))
+
+    def hidden(length):
+        tokens = Tokens(*(jnp.ones((1, length), jnp.int32) for _ in range(3)))
+        return model.apply(params, Inputs(jnp.zeros(1, jnp.int32), tokens, None))
+
+    assert hidden(8).shape == (1, 8, 8)
+    with pytest.raises(KdError, match=r"model\.context: expected at least 9, the number of tokens of a row, got 8"):
+        hidden(9)
 
 
 @pytest.mark.parametrize("two_sided", [True, False])

@@ -17,10 +17,10 @@ from tests.models.cases import OPTIONS, V, make_batch, random_segments
 from tests.models.jaxprs import equations
 
 SIZES = {"d_model": 16, "heads": 4, "d_ff": 24, "dropout": 0.3}
-# With tables that all layers share, and with local layers.
+# With tables that all layers share, and with local and unrotated layers.
 DEEP = {
     "encoder_decoder": EncoderDecoder(2, 3, **SIZES, **OPTIONS["t5"]),
-    "decoder_only": DecoderOnly(3, **SIZES, **OPTIONS["gemma2"] | {"local": (0, 2)}),
+    "decoder_only": DecoderOnly(3, **SIZES, **OPTIONS["gemma2"] | {"local": (0, 2), "unrotated": (1,)}),
 }
 WAYS = [
     {"scan_layers": True, "remat": "dots"},

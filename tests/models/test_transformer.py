@@ -8,7 +8,7 @@ import pytest
 from kd_jax.errors import KdError
 from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
-from kd_jax.models.rope import Linear, Llama3
+from kd_jax.models.rope import Dynamic, Linear, Llama3, Yarn
 
 WRONG = [
     (DecoderOnly, {"layers": 0}, "layers"),
@@ -25,6 +25,20 @@ WRONG = [
     (DecoderOnly, {"local": (6,)}, "local"),
     (DecoderOnly, {"rope_scaling": Linear(0.0)}, "rope_scaling.factor"),
     (DecoderOnly, {"rope_scaling": Llama3(8.0, 4.0, 1.0, 64)}, "rope_scaling.high"),
+    (DecoderOnly, {"rope_scaling": Yarn(4.0, 64, low=8.0, high=4.0)}, "rope_scaling.high"),
+    (DecoderOnly, {"rope_scaling": Yarn(4.0, 64, magnitude=-1.0)}, "rope_scaling.magnitude"),
+    (DecoderOnly, {"rope_scaling": Yarn(4.0, 0)}, "rope_scaling.original"),
+    (DecoderOnly, {"rope_scaling": Yarn(4.0, 64, truncate=1)}, "rope_scaling.truncate"),
+    (DecoderOnly, {"rope_scaling": Yarn(4.0, 64), "rope_theta": 1.0}, "rope_theta"),
+    (DecoderOnly, {"rope_scaling": Dynamic(-4.0), "context": 64}, "rope_scaling.factor"),
+    (DecoderOnly, {"rope_scaling": Dynamic(4.0)}, "context"),
+    (DecoderOnly, {"rotary_fraction": 0.0}, "rotary_fraction"),
+    (DecoderOnly, {"rotary_fraction": 1.5}, "rotary_fraction"),
+    (DecoderOnly, {"rotary_fraction": 0.1}, "rotary_fraction"),  # 3 of 32 channels
+    (DecoderOnly, {"unrotated": (6,)}, "unrotated"),
+    (DecoderOnly, {"unrotated": (0,), "positions": "sinusoidal"}, "unrotated"),
+    (DecoderOnly, {"qk_norm_joint": True}, "qk_norm_joint"),
+    (EncoderDecoder, {"qk_norm": True, "qk_norm_joint": True}, "qk_norm_joint"),
     (EncoderDecoder, {"positions": "alibi"}, "positions"),
     (EncoderDecoder, {"norm": "batch"}, "norm"),
     (EncoderDecoder, {"norm_position": "between"}, "norm_position"),

@@ -160,3 +160,22 @@ def test_local_layers_remain_local():
     assert layer_maps(FromTeacher(), teacher, DecoderOnly(layers=2, local=(0, 1))) == {"decoder": (0, 3)}
     with pytest.raises(KdError, match=r"model\.local: expected \(0,\) for the teacher's layers \(1, 2\), got \(0, 1\)"):
         layer_maps(FromTeacher(decoder=(1, 2)), teacher, DecoderOnly(layers=2, local=(0, 1)))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            {"local": (0,), "window": 8, "unrotated": ()},
+            r"unrotated: expected \(1,\) for the teacher's layers \(0, 3\)",
+        ),
+        ({"local": (0,), "window": 4, "unrotated": (1,)}, "window: expected 8"),
+    ],
+)
+def test_windows_and_unrotated_layers_remain(fields, message):
+    teacher = DecoderOnly(layers=4, local=(0, 1), window=8, unrotated=(3,))
+    right = DecoderOnly(layers=2, local=(0,), window=8, unrotated=(1,))
+    assert layer_maps(FromTeacher(), teacher, right) == {"decoder": (0, 3)}
+    assert layer_maps(FromTeacher(decoder=(2, 3)), teacher, dataclasses.replace(right, local=(), window=0))
+    with pytest.raises(KdError, match=rf"model\.{message}"):
+        layer_maps(FromTeacher(), teacher, dataclasses.replace(right, **fields))

@@ -232,6 +232,15 @@ def test_students_that_are_no_smaller_teacher_are_refused(fields, message):
         FromTeacher().check(TEACHER, dataclasses.replace(TEACHER, **fields))
 
 
+def test_heads_that_are_normalised_together_are_not_removed():
+    """Their norm depends on all of them; channels and neurons may be removed."""
+    teacher = dataclasses.replace(TEACHER, qk_norm=True, qk_norm_joint=True, head_dim=8)
+    FromTeacher().check(teacher, dataclasses.replace(teacher, d_model=16, d_ff=32))
+    message = r"model\.heads: expected 4 and kv_heads = 2, since the teacher's qk_norm_joint .*, got 2 and 1"
+    with pytest.raises(KdError, match=message):
+        FromTeacher().check(teacher, dataclasses.replace(teacher, heads=2, kv_heads=1))
+
+
 @pytest.mark.parametrize(
     "init, message",
     [

@@ -1,5 +1,7 @@
 """Students with the teacher's architecture in other sizes, and checks of pretrained folders."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,6 +27,15 @@ def test_smaller_of_a_teacher_without_grouped_heads_has_none():
 
 def test_smaller_selects_the_local_layers_with_their_layers():
     assert Smaller(layers=3).resolve(TEACHER).local == (0,)  # layers 0, 2, 5
+
+
+def test_smaller_keeps_unrotated_layers_and_drops_a_window_without_layers():
+    teacher = dataclasses.replace(TEACHER, local=(0, 1, 3), window=8, unrotated=(3, 5))
+    student = Smaller(layers=3).resolve(teacher)
+    assert (student.local, student.window, student.unrotated) == ((0,), 8, (2,))
+    student = Smaller(layers=2).resolve(dataclasses.replace(teacher, local=(1, 3)))  # layers 0 and 5
+    assert (student.local, student.window, student.unrotated) == ((), 0, (1,))
+    student.check()
 
 
 def test_smaller_with_a_field_of_another_family_is_refused():

@@ -116,6 +116,42 @@ MISTRAL_7B = {
     "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
     "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 32000,
 }  # fmt: skip
+GEMMA2_2B = {
+    "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "attention_bias": False, "attention_dropout": 0.0,
+    "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
+    "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304, "initializer_range": 0.02,
+    "intermediate_size": 9216, "max_position_embeddings": 8192, "num_attention_heads": 8, "num_hidden_layers": 26,
+    "num_key_value_heads": 4, "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0, "sliding_window": 4096, "torch_dtype": "float32", "use_cache": True, "vocab_size": 256000,
+}  # fmt: skip
+PHI3_MINI_4K = {
+    "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "attention_dropout": 0.0, "bos_token_id": 1,
+    "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072, "initializer_range": 0.02,
+    "intermediate_size": 8192, "max_position_embeddings": 4096, "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 32, "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0,
+    "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": 2047,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "attention_bias": False,
+    "vocab_size": 32064,
+}  # fmt: skip
+SMOLLM3_3B = {
+    "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "attention_bias": False,
+    "attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048,
+    "initializer_range": 0.02, "intermediate_size": 11008, "layer_types": ["full_attention"] * 36,
+    "max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": False,
+    "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16,
+    "num_hidden_layers": 36, "num_key_value_heads": 4, "pad_token_id": 128004, "pretraining_tp": 2,
+    "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000.0, "sliding_window": None,
+    "torch_dtype": "bfloat16", "use_cache": False, "use_sliding_window": False, "vocab_size": 128256,
+}  # fmt: skip
+OLMO2_1B = {
+    "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "attention_bias": False, "attention_dropout": 0.0,
+    "eos_token_id": 100257, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 8192, "max_position_embeddings": 4096, "num_attention_heads": 16, "num_hidden_layers": 16,
+    "num_key_value_heads": 16, "pad_token_id": 100277, "rms_norm_eps": 1e-06, "rope_scaling": None,
+    "rope_theta": 500000, "tie_word_embeddings": False, "torch_dtype": "float32", "use_cache": False,
+    "vocab_size": 100352,
+}  # fmt: skip
 GEMMA3_1B = {
     "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "attention_bias": False,
     "attention_dropout": 0.0, "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid",
@@ -160,10 +196,21 @@ CONFIGS = {
                                                   "head_dim": 64, "rope_theta": 1e5, "rope_scaling": None}),
     "Qwen2.5-0.5B": (QWEN_2_5_05B, LLAMA_SHAPE | {"layers": 24, "biases": "qkv", "kv_heads": 2, "context": 32768}),
     "Qwen3-0.6B": (QWEN3_06B, LLAMA_SHAPE | {"layers": 28, "biases": "none", "qk_norm": True, "head_dim": 128}),
-    "Mistral-7B-v0.1": (MISTRAL_7B, LLAMA_SHAPE | {"layers": 32, "kv_heads": 8, "d_ff": 14336, "context": 4096}),
-    "gemma-3-1b": (GEMMA3_1B, {"layers": 26, "kv_heads": 1, "head_dim": 256, "rope_theta": 1e6, "context": 512,
+    "Mistral-7B-v0.1": (MISTRAL_7B, LLAMA_SHAPE | {"layers": 32, "kv_heads": 8, "d_ff": 14336, "context": 32768,
+                                                "window": 4096, "local": tuple(range(32))}),
+    "gemma-2-2b": (GEMMA2_2B, {"layers": 26, "kv_heads": 4, "head_dim": 256, "context": 8192, "window": 4096,
+                               "local": tuple(range(0, 26, 2)), "soft_cap": 30.0, "attention_soft_cap": 50.0,
+                               "local_rope_theta": 1e4, "norm_position": "both", "qk_norm": False}),
+    "Phi-3-mini-4k": (PHI3_MINI_4K, LLAMA_SHAPE | {"layers": 32, "kv_heads": 32, "head_dim": 96, "window": 2047,
+                                                   "local": tuple(range(32)), "rotary_fraction": 1.0}),
+    "SmolLM3-3B": (SMOLLM3_3B, LLAMA_SHAPE | {"layers": 36, "kv_heads": 4, "rope_theta": 5e6, "context": 65536,
+                                              "unrotated": tuple(range(3, 36, 4)), "local": (), "window": 0}),
+    "OLMo-2-1B": (OLMO2_1B, LLAMA_SHAPE | {"layers": 16, "d_model": 2048, "norm_position": "output",
+                                           "qk_norm": True, "qk_norm_joint": True, "rope_theta": 5e5}),
+    "gemma-3-1b": (GEMMA3_1B, {"layers": 26, "kv_heads": 1, "head_dim": 256, "rope_theta": 1e6, "context": 32768,
                                "local_rope_theta": 1e4, "local": tuple(i for i in range(26) if i % 6 != 5),
-                               "attention_scale": 1 / 16, "norm_position": "both", "activation": "geglu"}),
+                               "window": 512, "attention_scale": 1 / 16, "norm_position": "both",
+                               "activation": "geglu"}),
     "gemma-3-270m": (GEMMA3_270M, {"layers": 18, "d_model": 640, "d_ff": 2048, "heads": 4,
                                    "local": tuple(i for i in range(18) if i % 6 != 5)}),
 }  # fmt: skip

@@ -112,12 +112,13 @@ OLD_ROPES = {  # keys as transformers 4 writes them -> what transformers 5 reads
     "dictionary first": {"rope_theta": 5000.0, "rope_parameters": {"rope_theta": 99.0}},
     "without factor": {"rope_scaling": {"type": "linear"}},
     "yarn": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+    "longrope": {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
     "nested": {"rope_parameters": {"full_attention": {"rope_theta": 99.0}}},
     "partial": {"partial_rotary_factor": 0.5},
 }
 REFUSED_ROPES = {
     "without factor": "rope_scaling.factor: expected a number above 0 and below 1e12, got None",
-    "yarn": "rope_scaling.type: expected 'default' or 'linear' or 'llama3', got 'yarn'",
+    "longrope": "rope_scaling.type: expected 'default' or 'linear' or 'llama3' or 'yarn' or 'dynamic', got 'longrope'",
     "nested": "rope_parameters.full_attention: expected a number or text, got an object",
     "partial": "partial_rotary_factor: expected 1, got 0.5",
 }

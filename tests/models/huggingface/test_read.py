@@ -1,6 +1,8 @@
 """Reading folders in Hugging Face's layout, and the errors of invalid ones."""
 
+import dataclasses
 import json
+import math
 import shutil
 
 import jax
@@ -12,7 +14,7 @@ from kd_jax.errors import KdError
 from kd_jax.models.huggingface import files
 from kd_jax.models.huggingface.read import read_architecture, read_model
 from kd_jax.models.huggingface.write import write_model
-from kd_jax.models.rope import Linear
+from kd_jax.models.rope import Linear, Yarn
 from kd_jax.students.init import random_params
 from tests.models.huggingface.shapes import MODELS, V
 
@@ -45,10 +47,51 @@ def change_tensors(folder, change):
 
 
 UNSUPPORTED = {  # part of the message -> keys of config.json
-    "model_type: expected one of bart, gemma3_text,": {"model_type": "mixtral"},
-    "rope_type: expected 'default' or 'linear' or 'llama3', got 'yarn'": {
-        "rope_parameters": {"rope_type": "yarn", "factor": 2.0}
+    "model_type: expected one of bart, gemma2, gemma3_text,": {"model_type": "mixtral"},
+    "rope_type: expected 'default' or 'linear' or 'llama3' or 'yarn' or 'dynamic', got 'longrope'": {
+        "rope_parameters": {"rope_type": "longrope", "factor": 2.0}
     },
+    "rope_parameters.rope_type: expected 'default', got 'longrope'": {
+        "model_type": "phi3",
+        "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
+    },
+    "rope_parameters.rope_type: expected 'default', got 'yarn'": {  # transformers takes it for longrope
+        "model_type": "phi3",
+        "rope_parameters": {"rope_type": "yarn", "factor": 2.0},
+    },
+    "full_attention.rope_type: expected 'default' or 'linear' or 'llama3', got 'yarn'": {
+        "model_type": "gemma3_text",
+        "rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}},
+    },
+    "rope_parameters.attention_factor: expected a number above 0 and below 1e12, got 0": {
+        "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 0}
+    },
+    "rope_parameters.truncate: expected true or false, got 1": {
+        "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": 1}
+    },
+    "rope_parameters, sliding_window: expected no scaling of angles beside a window of 48": {
+        "model_type": "mistral",
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0},
+        "sliding_window": 48,
+    },
+    "partial_rotary_factor: expected 1, got 0.5": {"partial_rotary_factor": 0.5},
+    "rope_parameters.partial_rotary_factor: expected 1, got 0.5": {
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}
+    },
+    "model.rotary_fraction: expected an even number of rotated channels of 4, got 3 by 0.75": {
+        "model_type": "phi3",
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75},
+    },
+    "use_sliding_window, sliding_window: expected true and an integer, since layer_types has sliding_attention": {
+        "model_type": "qwen3",
+        "layer_types": ["sliding_attention"],
+    },
+    "sliding_window: expected an integer of at least 1, got None": {"model_type": "gemma2", "sliding_window": None},
+    "no_rope_layers: expected 0 or 1 for each of 1 layers, got [2]": {
+        "model_type": "smollm3",
+        "no_rope_layers": [2],
+    },
+    "attention_bias: expected False, got True": {"model_type": "olmo2", "attention_bias": True},
     "hidden_act: expected 'silu' or 'gelu_pytorch_tanh', got 'relu2'": {"hidden_act": "relu2"},
     "attention_bias, mlp_bias: expected equal values, got True and False": {"attention_bias": True},
     "quantization_config: expected None, got {'bits': 4}": {"quantization_config": {"bits": 4}},
@@ -77,12 +120,45 @@ def test_config_of_transformers_4_is_read(folder):
     assert (model.rope_theta, model.rope_scaling) == (5000.0, Linear(2.0))
 
 
-def test_sliding_window_limits_the_context(folder):
-    """Windows are not implemented, so texts must not be longer than one."""
-    set_config(folder, model_type="mistral", sliding_window=48)
-    assert read_architecture(folder).context == 48
-    set_config(folder, sliding_window=None)
-    assert read_architecture(folder).context == LLAMA.context
+WINDOWS = {  # keys of config.json -> the window
+    "shorter": ({"sliding_window": 48}, 48),
+    "as long as the context": ({"sliding_window": 64}, 0),
+    "null": ({"sliding_window": None}, 0),
+    "default of 4,096": ({}, 0),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_sliding_window_that_is_shorter_than_the_context_is_read(folder, name):
+    keys, window = WINDOWS[name]
+    set_config(folder, model_type="mistral", **keys)
+    model = read_architecture(folder)
+    assert (model.context, model.window, model.local) == (64, window, (0,) if window else ())
+
+
+YARNS = {  # keys of rope_parameters -> fields that differ from the defaults
+    "defaults": ({}, {"original": 64}),
+    "sizes": (
+        {"original_max_position_embeddings": 16, "beta_fast": 8, "beta_slow": 2.0, "truncate": False},
+        {"original": 16, "high": 8, "low": 2.0, "truncate": False},
+    ),
+    "nulls": ({"beta_fast": None, "beta_slow": 0, "attention_factor": None, "mscale": 2.0}, {"original": 64}),
+    "attention factor": ({"attention_factor": 0.5, "mscale": 2.0, "mscale_all_dim": 1.0}, {"magnitude": 0.5}),
+    "mscale": ({"mscale": 2.0, "mscale_all_dim": 1.0}, {"magnitude": 1.2 / 1.1}),
+}
+
+
+@pytest.mark.parametrize("name", YARNS)
+def test_settings_of_yarn_are_read_and_written(folder, tmp_path, name):
+    """With a factor of e, so its logarithm is 1."""
+    keys, fields = YARNS[name]
+    set_config(folder, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": math.e, **keys})
+    model, params = read_model(folder)
+    scaling = Yarn(math.e, **{"original": 64, **fields})
+    assert model.rope_scaling == dataclasses.replace(scaling, magnitude=pytest.approx(scaling.magnitude))
+    (tmp_path / "written").mkdir()
+    write_model(tmp_path / "written", model, params, {}, V)
+    assert read_architecture(tmp_path / "written") == model
 
 
 def remove_config(folder):

@@ -12,6 +12,7 @@ from kd_jax.models.decoder_only import DecoderOnly
 from kd_jax.models.encoder_decoder import EncoderDecoder
 from kd_jax.models.huggingface.read import read_model
 from kd_jax.models.huggingface.write import find_format, write_model
+from kd_jax.models.rope import Dynamic, Yarn
 from kd_jax.students.init import random_params
 from kd_jax.students.pretrained import Smaller
 from tests.models.huggingface.shapes import MODELS, V
@@ -51,9 +52,28 @@ def test_error_names_the_obstacle_of_each_format():
     [
         (EncoderDecoder(**T5, head_scale=0.5), "t5: model.head_scale: expected 1.0 or 0.25, got 0.5"),
         (DecoderOnly(**GEMMA, attention_scale=0.3), "gemma3_text: model.attention_scale: expected 1 / sqrt(n)"),
+        (DecoderOnly(**GEMMA, rope_scaling=Yarn(4.0, 64)), "gemma3_text: model.rope_scaling: expected None or Linear"),
+        (DecoderOnly(**GEMMA, rotary_fraction=0.5), "gemma3_text: model.rotary_fraction: expected 1.0, got 0.5"),
+        (DecoderOnly(rotary_fraction=0.5, unrotated=(0,)), "phi3: model.unrotated: expected (), got (0,)"),
+        (DecoderOnly(rotary_fraction=0.5, unrotated=(0,)), "smollm3: model.rotary_fraction: expected 1.0, got 0.5"),
+        (DecoderOnly(rotary_fraction=0.5, rope_scaling=Dynamic(2.0)), "phi3: model.rope_scaling: expected None, got"),
+        (DecoderOnly(local=(0,)), "mistral: model.local: expected () without a window, got (0,)"),
+        (
+            DecoderOnly(local=(0,), window=8, qk_norm=True, biases="qkv"),
+            "mistral: model.local: expected () or (0, 1, 2, 3, 4, 5)",
+        ),
+        (
+            DecoderOnly(local=(0,), window=8, local_rope_theta=5.0),
+            "smollm3: model.local_rope_theta: expected rope_theta = 10000.0, got 5.0",
+        ),
+        (
+            DecoderOnly(local=(0,), window=8, rope_scaling=Yarn(4.0, 64)),
+            "smollm3: model.rope_scaling: expected None beside a window, got Yarn",
+        ),
+        (DecoderOnly(norm_position="output", qk_norm=True), "olmo2: model.qk_norm_joint: expected True, got False"),
     ],
 )
-def test_inexpressible_number_raises(model, message):
+def test_inexpressible_field_raises(model, message):
     with pytest.raises(KdError) as error:
         find_format(model)
     assert message in str(error.value)
