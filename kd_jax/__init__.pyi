@@ -67,6 +67,7 @@ from kd_jax.tasks.generation import Generation as Generation
 from kd_jax.tasks.instructions import Instructions as Instructions
 from kd_jax.tasks.summarization import Summarization as Summarization
 from kd_jax.tasks.translation import Translation as Translation
+from kd_jax.tokenizers.byte_level import ByteLevel as ByteLevel
 from kd_jax.tokenizers.huggingface import HuggingFaceTokenizer as HuggingFaceTokenizer
 from kd_jax.tokenizers.m2m100 import M2M100Tokenizer as M2M100Tokenizer
 from kd_jax.tokenizers.marian import MarianTokenizer as MarianTokenizer

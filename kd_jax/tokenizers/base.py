@@ -79,6 +79,16 @@ class Tokenizer(Protocol):
         """Return the vocabulary's strings, ordered by id; "" for an unused id."""
         ...
 
+    def token_bytes(self) -> list[bytes | None]:
+        """Return the bytes that each token adds to a text, ordered by id.
+
+        b"" for special tokens, None for tokens that stand for no fixed text.
+
+        Raises:
+          KdError: if tokens of this kind of tokenizer stand for different texts in different places.
+        """
+        ...
+
     def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
         """Write files that transformers' AutoTokenizer reads; they give the ids of `encode_prompt`.
 

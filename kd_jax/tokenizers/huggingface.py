@@ -366,6 +366,24 @@ class FastTokenizer:
         tokens = {i: token for token, i in self._ids.items()}
         return [tokens.get(i, "") for i in range(self.vocab_size)]
 
+    def token_bytes(self) -> list[bytes | None]:
+        """Return the bytes that each token adds to a text.
+
+        Raises:
+          KdError: if the decoder is neither byte-level nor of SentencePiece's kind.
+        """
+        spec = json.loads(self._whole.to_str())
+        bytes_of = tokenizer_json.bytes_of_token(spec, self._folder)
+        literal = {
+            token["id"]: b"" if token["special"] else token["content"].encode() for token in spec["added_tokens"]
+        }
+        table: list[bytes | None] = [b""] * self.vocab_size
+        for token, i in self._ids.items():
+            table[i] = literal[i] if i in literal else b"" if i in self._special_ids else bytes_of(token)
+        if "unk" in self._special.tokens:
+            table[self._ids[self._special.tokens["unk"]]] = None
+        return table
+
     def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
         """Write tokenizer.json, whose special tokens are those of our prompts, and the chat template.
 

@@ -13,6 +13,7 @@ from kd_jax.errors import KdError
 from kd_jax.tokenizers import base, generation_config, hf_folder
 from kd_jax.tokenizers.base import PromptFormat
 from kd_jax.tokenizers.hf_folder import ROWS, SPECIAL, TOKENIZER_CONFIG, VOCAB, FolderTokenizer
+from kd_jax.tokenizers.sentencepiece import piece_bytes
 from kd_jax.tokenizers.sentencepiece_json import NORMAL, SPACE, UNIGRAM, parse_model
 
 SOURCE, TARGET = "source.spm", "target.spm"
@@ -189,6 +190,15 @@ class LoadedMarian:
     def pieces(self) -> list[str]:
         """Return the vocabulary's strings, ordered by id; "" for an unused id."""
         return [self._tokens.get(i, "") for i in range(self.vocab_size)]
+
+    def token_bytes(self) -> list[bytes | None]:
+        """Return the bytes that each piece adds to a text."""
+        without_text = self._not_decoded | {self._special.target}
+        table: list[bytes | None] = [b""] * self.vocab_size
+        for i, token in self._tokens.items():
+            table[i] = b"" if token in without_text else piece_bytes(token)
+        table[self._unknown] = None
+        return table
 
     def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
         """Write the files of transformers' MarianTokenizer, which adds no language token to a text."""

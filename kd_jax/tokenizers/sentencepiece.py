@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ PAD, START, EOS, UNKNOWN = range(4)
 MODEL = "tokenizer.model"
 NORMALIZATIONS = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
 LONG_TEXT, PART_LENGTH = 16_384, 2048  # characters of a training text
+BYTE_PIECE, BLANK = re.compile(r"<0x([0-9A-F]{2})>"), "\u2581"
 MAX_BYTES = 2**30  # of a training text; SentencePiece's default of 4,192 silently skips longer documents
 
 
@@ -207,6 +209,10 @@ class SentencePieceTokenizer:
         """Return the vocabulary's strings, ordered by id."""
         return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
 
+    def token_bytes(self) -> list[bytes | None]:
+        """Return the bytes that each piece adds to a text."""
+        return processor_bytes(self._processor)
+
     def export(self, to: Path, family: str, prompted: bool) -> dict[str, int]:
         """Write tokenizer.json and tokenizer_config.json."""
         # The decoder of T5, Marian and Pegasus begins with the padding token. Converters such as CTranslate2's rely on
@@ -223,3 +229,22 @@ class SentencePieceTokenizer:
         manifest.write_json(to / TOKENIZER_CONFIG, config)
         ids = {"pad_token_id": pad, "bos_token_id": START, "eos_token_id": EOS}
         return ids | ({"decoder_start_token_id": START} if has_encoder else {})
+
+
+def processor_bytes(processor: sentencepiece.SentencePieceProcessor) -> list[bytes | None]:
+    """Return the bytes that each piece of a model adds to a text: b"" for control pieces, None for the unknown one."""
+    return [
+        b"" if processor.is_control(i) else None if processor.is_unknown(i) else piece_bytes(processor.id_to_piece(i))
+        for i in range(processor.get_piece_size())
+    ]
+
+
+def piece_bytes(piece: str) -> bytes:
+    """Return the bytes of a piece in which U+2581 is a space and <0x0A> a byte.
+
+    Examples:
+      >>> piece_bytes(f"{BLANK}a"), list(piece_bytes("<0x0A>"))
+      (b' a', [10])
+    """
+    is_byte = BYTE_PIECE.fullmatch(piece)
+    return bytes([int(is_byte[1], 16)]) if is_byte else piece.replace(BLANK, " ").encode()

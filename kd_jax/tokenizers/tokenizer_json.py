@@ -2,7 +2,7 @@
 
 import collections
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tokenizers import pre_tokenizers
 from kd_jax.errors import KdError
 from kd_jax.tokenizers.hf_folder import check_ids, read_object
 from kd_jax.tokenizers.prune_vocabulary import vocabulary
+from kd_jax.tokenizers.sentencepiece import piece_bytes
 
 Json = Mapping[str, Any]
 MOST_LOST = 0.01  # share of the characters of training texts that may have no token
@@ -125,3 +126,39 @@ def _is_lost(tokenizer: tokenizers.Tokenizer, character: str) -> bool:
     except Exception:  # a unigram model without an unknown token
         return True
     return kept.strip(" \u2581") not in decoded
+
+
+def bytes_of_token(spec: Json, folder: Path) -> Callable[[str], bytes]:
+    """Return the function that maps a token of a tokenizer.json to the bytes that it adds to a text.
+
+    Args:
+      spec: the tokenizer.json.
+      folder: with the file, for the message.
+
+    Raises:
+      KdError: if the decoder is neither byte-level nor of SentencePiece's kind.
+    """
+    decoder = json.dumps(spec["decoder"])
+    if '"ByteLevel"' in decoder:
+        byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+        return lambda token: b"".join(bytes([byte_of[c]]) if c in byte_of else c.encode() for c in token)
+    if any(kind in decoder for kind in ('"Metaspace"', '"ByteFallback"', json.dumps("\u2581"))):
+        return piece_bytes
+    kind = (spec["decoder"] or {}).get("type", "none")
+    raise KdError(
+        f"tokenizer.folder: expected a decoder of bytes or of SentencePiece's kind in {folder / 'tokenizer.json'}, so "
+        f"that tokens stand for fixed bytes, got {kind}. Use a tokenizer of these kinds."
+    )
+
+
+def byte_letters() -> list[str]:
+    """Return the letter that byte-level tokenizers write for each byte: those of GPT-2.
+
+    Examples:
+      >>> "".join(byte_letters()[byte] for byte in " né".encode())
+      'ĠnÃ©'
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    codes = dict(zip(printable, printable, strict=True)) | {byte: 256 + n for n, byte in enumerate(others)}
+    return [chr(codes[byte]) for byte in range(256)]
