@@ -23,40 +23,40 @@ def read_rope(
     complete = {"rope_theta": theta, "original_max_position_embeddings": original, **value}
     if nested := [name for name, setting in complete.items() if isinstance(setting, dict)]:
         raise KdError(f"config.json: {key}.{nested[0]}: expected a number or text, got an object.")
-    rope = {f"{key}.{name}": setting for name, setting in complete.items()}
+    named = {f"{key}.{name}": setting for name, setting in complete.items()}
     name = f"{key}.rope_type" if "rope_type" in value else f"{key}.type"
-    kind = read_choice({name: "default", **rope}, name, {kind: ROPE_TYPES[kind] for kind in types})
-    theta = read_number(rope, f"{key}.rope_theta")
+    kind = read_choice({name: "default", **named}, name, {kind: ROPE_TYPES[kind] for kind in types})
+    theta = read_number(named, f"{key}.rope_theta")
     if kind is None:
         return theta, None
-    factor = read_number(rope, f"{key}.factor")
+    factor = read_number(named, f"{key}.factor")
     if kind is Yarn:
-        return theta, _read_yarn(key, rope, factor)
+        return theta, _read_yarn(key, named, factor)
     if kind is not Llama3:
         return theta, kind(factor)
-    low, high = (read_number(rope, f"{key}.{name}") for name in ("low_freq_factor", "high_freq_factor"))
-    return theta, Llama3(factor, low, high, read_count(rope, f"{key}.original_max_position_embeddings"))
+    low, high = (read_number(named, f"{key}.{name}") for name in ("low_freq_factor", "high_freq_factor"))
+    return theta, Llama3(factor, low, high, read_count(named, f"{key}.original_max_position_embeddings"))
 
 
-def _read_yarn(key: str, rope: Config, factor: float) -> Yarn:
-    """Return the scaling of YaRN; `rope` has names that begin with the key."""
+def _read_yarn(key: str, named: Config, factor: float) -> Yarn:
+    """Return the scaling of YaRN; `named` has names that begin with the key."""
 
     def optional(name: str, default: float) -> float:
         """Return a number; absent, null and 0 are the default, as in transformers."""
-        return read_number(rope, f"{key}.{name}") if rope.get(f"{key}.{name}") else default
+        return read_number(named, f"{key}.{name}") if named.get(f"{key}.{name}") else default
 
     magnitude, mscale, mscale_all = 0.0, optional("mscale", 0.0), optional("mscale_all_dim", 0.0)
-    if rope.get(f"{key}.attention_factor") is not None:
-        magnitude = read_number(rope, f"{key}.attention_factor")
+    if named.get(f"{key}.attention_factor") is not None:
+        magnitude = read_number(named, f"{key}.attention_factor")
     elif mscale and mscale_all and factor > 1:
         magnitude = (0.1 * mscale * math.log(factor) + 1) / (0.1 * mscale_all * math.log(factor) + 1)
     return Yarn(
         factor=factor,
-        original=read_count(rope, f"{key}.original_max_position_embeddings"),
+        original=read_count(named, f"{key}.original_max_position_embeddings"),
         low=optional("beta_slow", 1.0),
         high=optional("beta_fast", 32.0),
         magnitude=magnitude,
-        truncate=read_flag({f"{key}.truncate": True, **rope}, f"{key}.truncate"),
+        truncate=read_flag({f"{key}.truncate": True, **named}, f"{key}.truncate"),
     )
 
 
@@ -115,9 +115,9 @@ def rope(*types: str, partial: bool = False) -> Setting:
             _check_whole(f"{key}.", value)
             return fields | {"rotary_fraction": 1.0}
         name = "partial_rotary_factor"
-        fraction = value[name] if name in value else config.get(name, 1.0)
-        name = f"{key}.{name}" if name in value else name
-        return fields | {"rotary_fraction": read_number({name: fraction}, name)}
+        fraction = value.get(name, config.get(name, 1.0))
+        full_name = f"{key}.{name}" if name in value else name
+        return fields | {"rotary_fraction": read_number({full_name: fraction}, full_name)}
 
     def write(model: Transformer) -> dict[str, Any]:
         keys = {"rope_theta": model.rope_theta, **write_rope_scaling(model.rope_scaling, types)}

@@ -17,7 +17,8 @@ T5 |= {"decoder_start_token_id": 1, **IDS}
 GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e3, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 16}
-YARN = {"rope_type": "yarn", "rope_theta": 1e3, "factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {"rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 48}
+YARN |= {"beta_fast": 2.0, "beta_slow": 0.5}
 WINDOW = 5  # shorter than the rows of the tests
 BIASED = {"attention_bias": True, "mlp_bias": True, "head_dim": 12, "tie_word_embeddings": True}
 
@@ -58,7 +59,7 @@ MODELS = {
         hf.Qwen3Config(
             **LLAMA,
             head_dim=16,
-            rope_parameters=YARN | {"attention_factor": 0.7, "beta_fast": 4.0, "beta_slow": 0.5, "truncate": False},
+            rope_parameters=YARN | {"attention_factor": 0.7, "truncate": False},
         )
     ),
     "llama_dynamic": lambda: hf.LlamaForCausalLM(
