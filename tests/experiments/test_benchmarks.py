@@ -187,6 +187,23 @@ def test_accelerator_tells_kinds_of_errors_apart(import_file):
     assert not accelerator.is_failure(failed | {"who": "tokamax"})
 
 
+@pytest.mark.parametrize(
+    "errors, status",
+    [
+        ((0.1, 0.1), "passed"),
+        ((0.0, None), "passed"),
+        ((0.2, 0.0), "failed: the error is above its bound"),
+        ((0.0, 0.2), "failed: the error is above its bound"),
+        ((np.inf, 0.0), "failed: the error is above its bound"),
+    ],
+)
+def test_a_check_fails_above_its_bound(import_file, errors, status):
+    accelerator = import_file(EXPERIMENTS / "benchmarks/accelerator.py")
+    setting = accelerator.Setting(accelerator.TINY, 4, None, None, deadline=np.inf, tiny=True)
+    row = accelerator.check_row("a check", 0.1, setting, lambda: errors)
+    assert row["status"] == status and accelerator.is_failure(row) == (status != "passed")
+
+
 def test_rows_of_the_accelerator_are_full_of_texts(import_file):
     """A sixteenth of a row is padding; positions restart in every text, and targets are the next inputs."""
     accelerator = import_file(EXPERIMENTS / "benchmarks/accelerator.py")
