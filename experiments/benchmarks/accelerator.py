@@ -195,8 +195,8 @@ class NotHereError(Exception):
     """A case that cannot run on this machine; the message says why."""
 
 
-class Prepared(NamedTuple):
-    """A case that is compiled.
+class Program(NamedTuple):
+    """A compiled case.
 
     Attributes:
       first: seconds of the first call with its compilation.
@@ -214,7 +214,7 @@ class Case(NamedTuple):
 
     name: str
     who: str
-    prepare: Callable[[], Prepared]
+    prepare: Callable[[], Program]
     facts: Mapping[str, Any] = {}
 
 
@@ -243,7 +243,7 @@ def announce(case: str) -> None:
 def take_turns(cases: Sequence[Case], setting: Setting) -> list[Row]:
     """Compile the cases, run them in turns, and return a row for each with its seconds."""
     rows: list[Row] = [{"case": case.name, "who": case.who, "status": "ok", **case.facts} for case in cases]
-    prepared: dict[int, tuple[Prepared, int]] = {}
+    programs: dict[int, tuple[Program, int]] = {}
     for i, case in enumerate(cases):
         if time.monotonic() > setting.deadline:
             rows[i]["status"] = skipped()
@@ -255,11 +255,11 @@ def take_turns(cases: Sequence[Case], setting: Setting) -> list[Row]:
         except Exception as error:  # one line of the table
             rows[i]["status"] = describe(error)
             continue
-        prepared[i] = one, calls
+        programs[i] = one, calls
         rows[i] |= {"first": one.first, "memory": one.memory}
-    seconds: dict[int, list[float]] = {i: [] for i in prepared}
+    seconds: dict[int, list[float]] = {i: [] for i in programs}
     for turn in range(TURNS):
-        for i, (one, calls) in prepared.items():
+        for i, (one, calls) in programs.items():
             if rows[i]["status"] != "ok" or (turn >= FEWEST_TURNS and time.monotonic() > setting.deadline):
                 continue
             try:
@@ -279,7 +279,7 @@ def temporary_memory(compiled: Any) -> int | None:
     return None
 
 
-def compile_case(function: Callable[..., Any], *arguments: Any) -> Prepared:
+def compile_case(function: Callable[..., Any], *arguments: Any) -> Program:
     """Compile a function and call it once."""
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
@@ -293,13 +293,13 @@ def compile_case(function: Callable[..., Any], *arguments: Any) -> Prepared:
         jax.block_until_ready(out)
         return time.perf_counter() - start
 
-    return Prepared(first, temporary_memory(compiled), run)
+    return Program(first, temporary_memory(compiled), run)
 
 
-def not_here(reason: str) -> Callable[[], Prepared]:
+def not_here(reason: str) -> Callable[[], Program]:
     """Return the preparation of a case that cannot run."""
 
-    def prepare() -> Prepared:
+    def prepare() -> Program:
         raise NotHereError(reason)
 
     return prepare
@@ -359,9 +359,9 @@ class Torch:
         """Return a case that this process runs."""
         key = f"{name} {who}"
 
-        def prepare() -> Prepared:
+        def prepare() -> Program:
             answer = self.ask(do="prepare", key=key, case=case, sizes=dict(sizes))
-            return Prepared(
+            return Program(
                 answer["first"], answer["memory"], lambda calls: self.ask(do="run", key=key, calls=calls)["seconds"]
             )
 
@@ -386,7 +386,7 @@ class Torch:
 def packed_batch(sizes: Sizes, rows: int, length: int, vocab_size: int, seed: int = 0) -> Batch:
     """Return a batch on the host whose rows are full of texts of random lengths; all targets count."""
     rng, numbers = np.random.default_rng(seed), iter(range(10**9))
-    packed = []
+    texts_of_rows = []
     for _ in range(rows):
         row, left = [], length - length // 16  # the end of a row is padding
         while left > 0:
@@ -394,8 +394,8 @@ def packed_batch(sizes: Sizes, rows: int, length: int, vocab_size: int, seed: in
             ids = rng.integers(START + 1, vocab_size, count).astype(np.int32)
             row.append(Segment(next(numbers), Encoded(ids[:0], ids, np.ones(count, bool)), 1.0, {}))
             left -= count
-        packed.append(row)
-    return DecoderOnly(1).layout(START).batch(packed, rows, Bucket(0, length), {})
+        texts_of_rows.append(row)
+    return DecoderOnly(1).layout(START).batch(texts_of_rows, rows, Bucket(0, length), {})
 
 
 def top_k_records(signal: TopK, count: int, length: int, vocab_size: int) -> Any:
@@ -593,9 +593,9 @@ def attention_inputs(case: str, dtype: Any, length: int) -> tuple[AttentionInput
     q, k, v = (np.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
     weights = rng.standard_normal((2, length, 4 * width)).astype(np.float32) * (query_BT > 0)[..., None]
     inputs = AttentionInputs(q, k, v, query_BT, key_BS, weights)
-    rounded = inputs._replace(q=q.astype(np.float32), k=k.astype(np.float32), v=v.astype(np.float32))
+    inputs_float32 = inputs._replace(q=q.astype(np.float32), k=k.astype(np.float32), v=v.astype(np.float32))
     reference = lambda q, k, v, visibility: attend(q, k, v, visibility.bias())  # noqa: E731
-    return inputs, on_cpu(functools.partial(attention_result, function=reference, options=options), rounded)
+    return inputs, on_cpu(functools.partial(attention_result, function=reference, options=options), inputs_float32)
 
 
 def check_attention(kernel: str, case: str, dtype: Any, sizes: Sizes) -> tuple[float, float]:
@@ -646,23 +646,25 @@ def step_case(name: str, student: DecoderOnly, batch: Batch, setting: Setting) -
     """Return the case of an objective's training step."""
     sizes, online = setting.sizes, name == "online teacher"
     model, teacher = student.build(sizes.vocab_size), sizes.teacher.build(sizes.vocab_size)
-    needed = TRAINING * flops_per_unit(model, jax.eval_shape(model.init, jax.random.key(0))).dot(count_workload(batch))
+    flops = TRAINING * flops_per_unit(model, jax.eval_shape(model.init, jax.random.key(0))).dot(count_workload(batch))
     if online:
         units = flops_per_unit(teacher, jax.eval_shape(teacher.init, jax.random.key(0)))
-        needed += units.dot(count_workload(batch))
+        flops += units.dot(count_workload(batch))
 
-    def prepare() -> Prepared:
-        given, tx = batch, Optimizer(warmup=100).build(1000)
+    def prepare() -> Program:
+        device_batch, tx = batch, Optimizer(warmup=100).build(1000)
         if name == "cached top-k":
-            given = with_top_k(batch, TopK(k=setting.k), sizes.vocab_size)
+            device_batch = with_top_k(batch, TopK(k=setting.k), sizes.vocab_size)
         state = init_state(jax.random.key(1), init(model, 0), tx)
         teacher_params = init(teacher, 2) if online else None
-        given = jax.block_until_ready(jax.device_put(given))
+        device_batch = jax.block_until_ready(jax.device_put(device_batch))
         options: Any = {"model": model, "terms": terms_of(name, setting.k), "tx": tx}
         step = functools.partial(train_step, teacher=teacher if online else None, **options)
         start = time.perf_counter()
-        compiled = make_devices("jit").compile_sums(step, donate=True).lower(state, given, teacher_params).compile()
-        state, sums = compiled(state, given, teacher_params)
+        compiled = (
+            make_devices("jit").compile_sums(step, donate=True).lower(state, device_batch, teacher_params).compile()
+        )
+        state, sums = compiled(state, device_batch, teacher_params)
         jax.block_until_ready(sums)
         first = time.perf_counter() - start
 
@@ -670,15 +672,15 @@ def step_case(name: str, student: DecoderOnly, batch: Batch, setting: Setting) -
             nonlocal state, sums
             start = time.perf_counter()
             for _ in range(calls):
-                state, sums = compiled(state, given, teacher_params)
+                state, sums = compiled(state, device_batch, teacher_params)
             jax.block_until_ready(sums)
             if not np.isfinite(float(sums["loss"].value)):
                 raise FloatingPointError("the loss is not finite")
             return time.perf_counter() - start
 
-        return Prepared(first, temporary_memory(compiled), run)
+        return Program(first, temporary_memory(compiled), run)
 
-    return Case(name, "kd_jax", prepare, {"attention": student.attention, "flops": needed})
+    return Case(name, "kd_jax", prepare, {"attention": student.attention, "flops": flops})
 
 
 def student_step(setting: Setting) -> Iterator[Row]:
@@ -723,14 +725,14 @@ def head_cases(setting: Setting, torch: Torch) -> list[Case]:
         d_kernel_DV = jnp.matmul(hidden_ND.T, d_logits_NV, preferred_element_type=jnp.float32)
         return hidden_ND @ kernel_DV, d_logits_NV @ kernel_DV.T, d_kernel_DV
 
-    def floor_case(with_teacher: bool) -> Prepared:
+    def floor_case(with_teacher: bool) -> Program:
         d_logits_NV = normal(keys[5], (n, v))
         if not with_teacher:
             return compile_case(products, hidden_ND, kernel_DV, d_logits_NV)
         both = lambda *args: (products(*args[:3]), args[3] @ args[4])  # noqa: E731
         return compile_case(both, hidden_ND, kernel_DV, d_logits_NV, teacher_ND, teacher_DV)
 
-    def ours(terms: Mapping[str, Term], chunk: int = 0) -> Prepared:
+    def ours(terms: Mapping[str, Term], chunk: int = 0) -> Program:
         tokens, shared = plain, StepInputs(jnp.int32(0))
         for term in terms.values():
             if isinstance(term.signal, TopK):
@@ -752,7 +754,7 @@ def head_cases(setting: Setting, torch: Torch) -> list[Case]:
         logits_NV = jnp.matmul(hidden_ND, kernel_DV, preferred_element_type=jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits_NV, targets_N).mean()
 
-    def tokamax_ce() -> Prepared:
+    def tokamax_ce() -> Program:
         import tokamax  # pyright: ignore[reportMissingImports]
 
         implementation = "mosaic_tpu" if jax.default_backend() == "tpu" else "xla"
@@ -835,7 +837,7 @@ def decoding(setting: Setting) -> Iterator[Row]:
     decode = functools.partial(greedy, model, eos=NO_END, length=sizes.text)
     rng = np.random.default_rng(0)
 
-    def ours(batch: int) -> Prepared:
+    def ours(batch: int) -> Program:
         prompts = rng.integers(START + 1, sizes.vocab_size, (batch, sizes.prompt - 1)).astype(np.int32)
         inputs = jax.device_put(architecture.layout(START).prompts(list(prompts), batch, sizes.prompt - 1))
         return compile_case(decode, params, inputs)
@@ -904,7 +906,7 @@ def attention_cases(length: int, setting: Setting, torch: Torch) -> list[Case]:
     }
     name = f"{batch} x {length:,} tokens"
 
-    def forward_backward(function: Callable[..., jax.Array], *arrays: Any) -> Prepared:
+    def forward_backward(function: Callable[..., jax.Array], *arrays: Any) -> Program:
         def call(q: Any, k: Any, v: Any, w: Any) -> Any:
             out, pull_back = jax.vjp(function, q, k, v)
             return out, pull_back(w.reshape(out.shape))
@@ -914,21 +916,21 @@ def attention_cases(length: int, setting: Setting, torch: Torch) -> list[Case]:
     def plain(q: Any, k: Any, v: Any) -> jax.Array:
         return attend_plain(q, k, v, visible.bias(), causal=True)
 
-    def ours(kernel: str) -> Prepared:
+    def ours(kernel: str) -> Program:
         if kernel not in KERNELS_OF[backend]:
             raise NotHereError("not on this platform")
         flash = lambda q, k, v: KERNELS[kernel](q, k, v, visible)  # noqa: E731  # pyright: ignore
         return forward_backward(plain if kernel == "plain" else flash, q, k, v, w.swapaxes(1, 2))
 
-    def by_tokens(function: Callable[..., jax.Array]) -> Prepared:
+    def by_tokens(function: Callable[..., jax.Array]) -> Program:
         return forward_backward(function, *(x.swapaxes(1, 2) for x in (q, k, v, w)))
 
-    def cudnn() -> Prepared:
+    def cudnn() -> Program:
         if backend != "gpu":
             raise NotHereError("not on this platform")
         return by_tokens(functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn"))
 
-    def tokamax_attention() -> Prepared:
+    def tokamax_attention() -> Program:
         import tokamax  # pyright: ignore[reportMissingImports]
 
         return by_tokens(functools.partial(tokamax.dot_product_attention, is_causal=True))
@@ -1041,12 +1043,12 @@ def is_installed(name: str) -> bool:
 
 def versions() -> dict[str, str]:
     """Return the version of each library, or "not installed"."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax", "numpy", "tokamax", "torch", "transformers", "liger-kernel"):
-        found[name] = "not installed"
+        result[name] = "not installed"
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            result[name] = importlib.metadata.version(name)
+    return result
 
 
 def device_facts(flops: float | None, bandwidth: float | None) -> Row:
@@ -1085,19 +1087,19 @@ def work(pipe: Connection, part: str, options: argparse.Namespace, seconds: floa
 def run_part(part: str, options: argparse.Namespace, seconds: float, limit: float) -> tuple[Row, list[Row]]:
     """Return (the device, the rows of a part) from its process, which is ended after `limit` seconds."""
     spawn, end = multiprocessing.get_context("spawn"), time.monotonic() + limit
-    ours, theirs = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=work, args=(theirs, part, options, seconds))
+    reader, writer = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=work, args=(writer, part, options, seconds))
     process.start()
-    theirs.close()
+    writer.close()
     messages: list[Row] = []
-    status = ""
+    status = ""  # of the row that says why there are no more
     try:
         while True:
-            if not ours.poll(max(0.0, end - time.monotonic())):
+            if not reader.poll(max(0.0, end - time.monotonic())):
                 process.kill()
                 status = f"skipped: ended after {limit:.0f} s"
                 break
-            messages.append(ours.recv())
+            messages.append(reader.recv())
     except EOFError:
         process.join()
         status = f"failed: the process ended with status {process.exitcode}" if process.exitcode else ""
@@ -1153,15 +1155,15 @@ def main() -> None:
         if "device" not in result:
             result["device"] = device
             print(describe_machine(device, result["versions"]))
-        rows.sort(key=lambda row: row.get("length", 0) if part == "attention" else 0)
+        rows.sort(key=lambda row: row.get("length", float("inf")) if part == "attention" else 0)
         seconds = time.monotonic() - start
         result["parts"][part] = {"seconds": seconds, "rows": rows}
         print(f"\n## {part}, {seconds:.0f} s\n\n{table(part, rows)}", flush=True)
         save(options.json, result, begin)
-    everything = [row for part in result["parts"].values() for row in part["rows"]]
-    failures = [row for row in everything if is_failure(row)]
-    passed, left_out = (sum(row["status"].startswith(word) for row in everything) for word in ("passed", "skipped"))
-    print(f"\n{passed} checks passed, {len(failures)} cases of kd_jax failed, {left_out} cases were skipped.")
+    all_rows = [row for part in result["parts"].values() for row in part["rows"]]
+    failures = [row for row in all_rows if is_failure(row)]
+    passes, skips = (sum(row["status"].startswith(word) for row in all_rows) for word in ("passed", "skipped"))
+    print(f"\n{passes} checks passed, {len(failures)} cases of kd_jax failed, {skips} cases were skipped.")
     where = f"{options.json}, " if options.json else ""
     print(f"{where}{time.monotonic() - begin:.0f} s")
     sys.exit(1 if failures else 0)
