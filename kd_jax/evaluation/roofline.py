@@ -124,6 +124,7 @@ def with_attention_of(experiment: ResolvedExperiment, name: str, chip: Chip) -> 
             window=model.window,
             relative=model.positions == "relative",
             scores=Scores(model.attention_scale, model.attention_soft_cap),
+            compute=model.compute,
             platform="tpu" if chip.names[0].startswith("TPU") else "gpu",
         )
         attention = "plain" if kernel == "plain" else "flash"

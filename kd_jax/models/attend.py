@@ -6,12 +6,14 @@ In names, G is the number of key heads and d the width of a head. All functions 
 - plain: XLA's own operations, with scores [B, H, T, S] in memory. The fastest for short texts.
 - blocks: the same operations, a block of queries at a time, and again in the backward pass. Memory is linear in T.
 - splash: JAX's Pallas kernel for TPUs, with segments, windows, grouped keys and soft caps.
-- triton: JAX's Pallas kernel for GPUs, with segments. JAX's interface to cuDNN takes none: a mask of packed rows would
-  be a bias [B, 1, T, T]. Nor does the public function of tokamax 0.0.12.
+- triton: JAX's Pallas kernel for GPUs, with segments, for 16-bit floats. JAX's interface to cuDNN takes no segments: a
+  mask of packed rows would be a bias [B, 1, T, T]. Nor does the public function of tokamax 0.0.12. JAX will remove the
+  kernel some day; without it GPUs get blocks.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -34,6 +36,7 @@ BLOCK = 128  # queries of a block, where memory must be linear in T
 LANES = 128  # lengths of texts are padded to a multiple of it for the kernels
 # "auto" is "flash" from this number of tokens of a row on. CPU: see RESULTS; others: where scores begin to matter.
 FLASH_FROM = {"cpu": 1024, "gpu": 512, "tpu": 512, "any": 1024}
+TRITON = "jax.experimental.pallas.ops.gpu.attention"
 PADDING = -1  # segment of what is added to a row for a kernel
 
 
@@ -300,7 +303,13 @@ Attend = Callable[
 
 
 def attention_of(
-    attention: Attention, visibility: Visibility, scores: Scores, *, same_tokens: bool, window: int = 0
+    attention: Attention,
+    visibility: Visibility,
+    scores: Scores,
+    *,
+    same_tokens: bool,
+    window: int = 0,
+    compute: str = "float32",
 ) -> Attend:
     """Return the attention of a stack's layers, of which local ones see a window.
 
@@ -310,6 +319,7 @@ def attention_of(
       scores: scale and bound of the scores.
       same_tokens: whether queries and keys are of the same tokens.
       window: keys that a query of a local layer sees; 0 if no layer is local.
+      compute: dtype of queries, keys and values.
     """
     shape = visibility.query_BT.shape[1], visibility.key_BS.shape[1]
     visibilities = [visibility, visibility._replace(window=window)] if window else [visibility]
@@ -321,6 +331,7 @@ def attention_of(
             window=each.window,
             relative=visibility.table_KH is not None,
             scores=scores,
+            compute=compute,
         )
         for each in visibilities
     ]
@@ -366,6 +377,7 @@ def choose(
     window: int = 0,
     relative: bool = False,
     scores: Scores = UNCHANGED,
+    compute: str = "bfloat16",
     platform: Platform | None = None,
 ) -> Kernel:
     """Return the kernel for an attention.
@@ -377,6 +389,7 @@ def choose(
       window: keys that a query sees; 0 for all.
       relative: whether scores have biases of relative positions.
       scores: scale and bound of the scores.
+      compute: dtype of queries, keys and values.
       platform: for which it is compiled; None for `target_platform`.
 
     Examples:
@@ -392,7 +405,8 @@ def choose(
         return "plain"
     if platform == "tpu" and not relative:
         return "splash"
-    if platform == "gpu" and same_tokens and not (relative or window or scores.soft_cap):
+    is_simple = same_tokens and not (relative or window or scores.soft_cap)
+    if platform == "gpu" and is_simple and compute == "bfloat16" and find_spec(TRITON):
         return "triton"
     return "blocks" if shape[0] > BLOCK else "plain"
 

@@ -122,12 +122,12 @@ class Network(nn.Module):
         c = self.config
         visibility = Visibility(segment_BT, segment_BT, causal, table_KH=table if c.positions == "relative" else None)
         window = c.window if causal and c.local else 0
-        return attention_of(c.attention, visibility, self.scores, same_tokens=True, window=window)
+        return attention_of(c.attention, visibility, self.scores, same_tokens=True, window=window, compute=c.compute)
 
     def cross_attention(self, segment_BT: Array, source_BS: Array) -> Attend:
         """Return the attention of whole rows to their sources."""
-        visibility = Visibility(segment_BT, source_BS)
-        return attention_of(self.config.attention, visibility, self.scores, same_tokens=False)
+        c, visibility = self.config, Visibility(segment_BT, source_BS)
+        return attention_of(c.attention, visibility, self.scores, same_tokens=False, compute=c.compute)
 
     def attention_context(self, attend: Attend, position_BT: Array) -> AttentionContext:
         """Return the context of self-attention."""

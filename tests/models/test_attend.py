@@ -24,6 +24,7 @@ from kd_jax.models.attend import (
 from kd_jax.models.positions import BUCKETS
 from kd_jax.runtime.mesh import Mesh, MeshDevices
 from kd_jax.runtime.target import lowering_for, target_platform
+from tests.helpers.platforms import tracing_for
 
 HEADS, WIDTH = 4, 8
 INTERPRETED = {
@@ -204,7 +205,7 @@ def test_kernels_lower_forward_and_backward_without_their_device(platform, kerne
         return KERNELS[kernel](q, k, v, Visibility(segment_BT, segment_BT, causal=True)).astype(jnp.float32).sum()
 
     target = {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}[platform]
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with tracing_for(platform), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
         checks = [export.DisabledSafetyCheck.custom_call(target)]
         program = export.export(gradient, platforms=[platform], disabled_checks=checks)(q, q, q, segment)
@@ -224,6 +225,7 @@ def test_kernels_lower_forward_and_backward_without_their_device(platform, kerne
         (("auto", (512, 512)), {"platform": "tpu", "window": 8, "scores": Scores(soft_cap=50.0)}, "splash"),
         (("auto", (512, 512)), {"platform": "tpu", "relative": True}, "blocks"),
         (("auto", (512, 512)), {"platform": "gpu"}, "triton"),
+        (("auto", (512, 512)), {"platform": "gpu", "compute": "float32"}, "blocks"),
         (("auto", (512, 512)), {"platform": "gpu", "window": 8}, "blocks"),
         (("auto", (512, 512)), {"platform": "gpu", "scores": Scores(soft_cap=50.0)}, "blocks"),
         (("auto", (512, 512)), {"platform": "gpu", "same_tokens": False}, "blocks"),

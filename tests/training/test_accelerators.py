@@ -27,6 +27,7 @@ from kd_jax.runtime.target import lowering_for
 from kd_jax.signals.online import Online
 from kd_jax.tasks.base import Encoded
 from kd_jax.training.step import init_state, train_step
+from tests.helpers.platforms import tracing_for
 
 V, T, ROWS = 300, 512, 2
 STUDENT = DecoderOnly(layers=2, d_model=64, heads=2, d_ff=128, dropout=0.0, compute="bfloat16")
@@ -62,7 +63,7 @@ def lowered_step(platform, attention):
     step = functools.partial(train_step, model=student, teacher=teacher, terms=TERMS, tx=tx)
     params, teacher_params = (jax.eval_shape(one.init, jax.random.key(0)) for one in (student, teacher))
     state = jax.eval_shape(lambda params: init_state(jax.random.key(1), params, tx), params)
-    with lowering_for("gpu" if platform == "cuda" else platform):
+    with tracing_for(platform):
         traced = jax.jit(step, donate_argnums=0).trace(state, packed_batch(), teacher_params)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -109,7 +110,7 @@ def test_decoding_is_one_program_with_one_loop(platform):
     model = STUDENT.build(V)
     inputs = packed_batch().inputs._replace(index_B=np.arange(ROWS, dtype=np.int32))
     params = jax.eval_shape(model.init, jax.random.key(0))
-    with lowering_for("gpu" if platform == "cuda" else platform):
+    with tracing_for(platform):
         program = jax.jit(functools.partial(greedy, model, eos=2, length=20)).trace(params, inputs)
         text = program.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.while") == 1
