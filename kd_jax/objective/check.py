@@ -16,7 +16,7 @@ from kd_jax.losses import divergence, features
 from kd_jax.losses.base import Loss, LossKind
 from kd_jax.losses.cross_entropy import cross_entropy
 from kd_jax.objective.terms import Term, Terms
-from kd_jax.signals.base import LogitSignal, Signal, compares_layers
+from kd_jax.signals.base import LogitSignal, Signal, compares_layers, compares_logits
 from kd_jax.types import Array, Field
 
 # Kinds of kd_jax's own losses. Shapes alone would not tell a divergence from a distance.
@@ -65,9 +65,10 @@ def _check_term(term: Term, vocab_size: int) -> None:
         if isinstance(term.signal, type) or not isinstance(term.signal, Signal):
             raise KdError(f"signal: expected a signal, for example TopK(k=32), got {term.signal!r}.")
         term.signal.check(vocab_size)
-        if compares_layers(term.signal) and term.entropy_share != 1:
+        if not compares_logits(term.signal) and term.entropy_share != 1:
+            what = "layers" if compares_layers(term.signal) else "chunks of text"
             raise KdError(
-                f"entropy_share: expected 1 for {type(term.signal).__name__}, which compares layers and no "
+                f"entropy_share: expected 1 for {type(term.signal).__name__}, which compares {what} and no "
                 f"predictions, got {term.entropy_share}. Remove it."
             )
     _check_kind(term, vocab_size)

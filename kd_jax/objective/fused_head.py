@@ -45,6 +45,18 @@ def chunk_tokens(num_tokens: int, vocab_size: int) -> int:
     return min(num_tokens, -(-num_tokens // (8 * chunks)) * 8)
 
 
+def whole_rows(rows: int, length: int, vocab_size: int) -> int:
+    """Return the number of tokens in a chunk of whole rows, at least one of each device shard.
+
+    Args:
+      rows: of the batch.
+      length: tokens of a row.
+      vocab_size: number of logits of a token.
+    """
+    shards = _shards(rows * length)
+    return shards * length * max(1, chunk_tokens(rows * length // shards, vocab_size) // length)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
 def fused_head(
     objective: Objective, hidden_ND: Array, head: Head, tokens: Any, shared: Any = None, chunk: int = 0

@@ -4,14 +4,25 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from kd_jax.losses import base
 from kd_jax.losses.base import Loss
 from kd_jax.losses.cross_entropy import cross_entropy
+from kd_jax.losses.support import logits_at
 from kd_jax.models.base import Head
 from kd_jax.schedules import ScalarOrSchedule, value_at
-from kd_jax.signals.base import FeatureSignal, LogitSignal, Signal, compares_layers, compares_logits
+from kd_jax.signals.base import (
+    ChunkSignal,
+    FeatureSignal,
+    LogitSignal,
+    Signal,
+    compares_chunks,
+    compares_layers,
+    compares_logits,
+)
+from kd_jax.signals.chunks import END, chunk_sums
 from kd_jax.types import Array, Payload, Sum
 
 
@@ -99,8 +110,8 @@ class StepInputs(NamedTuple):
     Attributes:
       step: number of the update, from 0; schedules depend on it.
       teacher_head: the teacher's output layer; None if no teacher runs in the step.
-      factors: term name -> counted targets over selected targets in the whole step, for each name in
-        `TokenInputs.selected`; None if there is no such term.
+      factors: term name -> counted targets over those that the term reads in the whole step, for each name in
+        `TokenInputs.selected` and each term on chunks; None if there is no such term.
 
     Examples:
       >>> StepInputs(step=10)
@@ -122,6 +133,11 @@ def feature_signals(terms: Terms) -> dict[str, FeatureSignal]:
     return {name: term.signal for name, term in terms.items() if compares_layers(term.signal)}
 
 
+def chunk_signals(terms: Terms) -> dict[str, ChunkSignal]:
+    """Return term name -> signal of the terms that compare likelihoods of chunks of text."""
+    return {name: term.signal for name, term in terms.items() if compares_chunks(term.signal)}
+
+
 def cached_signals(terms: Terms) -> dict[str, LogitSignal]:
     """Return name -> the smallest signal whose cache serves every term."""
     signals: dict[str, LogitSignal] = {}
@@ -141,9 +157,10 @@ def total_loss(terms: Terms, logits_NV: Array, tokens: TokenInputs, shared: Step
     the term's signal, 1 without one: the gradient of a divergence at temperature T scales as 1 / T^2, so it is
     multiplied by T^2 here and nowhere else. Terms that compare layers are left to the training step.
 
-    A term with `entropy_share` below 1 sums over its selected targets (`TokenInputs.selected`) in place of m, and its
-    sum in L is multiplied by its factor (`StepInputs.factors`): L over the number of counted targets then holds its
-    mean over the selected ones. A term without a signal reads no targets that the student wrote itself
+    A term with `entropy_share` below 1 sums over its selected targets (`TokenInputs.selected`) in place of m, one on
+    chunks over the targets at which a chunk ends, times T in place of T^2. Its sum in L is multiplied by its factor
+    (`StepInputs.factors`): L over the number of counted targets then holds its mean over those that it reads. All
+    targets of a chunk are among the tokens. A term without a signal reads no targets that the student wrote itself
     (`TokenInputs.own`): there is no reference to learn from.
 
     Args:
@@ -170,6 +187,14 @@ def total_loss(terms: Terms, logits_NV: Array, tokens: TokenInputs, shared: Step
         assert shared.teacher_head is not None
         payload["online"] = {"logits": shared.teacher_head.logits(tokens.teacher_hidden)}
     losses, log_z_N = {}, None
+    if chunks := chunk_signals(terms):
+        log_z_N = jax.nn.logsumexp(logits_NV, axis=-1)
+        target_logp_N = logits_at(logits_NV, tokens.targets[:, None])[:, 0] - log_z_N
+        for name, signal in chunks.items():
+            fields, temperature = payload[signal.name], value_at(signal.temperature, shared.step)
+            aligned = signal.align(chunk_sums(target_logp_N, fields["place"]), fields, temperature)
+            compare = terms[name].compare_at(shared.step)
+            losses[name] = temperature * compare(aligned.teacher_logp_NK, aligned.student_logp_NK)
     for name, term in terms.items():
         if not compares_logits(term.signal):
             continue
@@ -185,7 +210,8 @@ def total_loss(terms: Terms, logits_NV: Array, tokens: TokenInputs, shared: Step
             known = {"log_z_N": log_z_N} if base.function_of(term.loss) is cross_entropy else {}
             options = base.options_at(term.options, shared.step)
             losses[name] = term.loss(logits_NV, tokens.targets, **options, **known)
-    selected, read = tokens.selected or {}, {}
+    selected, read = dict(tokens.selected or {}), {}
+    selected |= {name: tokens.mask & (payload[signal.name]["place"] == END) for name, signal in chunks.items()}
     for name in losses:
         read[name] = selected.get(name, tokens.mask)
         if tokens.own is not None and terms[name].signal is None:

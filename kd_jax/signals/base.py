@@ -9,7 +9,7 @@ from kd_jax.losses.base import Loss, LossKind
 from kd_jax.types import Array, Field, Params, Payload
 
 Origin = Literal["cache", "step"]
-Level = Literal["logits", "layers"]
+Level = Literal["logits", "chunks", "layers"]
 Tail = Literal["bucket", "renormalise", "zero"]
 TAILS: tuple[Tail, ...] = get_args(Tail)
 
@@ -34,7 +34,8 @@ class Signal(Protocol):
 
     Attributes:
       origin: "cache" if it is written before training, "step" if the teacher runs in the training step.
-      level: "logits" if it compares predictions of target tokens, "layers" if it compares vectors at every position.
+      level: "logits" if it compares predictions of target tokens, "chunks" if it compares likelihoods of chunks of
+        text, "layers" if it compares vectors at every position.
       loss_kind: the kind of loss that it feeds.
     """
 
@@ -108,6 +109,25 @@ class LogitSignal(Signal, Protocol):
 
 
 @runtime_checkable
+class ChunkSignal(Signal, Protocol):
+    """The teacher's likelihood of each chunk of text."""
+
+    @property
+    def temperature(self) -> Any:
+        """The root of both likelihoods."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The name of the cache's folder and of the batch's payload, with the fields `logp` and `place`."""
+        ...
+
+    def align(self, student_logp_N: Array, payload: Payload, temperature: Any) -> Aligned:
+        """Compute both distributions at each target; they have a meaning where a chunk ends."""
+        ...
+
+
+@runtime_checkable
 class FeatureSignal(Signal, Protocol):
     """The teacher's knowledge inside its layers, for terms with the teacher in the step."""
 
@@ -172,6 +192,11 @@ class FeatureSignal(Signal, Protocol):
 def compares_logits(signal: Signal | None) -> TypeGuard[LogitSignal]:
     """Return whether a term's signal compares predictions."""
     return signal is not None and signal.level == "logits"
+
+
+def compares_chunks(signal: Signal | None) -> TypeGuard[ChunkSignal]:
+    """Return whether a term's signal compares likelihoods of chunks."""
+    return signal is not None and signal.level == "chunks"
 
 
 def compares_layers(signal: Signal | None) -> TypeGuard[FeatureSignal]:

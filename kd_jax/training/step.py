@@ -15,9 +15,18 @@ import optax
 
 from kd_jax.models.base import Model
 from kd_jax.objective.entropy import count_selected, select_by_entropy, selective_terms
-from kd_jax.objective.fused_head import fused_head
-from kd_jax.objective.terms import StepInputs, Terms, TokenInputs, feature_signals, needs_teacher, total_loss
+from kd_jax.objective.fused_head import fused_head, whole_rows
+from kd_jax.objective.terms import (
+    StepInputs,
+    Terms,
+    TokenInputs,
+    chunk_signals,
+    feature_signals,
+    needs_teacher,
+    total_loss,
+)
 from kd_jax.schedules import value_at
+from kd_jax.signals.chunks import END
 from kd_jax.types import Array, Batch, Params, Sum
 
 Sums = dict[str, Sum]
@@ -51,8 +60,8 @@ class TokenCounts(NamedTuple):
       target: target tokens that count in the loss.
       decoder: decoder tokens without padding.
       encoder: encoder tokens without padding; None if the network has no encoder.
-      selected: term name -> target tokens that it reads, of the terms with `entropy_share` below 1; None if there are
-        none.
+      selected: term name -> target tokens that it reads, of the terms with `entropy_share` below 1 and of those on
+        chunks; None if there are none.
     """
 
     target: Array
@@ -66,7 +75,7 @@ def count_tokens(batch: Batch, terms: Terms = MappingProxyType({})) -> TokenCoun
 
     Args:
       batch: rows [B, T].
-      terms: the objective, name -> Term; only terms with `entropy_share` below 1 matter.
+      terms: the objective, name -> Term; only terms with `entropy_share` below 1 and terms on chunks matter.
 
     Returns:
       int32 scalars.
@@ -82,12 +91,15 @@ def count_tokens(batch: Batch, terms: Terms = MappingProxyType({})) -> TokenCoun
       (1, 2, None)
     """
     encoder, mask_BT, segment_BT = batch.inputs.encoder, batch.mask_BT, batch.inputs.decoder.segment_BT
-    shares = selective_terms(terms)
+    selected = {name: count_selected(mask_BT, segment_BT, share) for name, share in selective_terms(terms).items()}
+    for name, signal in chunk_signals(terms).items():
+        ends_BT = mask_BT & (batch.payload[signal.name]["place"] == END)
+        selected[name] = ends_BT.sum(dtype=jnp.int32)
     return TokenCounts(
         target=mask_BT.sum(dtype=jnp.int32),
         decoder=_count(segment_BT),
         encoder=None if encoder is None else _count(encoder.segment_BT),
-        selected={name: count_selected(mask_BT, segment_BT, share) for name, share in shares.items()} or None,
+        selected=selected or None,
     )
 
 
@@ -146,11 +158,14 @@ def loss_fn(
     hidden_BTD, taps = _apply(model, params, batch, dropout_key, with_taps)
     tokens = TokenInputs(batch.targets_BT, batch.mask_BT, batch.weight_BT, batch.payload, own=batch.own_BT)
     shared = StepInputs(step=jnp.asarray(step))
-    if shares := selective_terms(terms):
-        assert counts.selected is not None
-        segment_BT, of_terms = batch.inputs.decoder.segment_BT, {name: counts.selected[name] for name in shares}
+    shares, chunks = selective_terms(terms), chunk_signals(terms)
+    if shares:
+        segment_BT = batch.inputs.decoder.segment_BT
         selected = select_by_entropy(shares, hidden_BTD, model.head(params), batch.mask_BT, segment_BT)
         tokens = tokens._replace(selected=selected)
+    if shares or chunks:
+        assert counts.selected is not None
+        of_terms = {name: counts.selected[name] for name in (*shares, *chunks)}
         factors = jax.tree.map(lambda count: counts.target / jnp.maximum(count, 1), of_terms)
         shared = shared._replace(factors=factors)
     feature_losses: dict[str, FeatureLoss] = {}
@@ -164,7 +179,9 @@ def loss_fn(
         feature_losses = _feature_losses(terms, batch, counts, taps, teacher_taps, adapters, step)
     tokens_N, hidden_ND = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (tokens, hidden_BTD))
     objective = functools.partial(total_loss, terms)
-    head_sums: Any = fused_head(objective, hidden_ND, model.head(params), tokens_N, shared)
+    head, (rows, length) = model.head(params), batch.mask_BT.shape
+    part = whole_rows(rows, length, head.kernel_DV.shape[1]) if chunks else 0
+    head_sums: Any = fused_head(objective, hidden_ND, head, tokens_N, shared, part)
     loss, sums = head_sums
     total = loss / jnp.maximum(counts.target, 1).astype(jnp.float32)
     for name, feature_loss in feature_losses.items():
@@ -340,7 +357,7 @@ def eval_step(
       1.3863 1
     """
     counts = TokenCounts(target=jnp.int32(1), decoder=jnp.int32(1))  # the Sums do not depend on them
-    if selective_terms(terms):  # but for the factors of these terms in "loss"
+    if selective_terms(terms) or chunk_signals(terms):  # but for the factors of these terms in "loss"
         counts = all_sum(count_tokens(batch, terms))
     return all_sum(loss_fn((params, {}), batch, counts, None, model=model, terms=terms)[1])
 
