@@ -34,7 +34,7 @@ MASKED = -1e9
 MAX_BLOCKS, MIN_BLOCK = 4, 64
 BLOCK = 128  # queries of a block, where memory must be linear in T
 LANES = 128  # lengths of texts are padded to a multiple of it for the kernels
-# "auto" is "flash" from this number of tokens of a row on. CPU: see RESULTS; others: where scores begin to matter.
+# "auto" is "flash" from this number of tokens of a row on. None was timed on idle machines.
 FLASH_FROM = {"cpu": 1024, "gpu": 512, "tpu": 512, "any": 1024}
 TRITON = "jax.experimental.pallas.ops.gpu.attention"
 PADDING = -1  # segment of what is added to a row for a kernel

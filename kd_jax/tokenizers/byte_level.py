@@ -15,10 +15,10 @@ from kd_jax.errors import KdError
 from kd_jax.tokenizers import base, post_processor
 from kd_jax.tokenizers.base import PromptFormat
 from kd_jax.tokenizers.hf_folder import COMMON_CONFIG, TOKENIZER_CONFIG
+from kd_jax.tokenizers.sentencepiece import EOS, PAD, START, UNKNOWN
 from kd_jax.tokenizers.tokenizer_json import byte_letters
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-PAD, START, EOS, UNKNOWN = range(4)
 FIRST = len(SPECIAL)  # id of the byte 0
 SYMBOLS = "symbols.json"
 
